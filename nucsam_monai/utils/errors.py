@@ -1,0 +1,26 @@
+"""The one family of errors that a user of this package meets.
+
+A message says what was found, where, what was expected and what to do, for example::
+
+    stage1_train.zip: not a zip archive (first bytes: 3c21444f). Download it again.
+"""
+
+
+class NucSAMError(Exception):
+    """Base of all errors that are caused by input, files or configuration rather than by a bug."""
+
+
+class DatasetError(NucSAMError):
+    """A dataset folder, an archive or an annotation is missing, damaged or of a foreign layout."""
+
+
+class ImageReadError(NucSAMError):
+    """An image file is missing, damaged or has a shape or type that cannot be segmented."""
+
+
+class CheckpointError(NucSAMError):
+    """A weights file does not belong to the model it is loaded into, or is damaged."""
+
+
+class ConfigurationError(NucSAMError, ValueError):
+    """A configuration value or argument is outside what is permitted."""

@@ -1,0 +1,104 @@
+"""The one type that every inferer returns and every writer, metric and server takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nucsam_monai.utils.errors import ConfigurationError
+
+NUCLEUS_DTYPE = np.dtype(
+    [
+        ("id", np.int32),  # the pixel value in `instances`
+        ("class_id", np.int16),  # index into `class_names`; 0 where there are no classes
+        ("score", np.float32),  # confidence in [0, 1]
+        ("centroid_x_px", np.float64),  # centre of mass, pixel centres at integers
+        ("centroid_y_px", np.float64),
+        ("box_x_min_px", np.int32),  # half-open box: x_min <= x < x_max
+        ("box_y_min_px", np.int32),
+        ("box_x_max_px", np.int32),
+        ("box_y_max_px", np.int32),
+        ("area_px", np.int64),  # square pixels
+    ]
+)
+
+
+@dataclass(frozen=True)
+class NucleiPrediction:
+    """The nuclei of one image.
+
+    Attributes:
+        instances: ``(H, W)`` int32 label map; 0 is background, every other value is one nucleus.
+        table: one row per nucleus with the fields of :data:`NUCLEUS_DTYPE`, sorted by ``id``.
+        foreground: ``(H, W)`` float32 probability of nucleus, where the method gives one.
+        class_names: names that ``table["class_id"]`` indexes; index 0 is "nucleus" for class-agnostic methods.
+    """
+
+    instances: np.ndarray
+    table: np.ndarray
+    foreground: np.ndarray | None = None
+    class_names: tuple[str, ...] = field(default=("nucleus",))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def prediction_from_instances(
+    instances: np.ndarray,
+    *,
+    foreground: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
+    class_ids: np.ndarray | None = None,
+    class_names: Sequence[str] = ("nucleus",),
+) -> NucleiPrediction:
+    """Measure every nucleus of a label map in one pass over its pixels.
+
+    Args:
+        instances: ``(H, W)`` integers, 0 = background, any ids (they are kept).
+        foreground: ``(H, W)`` probability; without ``scores`` a nucleus scores its mean foreground.
+        scores: ``(n,)`` confidence per nucleus, ordered by id.
+        class_ids: ``(n,)`` class per nucleus, ordered by id.
+        class_names: names of the classes.
+
+    Raises:
+        ConfigurationError: the map is not two-dimensional and of integers, or the lengths differ.
+    """
+    instances = np.asarray(instances)
+    if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
+        raise ConfigurationError(
+            f"instances: expected a (H, W) map of integers, found shape {instances.shape} of {instances.dtype}."
+        )
+    rows, columns = np.nonzero(instances)
+    ids, nucleus = np.unique(instances[rows, columns], return_inverse=True)
+    count = len(ids)
+    for name, values in (("scores", scores), ("class_ids", class_ids)):
+        if values is not None and len(values) != count:
+            raise ConfigurationError(f"{name}: expected one per nucleus ({count}), found {len(values)}.")
+    table = np.zeros(count, dtype=NUCLEUS_DTYPE)
+    table["id"] = ids
+    area = np.bincount(nucleus, minlength=count)
+    table["area_px"] = area
+    if count:
+        table["centroid_x_px"] = np.bincount(nucleus, weights=columns, minlength=count) / area
+        table["centroid_y_px"] = np.bincount(nucleus, weights=rows, minlength=count) / area
+        for axis, positions in (("x", columns), ("y", rows)):
+            lowest = np.full(count, np.iinfo(np.int32).max)
+            highest = np.full(count, -1)
+            np.minimum.at(lowest, nucleus, positions)
+            np.maximum.at(highest, nucleus, positions)
+            table[f"box_{axis}_min_px"] = lowest
+            table[f"box_{axis}_max_px"] = highest + 1
+    if scores is not None:
+        table["score"] = scores
+    elif foreground is not None and count:
+        table["score"] = np.bincount(nucleus, weights=foreground[rows, columns], minlength=count) / area
+    else:
+        table["score"] = 1.0
+    if class_ids is not None:
+        table["class_id"] = class_ids
+    return NucleiPrediction(
+        instances=instances.astype(np.int32, copy=False),
+        table=table,
+        foreground=None if foreground is None else foreground.astype(np.float32, copy=False),
+        class_names=tuple(class_names),
+    )

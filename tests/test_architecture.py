@@ -1,0 +1,66 @@
+"""The import rules of the package: who may know whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nucsam_monai"
+
+MAY_IMPORT = {
+    "utils": set(),
+    "data": {"utils"},
+    "transforms": {"utils"},
+    "networks": {"utils"},
+    "losses": {"utils", "networks"},
+    "inferers": {"utils", "networks"},
+    "metrics": {"utils"},
+    "io": {"utils"},
+}
+WITHOUT_TORCH = ("utils", "io")
+
+
+def imported_modules(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_folder_imports_only_what_it_may(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | {folder}
+    for file in (PACKAGE / folder).rglob("*.py"):
+        for module in imported_modules(file):
+            parts = module.split(".")
+            if parts[0] == "nucsam_monai" and len(parts) > 1:
+                assert parts[1] in allowed, f"{file.name} imports {module}"
+            assert parts[0] not in {"bundles", "scripts", "tests"}, f"{file.name} imports {module}"
+
+
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_folder_never_imports_torch(folder: str) -> None:
+    for file in (PACKAGE / folder).rglob("*.py"):
+        assert not {module for module in imported_modules(file) if module.split(".")[0] == "torch"}, file
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, nucsam_monai; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
+
+
+def test_nothing_is_unpickled() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node)
+                if call.startswith("torch.load("):
+                    assert "weights_only=True" in call, f"{file}: {call}"
+                assert "allow_pickle=True" not in call, f"{file}: {call}"
+        assert "pickle" not in {module.split(".")[0] for module in imported_modules(file)}, file
