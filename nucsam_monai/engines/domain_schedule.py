@@ -1,0 +1,126 @@
+"""Which domain trains when: Algorithm 1 of UN-SAM (one domain after the other) or all of them mixed."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch.distributed as dist
+from torch.utils.data import Sampler
+
+from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+
+
+class DomainBatchSampler(Sampler[list[int]]):
+    """Batches of one domain each, drawn anew and repeatably in every epoch.
+
+    ``sequential`` trains ``epochs`` epochs on the first domain, then as many on the next (UN-SAM,
+    Algorithm 1). ``interleaved`` takes all batches of all domains in every epoch; each step draws one of
+    the domains that have batches left, as the authors' released code does.
+
+    The batches of an epoch depend on ``seed`` and the epoch alone, so a resumed run sees the same ones. With
+    several processes every step has one domain, and each process takes its share of a batch that is
+    as many times larger.
+
+    Args:
+        items: the training items in the dataset's order; ``"domain"`` of each is used.
+        domains: the domains in training order.
+        batch_size: images per step and process.
+        epochs: epochs per domain (``sequential``) or in all (``interleaved``).
+        schedule: ``"sequential"`` or ``"interleaved"``.
+        samples_per_epoch: images drawn of each domain in an epoch; None takes every image once.
+        seed: seed of the order.
+
+    Raises:
+        ConfigurationError: an unknown schedule or a size below 1.
+        DatasetError: a domain has no item.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        domains: Sequence[str],
+        batch_size: int,
+        epochs: int,
+        *,
+        schedule: Literal["sequential", "interleaved"] = "sequential",
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if schedule not in ("sequential", "interleaved"):
+            raise ConfigurationError(f"schedule '{schedule}': expected 'sequential' or 'interleaved'.")
+        if batch_size < 1 or epochs < 1 or (samples_per_epoch is not None and samples_per_epoch < 1):
+            raise ConfigurationError(
+                "batch_size, epochs and samples_per_epoch: expected at least 1, "
+                f"found {batch_size}, {epochs} and {samples_per_epoch}."
+            )
+        self.domains = tuple(domains)
+        self.items_of = [np.flatnonzero([item["domain"] == name for item in items]) for name in self.domains]
+        for name, indices in zip(self.domains, self.items_of, strict=True):
+            if len(indices) == 0:
+                raise DatasetError(f"domain '{name}': no training images. Check dataset_dir and domains.")
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.schedule = schedule
+        self.samples_per_epoch = samples_per_epoch
+        self.seed = seed
+        self.epoch = 0
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole training."""
+        return self.epochs * (len(self.domains) if self.schedule == "sequential" else 1)
+
+    def domain_of_epoch(self, epoch: int) -> int | None:
+        """Return the index of the domain that 0-based ``epoch`` trains; None where all train together."""
+        return min(epoch // self.epochs, len(self.domains) - 1) if self.schedule == "sequential" else None
+
+    def starts_domain(self, epoch: int) -> bool:
+        """Return whether 0-based ``epoch`` is the first one of a domain of a sequential training."""
+        return self.schedule == "sequential" and epoch % self.epochs == 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the 0-based epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(math.ceil(self._samples(k) / self._global_batch) for k in self._active_domains())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        queues = [self._batches(k, rng) for k in self._active_domains()]
+        while queues:
+            queue = queues[int(rng.integers(len(queues)))]
+            yield self._share(queue.pop())
+            queues = [queue for queue in queues if queue]
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * _processes()[1]
+
+    def _active_domains(self) -> Sequence[int]:
+        domain = self.domain_of_epoch(self.epoch)
+        return range(len(self.domains)) if domain is None else [domain]
+
+    def _samples(self, domain: int) -> int:
+        return self.samples_per_epoch or len(self.items_of[domain])
+
+    def _batches(self, domain: int, rng: np.random.Generator) -> list[list[int]]:
+        """Return the shuffled batches of one domain; more samples than images repeat the images evenly."""
+        indices, wanted = self.items_of[domain], self._samples(domain)
+        passes = [rng.permutation(indices) for _ in range(math.ceil(wanted / len(indices)))]
+        order = np.concatenate(passes)[:wanted].tolist()
+        return [order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)]
+
+    def _share(self, batch: list[int]) -> list[int]:
+        """Return this process's part of a batch; a short batch wraps around so that nobody waits."""
+        rank, processes = _processes()
+        even = math.ceil(len(batch) / processes) * processes
+        return [batch[i % len(batch)] for i in range(rank, even, processes)]
+
+
+def _processes() -> tuple[int, int]:
+    """Return rank and number of the processes that train together."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

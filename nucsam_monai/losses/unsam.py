@@ -1,0 +1,98 @@
+"""The loss of UN-SAM: focal + Dice on the masks, cross-entropy on the self-written hint."""
+
+from typing import Literal
+
+import torch
+from monai.losses import DiceLoss, FocalLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nucsam_monai.networks.unsam import UNSAMOutput
+from nucsam_monai.utils.errors import ConfigurationError
+
+
+class MaskLoss(nn.Module):
+    """``lambda * focal + (1 - lambda) * Dice`` on mask logits (UN-SAM, segmentation loss, lambda = 0.8).
+
+    Args:
+        focal_weight: lambda.
+        dice: ``per_image`` averages the Dice loss of the masks; ``pooled`` sums over the whole batch first.
+        variant: ``paper`` as above with the pixel focal loss (gamma 2, alpha 0.25); ``released`` is the
+            authors' code, which puts lambda on Dice and takes the focal factor of the mean cross-entropy.
+
+    Raises:
+        ConfigurationError: an unknown ``dice`` or ``variant``.
+    """
+
+    def __init__(
+        self,
+        focal_weight: float = 0.8,
+        dice: Literal["per_image", "pooled"] = "per_image",
+        variant: Literal["paper", "released"] = "paper",
+    ) -> None:
+        super().__init__()
+        if dice not in ("per_image", "pooled"):
+            raise ConfigurationError(f"loss dice '{dice}': expected 'per_image' or 'pooled'.")
+        if variant not in ("paper", "released"):
+            raise ConfigurationError(f"loss variant '{variant}': expected 'paper' or 'released'.")
+        self.focal_weight = focal_weight if variant == "paper" else 1.0 - focal_weight
+        self.focal = FocalLoss(gamma=2.0, alpha=0.25) if variant == "paper" else BatchFocalLoss()
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, batch=dice == "pooled")
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of ``(B, n_q, H, W)`` logits against a binary target of that shape."""
+        logits, target = logits.float(), target.float()
+        return self.focal_weight * self.focal(logits, target) + (1 - self.focal_weight) * self.dice(logits, target)
+
+
+class BatchFocalLoss(nn.Module):
+    """Focal factor on the mean cross-entropy b of a batch: ``0.8 (1 - exp(-b))^2 b`` (the authors' code)."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of logits against a binary target of the same shape."""
+        entropy = F.binary_cross_entropy_with_logits(logits, target)
+        return 0.8 * (1 - torch.exp(-entropy)) ** 2 * entropy
+
+
+class UNSAMLoss(nn.Module):
+    """``L_seg + w_s * L_spgen``; with several masks of a domain each is a binary problem and they add up.
+
+    Args:
+        mask: the loss of the masks.
+        spgen_weight: w_s; the paper does not give it.
+    """
+
+    def __init__(self, mask: MaskLoss | None = None, spgen_weight: float = 0.5) -> None:
+        super().__init__()
+        self.mask = mask if mask is not None else MaskLoss()
+        self.spgen_weight = spgen_weight
+
+    def forward(self, output: UNSAMOutput, target: Tensor) -> Tensor:
+        """Return the scalar loss.
+
+        Args:
+            output: of the network in training mode.
+            target: ``(B, n_q, S, S)`` binary masks.
+        """
+        channels = target.shape[1]
+        loss = sum(self.mask(output.mask_logits[:, i : i + 1], target[:, i : i + 1]) for i in range(channels))
+        if output.hint_logits is not None:
+            hint = hint_target(target, output.hint_logits.shape[-2:])
+            loss = loss + self.spgen_weight * F.binary_cross_entropy_with_logits(output.hint_logits.float(), hint)
+        return loss
+
+
+def hint_target(target: Tensor, size: torch.Size) -> Tensor:
+    """Reduce the ground truth to SPGen's output: nearest at 4g, half-covered cells at the token grid g.
+
+    Args:
+        target: ``(B, n_q, S, S)`` binary; a pixel of any mask counts as foreground.
+        size: height and width of the hint logits.
+
+    Returns:
+        ``(B, 1, h, w)`` float32 of 0 and 1.
+    """
+    foreground = target.amax(dim=1, keepdim=True).float()
+    if foreground.shape[-1] // size[-1] <= 4:
+        return F.interpolate(foreground, size=size, mode="nearest")
+    return (F.adaptive_avg_pool2d(foreground, size) >= 0.5).float()

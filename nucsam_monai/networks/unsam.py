@@ -1,0 +1,261 @@
+"""UN-SAM: prompt-free segmentation of nuclei in several domains (DT-Encoder, SPGen, DQ-Decoder)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nucsam_monai.networks.adapters.domain_bypass import DomainBypass
+from nucsam_monai.networks.blocks.domain_query_decoder import DomainQueryDecoder
+from nucsam_monai.networks.blocks.self_prompt_generator import (
+    PyramidSelfPromptGenerator,
+    ReleasedSelfPromptGenerator,
+    binary_hint,
+    thresholded_hint,
+)
+from nucsam_monai.networks.sam import (
+    EncoderFeatures,
+    ImageEncoder,
+    build_mask_decoder,
+    build_prompt_encoder,
+    dense_position_code,
+    encode_points,
+    load_official_checkpoint,
+    sam_variant as find_variant,
+)
+from nucsam_monai.utils.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """DT-Encoder: which parts learn and how the bypass is built (ablation switch E is ``bypass``)."""
+
+    bypass: bool = True
+    trainable: Literal["bypass", "all"] = "bypass"
+    common_ratio: float = 2.0
+    specific_ratio: float = 0.25
+    scale: float = 0.5
+    init: Literal["zero_last", "torch_default"] = "zero_last"
+    common_scope: Literal["shared", "per_domain"] = "shared"
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class SelfPromptOptions:
+    """SPGen: form of the generator and how its hint enters (ablation switch S is ``enabled``)."""
+
+    enabled: bool = True
+    variant: Literal["pyramid", "released"] = "pyramid"
+    inject: Literal["mask_prompt", "add"] = "mask_prompt"
+    channels: int = 64
+    tau: float = 0.95
+    detach: bool = True
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """DQ-Decoder: whose queries are asked (ablation switch D is ``domain_queries``)."""
+
+    domain_queries: bool = True
+    joint_queries: bool = False
+    query_init: Literal["normal", "sam"] = "normal"
+    queries_per_domain: int | Mapping[str, int] = 1
+
+
+Options = TypeVar("Options", EncoderOptions, SelfPromptOptions, DecoderOptions)
+
+
+class UNSAMOutput(NamedTuple):
+    """What the losses need.
+
+    Attributes:
+        mask_logits: ``(B, n_q, S, S)``, one channel per query of the domain.
+        hint_logits: ``(B, 1, 4g, 4g)``, or ``(B, 1, g, g)`` for ``inject: add``; None without SPGen.
+    """
+
+    mask_logits: Tensor
+    hint_logits: Tensor | None
+
+
+class UNSAM(nn.Module):
+    """Universal prompt-free segmentation of nuclei (UN-SAM, section III).
+
+    Args:
+        sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
+        domains: names of the training domains, in the order of Algorithm 1.
+        image_size: side of the working image in pixels.
+        encoder: values of :class:`EncoderOptions`.
+        spgen: values of :class:`SelfPromptOptions`.
+        decoder: values of :class:`DecoderOptions`.
+        sam_checkpoint: official SAM weights to start from; without them everything is random.
+
+    Raises:
+        ConfigurationError: no domain, a domain named twice, an unknown option or value.
+        CheckpointError: the SAM weights are damaged or of another variant.
+
+    Example:
+        >>> network = UNSAM("vit_tiny", ["dsb2018", "monuseg"], image_size=256)
+        >>> network.eval()(torch.zeros(1, 3, 256, 256), domain="monuseg").shape
+        torch.Size([1, 1, 256, 256])
+    """
+
+    def __init__(
+        self,
+        sam_variant: str,
+        domains: Sequence[str],
+        image_size: int = 1024,
+        *,
+        encoder: Mapping[str, Any] | None = None,
+        spgen: Mapping[str, Any] | None = None,
+        decoder: Mapping[str, Any] | None = None,
+        sam_checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.domains = tuple(domains)
+        if not self.domains or len(set(self.domains)) != len(self.domains):
+            raise ConfigurationError(f"domains: expected different names, at least one; found {list(domains)}.")
+        self.encoder_options = _options(EncoderOptions, encoder, "encoder")
+        self.spgen_options = _options(SelfPromptOptions, spgen, "spgen")
+        self.decoder_options = _options(DecoderOptions, decoder, "decoder")
+        self.variant = find_variant(sam_variant)
+        self.image_encoder = ImageEncoder(self.variant, activation_checkpointing=self.encoder_options.activation_checkpointing)
+        self.prompt_encoder = build_prompt_encoder(self.variant, image_size)
+        self.bypass = self._build_bypass()
+        self.spgen = self._build_spgen()
+        self.decoder = DomainQueryDecoder(
+            self.variant.embed_channels,
+            self._queries_per_domain(),
+            joint_queries=self.decoder_options.joint_queries,
+        )
+        if sam_checkpoint is not None:
+            self._load_sam(sam_checkpoint)
+        self._freeze()
+
+    def forward(
+        self,
+        image: Tensor,
+        domain: str | None = None,
+        points: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | UNSAMOutput:
+        """Segment a batch of images of one domain.
+
+        Args:
+            image: ``(B, 3, S, S)``, normalised with SAM's constants.
+            domain: one of ``domains``; the first where it is not given.
+            points: coordinates ``(B, K, 2)`` in pixels (x, y) and labels ``(B, K)`` (1 nucleus,
+                0 background, -1 padding) for the ablation that prompts by hand.
+
+        Returns:
+            Mask logits ``(B, n_q, S, S)``; in training mode :class:`UNSAMOutput`, as the hint is trained too.
+        """
+        k = self.domain_index(domain)
+        features = self.image_encoder(
+            image,
+            adapters=None if self.bypass is None else self.bypass.of_domain(k),
+            return_levels=self.spgen_options.enabled and self.spgen_options.variant == "pyramid",
+        )
+        embedding, hint_logits = self._inject_hint(features)
+        masks = self.decoder(
+            embedding,
+            dense_position_code(self.prompt_encoder, embedding.shape[-2:]),
+            k if self.decoder_options.domain_queries else 0,
+            None if points is None else encode_points(self.prompt_encoder, *points, image.shape[-2:]),
+        )
+        masks = F.interpolate(masks.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        return UNSAMOutput(masks, hint_logits) if self.training else masks
+
+    def domain_index(self, domain: str | None) -> int:
+        """Return the position of ``domain`` in ``domains``.
+
+        Raises:
+            ConfigurationError: the network has no such domain.
+        """
+        if domain is None:
+            return 0
+        if domain not in self.domains:
+            raise ConfigurationError(
+                f"domain '{domain}': this network knows {', '.join(self.domains)}. Name one of them, or 'mean'."
+            )
+        return self.domains.index(domain)
+
+    def _inject_hint(self, features: EncoderFeatures) -> tuple[Tensor, Tensor | None]:
+        """Return the embedding with the hint added, and the hint's logits."""
+        embedding, options = features.embedding, self.spgen_options
+        if self.spgen is None:
+            no_hint = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            return embedding + no_hint, None
+        logits = self.spgen(features.levels or (embedding,))
+        if options.inject == "mask_prompt":
+            hint = binary_hint(logits, options.tau)
+            return embedding + self.prompt_encoder.mask_downscaling(hint), logits
+        logits = F.avg_pool2d(logits, kernel_size=4)
+        hint = thresholded_hint(logits.detach() if options.detach else logits, options.tau)
+        return embedding + hint, logits
+
+    def _build_bypass(self) -> DomainBypass | None:
+        options = self.encoder_options
+        if not options.bypass:
+            return None
+        return DomainBypass(
+            self.variant.depth,
+            self.variant.width,
+            len(self.domains),
+            common_ratio=options.common_ratio,
+            specific_ratio=options.specific_ratio,
+            scale=options.scale,
+            init=options.init,
+            common_scope=options.common_scope,
+        )
+
+    def _build_spgen(self) -> nn.Module | None:
+        options = self.spgen_options
+        if not options.enabled:
+            return None
+        if options.variant == "pyramid":
+            return PyramidSelfPromptGenerator(self.variant.embed_channels, options.channels)
+        return ReleasedSelfPromptGenerator(self.variant.embed_channels)
+
+    def _queries_per_domain(self) -> list[int]:
+        """Return the number of queries of each domain; without domain queries one set serves all."""
+        queries = self.decoder_options.queries_per_domain
+        counts = [queries if isinstance(queries, int) else queries.get(name, 1) for name in self.domains]
+        if min(counts) < 1:
+            raise ConfigurationError(f"queries_per_domain: expected at least one each, found {counts}.")
+        return counts if self.decoder_options.domain_queries else [max(counts)]
+
+    def _load_sam(self, path: str) -> None:
+        """Start from official SAM weights; the decoder takes over all that it shares with SAM's."""
+        weights = load_official_checkpoint(path, self.variant)
+        self.image_encoder.load_state_dict(weights.image_encoder)
+        self.prompt_encoder.load_state_dict(weights.prompt_encoder)
+        sam_decoder = build_mask_decoder(self.variant)
+        sam_decoder.load_state_dict(weights.mask_decoder)
+        self.decoder.start_from(
+            sam_decoder,
+            copy_token=self.decoder_options.query_init == "sam" or not self.decoder_options.domain_queries,
+        )
+
+    def _freeze(self) -> None:
+        """Freeze SAM's encoder and prompt encoder, but for the bypass and the mask-prompt convolutions."""
+        if self.encoder_options.trainable == "all":
+            return
+        self.image_encoder.requires_grad_(False)
+        self.prompt_encoder.requires_grad_(False)
+        if self.spgen is not None and self.spgen_options.inject == "mask_prompt":
+            self.prompt_encoder.mask_downscaling.requires_grad_(True)
+
+
+def _options(kind: type[Options], values: Mapping[str, Any] | None, name: str) -> Options:
+    """Build an options dataclass and refuse names and choices that it does not know."""
+    values = dict(values or {})
+    permitted = {option.name: option for option in fields(kind)}
+    unknown = sorted(set(values) - set(permitted))
+    if unknown:
+        raise ConfigurationError(f"{name}: unknown option {unknown}; permitted are {sorted(permitted)}.")
+    for key, value in values.items():
+        choices = get_args(get_type_hints(kind)[key])
+        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+            raise ConfigurationError(f"{name}.{key} '{value}': expected one of {list(choices)}.")
+    return kind(**values)
