@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.tensor_files import open_safetensors, require_file, require_same_tensors
+from nucsam_monai.networks.sam.tensor_files import read_safetensors, require_file, require_same_tensors
 from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant
 from nucsam_monai.utils.errors import CheckpointError
 
@@ -81,8 +81,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        with open_safetensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+        return read_safetensors(path)
     require_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -25,6 +25,17 @@ def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
         raise CheckpointError(f"{path}: damaged safetensors file ({error}). Get it again.") from error
 
 
+def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    with open_safetensors(path) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}
+
+
 def require_file(path: Path | str) -> None:
     """Make sure that a weights file is there.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import nucsam_monai
-from nucsam_monai.networks.sam.tensor_files import open_safetensors, require_same_tensors
+from nucsam_monai.networks.sam.tensor_files import open_safetensors, read_safetensors, require_same_tensors
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.files import atomic_path
 
@@ -84,8 +84,7 @@ def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, st
                 "Build the network that the file was trained for, or give another file."
             )
     trained, _ = _split(network)
-    with open_safetensors(path) as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}
+    found = read_safetensors(path)
     require_same_tensors(
         {name: tensor.shape for name, tensor in trained.items()},
         {name: tensor.shape for name, tensor in found.items()},
