@@ -80,7 +80,7 @@ def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, st
     for name, value in expected.items():
         if header.get(name) != value:
             raise CheckpointError(
-                f"{path}: its {name} is '{header.get(name)}', but this network's is '{value}'. "
+                f"{path}: its {name} is '{header.get(name, 'not named')}', but this network's is '{value}'. "
                 "Build the network that the file was trained for, or give another file."
             )
     trained, _ = _split(network)

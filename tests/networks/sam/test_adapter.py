@@ -99,7 +99,8 @@ def test_low_rank_update_of_queries_and_values_equals_changed_weights(encoder):
     torch.testing.assert_close(adapted, encoder(IMAGE).embedding, atol=1e-5, rtol=1e-5)
 
 
-def test_adapters_learn_while_the_encoder_is_frozen(encoder):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_learn_while_the_encoder_is_frozen(encoder, checkpointing):
     class Scale(BlockAdapter):
         def __init__(self):
             super().__init__()
@@ -109,6 +110,7 @@ def test_adapters_learn_while_the_encoder_is_frozen(encoder):
             return attended * self.scale
 
     encoder.requires_grad_(False)
+    encoder.activation_checkpointing = checkpointing
     names = list(encoder.state_dict())
     adapters = nn.ModuleList(Scale() for _ in encoder.blocks)
     encoder(IMAGE, adapters=adapters).embedding.square().sum().backward()

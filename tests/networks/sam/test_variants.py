@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from nucsam_monai.networks.sam import SAM_VARIANTS, SAM, build_sam, sam_variant
+from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, build_sam, sam_variant
 from nucsam_monai.utils.errors import ConfigurationError
 
 
