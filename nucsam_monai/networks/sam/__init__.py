@@ -1,0 +1,42 @@
+"""The Segment Anything Model in parts: variants, image encoder, prompted decoding, weights files."""
+
+from nucsam_monai.networks.sam.adapter import BlockAdapter
+from nucsam_monai.networks.sam.checkpoint import SAMWeights, load_official_checkpoint, load_strictly
+from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
+from nucsam_monai.networks.sam.features import EncoderFeatures
+from nucsam_monai.networks.sam.image_encoder import ImageEncoder
+from nucsam_monai.networks.sam.layers import LayerNorm2d
+from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
+from nucsam_monai.networks.sam.prompt_encoder import PromptEncoder, build_prompt_encoder
+from nucsam_monai.networks.sam.sam import SAM, build_sam
+from nucsam_monai.networks.sam.trained_weights import (
+    frozen_digest,
+    load_trained,
+    read_header,
+    save_trained,
+)
+from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant, sam_variant
+
+__all__ = [
+    "SAM",
+    "SAM_VARIANTS",
+    "BlockAdapter",
+    "DecodedMasks",
+    "EncoderFeatures",
+    "ImageEncoder",
+    "LayerNorm2d",
+    "PromptEncoder",
+    "SAMVariant",
+    "SAMWeights",
+    "build_mask_decoder",
+    "build_prompt_encoder",
+    "build_sam",
+    "decode_prompts",
+    "frozen_digest",
+    "load_official_checkpoint",
+    "load_strictly",
+    "load_trained",
+    "read_header",
+    "sam_variant",
+    "save_trained",
+]

@@ -1,0 +1,117 @@
+"""Official SAM weights into the parts of a SAM, strictly and without unpickling."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nucsam_monai.networks.sam.tensor_files import read_safetensors, require_file, require_same_tensors
+from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant
+from nucsam_monai.utils.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_Signature = tuple[int, int, int, int, int]
+
+
+class SAMWeights(NamedTuple):
+    """The state dicts of SAM's parts, float32 on the CPU."""
+
+    image_encoder: dict[str, Tensor]
+    prompt_encoder: dict[str, Tensor]
+    mask_decoder: dict[str, Tensor]
+
+
+def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeights:
+    """Read a checkpoint in the layout of the official ones and make sure that it is of ``variant``.
+
+    Args:
+        path: ``.safetensors``, or any other suffix for a file written by ``torch.save``.
+        variant: what the weights are meant for. What they are is read from the shapes of the tensors.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds anything but tensors, or is of another variant.
+    """
+    path = Path(path)
+    state = _read_tensors(path)
+    found, asked = _signature_of_state(path, state), _signature_of_variant(variant)
+    if found != asked:
+        known = [known.name for known in SAM_VARIANTS.values() if _signature_of_variant(known) == found]
+        described = (
+            f"'{known[0]}'" if known else f"unknown to this package (depth {found[0]}, width {found[1]})"
+        )
+        wanted = f" ({variant.checkpoint_file})" if variant.checkpoint_file else ""
+        raise CheckpointError(
+            f"{path}: the weights are of SAM variant {described}, but '{variant.name}' was asked for. "
+            f"Change the variant or give the weights of '{variant.name}'{wanted}."
+        )
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in SAMWeights._fields}
+    for key, tensor in state.items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            raise CheckpointError(
+                f"{path}: found tensor '{key}', expected only {', '.join(parts)}. This is not a plain SAM."
+            )
+        parts[part][name] = tensor.float()
+    return SAMWeights(**parts)
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict that must fit ``module`` tensor by tensor; a module on the meta device takes it over.
+
+    Args:
+        module: what is loaded into.
+        state: every parameter and buffer of the module, by name.
+        source: where the tensors come from, for messages.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape. Nothing is loaded then.
+    """
+    expected = module.state_dict()
+    require_same_tensors(
+        {name: tensor.shape for name, tensor in expected.items()},
+        {name: tensor.shape for name, tensor in state.items()},
+        source,
+    )
+    module.load_state_dict(state, assign=any(tensor.is_meta for tensor in expected.values()))
+    logger.info("%s: loaded %d tensors into %s.", source, len(state), type(module).__name__)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    require_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes the restricted unpickler raise any type
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run "
+            f"code ({type(error).__name__}: {reason}). Use the official file or a .safetensors one."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(
+            f"{path}: expected a state dict of tensors only, as the official SAM files are."
+        )
+    return state
+
+
+def _signature_of_variant(variant: SAMVariant) -> _Signature:
+    return (variant.depth, variant.width, variant.head_width, variant.pos_grid, variant.embed_channels)
+
+
+def _signature_of_state(path: Path, state: dict[str, Tensor]) -> _Signature:
+    """Read the same five numbers from the shapes of the tensors."""
+    prefix = "image_encoder."
+    blocks = {key.split(".")[2] for key in state if key.startswith(f"{prefix}blocks.")}
+    try:
+        _, pos_grid, _, width = state[f"{prefix}pos_embed"].shape
+        head_width = state[f"{prefix}blocks.0.attn.rel_pos_h"].shape[-1]
+        embed_channels = state[f"{prefix}neck.0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: not a SAM checkpoint: the image encoder's position tables or neck are not in it."
+        ) from error
+    return (len(blocks), width, head_width, pos_grid, embed_channels)

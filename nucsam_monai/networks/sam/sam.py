@@ -1,0 +1,108 @@
+"""The three parts of SAM under their official names."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nucsam_monai.networks.sam.checkpoint import load_official_checkpoint, load_strictly
+from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
+from nucsam_monai.networks.sam.image_encoder import ImageEncoder
+from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
+from nucsam_monai.networks.sam.prompt_encoder import build_prompt_encoder
+from nucsam_monai.networks.sam.variants import SAMVariant, sam_variant
+
+
+class SAM(nn.Module):
+    """Image encoder, prompt encoder and mask decoder of one variant, keyed like the official checkpoints.
+
+    Args:
+        variant: the sizes.
+        image_size: height and width in pixels of the images that prompts refer to unless told otherwise.
+        pos_embed_mode: see :class:`ImageEncoder`.
+        activation_checkpointing: see :class:`ImageEncoder`.
+    """
+
+    def __init__(
+        self,
+        variant: SAMVariant,
+        image_size: tuple[int, int],
+        *,
+        pos_embed_mode: Literal["bicubic", "bilinear"] = "bicubic",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.variant = variant
+        self.image_encoder = ImageEncoder(
+            variant, pos_embed_mode=pos_embed_mode, activation_checkpointing=activation_checkpointing
+        )
+        self.prompt_encoder = build_prompt_encoder(variant, image_size)
+        self.mask_decoder = build_mask_decoder(variant)
+
+    def forward(
+        self,
+        image: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        prompts_per_image: Tensor,
+        *,
+        multimask: bool = False,
+    ) -> DecodedMasks:
+        """Segment what N point prompts show on B images.
+
+        Args:
+            image: ``(B, 3, H, W)`` normalised images.
+            points: ``(N, K, 2)`` as (x, y) in pixels of these images.
+            labels: ``(N, K)``: 1 foreground, 0 background, -1 padding.
+            prompts_per_image: ``(B,)`` integers with sum N.
+            multimask: return three ambiguity masks per prompt instead of one.
+        """
+        embedding = self.image_encoder(image).embedding
+        sparse, dense = self.prompt_encoder((points, labels), image_size=tuple(image.shape[-2:]))
+        code = self.prompt_encoder.position_code(tuple(embedding.shape[-2:]))
+        return decode_prompts(
+            self.mask_decoder, embedding, code, sparse, dense, prompts_per_image, multimask=multimask
+        )
+
+
+def build_sam(
+    variant: str | SAMVariant,
+    image_size: int | tuple[int, int] = 1024,
+    checkpoint: Path | str | None = None,
+    *,
+    pos_embed_mode: Literal["bicubic", "bilinear"] = "bicubic",
+    activation_checkpointing: bool = False,
+) -> SAM:
+    """Build a SAM, with the weights of an official checkpoint or with random ones.
+
+    Args:
+        variant: a name of :data:`~nucsam_monai.networks.sam.variants.SAM_VARIANTS` or the sizes themselves.
+        image_size: side, or height and width, in pixels of the images that it will see.
+        checkpoint: file in the official layout, ``.pth`` or ``.safetensors``; None draws random weights.
+        pos_embed_mode: see :class:`ImageEncoder`.
+        activation_checkpointing: see :class:`ImageEncoder`.
+
+    Raises:
+        ConfigurationError: unknown variant, or an image size that is not a multiple of its patch.
+        CheckpointError: the file is damaged or holds another variant.
+
+    Example:
+        >>> build_sam("vit_tiny", 256).variant.name
+        'vit_tiny'
+    """
+    variant = sam_variant(variant) if isinstance(variant, str) else variant
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    # On the meta device no weights are drawn; the file's tensors are put in place of them.
+    with torch.device("meta") if checkpoint else nullcontext():
+        sam = SAM(
+            variant,
+            size,
+            pos_embed_mode=pos_embed_mode,
+            activation_checkpointing=activation_checkpointing,
+        )
+    if checkpoint:
+        for part, state in load_official_checkpoint(checkpoint, variant)._asdict().items():
+            load_strictly(getattr(sam, part), state, source=f"{checkpoint}")
+    return sam

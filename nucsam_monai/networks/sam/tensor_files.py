@@ -1,0 +1,82 @@
+"""What every kind of weights file needs: opening it safely and comparing it with a network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+import torch
+
+from nucsam_monai.utils.errors import CheckpointError
+
+
+@contextmanager
+def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
+    """Open a safetensors file for reading.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    require_file(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged safetensors file ({error}). Get it again.") from error
+
+
+def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    with open_safetensors(path) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}
+
+
+def require_file(path: Path | str) -> None:
+    """Make sure that a weights file is there.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: no such file. Correct the path of the weights, or get the file first."
+        )
+
+
+def require_same_tensors(
+    expected: dict[str, torch.Size], found: dict[str, torch.Size], source: str, hint: str = ""
+) -> None:
+    """Compare tensors by name and shape.
+
+    Args:
+        expected: what the network has.
+        found: what the file has.
+        source: the file, for the message.
+        hint: what the reader may do about a difference.
+
+    Raises:
+        CheckpointError: they differ; one sentence counts the differences and names the first of each kind.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    reshaped = [name for name in expected if name in found and expected[name] != found[name]]
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} missing (first: {missing[0]})")
+    if unexpected:
+        complaints.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+    if reshaped:
+        name = reshaped[0]
+        complaints.append(
+            f"{len(reshaped)} of another shape (first: {name}, found {tuple(found[name])}, "
+            f"expected {tuple(expected[name])})"
+        )
+    if complaints:
+        raise CheckpointError(
+            f"{source}: tensors do not fit the network: {', '.join(complaints)}. {hint}".strip()
+        )
