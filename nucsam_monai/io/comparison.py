@@ -9,8 +9,8 @@ from nucsam_monai.io.overlay import check_same_plane, overlay_image
 from nucsam_monai.utils.errors import ConfigurationError
 
 TRUE_POSITIVE = (0, 150, 255)
-FALSE_POSITIVE = (255, 130, 0)
-MISSED = (225, 215, 0)
+FALSE_POSITIVE = (235, 95, 0)
+MISSED = (240, 225, 0)
 """RGB of nuclei that were found, invented and missed; told apart by red-green and blue-yellow blind eyes."""
 
 _SMALLEST_PANEL_PX = 320

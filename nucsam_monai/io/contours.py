@@ -64,31 +64,31 @@ def _trace(part: np.ndarray, x_offset_px: int, y_offset_px: int) -> Polygon:
     """
     height, width = part.shape
     lattice = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
-    for row in range(3):
-        for column in range(3):
-            lattice[row : row + 2 * height : 2, column : column + 2 * width : 2] |= part
+    lattice[:-1, :-1] = part.repeat(2, axis=0).repeat(2, axis=1)
+    lattice[1:] |= lattice[:-1]
+    lattice[:, 1:] |= lattice[:, :-1]
     contours, hierarchy = cv2.findContours(lattice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    offset_px = np.array([x_offset_px, y_offset_px])
     polygon: Polygon = []
     for contour, (_, _, _, parent) in zip(contours, hierarchy[0].tolist(), strict=True):
         is_hole = parent >= 0
-        points = (_corner_ring(contour[:, 0], is_hole) + offset_px).tolist()
-        points.append(points[0])
-        polygon.insert(len(polygon) if is_hole else 0, points)
+        ring = _corners(contour[:, 0].tolist(), x_offset_px, y_offset_px)
+        if (cv2.contourArea(contour, oriented=True) > 0) == is_hole:
+            ring.reverse()
+        ring.append(ring[0])
+        polygon.insert(len(polygon) if is_hole else 0, ring)
     return polygon
 
 
-def _corner_ring(lattice_points: np.ndarray, is_hole: bool) -> np.ndarray:
-    """Return the ``(n, 2)`` pixel corners of a contour of the lattice, in GeoJSON's direction."""
-    following = np.roll(lattice_points, -1, axis=0)
-    is_diagonal = (lattice_points != following).all(axis=1)
-    # Of the two points that complete a diagonal step exactly one has even x and y.
-    candidates = np.stack([lattice_points[:, 0], following[:, 1]], axis=1)
-    others = np.stack([following[:, 0], lattice_points[:, 1]], axis=1)
-    concave = np.where((candidates % 2 == 0).all(axis=1, keepdims=True), candidates, others)
-    interleaved = np.stack([lattice_points, concave], axis=1)
-    is_corner = np.stack([(lattice_points % 2 == 0).all(axis=1), is_diagonal], axis=1)
-    corners = interleaved[is_corner].astype(np.int64) // 2
-    x, y = corners[:, 0], corners[:, 1]
-    doubled_area = np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))
-    return corners[::-1] if (doubled_area > 0) == is_hole else corners
+def _corners(lattice_points: Ring, x_offset_px: int, y_offset_px: int) -> Ring:
+    """Return the pixel corners on a contour of the lattice, with the concave ones that it cuts."""
+    corners: Ring = []
+    # A loop: contours have some dozen points, for which array operations take longer.
+    previous_x, previous_y = lattice_points[-1]
+    for x, y in lattice_points:
+        if x != previous_x and y != previous_y:
+            concave_x, concave_y = (previous_x, y) if previous_x % 2 == y % 2 == 0 else (x, previous_y)
+            corners.append([concave_x // 2 + x_offset_px, concave_y // 2 + y_offset_px])
+        if x % 2 == y % 2 == 0:
+            corners.append([x // 2 + x_offset_px, y // 2 + y_offset_px])
+        previous_x, previous_y = x, y
+    return corners
