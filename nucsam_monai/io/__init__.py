@@ -1,0 +1,27 @@
+"""Reading images and writing what was found in them."""
+
+from nucsam_monai.io.comparison import comparison_overlay
+from nucsam_monai.io.geojson import nuclei_features, write_geojson
+from nucsam_monai.io.images import MAX_PIXELS, SUPPORTED_SUFFIXES, find_images, output_stems, read_image
+from nucsam_monai.io.label_image import write_label_image
+from nucsam_monai.io.overlay import overlay_image, write_png
+from nucsam_monai.io.predictions import write_prediction
+from nucsam_monai.io.table import nuclei_rows, write_json, write_table
+
+__all__ = [
+    "MAX_PIXELS",
+    "SUPPORTED_SUFFIXES",
+    "comparison_overlay",
+    "find_images",
+    "nuclei_features",
+    "nuclei_rows",
+    "output_stems",
+    "overlay_image",
+    "read_image",
+    "write_geojson",
+    "write_json",
+    "write_label_image",
+    "write_png",
+    "write_prediction",
+    "write_table",
+]

@@ -1,0 +1,178 @@
+"""Decoders of single-plane images: each returns ``(H, W)`` or ``(H, W, 3)`` pixels of the file's own type.
+
+Rows are y, counted downwards, and columns are x in every format. NIfTI, NRRD and MetaImage store x first
+(array axis 0 is x); their decoders swap the two. Directions and affines in headers and the EXIF orientation
+of photographs are not applied: pixels are where the file has them.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import ImageFile, TiffImagePlugin
+
+from nucsam_monai.utils.errors import ImageReadError
+
+Decoder = Callable[[Path, int], np.ndarray]
+
+_PHOTOMETRIC_MINISBLACK = 1
+_PHOTOMETRIC_RGB = 2
+
+
+def check_pixel_count(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image that is larger than permitted, before memory is taken for its pixels."""
+    if width * height > max_pixels:
+        raise ImageReadError(
+            f"{path}: {width} x {height} pixels are more than the permitted {max_pixels}. "
+            "Cut the image into tiles, or raise max_pixels."
+        )
+
+
+def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
+    """Return a decoder for one Pillow format; alpha is dropped, palettes and CMYK become RGB.
+
+    The plugin is called directly: ``PIL.Image.open`` would choose the format by content and has a limit on
+    pixels of its own that is global to the process.
+    """
+
+    def decode(path: Path, max_pixels: int) -> np.ndarray:
+        with plugin(path) as image:
+            check_pixel_count(path, image.width, image.height, max_pixels)
+            image.load()
+            has_wide_values = image.mode in ("I", "F") or image.mode.startswith("I;16")
+            return np.array(image if has_wide_values else image.convert("RGB"))
+
+    return decode
+
+
+_decode_tiff_with_pillow = pillow_decoder(TiffImagePlugin.TiffImageFile)
+
+
+def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
+    """Decode the first image of a TIFF; later ones of another size (thumbnails, pyramid levels) are ignored.
+
+    Raises:
+        ImageReadError: the first image is a stack (z, time, channels as planes) or too large.
+    """
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        axes = {
+            axis: size
+            for axis, size in zip(series.axes, series.shape, strict=True)
+            if size != 1 or axis in "YX"
+        }
+        if not {"Y", "X"} <= set(axes) <= {"Y", "X", "S"}:
+            raise ImageReadError(
+                f"{path}: the first image has axes {series.axes} of sizes {series.shape}, "
+                "expected one 2-D image. Export one plane as grey or RGB."
+            )
+        check_pixel_count(path, axes["X"], axes["Y"], max_pixels)
+        page = series.keyframe
+        is_plain = page.photometric in (_PHOTOMETRIC_MINISBLACK, _PHOTOMETRIC_RGB) and page.bitspersample >= 8
+        if is_plain:
+            try:
+                return _samples_last(series.asarray(), series.axes, path)
+            except ValueError as error:
+                # LZW, JPEG and others need a codec package; libtiff inside Pillow has them.
+                if "imagecodecs" not in str(error):
+                    raise
+    return _decode_tiff_with_pillow(path, max_pixels)
+
+
+def _samples_last(pixels: np.ndarray, axes: str, path: Path) -> np.ndarray:
+    """Bring TIFF samples to ``(H, W)`` or ``(H, W, 3)`` and drop alpha."""
+    for axis in sorted((index for index, name in enumerate(axes) if name not in "YXS"), reverse=True):
+        pixels = pixels.squeeze(axis)
+    kept = "".join(name for name in axes if name in "YXS")
+    if "S" not in kept:
+        return pixels
+    return _drop_alpha(np.moveaxis(pixels, kept.index("S"), -1), path)
+
+
+def _drop_alpha(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Turn ``(H, W, C)`` of grey (1), grey and alpha (2), RGB (3) or RGBA (4) into grey or RGB."""
+    channels = pixels.shape[-1]
+    if channels not in (1, 2, 3, 4):
+        raise ImageReadError(
+            f"{path}: expected 1 to 4 samples per pixel, found {channels}. Export grey or RGB."
+        )
+    return pixels[..., 0] if channels <= 2 else pixels[..., :3]
+
+
+def decode_nifti(path: Path, max_pixels: int) -> np.ndarray:
+    """Decode a 2-D NIfTI image with MONAI's ``NibabelReader``.
+
+    The array is ``(W, H)``, ``(W, H, 1)`` or, in colour, ``(W, H, 1, 3)`` or of NIfTI's RGB24 type.
+
+    Raises:
+        ImageReadError: the image is a volume or too large.
+    """
+    from monai.data.image_reader import NibabelReader
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    reader = NibabelReader()
+    try:
+        image = reader.read(path)
+        _check_plane(path, image.shape[:3], math.prod(image.shape[3:]), max_pixels)
+        pixels, meta = reader.get_data(image)
+    except (ImageFileError, HeaderDataError) as error:
+        raise ValueError(str(error)) from error
+    if pixels.dtype.names is not None:  # RGB24 and RGBA32 are records of bytes
+        pixels = np.stack([pixels[name] for name in pixels.dtype.names], axis=-1)
+    return _plane_with_rows_first(pixels, len(meta["spatial_shape"]), path)
+
+
+def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
+    """Decode a 2-D NRRD or MetaImage file with MONAI's ``ITKReader``.
+
+    Raises:
+        ImageReadError: no such format, or the image is a volume or too large.
+    """
+    import itk
+    from monai.data.image_reader import ITKReader
+
+    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if header is None or header.GetNameOfClass() not in ("NrrdImageIO", "MetaImageIO"):
+        raise ImageReadError(f"{path}: the content is neither NRRD nor MetaImage.")
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    sizes = tuple(header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions()))
+    _check_plane(path, sizes, header.GetNumberOfComponents(), max_pixels)
+    reader = ITKReader(**_itk_pixel_type(header))
+    pixels, meta = reader.get_data(reader.read(path))
+    return _plane_with_rows_first(pixels, len(meta["spatial_shape"]), path)
+
+
+def _itk_pixel_type(header: Any) -> dict[str, Any]:
+    """Name the pixel type for colour: ITK's own choice, a vector of bytes, is not in its Python package."""
+    import itk
+
+    components = header.GetNumberOfComponents()
+    if components == 1:
+        return {}
+    if components in (3, 4) and header.GetComponentType() == itk.CommonEnums.IOComponent_UCHAR:
+        return {"pixel_type": (itk.RGBPixel if components == 3 else itk.RGBAPixel)[itk.UC]}
+    return {"pixel_type": itk.Vector[itk.F, components]}
+
+
+def _check_plane(path: Path, sizes: tuple[int, ...], channels: int, max_pixels: int) -> None:
+    """Refuse volumes and over-large planes; ``sizes`` are those of x, y and further spatial axes."""
+    if len(sizes) < 2 or math.prod(sizes[2:]) != 1:
+        raise ImageReadError(
+            f"{path}: expected a 2-D image, found axes of sizes {tuple(sizes)}. Export one slice."
+        )
+    if channels not in (1, 3, 4):
+        raise ImageReadError(
+            f"{path}: expected 1, 3 or 4 values per pixel, found {channels}. Export grey or RGB."
+        )
+    check_pixel_count(path, sizes[0], sizes[1], max_pixels)
+
+
+def _plane_with_rows_first(pixels: np.ndarray, spatial_rank: int, path: Path) -> np.ndarray:
+    """Turn ``(W, H, 1..., C...)`` into ``(H, W)`` or ``(H, W, 3)``."""
+    channels = math.prod(pixels.shape[spatial_rank:])
+    return _drop_alpha(pixels.reshape(*pixels.shape[:2], channels).swapaxes(0, 1), path)

@@ -1,0 +1,78 @@
+"""Everything that is written for one segmented image."""
+
+from pathlib import Path
+
+import numpy as np
+
+from nucsam_monai.io.geojson import ObjectType, write_geojson
+from nucsam_monai.io.label_image import write_label_image
+from nucsam_monai.io.overlay import check_same_plane, overlay_image, write_png
+from nucsam_monai.io.palette import colours_of
+from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.prediction import NucleiPrediction
+
+
+def write_prediction(
+    prediction: NucleiPrediction,
+    image: np.ndarray,
+    output_dir: Path | str,
+    stem: str,
+    *,
+    object_type: ObjectType = "detection",
+) -> dict[str, Path]:
+    """Write the label image, the polygons, the table and the overlay of one image.
+
+    Everything is checked before the first file is written, and each file appears complete or not at all.
+    Outlines in the overlay are coloured by class, or by nucleus where there is only one class.
+
+    Args:
+        prediction: the nuclei; none at all is fine.
+        image: ``(H, W, 3)`` uint8 RGB, the image that was segmented.
+        output_dir: made if missing.
+        stem: start of the files' names, see :func:`nucsam_monai.io.images.output_stems`.
+        object_type: QuPath's kind of object in the GeoJSON file.
+
+    Returns:
+        The written paths by kind: ``instances`` (``<stem>_instances.tif``), ``geojson``
+        (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``), ``overlay`` (``<stem>_overlay.png``).
+
+    Raises:
+        ConfigurationError: image, label map and table do not belong together, or ``stem`` is no file name.
+    """
+    _check(prediction, image, stem)
+    output_dir = Path(output_dir)
+    paths = {
+        "instances": output_dir / f"{stem}_instances.tif",
+        "geojson": output_dir / f"{stem}.geojson",
+        "table": output_dir / f"{stem}_nuclei.csv",
+        "overlay": output_dir / f"{stem}_overlay.png",
+    }
+    has_classes = len(prediction.class_names) > 1
+    colours = colours_of(prediction.table["class_id"]) if has_classes else None
+    overlay = overlay_image(image, prediction.instances, colours=colours)
+    write_label_image(paths["instances"], prediction.instances)
+    write_geojson(paths["geojson"], prediction, name=stem, object_type=object_type)
+    write_table(paths["table"], nuclei_rows(prediction), NUCLEI_COLUMNS)
+    write_png(paths["overlay"], overlay)
+    return paths
+
+
+def _check(prediction: NucleiPrediction, image: np.ndarray, stem: str) -> None:
+    """Refuse what would fail between two files."""
+    if stem in ("", ".", "..") or Path(stem).name != stem or "\\" in stem or "\0" in stem:
+        raise ConfigurationError(f"stem: expected a plain file name without folders, found {stem!r}.")
+    check_same_plane(image, prediction.instances)
+    table, class_count = prediction.table, len(prediction.class_names)
+    ids = np.unique(prediction.instances)
+    if not np.array_equal(ids[ids != 0], table["id"]) or (len(ids) and ids[0] < 0):
+        raise ConfigurationError(
+            f"{stem}: the table of nuclei does not list the positive ids of the label map."
+        )
+    if not np.isfinite(table["score"]).all():
+        raise ConfigurationError(f"{stem}: scores contain NaN or infinities.")
+    unnamed = np.setdiff1d(table["class_id"], np.arange(class_count))
+    if len(unnamed):
+        raise ConfigurationError(
+            f"{stem}: class ids {unnamed[:5].tolist()} have no name; there are {class_count} class names."
+        )

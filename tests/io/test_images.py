@@ -1,0 +1,382 @@
+"""Images come back as they were written; what is no image gives one clear error."""
+
+import gzip
+import logging
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nucsam_monai.io import SUPPORTED_SUFFIXES, find_images, output_stems, read_image
+from nucsam_monai.io.intensity import to_rgb_uint8
+from nucsam_monai.utils.errors import ImageReadError
+
+RGB = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+GREY = RGB[..., 0].copy()
+GREY_AS_RGB = np.stack([GREY] * 3, axis=-1)
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    """Write a plane of any format; NIfTI, NRRD and MetaImage have x as their first axis."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        x_first = pixels.swapaxes(0, 1)
+        if pixels.ndim == 3:
+            x_first = x_first[:, :, np.newaxis]  # (W, H, 1, 3): a third axis of 3 would be three slices
+        nibabel.save(nibabel.Nifti1Image(x_first, np.diag([-1, -1, 1, 1])), path)
+    elif path.suffix in (".nrrd", ".mha", ".mhd"):
+        import itk
+
+        itk.imwrite(itk.image_from_array(pixels, is_vector=pixels.ndim == 3), str(path))
+    else:
+        Image.fromarray(pixels).save(
+            path, **({"quality": 100, "subsampling": 0} if "jp" in path.suffix else {})
+        )
+
+
+@pytest.mark.parametrize("suffix", SUPPORTED_SUFFIXES)
+@pytest.mark.parametrize("pixels", [GREY, RGB], ids=["grey", "rgb"])
+def test_every_format_comes_back_with_rows_as_y(tmp_path: Path, suffix: str, pixels: np.ndarray) -> None:
+    path = tmp_path / f"image{suffix}"
+    write(path, pixels)
+    found = read_image(path)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    expected = RGB if pixels.ndim == 3 else GREY_AS_RGB
+    if suffix in (".jpg", ".jpeg"):
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).mean() < 2
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (1, 30_000)])
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".nii", ".nrrd"])
+def test_thin_images(tmp_path: Path, suffix: str, shape: tuple[int, int]) -> None:
+    pixels = (np.arange(shape[0] * shape[1]) % 256).astype(np.uint8).reshape(shape)
+    if suffix == ".nrrd":  # by hand: ITK's Python package turns a column of pixels into a row
+        header = f"NRRD0004\ntype: uint8\ndimension: 2\nsizes: {shape[1]} {shape[0]}\nencoding: raw\n\n"
+        (tmp_path / "a.nrrd").write_bytes(header.encode() + pixels.tobytes())
+    else:
+        write(tmp_path / f"a{suffix}", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}")[..., 1], pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_pillow_modes_become_rgb_and_alpha_is_dropped(tmp_path: Path, suffix: str, mode: str) -> None:
+    if mode == "CMYK" and suffix == ".png":
+        suffix = ".jpg"
+    image = Image.fromarray(RGB).convert(mode)
+    expected = np.array(image.convert("RGB"))
+    if "A" in mode:
+        image.putalpha(Image.fromarray(GREY))
+    image.save(tmp_path / f"a{suffix}")
+    found = read_image(tmp_path / f"a{suffix}")
+    if suffix == ".jpg":
+        assert found.shape == expected.shape
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "packbits", "tiff_adobe_deflate"])
+def test_tiff_compressions(tmp_path: Path, compression: str | None) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.tif", compression=compression)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bigtiff": True},
+        {"byteorder": ">"},
+        {"tile": (16, 16)},
+        {"planarconfig": "separate"},
+        {"compression": "zlib", "predictor": True},
+        {"metadata": {"axes": "YXS"}, "ome": True},
+    ],
+    ids=str,
+)
+def test_tiff_layouts(tmp_path: Path, options: dict) -> None:
+    separate = options.get("planarconfig") == "separate"
+    pixels = np.moveaxis(RGB, -1, 0) if separate else RGB
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB)
+
+
+def test_tiff_with_white_as_zero(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", 255 - GREY, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), GREY_AS_RGB)
+
+
+def test_tiff_of_16_bit_rgba_drops_alpha_before_the_range_is_taken(tmp_path: Path) -> None:
+    pixels = np.concatenate([RGB.astype(np.uint16) * 16, np.full((7, 11, 1), 65_535, np.uint16)], axis=-1)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), to_rgb_uint8(pixels[..., :3], "a"))
+
+
+def test_thumbnail_after_the_image_is_ignored_and_a_stack_is_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(RGB, photometric="rgb", metadata=None)
+        writer.write(RGB[::2, ::2], photometric="rgb", metadata=None)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB)
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([GREY] * 5), photometric="minisblack")
+    with pytest.raises(ImageReadError, match=r"stack\.tif.*\(5, 7, 11\).*one plane"):
+        read_image(tmp_path / "stack.tif")
+
+
+def test_16_bit_grey_png_is_stretched(tmp_path: Path) -> None:
+    wide = GREY.astype(np.uint16) * 16
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png")[..., 0]
+    assert (found.ravel()[wide.argmin()], found.ravel()[wide.argmax()]) == (0, 255)
+    assert (np.diff(found.ravel()[np.argsort(wide, axis=None)].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_one_slice_is_a_plane_and_a_volume_is_refused(tmp_path: Path, suffix: str) -> None:
+    for depth in (1, 3):
+        volume = np.stack([GREY] * depth)  # (z, y, x)
+        if suffix.startswith(".nii"):
+            import nibabel
+
+            nibabel.save(nibabel.Nifti1Image(volume.T, np.eye(4)), tmp_path / f"{depth}{suffix}")
+        else:
+            import itk
+
+            itk.imwrite(itk.image_from_array(volume), str(tmp_path / f"{depth}{suffix}"))
+    np.testing.assert_array_equal(read_image(tmp_path / f"1{suffix}"), GREY_AS_RGB)
+    with pytest.raises(ImageReadError, match=r"\(11, 7, 3\).*one slice"):
+        read_image(tmp_path / f"3{suffix}")
+
+
+def test_nifti_rgb24_and_itk_float_colour(tmp_path: Path) -> None:
+    import itk
+    import nibabel
+
+    records = np.ascontiguousarray(RGB.swapaxes(0, 1)).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    nibabel.save(nibabel.Nifti1Image(records, np.eye(4)), tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii"), RGB)
+    itk.imwrite(itk.image_from_array(RGB.astype(np.float32), is_vector=True), str(tmp_path / "a.nrrd"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nrrd"), RGB)
+
+
+# What becomes of values -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[False, True]]), [0, 255]),
+        (np.array([[3, 200]], dtype=np.int64), [3, 200]),
+        (np.array([[3.4, 200.6]]), [3, 201]),
+        (np.array([[0.0, 0.5, 1.0]], dtype=np.float16), [0, 128, 255]),
+        (np.array([[100, 4095]], dtype=np.uint16), [0, 255]),
+        (np.array([[-5, 0, 5]], dtype=np.int16), [0, 128, 255]),
+        (np.array([[4000, 4000]], dtype=np.uint16), [0, 0]),
+        (np.array([[0, 2**64 - 1]], dtype=np.uint64), [0, 255]),
+    ],
+)
+def test_values_follow_the_documented_rule(values: np.ndarray, expected: list[int]) -> None:
+    np.testing.assert_array_equal(to_rgb_uint8(values, "a")[0, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "cause"),
+    [
+        (np.array([[0.0, np.nan]]), "1 of 2 values are NaN"),
+        (np.array([[np.inf, 1.0]]), "infinite"),
+        (np.array([[-1e308, 1e308]]), "light intensities"),
+        (np.array([[1j]]), "complex"),
+        (np.array([["a"]]), "type"),
+        (np.zeros((0, 4), np.uint8), "no pixels"),
+        (np.zeros((4, 4, 2), np.uint8), "shape"),
+        (np.zeros(4, np.uint8), "shape"),
+    ],
+)
+def test_values_that_are_no_image_are_refused(pixels: np.ndarray, cause: str) -> None:
+    with pytest.raises(ImageReadError, match=f"a.tif.*{cause}"):
+        to_rgb_uint8(pixels, "a.tif")
+
+
+# What is no image -------------------------------------------------------------------------------------
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+def bytes_of(folder: Path, name: str, pixels: np.ndarray = RGB) -> bytes:
+    write(folder / name, pixels)
+    return (folder / name).read_bytes()
+
+
+BAD_IMAGES = {
+    **{f"empty file {suffix}": (f"a{suffix}", lambda _: b"", "empty") for suffix in SUPPORTED_SUFFIXES},
+    **{
+        f"text {suffix}": (f"a{suffix}", lambda _: b"<html>404 not found</html>", "MetaImage|not a")
+        for suffix in SUPPORTED_SUFFIXES
+    },
+    **{
+        f"truncated {suffix}": (
+            f"a{suffix}",
+            lambda folder, suffix=suffix: (content := bytes_of(folder, f"good{suffix}"))[
+                : int(len(content) * 0.8)
+            ],
+            "damaged",
+        )
+        for suffix in (".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd", ".mha")
+    },
+    **{
+        f"only the first bytes {suffix}": (
+            f"a{suffix}",
+            lambda folder, suffix=suffix: bytes_of(folder, f"good{suffix}")[:9],
+            "damaged|neither",
+        )
+        for suffix in (".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd", ".mha")
+    },
+    "PNG named JPEG": ("a.jpg", lambda folder: bytes_of(folder, "good.png"), "JPEG, the content is PNG"),
+    "JPEG named TIFF": ("a.tif", lambda folder: bytes_of(folder, "good.jpg"), "TIFF, the content is JPEG"),
+    "NRRD named MetaImage": ("a.mha", lambda folder: bytes_of(folder, "good.nrrd"), "the content is NRRD"),
+    "gzip of text": ("a.nii.gz", lambda _: gzip.compress(b"text" * 200), "damaged"),
+    "unsupported": ("a.gif", lambda _: b"GIF89a", "not a supported image"),
+    "no suffix": ("a", lambda _: b"x", "not a supported image"),
+    "only a suffix": (".png", lambda _: b"x", "not a supported image"),
+    "PNG bomb": ("a.png", lambda _: png_of_size(100_000, 100_000), "100000 x 100000 pixels.*max_pixels"),
+    "damaged PNG data": (
+        "a.png",
+        lambda folder: bytes_of(folder, "good.png").replace(b"IDAT", b"IDAX"),
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_image_gives_one_error_with_path_and_cause(tmp_path: Path, case: str) -> None:
+    name, content, cause = BAD_IMAGES[case]
+    good = tmp_path / "good"
+    good.mkdir()
+    (tmp_path / name).write_bytes(content(good))
+    with pytest.raises(ImageReadError, match=cause) as caught:
+        read_image(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match="No such file"):
+        read_image(tmp_path / "a.png")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(ImageReadError, match="directory"):
+        read_image(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".nii.gz", ".mha"])
+def test_limit_of_pixels_is_kept_in_every_decoder(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"a{suffix}", RGB)
+    assert read_image(tmp_path / f"a{suffix}", max_pixels=77).shape == (7, 11, 3)
+    with pytest.raises(ImageReadError, match="11 x 7 pixels"):
+        read_image(tmp_path / f"a{suffix}", max_pixels=76)
+
+
+def test_large_images_do_not_meet_the_limit_of_pillow(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    write(tmp_path / "a.png", RGB)
+    assert read_image(tmp_path / "a.png").shape == RGB.shape
+
+
+def complaint_about(path: Path) -> str | None:
+    """Message of the one permitted error, or None where the file is read after all."""
+    try:
+        image = read_image(path, max_pixels=10**6)
+    except ImageReadError as error:
+        return str(error)
+    assert image.ndim == 3
+    return None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    suffix=st.sampled_from([".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd"]),
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_bytes_give_an_image_or_one_error(tmp_path: Path, suffix: str, damage) -> None:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    good = tmp_path / f"good{suffix}"
+    if not good.exists():
+        write(good, RGB)
+    content = bytearray(good.read_bytes())
+    for position, value in damage:
+        content[position % min(len(content), 400)] = value
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    complaint = complaint_about(tmp_path / f"a{suffix}")
+    assert complaint is None or f"a{suffix}" in complaint
+
+
+# Folders ----------------------------------------------------------------------------------------------
+
+
+def test_images_of_a_folder_are_sorted_and_others_skipped(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.nii.gz", "c.tif", ".hidden.png", "notes.txt", "d.gz", "raw.raw"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in find_images(tmp_path)] == ["a.nii.gz", "b.PNG", "c.tif"]
+    assert find_images(str(tmp_path / "c.tif")) == [tmp_path / "c.tif"]
+
+
+def test_nothing_found_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match="no such file or folder"):
+        find_images(tmp_path / "missing")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ImageReadError, match=r"no image in this folder.*\.nii\.gz"):
+        find_images(tmp_path)
+    with pytest.raises(ImageReadError, match=r"notes\.txt.*not a supported image"):
+        find_images(tmp_path / "notes.txt")
+
+
+def test_stems_differ_where_names_would_collide() -> None:
+    stems = output_stems(["x/a.png", "x/a.tif", "y/a.png", "x/A_PNG.jpg", "b.nii.gz", "c.d.png", "b2.nii"])
+    assert {str(path): stem for path, stem in stems.items()} == {
+        "x/a.png": "a_png_2",
+        "x/a.tif": "a_tif",
+        "y/a.png": "a_png_3",
+        "x/A_PNG.jpg": "A_PNG",
+        "b.nii.gz": "b",
+        "c.d.png": "c.d",
+        "b2.nii": "b2",
+    }
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            "{}{}{}".format,
+            st.sampled_from(["a", "A", "b"]),
+            st.sampled_from(["", "_png", "_png_2"]),
+            st.sampled_from([".png", ".tif", ".nii.gz"]),
+        )
+    )
+)
+def test_stems_are_unique_whatever_the_case(names: list[str]) -> None:
+    stems = output_stems(names)
+    assert set(stems) == {Path(name) for name in names}
+    assert len({stem.casefold() for stem in stems.values()}) == len(stems)
