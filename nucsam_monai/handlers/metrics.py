@@ -60,7 +60,7 @@ class NamedMetricsHandler(IgniteMetricHandler):
         names = [f"{self.prefix}{value}" for value in self.metric_fn.names]
         if name is not None and name not in names:
             raise ConfigurationError(
-                f"the engine asks {type(self.metric_fn).__name__} for '{name}', it reports {', '.join(names)}. "
+                f"{type(self.metric_fn).__name__}: asked for '{name}', reports {', '.join(names)}. "
                 "Use one of these names or change the prefix."
             )
         super().attach(engine, name or names[0])

@@ -64,25 +64,29 @@ class LabelMapMetric(CumulativeIterationMetric):
         buffer = self.get_buffer()
         if buffer is None:
             raise ConfigurationError(
-                f"{type(self).__name__}: no image was measured since the last reset. Check that the data set isn't "
-                "empty and that the metric is called with every batch."
+                f"{type(self).__name__}: no image was measured since the last reset. Check that the data set "
+                "isn't empty and that the metric is called with every batch."
             )
         return convert_to_numpy(buffer)
 
     def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Any:
-        if y is None or len(y_pred) != len(y) or not len(y):
-            found = "no ground truth" if y is None else f"{len(y_pred)} predictions and {len(y)} ground
-            truths" raise ConfigurationError(f"{type(self).__name__}: expected one ground truth per
-            prediction, found {found}.")
+        truths = 0 if y is None else len(y)
+        if not truths or len(y_pred) != truths:
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected one ground truth per prediction, found {len(y_pred)} "
+                f"predictions and {truths} ground truths. Check the keys that select them."
+            )
         return super()._compute_list(y_pred, y, **kwargs)
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) ->
-    torch.Tensor:
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         if y is None or y.ndim != 4 or y.shape[1] != 1 or y.shape != y_pred.shape:
-            found = "no ground truth" if y is None else f"{tuple(y.shape)}"
+            found = None if y is None else tuple(y.shape)
             raise ConfigurationError(
-                f"{type(self).__name__}: expected label maps of one shape (B, 1, H, W), or lists of (1, H, W), found "
-                f"y_pred {tuple(y_pred.shape)} and y {found}. Ids must not be one-hot encoded."
+                f"{type(self).__name__}: expected y_pred and y of one shape (B, 1, H, W), or lists of "
+                f"(1, H, W), found {tuple(y_pred.shape)} and {found}. "
+                "Pass maps of instance ids, not one-hot channels."
             )
         maps = zip(convert_to_numpy(y), convert_to_numpy(y_pred), strict=True)
         rows = [self.measure(truth[0], prediction[0]) for truth, prediction in maps]
