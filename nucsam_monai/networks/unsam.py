@@ -20,9 +20,8 @@ from nucsam_monai.networks.sam import (
     ImageEncoder,
     build_mask_decoder,
     build_prompt_encoder,
-    dense_position_code,
-    encode_points,
     load_official_checkpoint,
+    load_strictly,
     sam_variant as find_variant,
 )
 from nucsam_monai.utils.errors import ConfigurationError
@@ -121,11 +120,11 @@ class UNSAM(nn.Module):
         self.decoder_options = _options(DecoderOptions, decoder, "decoder")
         self.variant = find_variant(sam_variant)
         self.image_encoder = ImageEncoder(self.variant, activation_checkpointing=self.encoder_options.activation_checkpointing)
-        self.prompt_encoder = build_prompt_encoder(self.variant, image_size)
+        self.prompt_encoder = build_prompt_encoder(self.variant, (image_size, image_size))
         self.bypass = self._build_bypass()
         self.spgen = self._build_spgen()
         self.decoder = DomainQueryDecoder(
-            self.variant.embed_channels,
+            self.variant,
             self._queries_per_domain(),
             joint_queries=self.decoder_options.joint_queries,
         )
@@ -157,13 +156,14 @@ class UNSAM(nn.Module):
             return_levels=self.spgen_options.enabled and self.spgen_options.variant == "pyramid",
         )
         embedding, hint_logits = self._inject_hint(features)
+        size = (image.shape[-2], image.shape[-1])
         masks = self.decoder(
             embedding,
-            dense_position_code(self.prompt_encoder, embedding.shape[-2:]),
+            self.prompt_encoder.position_code((embedding.shape[-2], embedding.shape[-1])),
             k if self.decoder_options.domain_queries else 0,
-            None if points is None else encode_points(self.prompt_encoder, *points, image.shape[-2:]),
+            None if points is None else self.prompt_encoder(points=points, image_size=size)[0],
         )
-        masks = F.interpolate(masks.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        masks = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
         return UNSAMOutput(masks, hint_logits) if self.training else masks
 
     def domain_index(self, domain: str | None) -> int:
@@ -228,10 +228,10 @@ class UNSAM(nn.Module):
     def _load_sam(self, path: str) -> None:
         """Start from official SAM weights; the decoder takes over all that it shares with SAM's."""
         weights = load_official_checkpoint(path, self.variant)
-        self.image_encoder.load_state_dict(weights.image_encoder)
-        self.prompt_encoder.load_state_dict(weights.prompt_encoder)
+        load_strictly(self.image_encoder, weights.image_encoder, path)
+        load_strictly(self.prompt_encoder, weights.prompt_encoder, path)
         sam_decoder = build_mask_decoder(self.variant)
-        sam_decoder.load_state_dict(weights.mask_decoder)
+        load_strictly(sam_decoder, weights.mask_decoder, path)
         self.decoder.start_from(
             sam_decoder,
             copy_token=self.decoder_options.query_init == "sam" or not self.decoder_options.domain_queries,

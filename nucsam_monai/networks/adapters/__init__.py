@@ -1,5 +1,5 @@
-"""Whatever plugs into a block of SAM's image encoder; :class:`BlockAdapter` is the common base."""
+"""What plugs into an encoder block: the adapters of the methods."""
 
-from nucsam_monai.networks.sam.adapter import BlockAdapter
+from nucsam_monai.networks.adapters.domain_bypass import BlockBypass, DomainBypass
 
-__all__ = ["BlockAdapter"]
+__all__ = ["BlockBypass", "DomainBypass"]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
-from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
+
+from nucsam_monai.networks.sam import SAMVariant, build_mask_decoder
 
 
 class DomainQueryDecoder(nn.Module):
@@ -15,7 +15,7 @@ class DomainQueryDecoder(nn.Module):
     SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own.
 
     Args:
-        channels: width of embedding and queries.
+        variant: the sizes of SAM's decoder.
         queries_per_domain: number of queries (masks) of each domain.
         joint_queries: let the queries of all domains attend to each other and pick the domain's masks at
             the end, as the authors' code does; otherwise the domain's queries are picked first, so that
@@ -23,20 +23,16 @@ class DomainQueryDecoder(nn.Module):
     """
 
     def __init__(
-        self, channels: int, queries_per_domain: Sequence[int], *, joint_queries: bool = False
+        self, variant: SAMVariant, queries_per_domain: Sequence[int], *, joint_queries: bool = False
     ) -> None:
         super().__init__()
         self.joint_queries = joint_queries
+        channels = variant.embed_channels
         self.domain_starts = [sum(queries_per_domain[:k]) for k in range(len(queries_per_domain) + 1)]
         self.queries = nn.Embedding(self.domain_starts[-1], channels)
-        self.transformer = TwoWayTransformer(depth=2, embedding_dim=channels, mlp_dim=8 * channels, num_heads=8)
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
-            LayerNorm2d(channels // 4),
-            nn.GELU(),
-            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
-            nn.GELU(),
-        )
+        sam_decoder = build_mask_decoder(variant)
+        self.transformer = sam_decoder.transformer
+        self.output_upscaling = sam_decoder.output_upscaling
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(channels, channels, channels // 8, 3) for _ in range(self.domain_starts[-1])
         )

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nucsam_monai.networks.sam import LayerNorm2d
 
 
 class PyramidSelfPromptGenerator(nn.Module):
@@ -61,12 +62,12 @@ class ReleasedSelfPromptGenerator(nn.Module):
         super().__init__()
         middle, thin = in_channels // 4, in_channels // 16
         self.coarse = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(in_channels, 1, kernel_size=1))
-        self.same = nn.Conv2d(in_channels, 1, kernel_size=1)
-        self.double = nn.Sequential(
+        self.identity = nn.Conv2d(in_channels, 1, kernel_size=1)
+        self.twice = nn.Sequential(
             nn.ConvTranspose2d(in_channels, middle, kernel_size=2, stride=2),
             nn.Conv2d(middle, 1, kernel_size=1),
         )
-        self.quadruple = nn.Sequential(
+        self.fourfold = nn.Sequential(
             nn.ConvTranspose2d(in_channels, middle, kernel_size=2, stride=2),
             LayerNorm2d(middle),
             nn.GELU(),
@@ -78,8 +79,8 @@ class ReleasedSelfPromptGenerator(nn.Module):
         """Return hint logits ``(B, 1, 4h, 4w)``; only the last level ``(B, C, h, w)`` is used."""
         embedding = levels[-1]
         size = [4 * side for side in embedding.shape[-2:]]
-        logits = self.quadruple(embedding)
-        for branch in (self.coarse, self.same, self.double):
+        logits = self.fourfold(embedding)
+        for branch in (self.coarse, self.identity, self.twice):
             logits = logits + F.interpolate(branch(embedding), size=size, mode="bilinear", align_corners=True)
         return logits
 
