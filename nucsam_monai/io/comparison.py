@@ -1,5 +1,6 @@
 """A picture of right and wrong: image, ground truth and prediction side by side."""
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -50,7 +51,7 @@ def comparison_overlay(
     """
     check_same_plane(image, instances_true)
     check_same_plane(image, instances_predicted)
-    factor = max(1, _SMALLEST_PANEL_PX // max(image.shape[:2]))
+    factor = math.ceil(_SMALLEST_PANEL_PX / max(image.shape[:2]))
     image, instances_true, instances_predicted = (
         array.repeat(factor, axis=0).repeat(factor, axis=1)
         for array in (image, instances_true, instances_predicted)
