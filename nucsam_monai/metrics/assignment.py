@@ -1,0 +1,110 @@
+"""One-to-one pairing of ground-truth and predicted instances."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from nucsam_monai.metrics.contingency import ContingencyTable
+
+_TIE_WEIGHT = 1e-9
+
+
+def maximum_iou_assignment(table: ContingencyTable) -> NDArray[np.int64]:
+    """Pair overlapping instances one to one so that the sum of the IoUs is as large as possible.
+
+    The assignment is exact and never builds the ``(n, m)`` matrix. A pair whose IoU exceeds the best other
+    IoU of its ground truth plus the best other IoU of its prediction is in every maximum: exchanging those
+    two for it would gain. Such pairs are settled first, which is nearly all of them where a prediction is
+    any good. The rest falls apart into connected components of the overlap graph, and each is solved on its
+    own.
+
+    Where assignments tie (their IoU sums differ by less than 1e-9) the one that covers the larger total
+    overlap is taken, so that AJI+ doesn't depend on the order of the ids.
+
+    Args:
+        table: areas and overlaps of the two label maps.
+
+    Returns:
+        Indices into the table's overlapping pairs, in rising order. Every pair has IoU > 0; instances
+        without a pair are unmatched.
+    """
+    overlaps = table.overlap_areas_px
+    weights = table.ious() + _TIE_WEIGHT * (overlaps / max(overlaps.sum(), 1))
+    settled, open_pairs = _settle_dominant_pairs(table.overlap_rows, table.overlap_columns, weights)
+    for component in _components(table, open_pairs):
+        rows, columns = table.overlap_rows[component], table.overlap_columns[component]
+        settled.append(component[_assign(rows, columns, weights[component])])
+    return np.sort(np.concatenate(settled))
+
+
+def _settle_dominant_pairs(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64]
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Return the pairs that are in every maximum, round by round, and the pairs that are still open."""
+    settled: list[NDArray[np.int64]] = []
+    pairs = np.argsort(weights)
+    while True:
+        row, column, weight = rows[pairs], columns[pairs], weights[pairs]
+        best_of_row, next_of_row = _best_two(row, weight)
+        best_of_column, next_of_column = _best_two(column, weight)
+        position = np.arange(len(pairs))
+        dominant = (best_of_row[row] == position) & (best_of_column[column] == position)
+        dominant &= weight > next_of_row[row] + next_of_column[column]
+        settled.append(pairs[dominant])
+        if not dominant.any():
+            return settled, pairs
+        pairs = pairs[~(_contains(row[dominant], row) | _contains(column[dominant], column))]
+
+
+def _best_two(
+    groups: NDArray[np.int64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return, for every group, the position of its largest weight and the value of its second largest (or 0).
+
+    ``weights`` must rise: of repeated indices NumPy keeps the last assignment, which is then the largest.
+    """
+    count = int(groups.max(initial=-1)) + 1
+    positions = np.arange(len(groups))
+    best = np.zeros(count, dtype=np.int64)
+    best[groups] = positions
+    others = best[groups] != positions
+    runner_up = np.zeros(count)
+    runner_up[groups[others]] = weights[others]
+    return best, runner_up
+
+
+def _contains(members: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
+    flags = np.zeros(int(values.max(initial=-1)) + 1, dtype=bool)
+    flags[members] = True
+    return flags[values]
+
+
+def _components(table: ContingencyTable, pairs: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split pairs by the connected component of the overlap graph that they lie in."""
+    if not pairs.size:
+        return []
+    rows, columns = table.overlap_rows[pairs], table.overlap_columns[pairs]
+    n, m = len(table.y_ids), len(table.y_pred_ids)
+    graph = coo_array((np.ones(len(pairs)), (rows, columns + n)), shape=(n + m, n + m))
+    _, component_of_node = connected_components(graph, directed=False)
+    component = component_of_node[rows]
+    order = np.argsort(component, kind="stable")
+    return np.split(pairs[order], np.flatnonzero(np.diff(component[order])) + 1)
+
+
+def _assign(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return which of the pairs of one component make up its maximum-weight assignment."""
+    row_ids, row = np.unique(rows, return_inverse=True)
+    column_ids, column = np.unique(columns, return_inverse=True)
+    gain = np.zeros((len(row_ids), len(column_ids)))
+    gain[row, column] = weights
+    pair = np.full(gain.shape, -1, dtype=np.int64)
+    pair[row, column] = np.arange(len(rows))
+    assigned = pair[linear_sum_assignment(gain, maximize=True)]
+    return assigned[assigned >= 0]  # the solver fills up with pairs that share no pixel

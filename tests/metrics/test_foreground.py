@@ -1,0 +1,130 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from monai.metrics import compute_hausdorff_distance
+
+from nucsam_monai.metrics import (
+    dice,
+    f1_mean_pr,
+    foreground_metrics,
+    hausdorff_distance,
+    iou,
+    precision_recall,
+)
+from nucsam_monai.metrics.hausdorff import hausdorff_distances
+from nucsam_monai.utils.errors import ConfigurationError
+from tests.metrics.label_maps import pair_of_discs, pairs_of_label_maps
+from tests.oracles import metrics_foreground as oracle
+
+ROOT = Path(__file__).parents[2]
+
+
+def oracle_of(y: np.ndarray, y_pred: np.ndarray) -> tuple[float, ...]:
+    pixel_metrics = (oracle.dice, oracle.iou, oracle.precision, oracle.recall)
+    return (
+        *(metric(y, y_pred) for metric in pixel_metrics),
+        oracle.hausdorff(y, y_pred),
+        oracle.hausdorff(y, y_pred, 95),
+    )
+
+
+def test_shifted_square_by_hand() -> None:
+    y, y_pred = np.zeros((10, 10), int), np.zeros((10, 10), int)
+    y[2:6, 2:6], y_pred[2:6, 4:9] = 1, 1
+    found = foreground_metrics(y, y_pred)
+    assert found.dice == 16 / 36
+    assert found.iou == 8 / 28
+    assert (found.precision, found.recall) == (8 / 20, 8 / 16)
+    assert found.hd == 3.0
+
+
+def test_empties_follow_the_table() -> None:
+    empty, some = np.zeros((3, 4), np.int32), np.array([[0, 0, 7, 0]] * 3, np.int32)
+    assert foreground_metrics(empty, empty) == (1, 1, 1, 1, 0, 0)
+    for pair in ((empty, some), (some, empty)):
+        assert foreground_metrics(*pair) == (0, 0, 0, 0, 5, 5)
+
+
+def test_full_images() -> None:
+    full = np.ones((4, 5), bool)
+    assert foreground_metrics(full, full) == (1, 1, 1, 1, 0, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs_of_label_maps())
+def test_equals_the_oracle(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    np.testing.assert_allclose(foreground_metrics(*pair), oracle_of(*pair), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_oracle_on_discs(seed: int) -> None:
+    pair = pair_of_discs(seed, side=64, count=12, jitter_px=3.0)
+    np.testing.assert_allclose(foreground_metrics(*pair), oracle_of(*pair), rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs_of_label_maps())
+def test_symmetries(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    y, y_pred = pair
+    found = foreground_metrics(y, y_pred)
+    swapped, transposed = foreground_metrics(y_pred, y), foreground_metrics(y.T, y_pred.T)
+    np.testing.assert_allclose(transposed, found, rtol=0, atol=1e-12)
+    assert (swapped.dice, swapped.iou, swapped.hd, swapped.hd95) == (
+        found.dice,
+        found.iou,
+        found.hd,
+        found.hd95,
+    )
+    assert (swapped.precision, swapped.recall) == (found.recall, found.precision)
+    assert found.hd95 <= found.hd
+    assert found.dice == pytest.approx(2 * found.iou / (1 + found.iou), abs=1e-12)
+
+
+def test_single_functions_return_the_combined_values() -> None:
+    y, y_pred = pair_of_discs(3, side=64, count=12)
+    found = foreground_metrics(y, y_pred)
+    assert (dice(y, y_pred), iou(y, y_pred), *precision_recall(y, y_pred)) == found[:4]
+    assert (hausdorff_distance(y, y_pred), hausdorff_distance(y, y_pred, percentile=95)) == found[4:]
+
+
+@pytest.mark.parametrize("percentile", [None, 95, 50, 12.5])
+@pytest.mark.parametrize("seed", range(2))
+def test_hausdorff_equals_monai(seed: int, percentile: float | None) -> None:
+    y, y_pred = (labels > 0 for labels in pair_of_discs(seed, side=64, count=8, jitter_px=4.0))
+    y[0, :9] = True  # a part on the image border
+    expected = compute_hausdorff_distance(
+        torch.as_tensor(y_pred)[None, None],
+        torch.as_tensor(y)[None, None],
+        include_background=True,
+        percentile=percentile,
+    )
+    assert hausdorff_distance(y, y_pred, percentile) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("percentile", [0, -1, 100.5, math.nan])
+def test_impossible_percentiles_are_refused(percentile: float) -> None:
+    with pytest.raises(ConfigurationError, match="percentile"):
+        hausdorff_distances(np.ones((2, 2), int), np.ones((2, 2), int), [95, percentile])
+
+
+def test_f1_uses_the_means_over_images() -> None:
+    assert f1_mean_pr([1.0, 0.0], [0.5, 0.5]) == 0.5
+    assert f1_mean_pr([1.0, 0.2], [0.2, 1.0]) == pytest.approx(0.6)  # the mean of the images' F1 is 1/3
+    assert f1_mean_pr([0.0], [0.0]) == 0.0
+
+
+@pytest.mark.parametrize(("precisions", "recalls"), [([], []), ([1.0], [1.0, 0.5]), (1.0, 1.0)])
+def test_f1_needs_a_pair_per_image(precisions: object, recalls: object) -> None:
+    with pytest.raises(ConfigurationError, match="one precision and one recall per image"):
+        f1_mean_pr(precisions, recalls)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, nucsam_monai.metrics; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
