@@ -1,0 +1,163 @@
+"""MONAI metrics that collect one row of named values per image and average over the images.
+
+They are separate from the package's ``__init__`` because they load torch and MONAI.
+"""
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric
+from monai.utils import convert_to_numpy
+from numpy.typing import NDArray
+
+from nucsam_monai.metrics.foreground import f1_mean_pr, foreground_metrics
+from nucsam_monai.metrics.instance import instance_metrics
+from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+class LabelMapMetric(CumulativeIterationMetric):
+    """Base of the metrics that turn one pair of label maps into one row of named values.
+
+    Called with ``(y_pred, y)``, MONAI's order, as ``(B, 1, H, W)`` integer tensors or as decollated lists
+    of ``(1, H, W)`` tensors, whose images may differ in size. Rows are float64 and are gathered from all
+    processes before they are averaged; every process must have measured at least one image.
+
+    Attributes:
+        columns: names of the values of one row, the columns of :meth:`get_buffer`.
+        names: names of the values that :meth:`aggregate` returns.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    names: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return one value per column for one image.
+
+        Args:
+            y: ``(H, W)`` ground truth.
+            y_pred: ``(H, W)`` prediction.
+        """
+
+    def aggregate(self) -> dict[str, float]:
+        """Return the mean of every column over the images for which it is not NaN (NaN if there are none).
+
+        Raises:
+            ConfigurationError: no image was measured since the last reset.
+        """
+        rows = self.rows()
+        return {name: _nan_mean(rows[:, index]) for index, name in enumerate(self.columns)}
+
+    def rows(self) -> NDArray[np.float64]:
+        """Return the ``(images, columns)`` values of all processes.
+
+        Raises:
+            ConfigurationError: no image was measured since the last reset.
+        """
+        buffer = self.get_buffer()
+        if buffer is None:
+            raise ConfigurationError(
+                f"{type(self).__name__}: no image was measured since the last reset. Check that the data set "
+                "isn't empty and that the metric is called with every batch."
+            )
+        return convert_to_numpy(buffer)
+
+    def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Any:
+        truths = 0 if y is None else len(y)
+        if not truths or len(y_pred) != truths:
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected one ground truth per prediction, found {len(y_pred)} "
+                f"predictions and {truths} ground truths. Check the keys that select them."
+            )
+        return super()._compute_list(y_pred, y, **kwargs)
+
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if y is None or y.ndim != 4 or y.shape[1] != 1 or y.shape != y_pred.shape:
+            found = None if y is None else tuple(y.shape)
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected y_pred and y of one shape (B, 1, H, W), or lists of "
+                f"(1, H, W), found {tuple(y_pred.shape)} and {found}. "
+                "Pass maps of instance ids, not one-hot channels."
+            )
+        maps = zip(convert_to_numpy(y), convert_to_numpy(y_pred), strict=True)
+        rows = [self.measure(truth[0], prediction[0]) for truth, prediction in maps]
+        return torch.as_tensor(np.asarray(rows, dtype=np.float64).reshape(-1, len(self.columns)))
+
+
+class InstanceSegmentationMetric(LabelMapMetric):
+    """AJI, AJI+, DQ, SQ and PQ per image, and their means over the images that have nuclei.
+
+    Images without a nucleus in the ground truth have NaN rows and are left out of the means; their number
+    is the aggregate ``skipped_images``, and a warning names it.
+
+    Args:
+        match_iou: IoU above which a pair counts as detected in DQ, SQ and PQ; 0 <= match_iou < 1.
+
+    Example:
+        >>> metric = InstanceSegmentationMetric()
+        >>> labels = torch.tensor([[[[1, 1, 0, 2]]]])
+        >>> _ = metric(y_pred=labels, y=labels)
+        >>> metric.aggregate()["aji"]
+        1.0
+    """
+
+    columns = ("aji", "aji_plus", "dq", "sq", "pq")
+    names = (*columns, "skipped_images")
+
+    def __init__(self, match_iou: float = 0.5) -> None:
+        super().__init__()
+        self.match_iou = match_iou
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return AJI, AJI+, DQ, SQ and PQ of one image, all NaN if ``y`` has no nucleus."""
+        return instance_metrics(y, y_pred, self.match_iou)[: len(self.columns)]
+
+    def aggregate(self) -> dict[str, float]:
+        """Return the mean of every column over the images with nuclei, and the number of the other images.
+
+        Raises:
+            ConfigurationError: no image was measured since the last reset.
+        """
+        skipped = int(np.isnan(self.rows()[:, 0]).sum())
+        if skipped:
+            logger.warning("%d of %d images have no nuclei; AJI and PQ skip them.", skipped, len(self))
+        return {**super().aggregate(), "skipped_images": float(skipped)}
+
+
+class ForegroundMetric(LabelMapMetric):
+    """Dice, IoU, precision, recall, HD and HD95 of the foreground per image, and their means over all images.
+
+    Empty images have a value in every column, so none is skipped. The aggregate ``f1_mean_pr`` is the F1 of
+    the mean precision and the mean recall.
+    """
+
+    columns = ("dice", "iou", "precision", "recall", "hd", "hd95")
+    names = (*columns, "f1_mean_pr")
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return Dice, IoU, precision, recall, HD and HD95 (in pixels) of one image."""
+        return foreground_metrics(y, y_pred)
+
+    def aggregate(self) -> dict[str, float]:
+        """Return the mean of every column over the images, and the F1 of mean precision and mean recall.
+
+        Raises:
+            ConfigurationError: no image was measured since the last reset.
+        """
+        rows = self.rows()
+        precision, recall = self.columns.index("precision"), self.columns.index("recall")
+        return {**super().aggregate(), "f1_mean_pr": f1_mean_pr(rows[:, precision], rows[:, recall])}
+
+
+def _nan_mean(values: NDArray[np.float64]) -> float:
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if valid.size else math.nan

@@ -1,0 +1,130 @@
+import logging
+import math
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from monai.data import MetaTensor
+
+from nucsam_monai.metrics import f1_mean_pr, foreground_metrics, instance_metrics
+from nucsam_monai.metrics.cumulative import ForegroundMetric, InstanceSegmentationMetric, LabelMapMetric
+from nucsam_monai.utils.errors import ConfigurationError
+from tests.metrics.label_maps import pair_of_discs
+
+METRICS = [InstanceSegmentationMetric, ForegroundMetric]
+
+
+def pairs(count: int, side: int = 32) -> list[list[np.ndarray]]:
+    return [pair_of_discs(seed, side, count=5) for seed in range(count)]
+
+
+def batch_of(maps: list[np.ndarray], dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.as_tensor(np.stack(maps)[:, None]).to(dtype)
+
+
+def fed(metric: LabelMapMetric, images: list[list[np.ndarray]]) -> LabelMapMetric:
+    metric(y_pred=batch_of([y_pred for _, y_pred in images]), y=batch_of([y for y, _ in images]))
+    return metric
+
+
+def test_rows_and_means_are_those_of_the_functions() -> None:
+    images = pairs(3)
+    instance, foreground = fed(InstanceSegmentationMetric(), images), fed(ForegroundMetric(), images)
+    instance_rows = np.array([instance_metrics(*image)[:5] for image in images])
+    foreground_rows = np.array([foreground_metrics(*image) for image in images])
+    np.testing.assert_array_equal(instance.get_buffer().numpy(), instance_rows)
+    np.testing.assert_array_equal(foreground.get_buffer().numpy(), foreground_rows)
+    means = dict(zip(instance.columns, instance_rows.mean(0), strict=True))
+    assert instance.aggregate() == pytest.approx({**means, "skipped_images": 0})
+    means = dict(zip(foreground.columns, foreground_rows.mean(0), strict=True))
+    f1 = f1_mean_pr(foreground_rows[:, 2], foreground_rows[:, 3])
+    assert foreground.aggregate() == pytest.approx({**means, "f1_mean_pr": f1})
+
+
+@pytest.mark.parametrize("metric_type", METRICS)
+def test_names_are_those_of_the_aggregate(metric_type: type[LabelMapMetric]) -> None:
+    assert tuple(fed(metric_type(), pairs(1)).aggregate()) == metric_type.names
+
+
+def test_decollated_lists_of_different_sizes() -> None:
+    images = [pair_of_discs(0, 24, count=4), pair_of_discs(1, 40, count=4)]
+    metric = InstanceSegmentationMetric()
+    metric(
+        y_pred=[MetaTensor(torch.as_tensor(y_pred)[None]) for _, y_pred in images],
+        y=[torch.as_tensor(y.astype(np.uint16))[None] for y, _ in images],
+    )
+    np.testing.assert_array_equal(metric.rows(), [instance_metrics(*image)[:5] for image in images])
+
+
+def test_images_without_nuclei_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    (y, y_pred), empty = pairs(1)[0], np.zeros((32, 32), np.int32)
+    metric = fed(InstanceSegmentationMetric(), [(y, y_pred), (empty, y_pred), (empty, empty)])
+    with caplog.at_level(logging.WARNING):
+        found = metric.aggregate()
+    assert found["aji"] == instance_metrics(y, y_pred).aji
+    assert found["skipped_images"] == 2
+    assert "2 of 3 images have no nuclei" in caplog.text
+
+
+def test_nothing_but_skipped_images_is_nan() -> None:
+    empty = np.zeros((8, 8), np.int32)
+    found = fed(InstanceSegmentationMetric(), [(empty, empty)]).aggregate()
+    assert math.isnan(found["pq"])
+    assert found["skipped_images"] == 1
+
+
+def test_the_threshold_reaches_panoptic_quality() -> None:
+    y, y_pred = np.array([[1, 1, 1]]), np.array([[1, 1, 0]])
+    assert fed(InstanceSegmentationMetric(match_iou=0.7), [(y, y_pred)]).aggregate()["dq"] == 0
+    assert fed(InstanceSegmentationMetric(match_iou=0.6), [(y, y_pred)]).aggregate()["dq"] == 1
+
+
+@pytest.mark.parametrize("metric_type", METRICS)
+def test_reset_forgets(metric_type: type[LabelMapMetric]) -> None:
+    metric = fed(metric_type(), pairs(1))
+    metric.reset()
+    with pytest.raises(ConfigurationError, match="no image was measured"):
+        metric.aggregate()
+
+
+MAPS = torch.ones((2, 1, 4, 4), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("y_pred", "y", "words"),
+    [
+        (MAPS, MAPS[:, 0], r"\(2, 1, 4, 4\) and \(2, 4, 4\)"),
+        (MAPS.repeat(1, 2, 1, 1), MAPS.repeat(1, 2, 1, 1), "one-hot"),
+        (MAPS, MAPS[:1], r"\(2, 1, 4, 4\) and \(1, 1, 4, 4\)"),
+        (MAPS, None, "None"),
+        (list(MAPS), list(MAPS[:1]), "2 predictions and 1 ground truths"),
+        (list(MAPS), None, "2 predictions and 0 ground truths"),
+        (MAPS.float(), MAPS, "float32"),
+    ],
+)
+def test_wrong_batches_are_refused(y_pred: torch.Tensor, y: torch.Tensor, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        InstanceSegmentationMetric()(y_pred=y_pred, y=y)
+
+
+def measure_on_rank(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    metric = fed(InstanceSegmentationMetric(), pairs(3)[:1] if rank else pairs(3)[1:])
+    np.save(folder / f"{rank}.npy", [*metric.aggregate().values(), len(metric)])
+    dist.destroy_process_group()
+
+
+def test_two_processes_average_over_all_images(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=measure_on_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    expected = [*fed(InstanceSegmentationMetric(), pairs(3)).aggregate().values(), 3]
+    for rank in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), expected, rtol=0, atol=1e-12)
