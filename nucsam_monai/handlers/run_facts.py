@@ -22,6 +22,7 @@ from nucsam_monai.utils.files import sha256_of_file
 MAX_TEXT_LENGTH = 6000  # characters; MLflow's limit for the value of a parameter
 _DIGEST_LENGTH = 36  # characters; MLflow's limit for the digest of a dataset
 _GIT_TIMEOUT_S = 5.0
+_NAME_LENGTH = 250  # characters; MLflow's limit for a name
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- /]")
 
 
@@ -51,13 +52,14 @@ class DatasetFacts:
 
 
 def tracked_name(name: str) -> str:
-    """Replace the characters that MLflow refuses in the name of a metric, parameter or tag by ``_``.
+    """Make ``name`` one that MLflow takes for a metric, parameter or tag: other characters become ``_``.
 
     Example:
         >>> tracked_name("train#loss@0.5")
         'train_loss_0.5'
     """
-    return _NOT_IN_A_NAME.sub("_", name).strip("/")
+    parts = [part.lstrip(".") for part in _NOT_IN_A_NAME.sub("_", name)[:_NAME_LENGTH].split("/")]
+    return "/".join(part for part in parts if part) or "_"
 
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, str]:
@@ -163,7 +165,8 @@ def dataset_facts(directory: Path | str, split: str) -> DatasetFacts:
         raise DatasetError(f"{description}: not valid JSON ({error}). Convert the dataset again.") from error
     if not isinstance(document, dict):
         raise DatasetError(
-            f"{description}: expected an object with the splits, found {type(document).__name__}."
+            f"{description}: expected an object with the splits, found {type(document).__name__}. "
+            "Convert the dataset again."
         )
     digest.update(content)
     name = str(document.get("name") or directory.name)
