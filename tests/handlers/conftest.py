@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from monai.utils import path_to_sqlite_uri
 
+from nucsam_monai.handlers import TrackedRun
 from nucsam_monai.handlers.tracking_store import create_database
+from tests.handlers.tracked_engines import EXPERIMENT, Store
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,18 @@ def store_uri(template_database: Path, tmp_path: Path) -> str:
     folder.mkdir()
     shutil.copy(template_database, folder / "mlflow.db")
     return path_to_sqlite_uri(folder / "mlflow.db")
+
+
+@pytest.fixture
+def store(store_uri: str) -> Store:
+    return Store(store_uri)
+
+
+@pytest.fixture
+def tracked(store_uri: str) -> TrackedRun:
+    return TrackedRun(
+        EXPERIMENT,
+        store_uri,
+        tags={"bundle": "demo", "dataset": "toy", "protocol": None, "seed": 7},
+        params={"optimizer": {"lr": 0.1}, "epochs": 2},
+    )
