@@ -1,0 +1,205 @@
+"""MoNuSeg 2018: H&E images of 1000 x 1000 pixels at 40x with outlines in Aperio XML."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from nucsam_monai.data.converters.aperio import AperioRegions, parse_regions
+from nucsam_monai.data.converters.known_archives import check_counts
+from nucsam_monai.data.converters.polygons import Overlap, paint_polygons
+from nucsam_monai.data.converters.progress import with_progress
+from nucsam_monai.data.converters.rasters import decode_rgb
+from nucsam_monai.data.converters.sources import Source, open_source, source_digests
+from nucsam_monai.data.converters.summary import ConversionSummary
+from nucsam_monai.data.dataset import DatasetMetadata
+from nucsam_monai.data.splits import last_fraction
+from nucsam_monai.data.writer import DatasetWriter
+from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+
+LICENCE = "CC BY-NC-SA 4.0"
+CITATION = "Kumar et al., A multi-organ nucleus segmentation challenge, IEEE TMI 39, 2020"
+
+Protocol = Literal["monuseg30", "monuseg37"]
+
+_CLASSIC_TISSUES = {
+    "breast": "A7-A13E A7-A13F AR-A1AK AR-A1AS E2-A1B5 E2-A14V",
+    "kidney": "B0-5711 HE-7128 HE-7129 HE-7130 B0-5710 B0-5698",
+    "liver": "18-5592 38-6178 49-4488 50-5931 21-5784 21-5786",
+    "prostate": "G9-6336 G9-6348 G9-6356 G9-6363 CH-5767 G9-6362",
+    "bladder": "DK-A2I6 G2-A2EK",
+    "colon": "AY-A8YK NH-A8F7",
+    "stomach": "KB-A93J RD-A8N9",
+}
+_TEST_TISSUES = {
+    "breast": "AC-A2FO AO-A0J2",
+    "kidney": "2Z-A9J9 GL-6846 IZ-8196",
+    "lung": "44-2665 69-7764",
+    "prostate": "EJ-A46H HC-7209",
+    "bladder": "CU-A0YN ZF-A9R5",
+    "colon": "A6-6782",
+    "brain": "FG-A4MU HT-8564",
+}
+
+
+def _by_patient(tissues: Mapping[str, str]) -> dict[str, str]:
+    return {f"TCGA-{patient}": tissue for tissue, patients in tissues.items() for patient in patients.split()}
+
+
+CLASSIC_PATIENTS = _by_patient(_CLASSIC_TISSUES)
+"""``{patient: tissue}`` of the 30 images of the first release, the training set of most papers."""
+
+TEST_PATIENTS = _by_patient(_TEST_TISSUES)
+"""``{patient: tissue}`` of the 14 test images of the challenge."""
+
+_LAYOUT = "<id>.tif and <id>.xml, in one folder or in 'Tissue Images' and 'Annotations'"
+_MEMBER = re.compile(r"(?:.*/)?(?P<id>TCGA-[^/]+)\.(?P<kind>tif|tiff|xml)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Where one image lies, and what is annotated in it."""
+
+    source: Source
+    image: str
+    regions: AperioRegions
+
+
+def convert(
+    source: Path | str,
+    output_dir: Path | str,
+    test_source: Path | str | None = None,
+    *,
+    protocol: Protocol = "monuseg30",
+    validation_fraction: float = 0.15,
+    overlap: Overlap = "first",
+) -> ConversionSummary:
+    """Convert the training archive and, where given, the test archive of the challenge.
+
+    A pixel belongs to an outline if its centre is inside. Where outlines overlap the first one keeps the
+    pixel, as in the challenge's own script. Outlines of fewer than three vertices and hidden outlines are
+    dropped.
+
+    Args:
+        source: ``MoNuSeg 2018 Training Data.zip`` or the folder unpacked from it.
+        output_dir: the dataset folder to write.
+        test_source: ``MoNuSegTestData.zip`` or the folder unpacked from it; without it no test split.
+        protocol: ``"monuseg30"`` takes those of the 30 classic images that the archive holds; ``"monuseg37"``
+            takes every image, with the seven that were added later.
+        validation_fraction: part of the training images, the last of the sorted ids, for validation.
+        overlap: which outline keeps a pixel that several claim, ``"first"`` or ``"last"``.
+
+    Raises:
+        ConfigurationError: an option is not permitted.
+        DatasetError: a source is missing, damaged or of another layout, or ``output_dir`` is not empty.
+    """
+    for name, value, permitted in (("protocol", protocol, Protocol), ("overlap", overlap, Overlap)):
+        if value not in get_args(permitted):
+            raise ConfigurationError(f"{name} '{value}': expected one of {', '.join(get_args(permitted))}.")
+    with ExitStack() as stack:
+        train = stack.enter_context(open_source(source))
+        samples = _find_samples(train, "monuseg/train")
+        training, validation = last_fraction(_training_ids(train, samples, protocol), validation_fraction)
+        splits = {"training": training, "validation": validation}
+        sources = [train]
+        if test_source:
+            sources.append(stack.enter_context(open_source(test_source)))
+            tests = _find_samples(sources[-1], "monuseg/test")
+            if both := sorted(set(tests) & {*training, *validation}):
+                raise DatasetError(
+                    f"{test_source}: {len(both)} test images are in {source} too, first {both[0]}."
+                )
+            samples |= tests
+            splits["test"] = sorted(tests)
+        options = {"overlap": overlap, "protocol": protocol, "validation_fraction": validation_fraction}
+        writer = stack.enter_context(DatasetWriter(output_dir, _metadata(source_digests(*sources), options)))
+        jobs = [(split, sample_id) for split, ids in splits.items() for sample_id in ids]
+        dropped: Counter[str] = Counter()
+        for split, sample_id in with_progress(jobs, "monuseg", "image"):
+            dropped.update(_convert_sample(writer, split, sample_id, samples[sample_id], overlap))
+        writer.note(dropped=dict(dropped))
+    return ConversionSummary(Path(output_dir), "monuseg", writer.counts, dict(dropped))
+
+
+def _find_samples(source: Source, part: str) -> dict[str, _Sample]:
+    """Pair images and annotations by name, read the annotations, and check the counts of the source."""
+    files: dict[str, dict[str, str]] = {"image": {}, "annotation": {}}
+    for name, found in source.match(_MEMBER):
+        kind = "annotation" if found["kind"].lower() == "xml" else "image"
+        sample_id = found["id"].upper()
+        if sample_id in files[kind]:
+            raise DatasetError(
+                f"{source.path}: two {kind}s of {sample_id}: {files[kind][sample_id]} and {name}."
+            )
+        files[kind][sample_id] = name
+    if not files["image"]:
+        raise DatasetError(
+            f"{source.path}: not a MoNuSeg archive, expected {_LAYOUT}; first file: {source.names[0]}."
+        )
+    if unpaired := sorted(set(files["image"]) ^ set(files["annotation"])):
+        have = "an image" if unpaired[0] in files["image"] else "an annotation"
+        raise DatasetError(
+            f"{source.path}: {len(unpaired)} images or annotations without the other; first {unpaired[0]}, "
+            f"which has {have} only. Expected {_LAYOUT}."
+        )
+    samples = {}
+    for sample_id, image in files["image"].items():
+        annotation = files["annotation"][sample_id]
+        regions = parse_regions(source.read(annotation), source.where(annotation))
+        samples[sample_id] = _Sample(source, image, regions)
+    regions_found = sum(sample.regions.region_count for sample in samples.values())
+    check_counts(part, source, {"images": len(samples), "regions": regions_found})
+    return samples
+
+
+def _training_ids(source: Source, samples: Mapping[str, _Sample], protocol: Protocol) -> list[str]:
+    if protocol == "monuseg37":
+        return list(samples)
+    classic = [sample_id for sample_id in samples if _patient(sample_id) in CLASSIC_PATIENTS]
+    if not classic:
+        raise DatasetError(
+            f"{source.path}: none of its {len(samples)} images is one of the 30 classic training images. "
+            "Pass the training archive as --source and the test archive as --test_source."
+        )
+    return classic
+
+
+def _convert_sample(
+    writer: DatasetWriter, split: str, sample_id: str, sample: _Sample, overlap: Overlap
+) -> dict[str, int]:
+    """Write one image and return how many of its regions were dropped, by reason."""
+    image = decode_rgb(sample.source.read(sample.image), sample.source.where(sample.image))
+    polygons = sample.regions.polygons
+    instances = paint_polygons(polygons, image.shape[:2], overlap)
+    patient = _patient(sample_id)
+    tissue = CLASSIC_PATIENTS.get(patient) or TEST_PATIENTS.get(patient)
+    writer.add(split, sample_id, image, instances, tissue=tissue, group=patient)
+    visible = int(np.count_nonzero(np.unique(instances)))
+    return {
+        "regions with fewer than 3 vertices": sample.regions.region_count - len(polygons),
+        "hidden regions": len(polygons) - visible,
+    }
+
+
+def _patient(sample_id: str) -> str:
+    """Return the first three parts of a TCGA barcode: ``TCGA-<tissue source site>-<participant>``."""
+    return "-".join(sample_id.split("-")[:3])
+
+
+def _metadata(digests: dict[str, str], options: Mapping[str, object]) -> DatasetMetadata:
+    return DatasetMetadata(
+        name="monuseg",
+        domain="monuseg",
+        modality="H&E",
+        magnification=40.0,
+        mpp=0.25,
+        licence=LICENCE,
+        citation=CITATION,
+        source=digests,
+        conversion=options,
+    )

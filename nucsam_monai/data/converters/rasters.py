@@ -1,0 +1,80 @@
+"""Decoding the image files of public datasets to the arrays of the dataset format."""
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from nucsam_monai.data.label_files import MAX_IMAGE_PIXELS
+from nucsam_monai.utils.errors import DatasetError
+
+_COLOUR_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+_ALPHA_CHANNELS = {"LA", "RGBA"}
+
+
+def decode_rgb(content: bytes, where: str) -> np.ndarray:
+    """Decode an image file of 8 bits per channel; alpha is dropped, grey is repeated, palettes are looked up.
+
+    Args:
+        content: bytes of a PNG, TIFF, BMP or JPEG file.
+        where: name of the file for messages.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        DatasetError: the file is damaged, too large, or has more than 8 bits per channel.
+    """
+    image = _decode(content, where)
+    if image.mode not in _COLOUR_MODES:
+        raise DatasetError(f"{where}: image of mode {image.mode}, expected 8 bits per channel.")
+    # Through RGBA, because a palette with transparency has no direct way to RGB; the colours stay as stored.
+    return (
+        np.array(image.convert("RGBA"))[..., :3]
+        if image.mode in {"P", "PA"}
+        else np.array(image.convert("RGB"))
+    )
+
+
+def decode_mask(content: bytes, where: str) -> np.ndarray:
+    """Decode a binary mask: a pixel is set where any colour channel, not alpha, is above 0.
+
+    Returns:
+        ``(H, W)`` bool.
+
+    Raises:
+        DatasetError: the file is damaged or too large.
+    """
+    image = _decode(content, where)
+    if image.mode in {"P", "PA"}:
+        image = image.convert("RGBA")
+    pixels = np.asarray(image)
+    if image.mode in _ALPHA_CHANNELS:
+        pixels = pixels[..., :-1]
+    return np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0)
+
+
+def decode_labels(content: bytes, where: str) -> np.ndarray:
+    """Decode a single-channel map of ids or classes; the values of a palette image are its indices.
+
+    Returns:
+        ``(H, W)`` int32.
+
+    Raises:
+        DatasetError: the file is damaged, too large, or has several channels.
+    """
+    pixels = np.asarray(_decode(content, where))
+    if pixels.ndim != 2 or not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):
+        raise DatasetError(f"{where}: expected one channel of integers, found {pixels.dtype} {pixels.shape}.")
+    return pixels.astype(np.int32)
+
+
+def _decode(content: bytes, where: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise DatasetError(f"{where}: {image.width} x {image.height} pixels; refused.")
+        image.load()
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{where}: not a readable image ({error}).") from error
+    return image

@@ -1,0 +1,116 @@
+"""Reproducible splits into training, validation and test that never divide a slide or patient."""
+
+import math
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+import numpy as np
+
+from nucsam_monai.utils.errors import ConfigurationError
+
+SPLITS = ("training", "validation", "test")
+"""The keys of ``dataset.json`` that hold items, as in MONAI's datalists."""
+
+TRAIN_80_10_10: Mapping[str, float] = {"training": 0.8, "validation": 0.1, "test": 0.1}
+SPLIT_SEED = 42
+
+
+def split_counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    """Turn fractions into counts.
+
+    Every split but the first is rounded half up; the first takes the rest. 80/10/10 of 670 is 536/67/67,
+    of 664 it is 532/66/66.
+
+    Args:
+        total: number of samples.
+        fractions: ``{split name: fraction}``, in order, each from 0 to 1, with the sum 1.
+
+    Raises:
+        ConfigurationError: a fraction is out of range, or the sum is not 1.
+
+    Example:
+        >>> split_counts(670, {"training": 0.8, "validation": 0.1, "test": 0.1})
+        {'training': 536, 'validation': 67, 'test': 67}
+    """
+    # The decimals as written: 0.15 of 30 is 4.5 and rounds up, whatever its binary value is.
+    exact = {name: Fraction(str(fraction)) for name, fraction in fractions.items()}
+    if not exact or sum(exact.values()) != 1 or not all(0 <= fraction <= 1 for fraction in exact.values()):
+        raise ConfigurationError(
+            f"split fractions {dict(fractions)}: expected numbers from 0 to 1 with the sum 1."
+        )
+    first, *others = exact
+    counts = {first: total}
+    for name in others:
+        # Never more than what is left: many small fractions of few samples all round up.
+        counts[name] = min(math.floor(exact[name] * total + Fraction(1, 2)), counts[first])
+        counts[first] -= counts[name]
+    return counts
+
+
+def random_split(
+    ids: Iterable[str],
+    fractions: Mapping[str, float] = TRAIN_80_10_10,
+    seed: int = SPLIT_SEED,
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, list[str]]:
+    """Divide samples at random, the same way on every machine.
+
+    The sorted ids are permuted by ``numpy.random.default_rng(seed)`` and cut into runs of
+    :func:`split_counts` samples. With groups the sorted groups are permuted instead, and a group goes whole
+    to the run that holds its middle sample, so the counts are met as closely as the groups allow. The order
+    of ``ids`` does not matter.
+
+    Args:
+        ids: sample ids, each once.
+        fractions: ``{split name: fraction}`` with the sum 1.
+        seed: seed of the permutation.
+        groups: ``{sample id: slide or patient}``; a sample without one is a group of its own.
+
+    Returns:
+        ``{split name: sorted ids}`` with every name of ``fractions``.
+
+    Raises:
+        ConfigurationError: an id occurs twice, or the fractions are wrong.
+
+    Example:
+        >>> random_split(["a", "b", "c", "d"], {"training": 0.5, "test": 0.5}, seed=0)
+        {'training': ['a', 'c'], 'test': ['b', 'd']}
+    """
+    members: dict[tuple[bool, str], list[str]] = {}
+    for sample_id in sorted(ids):
+        # The flag keeps a sample without a group apart from a group of the same name.
+        key = (True, groups[sample_id]) if groups and sample_id in groups else (False, sample_id)
+        members.setdefault(key, []).append(sample_id)
+    total = sum(len(samples) for samples in members.values())
+    if total != len({sample_id for samples in members.values() for sample_id in samples}):
+        raise ConfigurationError("random_split: a sample id occurs twice.")
+
+    counts = split_counts(total, fractions)
+    names = list(counts)
+    ends = np.cumsum(list(counts.values()))
+    splits: dict[str, list[str]] = {name: [] for name in names}
+    keys = sorted(members)
+    placed = 0
+    for position in np.random.default_rng(seed).permutation(len(keys)):
+        samples = members[keys[position]]
+        middle = placed + len(samples) / 2
+        splits[names[int(np.searchsorted(ends, middle))]].extend(samples)
+        placed += len(samples)
+    return {name: sorted(samples) for name, samples in splits.items()}
+
+
+def last_fraction(ids: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Cut the last part, rounded half up, off the sorted ids: ``(the rest, the last part)``.
+
+    Raises:
+        ConfigurationError: ``fraction`` is not from 0 to 1.
+
+    Example:
+        >>> last_fraction(["b", "a", "c"], 0.34)
+        (['a', 'b'], ['c'])
+    """
+    ordered = sorted(ids)
+    if not 0 <= fraction <= 1:
+        raise ConfigurationError(f"fraction {fraction}: expected a number from 0 to 1.")
+    kept = len(ordered) - math.floor(Fraction(str(fraction)) * len(ordered) + Fraction(1, 2))
+    return ordered[:kept], ordered[kept:]

@@ -1,0 +1,77 @@
+"""Turn the archives of public datasets into dataset folders, and check such folders.
+
+Examples::
+
+    python scripts/prepare_dataset.py list
+    python scripts/prepare_dataset.py dsb2018 --source stage1_train.zip --output_dir data/dsb2018
+    python scripts/prepare_dataset.py monuseg --source "MoNuSeg 2018 Training Data.zip" \
+        --test_source MoNuSegTestData.zip --output_dir data/monuseg
+    python scripts/prepare_dataset.py nucls --source nucls --output_dir data/nucls
+    python scripts/prepare_dataset.py validate data/monuseg
+
+A source may also be the folder unpacked from the archive. The options of one dataset are listed by
+``python scripts/prepare_dataset.py dsb2018 --help``.
+"""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Mapping
+
+import fire
+
+from nucsam_monai.data.converters import CONVERTERS, ConversionSummary
+from nucsam_monai.data.validation import validate_dataset
+from nucsam_monai.data.writer import SplitCounts
+from nucsam_monai.utils.errors import NucSAMError
+
+
+def list_datasets() -> str:
+    """List the datasets that can be prepared."""
+    lines = []
+    for name, convert in CONVERTERS.items():
+        module = sys.modules[convert.__module__]
+        lines.append(f"{name:<10} {module.LICENCE:<18} {(module.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def validate(folder: str) -> str:
+    """Open every file of a dataset folder and report what is wrong, or its counts."""
+    summary = validate_dataset(str(folder))
+    return "\n".join([f"{summary.folder}: valid dataset '{summary.name}'", *_count_lines(summary.splits)])
+
+
+def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
+    """Make a converter return its counts as text, with the converter's own signature and help."""
+
+    @functools.wraps(convert)
+    def command(*args: object, **options: object) -> str:
+        summary = convert(*args, **options)
+        dropped = [f"  dropped    {count:>6} {reason}" for reason, count in summary.dropped.items() if count]
+        return "\n".join(
+            [f"{summary.folder}: wrote '{summary.name}'", *_count_lines(summary.splits), *dropped]
+        )
+
+    return command
+
+
+def _count_lines(splits: Mapping[str, SplitCounts]) -> list[str]:
+    return [
+        f"  {name:<10} {count.images:>6} images {count.nuclei:>8} nuclei" for name, count in splits.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    commands = {name: reporting(convert) for name, convert in CONVERTERS.items()}
+    try:
+        fire.Fire({**commands, "validate": validate, "list": list_datasets}, command=arguments)
+    except (NucSAMError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
