@@ -10,7 +10,7 @@ from nucsam_monai.data.demo.optics import blur, expose, illumination
 
 _BLUE = np.array([0.12, 0.32, 1.0])
 _GREY = np.ones(3)
-_FOCUS_LEVELS_PX = (0.8, 1.8, 3.0)
+_FOCUS_LEVELS_PX = (0.8, 1.7, 2.6)
 
 
 def render_fluorescence(
@@ -40,7 +40,7 @@ def render_fluorescence(
         thickness = np.sqrt(np.clip(1.12 - nucleus.radial**2, 0.05, None))
         edge[nucleus.box][nucleus.mask] = thickness[nucleus.mask]
     count = len(scene.nuclei)
-    brightness = np.clip(rng.lognormal(-0.5, 0.55, count), 0.2, 1.5)
+    brightness = np.clip(rng.lognormal(-0.45, 0.5, count), 0.26, 1.5)
     plane = rng.choice(len(_FOCUS_LEVELS_PX), count, p=[0.6, 0.27, 0.13])
     glow = np.zeros(scene.shape, dtype=np.float32)
     for level, sigma in enumerate(_FOCUS_LEVELS_PX):
