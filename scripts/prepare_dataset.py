@@ -14,6 +14,7 @@ A source may also be the folder unpacked from the archive. The options of one da
 """
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ import fire
 from nucsam_monai.data.converters import CONVERTERS, ConversionSummary
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
-from nucsam_monai.utils.errors import NucSAMError
+from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 
 def list_datasets() -> str:
@@ -42,16 +43,27 @@ def validate(folder: str) -> str:
 
 
 def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
-    """Make a converter return its counts as text, with the converter's own signature and help."""
+    """Make a converter return its counts as text, with the converter's own signature and help.
+
+    Fire would run the converter first and complain about a misspelt option afterwards, so the command takes
+    every option and complains itself.
+    """
+    signature = inspect.signature(convert)
 
     @functools.wraps(convert)
     def command(*args: object, **options: object) -> str:
+        unknown = sorted(set(options) - set(signature.parameters))
+        if unknown:
+            permitted = ", ".join(f"--{name}" for name in signature.parameters)
+            raise ConfigurationError(f"unknown option --{unknown[0]}; permitted are {permitted}.")
         summary = convert(*args, **options)
         dropped = [f"  dropped    {count:>6} {reason}" for reason, count in summary.dropped.items() if count]
         return "\n".join(
             [f"{summary.folder}: wrote '{summary.name}'", *_count_lines(summary.splits), *dropped]
         )
 
+    rest = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), rest])  # type: ignore[attr-defined]
     return command
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.sources import is_junk
 from nucsam_monai.data.dataset import DATASET_FILE, FILE_KEYS, Dataset, read_dataset
+from nucsam_monai.data.junk import is_junk
 from nucsam_monai.data.label_files import read_classes, read_image, read_instances
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import DatasetError

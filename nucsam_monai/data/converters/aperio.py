@@ -63,11 +63,11 @@ def parse_regions(content: bytes, where: str) -> AperioRegions:
 def _vertices(region: ET.Element, where: str) -> np.ndarray:
     pairs = [(vertex.get("X"), vertex.get("Y")) for vertex in region.findall("./Vertices/Vertex")]
     try:
-        vertices = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{where}: region {region.get('Id')} has a vertex without numbers.") from error
+        vertices = np.array(pairs, dtype=np.float64).reshape(-1, 2)  # a missing coordinate becomes NaN
+    except ValueError:
+        vertices = np.array([[np.nan, np.nan]])
     if not np.isfinite(vertices).all():
-        raise DatasetError(f"{where}: region {region.get('Id')} has a vertex that is not finite.")
+        raise DatasetError(f"{where}: region {region.get('Id')} has a vertex without finite X and Y.")
     return vertices
 
 

@@ -3,9 +3,9 @@
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from nucsam_monai.data.label_files import MAX_IMAGE_PIXELS
+from nucsam_monai.data.label_files import IMAGE_ERRORS
 from nucsam_monai.utils.errors import DatasetError
 
 _COLOUR_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
@@ -72,9 +72,7 @@ def decode_labels(content: bytes, where: str) -> np.ndarray:
 def _decode(content: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise DatasetError(f"{where}: {image.width} x {image.height} pixels; refused.")
         image.load()
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         raise DatasetError(f"{where}: not a readable image ({error}).") from error
     return image

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from nucsam_monai.data.junk import is_junk
 from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import sha256_of_file
 
@@ -22,14 +23,7 @@ MAX_MEMBER_BYTES = 1 << 30
 _SUSPICIOUS_TOTAL_BYTES = 1 << 30
 _SUSPICIOUS_RATIO = 200
 
-_JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
-
-
-def is_junk(name: str) -> bool:
-    """Tell whether a member is a leftover of an operating system: ``__MACOSX``, ``.DS_Store``, ``._x``."""
-    parts = name.lower().split("/")
-    return "__macosx" in parts or parts[-1] in _JUNK_NAMES or parts[-1].startswith("._")
 
 
 class Source(ABC):
@@ -115,7 +109,7 @@ class ZipSource(Source):
             name = member.filename
             reason = _why_hostile(member)
             # Two names that differ in letter case only are one file on half of all computers.
-            if name.lower() in seen:
+            if not member.is_dir() and name.lower() in seen:
                 reason = "it occurs twice"
             if reason:
                 raise DatasetError(
@@ -210,8 +204,10 @@ def _why_not_a_zip(path: Path) -> str:
 def _why_hostile(member: zipfile.ZipInfo) -> str:
     """Return why a member must not be in an honest archive; empty where nothing is wrong."""
     name = member.filename
-    if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         return "its name is absolute"
+    if "\\" in name:
+        return "its name has a backslash, which is a separator on some systems only"
     if ".." in name.split("/"):
         return "its name leaves the archive"
     if any(ord(character) < 32 for character in name):

@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.prepare_dataset import main
+from tests.data.originals import dsb_members, monuseg_members, write_zip
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_convert_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_zip(tmp_path / "stage1_train.zip", dsb_members())
+    output = tmp_path / "data" / "dsb2018"
+    assert main(["dsb2018", "--source", str(source), "--output_dir", str(output)]) == 0
+    assert "training        8 images       16 nuclei" in capsys.readouterr().out
+    assert main(["validate", str(output)]) == 0
+    assert "valid dataset 'dsb2018'" in capsys.readouterr().out
+
+
+def test_options_reach_the_converter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_zip(tmp_path / "train.zip", monuseg_members())
+    output = str(tmp_path / "out")
+    assert (
+        main(["monuseg", "--source", str(source), "--output_dir", output, "--validation_fraction", "0.4"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "validation      2 images" in printed
+    assert "dropped         5 regions with fewer than 3 vertices" in printed
+
+
+def test_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["dsb2018", "monuseg", "nucls"]
+    assert "CC0-1.0" in lines[0]
+
+
+def test_misspelt_option_stops_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_zip(tmp_path / "train.zip", monuseg_members())
+    arguments = [
+        "monuseg",
+        "--source",
+        str(source),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--protokol",
+        "monuseg37",
+    ]
+    assert main(arguments) == 1
+    assert "unknown option --protokol; permitted are --source" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_error_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "train.zip", dsb_members())
+    source.write_bytes(source.read_bytes()[:2000])
+    script = str(ROOT / "scripts" / "prepare_dataset.py")
+    finished = subprocess.run(
+        [sys.executable, script, "dsb2018", "--source", str(source), "--output_dir", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert (
+        finished.stderr == f"error: {source}: the zip archive is truncated or damaged. Download it again.\n"
+    )
+    assert finished.stdout == ""
+    assert list(tmp_path.iterdir()) == [source]
