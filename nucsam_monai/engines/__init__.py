@@ -1,0 +1,7 @@
+"""What MONAI's engines need for these methods beyond what they bring."""
+
+from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.image_folder import ReadableImages, inference_items
+from nucsam_monai.engines.prepare_batch import PrepareDomainBatch
+
+__all__ = ["DomainBatchSampler", "PrepareDomainBatch", "ReadableImages", "inference_items"]

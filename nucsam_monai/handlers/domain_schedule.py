@@ -55,6 +55,9 @@ class DomainScheduleHandler:
         epoch = engine.state.epoch - 1
         self.sampler.set_epoch(epoch)
         engine.state.epoch_length = len(self.sampler)
+        # Ignite ends a run, and skips batches of a resumed one, by comparing the counted iterations with
+        # epochs of this length; epochs of another domain may have been longer.
+        engine.state.iteration = epoch * engine.state.epoch_length
         seed = (self.seed * 1_000_003 + epoch) % (1 << 31)
         torch.manual_seed(seed)
         set_rnd(self.data_loader.dataset, seed)

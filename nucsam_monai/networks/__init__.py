@@ -1,5 +1,5 @@
 """Networks of the methods."""
 
-from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput
+from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
-__all__ = ["UNSAM", "UNSAMOutput"]
+__all__ = ["UNSAM", "UNSAMOutput", "trained_domains"]

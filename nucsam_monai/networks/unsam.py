@@ -1,7 +1,9 @@
 """UN-SAM: prompt-free segmentation of nuclei in several domains (DT-Encoder, SPGen, DQ-Decoder)."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 from torch import Tensor, nn
@@ -22,9 +24,10 @@ from nucsam_monai.networks.sam import (
     build_prompt_encoder,
     load_official_checkpoint,
     load_strictly,
+    read_header,
     sam_variant as find_variant,
 )
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,21 @@ class UNSAM(nn.Module):
         masks = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
         return UNSAMOutput(masks, hint_logits) if self.training else masks
 
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        options = {
+            "encoder": asdict(self.encoder_options),
+            "spgen": asdict(self.spgen_options),
+            "decoder": asdict(self.decoder_options),
+        }
+        return {
+            "method": "unsam",
+            "sam_variant": self.variant.name,
+            "domains": json.dumps(self.domains),
+            "options": json.dumps(options, sort_keys=True),
+        }
+
     def domain_index(self, domain: str | None) -> int:
         """Return the position of ``domain`` in ``domains``.
 
@@ -245,6 +263,18 @@ class UNSAM(nn.Module):
         self.prompt_encoder.requires_grad_(False)
         if self.spgen is not None and self.spgen_options.inject == "mask_prompt":
             self.prompt_encoder.mask_downscaling.requires_grad_(True)
+
+
+def trained_domains(checkpoint: str | Path) -> list[str]:
+    """Return the domains of a UN-SAM weights file, in the order of its queries.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not of UN-SAM.
+    """
+    header = read_header(checkpoint)
+    if header.get("method") != "unsam":
+        raise CheckpointError(f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'.")
+    return list(json.loads(header["domains"]))
 
 
 def _options(kind: type[Options], values: Mapping[str, Any] | None, name: str) -> Options:

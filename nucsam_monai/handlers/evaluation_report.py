@@ -1,0 +1,118 @@
+"""Tables and pictures of an evaluation."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.handlers.utils import string_list_all_gather
+from monai.utils import convert_to_numpy
+
+from nucsam_monai.io import comparison_overlay, read_image, write_json, write_png, write_table
+from nucsam_monai.metrics import contingency_table
+from nucsam_monai.metrics.summary import summarise_by_domain
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationReport:
+    """Write ``per_image.csv``, ``summary.csv``, ``summary.json`` and some overlays of an evaluation.
+
+    The rows come from ``engine.state.metric_details``, so the report is attached behind the handlers that
+    measure. The evaluator's items hold ``id``, ``domain`` and ``image_path``, its outputs ``pred_instances`` and
+    ``label_instances``. The first images of every domain get an overlay, the same ones in every evaluation.
+
+    Args:
+        output_dir: where the files go.
+        facts: what else ``summary.json`` says of the evaluation: weights, split, seed.
+        overlays_per_domain: images with an overlay.
+        prefix: of the metrics' names, taken off in the tables.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        facts: Mapping[str, Any] | None = None,
+        overlays_per_domain: int = 3,
+        prefix: str = "val_",
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.facts = dict(facts or {})
+        self.overlays_per_domain = overlays_per_domain
+        self.prefix = prefix
+        self._ids: list[str] = []
+        self._domains: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def start(self, _engine: Engine) -> None:
+        """Forget the last evaluation."""
+        self._ids, self._domains = [], []
+
+    def add(self, engine: Engine) -> None:
+        """Note the images of one iteration and draw those that get an overlay."""
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            if Counter(self._domains)[item["domain"]] < self.overlays_per_domain:
+                self._draw(item, output)
+            self._ids.append(item["id"])
+            self._domains.append(item["domain"])
+
+    def finish(self, engine: Engine) -> None:
+        """Write the tables."""
+        ids, domains = string_list_all_gather(self._ids), string_list_all_gather(self._domains)
+        if engine.state.rank > 0:
+            return
+        details = {
+            name.removeprefix(self.prefix): convert_to_numpy(values)
+            for name, values in engine.state.metric_details.items()
+        }
+        rows = [
+            {"id": name, "domain": domain, **{key: float(values[i]) for key, values in details.items()}}
+            for i, (name, domain) in enumerate(zip(ids, domains, strict=True))
+        ]
+        write_report(self.output_dir, rows, self.facts)
+
+    def _draw(self, item: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        true = convert_to_numpy(output["label_instances"])[0].astype(np.int32)
+        predicted = convert_to_numpy(output["pred_instances"])[0].astype(np.int32)
+        matched_true, matched_predicted = matched_ids(true, predicted)
+        overlay = comparison_overlay(
+            read_image(item["image_path"]),
+            true,
+            predicted,
+            matched_true=matched_true,
+            matched_predicted=matched_predicted,
+        )
+        write_png(self.output_dir / "overlays" / f"{item['domain']}_{item['id']}.png", overlay)
+
+
+def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Write the tables of an evaluation and log the summary.
+
+    Args:
+        output_dir: where ``per_image.csv``, ``summary.csv`` and ``summary.json`` go.
+        rows: one per image with ``id``, ``domain`` and the metrics.
+        facts: further entries of ``summary.json``.
+    """
+    summary = summarise_by_domain(rows)
+    write_table(output_dir / "per_image.csv", rows)
+    write_table(output_dir / "summary.csv", summary)
+    write_json(output_dir / "summary.json", {**facts, "summary": summary})
+    for row in summary:
+        means = ", ".join(f"{key} {row[key]:.4f}" for key in ("dice", "aji", "pq") if key in row)
+        logger.info("%s (%d images): %s", row["domain"], row["images"], means)
+    logger.info("tables: %s", output_dir)
+
+
+def matched_ids(true: np.ndarray, predicted: np.ndarray, match_iou: float = 0.5) -> tuple[set[int], set[int]]:
+    """Return the ids on both sides of all pairs with an IoU above ``match_iou``."""
+    table = contingency_table(true, predicted)
+    paired = table.iou > match_iou
+    return set(table.y_ids[table.rows[paired]].tolist()), set(table.y_pred_ids[table.columns[paired]].tolist())

@@ -1,0 +1,135 @@
+"""Going on with a training that was interrupted."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from nucsam_monai.networks.sam.tensor_files import open_safetensors
+from nucsam_monai.utils.errors import CheckpointError
+from nucsam_monai.utils.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "nucsam_monai.training_state.1"
+
+
+class TrainingState:
+    """Write everything that an interrupted training needs after every epoch, and take it up again.
+
+    The file holds the trained tensors of the network and the states of optimizer, learning rate and
+    whatever else has ``state_dict`` and ``load_state_dict``. An epoch that was under way is done again.
+    Together with :class:`~nucsam_monai.handlers.DomainScheduleHandler`, which seeds every epoch by its number,
+    the resumed training gives the same weights as an uninterrupted one (bit for bit on a CPU).
+
+    Args:
+        path: the ``.safetensors`` file.
+        network: its parameters that require a gradient and all its buffers are kept.
+        parts: named objects with ``state_dict`` and ``load_state_dict``.
+        resume: take up the training in ``path``; where there is none it starts from the beginning.
+
+    Raises:
+        CheckpointError: when the engine starts, if the file is damaged or of another network.
+    """
+
+    def __init__(
+        self, path: str | Path, network: nn.Module, parts: Mapping[str, Any], resume: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.parts = dict(parts)
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, as the last of its handlers so that the epoch is over when it saves."""
+        engine.add_event_handler(Events.STARTED, self.take_up)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write the state after an epoch, completely or not at all."""
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+            return
+        tensors: dict[str, Tensor] = {}
+        document = {name: _take_tensors(part.state_dict(), name, tensors) for name, part in self.parts.items()}
+        for name, tensor in self._network_tensors().items():
+            tensors[f"network/{name}"] = tensor.detach().cpu().contiguous().clone()
+        metadata = {"format": _FORMAT, "epoch": str(engine.state.epoch), "parts": json.dumps(document)}
+        with atomic_path(self.path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+
+    def take_up(self, engine: Engine) -> None:
+        """Load the state into network and parts and set the engine behind the last completed epoch."""
+        if not self.resume:
+            return
+        if not self.path.is_file():
+            logger.info("%s: nothing to resume, the training starts from the beginning.", self.path)
+            return
+        with open_safetensors(self.path) as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a mapping
+        if header.get("format") != _FORMAT:
+            raise CheckpointError(f"{self.path}: not a training state of this version; delete it to start anew.")
+        self._load_network(tensors)
+        document = json.loads(header["parts"])
+        if set(document) != set(self.parts):
+            raise CheckpointError(f"{self.path}: holds {sorted(document)}, expected {sorted(self.parts)}.")
+        for name, part in self.parts.items():
+            part.load_state_dict(_give_tensors(document[name], tensors))
+        engine.state.epoch = int(header["epoch"])
+        engine.state.iteration = engine.state.epoch * engine.state.epoch_length
+        logger.info("%s: resumed after epoch %d.", self.path, engine.state.epoch)
+
+    def _network_tensors(self) -> dict[str, Tensor]:
+        trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        return {**trained, **dict(self.network.named_buffers())}
+
+    def _load_network(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self._network_tensors()
+        saved = {
+            key.removeprefix("network/"): value for key, value in tensors.items() if key.startswith("network/")
+        }
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in saved.items()}:
+            raise CheckpointError(
+                f"{self.path}: belongs to a network with other trained tensors. "
+                "Resume with the options of the interrupted training."
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+
+
+def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of a nested state into ``tensors``; what stays can be written as JSON."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"__tensor__": name}
+    if isinstance(value, Mapping):
+        pairs = [[key, _take_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]
+        return {"__mapping__": pairs}  # pairs, because optimizers number their parameters with integers
+    if isinstance(value, (list, tuple)):
+        return [_take_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": repr(value)}
+    return value
+
+
+def _give_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo :func:`_take_tensors`."""
+    if isinstance(value, list):
+        return [_give_tensors(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if "__float__" in value:
+        return float(value["__float__"])
+    return {key: _give_tensors(item, tensors) for key, item in value["__mapping__"]}

@@ -1,0 +1,97 @@
+"""Keep the weights of the best epoch."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import nn
+
+from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.networks.sam import save_trained
+from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+class BestWeightsSaver:
+    """Save what was trained whenever the validation loss is the lowest so far.
+
+    With a sequential schedule the loss is that of the domain in training, and each domain starts the
+    comparison anew: the best epoch of the first domain has not seen the last one.
+
+    A file of an earlier training is kept under the name ``<stem>.previous<suffix>``.
+
+    Args:
+        network: whose trained tensors are saved.
+        path: the ``.safetensors`` file.
+        header: describes the training, see :func:`nucsam_monai.networks.sam.save_trained`.
+        metric: name in the validator's metrics, lower is better.
+        sampler: the schedule of the domains, where there is one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | Path,
+        header: Mapping[str, str],
+        metric: str = "val_loss",
+        sampler: DomainBatchSampler | None = None,
+    ) -> None:
+        self.network = network
+        self.path = Path(path)
+        self.header = dict(header)
+        self.metric = metric
+        self.sampler = sampler
+        self.best = math.inf
+        self.domain: int | None = None
+        self.owns_file = False
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a validator, behind the handler that computes the metric."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.compare)
+
+    def compare(self, engine: Engine) -> None:
+        """Save if this epoch is the best; ``engine.state.epoch`` is the trainer's, counted from 1.
+
+        Raises:
+            ConfigurationError: the validator has no such metric.
+        """
+        epoch, metric = engine.state.epoch, self.metric
+        domain = None if self.sampler is None else self.sampler.domain_of_epoch(epoch - 1)
+        if self.sampler is not None and domain is not None:
+            metric = f"{self.metric}_{self.sampler.domains[domain]}"
+        if metric not in engine.state.metrics:
+            raise ConfigurationError(
+                f"'{metric}': the validator reports {', '.join(engine.state.metrics)}. Attach its handler first."
+            )
+        value = float(engine.state.metrics[metric])
+        if domain != self.domain:
+            self.best, self.domain = math.inf, domain
+        if not value < self.best:
+            return
+        self.best = value
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+            self._keep_previous()
+            save_trained(self.path, self.network, {**self.header, "epoch": str(epoch), metric: repr(value)})
+        logger.info("epoch %d: best %s so far, %.5f; weights saved to %s", epoch, metric, value, self.path)
+
+    def state_dict(self) -> dict[str, float | int | bool | None]:
+        """Return what a resumed training needs to go on comparing."""
+        return {"best": self.best, "domain": self.domain, "owns_file": self.owns_file}
+
+    def load_state_dict(self, state: Mapping[str, float | int | bool | None]) -> None:
+        """Take over the comparison of an interrupted training."""
+        best, domain = state["best"], state["domain"]
+        self.best = math.inf if best is None else float(best)
+        self.domain = None if domain is None else int(domain)
+        self.owns_file = bool(state["owns_file"])
+
+    def _keep_previous(self) -> None:
+        if self.path.exists() and not self.owns_file:
+            previous = self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
+            self.path.replace(previous)
+            logger.info("the weights of an earlier training are kept as %s", previous)
+        self.owns_file = True

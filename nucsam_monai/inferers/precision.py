@@ -1,0 +1,60 @@
+"""Mixed precision on CPU and GPU alike."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+
+from nucsam_monai.utils.errors import ConfigurationError
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", "fp32", *_TYPES)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a network runs in ``precision``.
+
+    ``auto`` takes bfloat16 where the device computes it natively (a GPU since Ampere, a CPU with AMX or
+    AVX512-BF16) and float32 elsewhere: emulated bfloat16 is slower than float32.
+
+    Raises:
+        ConfigurationError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision '{precision}': expected one of {', '.join(PRECISIONS)}.")
+    if precision == "auto":
+        precision = "bf16" if _computes_bfloat16(device) else "fp32"
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_TYPES[precision])
+
+
+class AutocastInferer(Inferer):
+    """Run another inferer in mixed precision; the loss and the backward pass stay outside.
+
+    Args:
+        inferer: for example MONAI's ``SimpleInferer``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    def __init__(self, inferer: Inferer, precision: str = "auto") -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.precision = precision
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what the inferer returns for ``inputs`` ``(B, 3, H, W)``."""
+        with autocast(self.precision, inputs.device):
+            return self.inferer(inputs, network, *args, **kwargs)
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return False

@@ -1,0 +1,172 @@
+"""From an image of any size to the probability of nucleus, and from there to instances."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+from torch.nn import functional as F
+
+from nucsam_monai.inferers.precision import autocast
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+
+Predictor = Callable[..., Tensor]
+Points = tuple[Tensor, Tensor]
+
+
+class TileInferer(Inferer):
+    """Cover an image with overlapping square tiles and blend their probabilities.
+
+    Args:
+        tile_px: side of a tile, the size the network was trained at.
+        overlap: share of a tile that it has in common with its neighbour.
+        tiles_per_batch: tiles that go through the network together.
+    """
+
+    def __init__(self, tile_px: int, overlap: float = 0.25, tiles_per_batch: int = 4) -> None:
+        super().__init__()
+        self.tile_px = tile_px
+        self.tiles = SlidingWindowInferer(
+            (tile_px, tile_px), tiles_per_batch, overlap, mode="gaussian", with_coord=True
+        )
+
+    def __call__(
+        self, inputs: Tensor, network: Predictor, *args: Any, points: Points | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return ``(B, n, H, W)`` from ``(B, 3, H, W)`` of any size; points go to the tiles they lie in."""
+        height, width = inputs.shape[-2:]
+        # A zero after normalisation is SAM's mean colour, as in SAM's own padding.
+        padded = F.pad(inputs, (0, max(0, self.tile_px - width), 0, max(0, self.tile_px - height)))
+
+        def predict_tiles(tiles: Tensor, slices: Sequence[Sequence[slice]]) -> Tensor:
+            own = {} if points is None else {"points": _points_of_tiles(points, slices)}
+            return network(tiles, *args, **own, **kwargs)
+
+        return self.tiles(padded, predict_tiles)[..., :height, :width]
+
+
+class ResizeInferer(Inferer):
+    """Stretch the whole image to the working size and the probability back (UN-SAM, section IV).
+
+    Args:
+        image_size: side of the working image in pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+    def __call__(
+        self, inputs: Tensor, network: Predictor, *args: Any, points: Points | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return ``(B, n, H, W)`` from ``(B, 3, H, W)`` of any size."""
+        height, width = inputs.shape[-2:]
+        if points is not None:
+            scale = torch.tensor([self.image_size / width, self.image_size / height], device=inputs.device)
+            kwargs["points"] = ((points[0] + 0.5) * scale - 0.5, points[1])
+        size = (self.image_size, self.image_size)
+        stretched = F.interpolate(inputs, size=size, mode="bilinear", align_corners=False)
+        probability = network(stretched, *args, **kwargs)
+        return F.interpolate(probability, size=(height, width), mode="bilinear", align_corners=False)
+
+
+class SemanticInferer(Inferer):
+    """The probability of nucleus, asked from the branch of the image's domain.
+
+    Args:
+        inferer: :class:`TileInferer` or :class:`ResizeInferer`.
+        domains: the domains the network was trained on; None for networks without domains.
+        unseen_domain: the branch that answers for any other domain: one of ``domains``, or ``"mean"`` for the
+            mean probability of several. By default ``"monuseg"`` where it was trained on (H&E at 40x, the
+            nearest domain of most histology), else ``"mean"``.
+        mean_domains: the branches that ``"mean"`` averages; all by default.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        ConfigurationError: ``unseen_domain`` or ``mean_domains`` name no trained domain.
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer,
+        domains: Sequence[str] | None = None,
+        unseen_domain: str | None = None,
+        mean_domains: Sequence[str] | None = None,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.domains = None if domains is None else tuple(domains)
+        known = self.domains or ()
+        self.mean_domains = tuple(mean_domains or known)
+        self.unseen_domain = unseen_domain or ("monuseg" if "monuseg" in known else "mean")
+        self.precision = precision
+        for name in (*self.mean_domains, self.unseen_domain):
+            if name != "mean" and name not in known:
+                raise ConfigurationError(f"domain '{name}': the network was trained on {', '.join(known)}.")
+
+    def __call__(
+        self, inputs: Tensor, network: Predictor, *args: Any, domain: str | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return the float32 probability ``(B, n_q, H, W)`` of normalised images ``(B, 3, H, W)``.
+
+        Args:
+            inputs: images of one domain.
+            network: gives logits.
+            args: handed to the network.
+            domain: the images' domain, ``"mean"``, or None where it is unknown.
+            kwargs: handed to the network.
+        """
+        branches = self.branches(domain)
+
+        def probability(tiles: Tensor, **own: Any) -> Tensor:
+            answers = [torch.sigmoid(network(tiles, *args, **own, **branch).float()) for branch in branches]
+            return torch.stack(answers).mean(dim=0)
+
+        with autocast(self.precision, inputs.device):
+            return self.inferer(inputs, probability, **kwargs)
+
+    def branches(self, domain: str | None) -> list[dict[str, str]]:
+        """Return the network arguments whose answers are averaged for an image of ``domain``."""
+        if self.domains is None:
+            return [{}]
+        if domain not in (*self.domains, "mean"):
+            domain = self.unseen_domain
+        return [{"domain": name} for name in (self.mean_domains if domain == "mean" else (str(domain),))]
+
+
+def connected_components(foreground: np.ndarray) -> np.ndarray:
+    """Return the 8-connected components of a ``(H, W)`` mask as an int32 label map."""
+    return cv2.connectedComponents(np.ascontiguousarray(foreground, dtype=np.uint8), connectivity=8)[1]
+
+
+def prediction_from_probability(probability: np.ndarray, threshold: float = 0.5) -> NucleiPrediction:
+    """Turn a probability of nucleus into instances, the 8-connected components of its foreground.
+
+    Args:
+        probability: ``(H, W)`` in [0, 1].
+        threshold: a pixel is foreground from this probability on.
+    """
+    instances = connected_components(probability >= threshold)
+    return prediction_from_instances(instances, foreground=probability)
+
+
+def _points_of_tiles(points: Points, slices: Sequence[Sequence[slice]]) -> Points:
+    """Shift the points into each tile's coordinates; those outside become padding (label -1).
+
+    Args:
+        points: coordinates ``(B, K, 2)`` in image pixels and labels ``(B, K)``.
+        slices: per tile the slices of image, channel, rows and columns that it covers.
+    """
+    coordinates, labels = [], []
+    for image, _, rows, columns in slices:
+        shifted = points[0][image.start] - points[0].new_tensor([columns.start, rows.start])
+        x, y = shifted.unbind(-1)
+        inside = (x >= 0) & (x < columns.stop - columns.start) & (y >= 0) & (y < rows.stop - rows.start)
+        coordinates.append(shifted)
+        labels.append(torch.where(inside, points[1][image.start], -1))
+    return torch.stack(coordinates), torch.stack(labels)
