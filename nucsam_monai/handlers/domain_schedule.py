@@ -48,7 +48,7 @@ class DomainScheduleHandler:
     ) -> None:
         if data_loader.persistent_workers:
             raise ConfigurationError(
-                "data_loader: found persistent_workers true, expected false: every epoch seeds its workers anew."
+                "data_loader: persistent_workers is true, expected false: every epoch seeds its workers anew."
             )
         self.sampler = sampler
         self.data_loader = data_loader
