@@ -20,9 +20,10 @@ class DomainScheduleHandler:
     on exactly as an uninterrupted one. When a sequential training turns to the next domain, the optimizer and
     the learning rate start anew and a common embedding kept per domain is handed on (UN-SAM, Algorithm 1).
 
-    Ignite finds the epoch to resume at by dividing the count of iterations by the epoch's length, which is
-    wrong once epochs of two domains differ in length. ``engine.state.iteration`` therefore counts as if all
-    epochs so far had been as long as the current one; take the epoch as the step of what is logged.
+    Ignite compares the count of iterations with the epoch's length to find out whether a training is done and
+    at which epoch to resume it; when domains differ in size, it would stop too early and resume at a wrong
+    epoch. ``engine.state.iteration`` therefore counts as if all epochs so far had been as long as the current
+    one; take the epoch as the step of what is logged.
 
     Args:
         sampler: gives the batches.
