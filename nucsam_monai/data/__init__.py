@@ -1,0 +1,26 @@
+"""The dataset folder: reading, writing, validating and splitting it."""
+
+from nucsam_monai.data.dataset import (
+    Dataset,
+    DatasetMetadata,
+    find_datasets,
+    load_items,
+    read_dataset,
+    training_domains,
+)
+from nucsam_monai.data.splits import random_split
+from nucsam_monai.data.validation import DatasetSummary, validate_dataset
+from nucsam_monai.data.writer import DatasetWriter
+
+__all__ = [
+    "Dataset",
+    "DatasetMetadata",
+    "DatasetSummary",
+    "DatasetWriter",
+    "find_datasets",
+    "load_items",
+    "random_split",
+    "read_dataset",
+    "training_domains",
+    "validate_dataset",
+]

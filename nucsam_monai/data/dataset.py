@@ -124,24 +124,28 @@ def find_datasets(dataset_dir: Path | str) -> list[Path]:
 
 
 def load_items(
-    dataset_dir: Path | str, split: str, domains: str | Sequence[str] | None = None
+    dataset_dir: Path | str,
+    splits: str | Sequence[str],
+    domains: str | Sequence[str] | None = None,
 ) -> list[dict[str, str]]:
-    """Return the items of one split over one or several datasets, in the order of the domains named.
+    """Return the items of one or several splits over the datasets, in the order of the domains named.
 
     Args:
         dataset_dir: one dataset folder, or a folder of several.
-        split: ``"training"``, ``"validation"`` or ``"test"``.
+        splits: any of ``"training"``, ``"validation"`` and ``"test"``.
         domains: the domains to take; None takes all.
 
     Returns:
         Items for ``monai.data.Dataset``; see :class:`Dataset`.
 
     Raises:
-        ConfigurationError: ``split`` or a domain is unknown.
-        DatasetError: there is no dataset, or no item in this split.
+        ConfigurationError: a split or a domain is unknown.
+        DatasetError: there is no dataset, or no item in these splits.
     """
-    if split not in SPLITS:
-        raise ConfigurationError(f"split '{split}': expected one of {', '.join(SPLITS)}.")
+    splits = [splits] if isinstance(splits, str) else list(splits)
+    for split in splits:
+        if split not in SPLITS:
+            raise ConfigurationError(f"split '{split}': expected one of {', '.join(SPLITS)}.")
     datasets = [read_dataset(folder) for folder in find_datasets(dataset_dir)]
     known = sorted({dataset.metadata.domain for dataset in datasets})
     wanted = (
@@ -155,13 +159,14 @@ def load_items(
         for domain in wanted
         for dataset in datasets
         if dataset.metadata.domain == domain
+        for split in splits
         for item in dataset.splits[split]
     ]
     if not items:
         filled = [name for name in SPLITS if any(dataset.splits[name] for dataset in datasets)]
         raise DatasetError(
-            f"{dataset_dir}: the split '{split}' of {', '.join(wanted)} is empty; "
-            f"splits with items are {', '.join(filled) or 'none'}."
+            f"{dataset_dir}: {' and '.join(splits)} of {', '.join(wanted)} hold no image; "
+            f"splits with images are {', '.join(filled) or 'none'}."
         )
     return items
 

@@ -32,7 +32,7 @@ class DomainBatchSampler(Sampler[list[int]]):
         seed: seed of the order.
 
     Raises:
-        ConfigurationError: an unknown schedule or a size below 1.
+        ConfigurationError: an unknown schedule, a size below 1, no domain or one named twice.
         DatasetError: a domain has no item.
     """
 
@@ -55,6 +55,10 @@ class DomainBatchSampler(Sampler[list[int]]):
                 f"found {batch_size}, {epochs} and {samples_per_epoch}."
             )
         self.domains = tuple(domains)
+        if not self.domains or len(set(self.domains)) != len(self.domains):
+            raise ConfigurationError(
+                f"domains: expected different names, at least one; found {list(domains)}."
+            )
         self.items_of = [np.flatnonzero([item["domain"] == name for item in items]) for name in self.domains]
         for name, indices in zip(self.domains, self.items_of, strict=True):
             if len(indices) == 0:

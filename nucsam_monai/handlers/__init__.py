@@ -1,7 +1,28 @@
 """Handlers for Ignite engines beyond those of MONAI."""
 
+from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
+from nucsam_monai.handlers.evaluation_report import EvaluationReport
+from nucsam_monai.handlers.gradient_clipping import GradientClipping
+from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
 from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
+from nucsam_monai.handlers.prediction_writer import PredictionWriter
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
+from nucsam_monai.handlers.training_state import TrainingState
+from nucsam_monai.handlers.validation_loss import ValidationLoss
+from nucsam_monai.handlers.weights_saver import BestWeightsSaver
 
-__all__ = ["MLflowTracker", "TrackedRun", "resolve_tracking_uri", "tracking_uri"]
+__all__ = [
+    "BestWeightsSaver",
+    "DomainScheduleHandler",
+    "EvaluationReport",
+    "GradientClipping",
+    "MLflowTracker",
+    "NamedMetricsHandler",
+    "PredictionWriter",
+    "TrackedRun",
+    "TrainingState",
+    "ValidationLoss",
+    "resolve_tracking_uri",
+    "tracking_uri",
+]

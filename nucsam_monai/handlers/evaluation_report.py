@@ -114,5 +114,8 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
 def matched_ids(true: np.ndarray, predicted: np.ndarray, match_iou: float = 0.5) -> tuple[set[int], set[int]]:
     """Return the ids on both sides of all pairs with an IoU above ``match_iou``."""
     table = contingency_table(true, predicted)
-    paired = table.iou > match_iou
-    return set(table.y_ids[table.rows[paired]].tolist()), set(table.y_pred_ids[table.columns[paired]].tolist())
+    paired = table.ious() > match_iou
+    return (
+        set(table.y_ids[table.overlap_rows[paired]].tolist()),
+        set(table.y_pred_ids[table.overlap_columns[paired]].tolist()),
+    )

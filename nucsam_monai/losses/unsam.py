@@ -42,7 +42,8 @@ class MaskLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, n_q, H, W)`` logits against a binary target of that shape."""
         logits, target = logits.float(), target.float()
-        return self.focal_weight * self.focal(logits, target) + (1 - self.focal_weight) * self.dice(logits, target)
+        focal, dice = self.focal(logits, target), self.dice(logits, target)
+        return self.focal_weight * focal + (1 - self.focal_weight) * dice
 
 
 class BatchFocalLoss(nn.Module):
@@ -73,17 +74,30 @@ class UNSAMLoss(nn.Module):
         Args:
             output: of the network in training mode.
             target: ``(B, n_q, S, S)`` binary masks.
+
+        Raises:
+            ConfigurationError: masks and target have different shapes.
         """
-        channels = target.shape[1]
-        loss = sum(self.mask(output.mask_logits[:, i : i + 1], target[:, i : i + 1]) for i in range(channels))
-        if output.hint_logits is not None:
-            hint = hint_target(target, output.hint_logits.shape[-2:])
-            loss = loss + self.spgen_weight * F.binary_cross_entropy_with_logits(output.hint_logits.float(), hint)
-        return loss
+        masks, hint_logits = output
+        if masks.shape != target.shape:
+            raise ConfigurationError(
+                f"target: found shape {tuple(target.shape)}, expected the masks' {tuple(masks.shape)}. "
+                "Give one target channel per query of the domain (decoder.queries_per_domain)."
+            )
+        pairs = zip(masks.split(1, dim=1), target.split(1, dim=1), strict=True)
+        loss = torch.stack([self.mask(logits, truth) for logits, truth in pairs]).sum()
+        if hint_logits is None:
+            return loss
+        height, width = hint_logits.shape[-2:]
+        hint = hint_target(target, (height, width))
+        return loss + self.spgen_weight * F.binary_cross_entropy_with_logits(hint_logits.float(), hint)
 
 
-def hint_target(target: Tensor, size: torch.Size) -> Tensor:
+def hint_target(target: Tensor, size: tuple[int, int]) -> Tensor:
     """Reduce the ground truth to SPGen's output: nearest at 4g, half-covered cells at the token grid g.
+
+    A cell of up to 4 pixels is narrower than a nucleus, so one pixel stands for it, as in the authors' code;
+    a whole token is not, and nearest would miss nuclei or double them.
 
     Args:
         target: ``(B, n_q, S, S)`` binary; a pixel of any mask counts as foreground.

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +25,8 @@ from nucsam_monai.networks.sam import (
     load_official_checkpoint,
     load_strictly,
     read_header,
-    sam_variant as find_variant,
 )
+from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 
@@ -46,7 +46,11 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class SelfPromptOptions:
-    """SPGen: form of the generator and how its hint enters (ablation switch S is ``enabled``)."""
+    """SPGen: form of the generator and how its hint enters (ablation switch S is ``enabled``).
+
+    ``mask_prompt`` sends the binary hint through SAM's mask-prompt convolutions, and a binary hint passes no
+    gradient; ``detach`` therefore matters for ``add`` alone, which adds the thresholded logits themselves.
+    """
 
     enabled: bool = True
     variant: Literal["pyramid", "released"] = "pyramid"
@@ -55,10 +59,18 @@ class SelfPromptOptions:
     tau: float = 0.95
     detach: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau <= 1:
+            raise ConfigurationError(f"spgen.tau {self.tau}: expected a probability from 0 to 1.")
+
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """DQ-Decoder: whose queries are asked (ablation switch D is ``domain_queries``)."""
+    """DQ-Decoder: whose queries are asked (ablation switch D is ``domain_queries``).
+
+    ``query_init: sam`` needs a SAM checkpoint to copy from. Domains that ``queries_per_domain`` does not name
+    have one query. Without domain queries one set, started from SAM's mask token, serves all domains.
+    """
 
     domain_queries: bool = True
     joint_queries: bool = False
@@ -68,12 +80,15 @@ class DecoderOptions:
 
 Options = TypeVar("Options", EncoderOptions, SelfPromptOptions, DecoderOptions)
 
+# A bool is an int to isinstance, and the text "false" is true; so types are compared exactly.
+_NUMBERS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
+
 
 class UNSAMOutput(NamedTuple):
     """What the losses need.
 
     Attributes:
-        mask_logits: ``(B, n_q, S, S)``, one channel per query of the domain.
+        mask_logits: ``(B, n_q, S, S)``, one channel per mask of the domain.
         hint_logits: ``(B, 1, 4g, 4g)``, or ``(B, 1, g, g)`` for ``inject: add``; None without SPGen.
     """
 
@@ -116,19 +131,24 @@ class UNSAM(nn.Module):
     ) -> None:
         super().__init__()
         self.domains = tuple(domains)
-        if not self.domains or len(set(self.domains)) != len(self.domains):
-            raise ConfigurationError(f"domains: expected different names, at least one; found {list(domains)}.")
+        if isinstance(domains, str) or not self.domains or len(set(self.domains)) != len(self.domains):
+            raise ConfigurationError(
+                f"domains: expected a list of different names, at least one; found {domains!r}."
+            )
         self.encoder_options = _options(EncoderOptions, encoder, "encoder")
         self.spgen_options = _options(SelfPromptOptions, spgen, "spgen")
         self.decoder_options = _options(DecoderOptions, decoder, "decoder")
         self.variant = find_variant(sam_variant)
-        self.image_encoder = ImageEncoder(self.variant, activation_checkpointing=self.encoder_options.activation_checkpointing)
+        self.masks_per_domain = self._masks_per_domain()
+        self.image_encoder = ImageEncoder(
+            self.variant, activation_checkpointing=self.encoder_options.activation_checkpointing
+        )
         self.prompt_encoder = build_prompt_encoder(self.variant, (image_size, image_size))
         self.bypass = self._build_bypass()
         self.spgen = self._build_spgen()
         self.decoder = DomainQueryDecoder(
             self.variant,
-            self._queries_per_domain(),
+            self.masks_per_domain if self.decoder_options.domain_queries else [max(self.masks_per_domain)],
             joint_queries=self.decoder_options.joint_queries,
         )
         if sam_checkpoint is not None:
@@ -166,6 +186,7 @@ class UNSAM(nn.Module):
             k if self.decoder_options.domain_queries else 0,
             None if points is None else self.prompt_encoder(points=points, image_size=size)[0],
         )
+        masks = masks[:, : self.masks_per_domain[k]]
         masks = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
         return UNSAMOutput(masks, hint_logits) if self.training else masks
 
@@ -194,7 +215,7 @@ class UNSAM(nn.Module):
             return 0
         if domain not in self.domains:
             raise ConfigurationError(
-                f"domain '{domain}': this network knows {', '.join(self.domains)}. Name one of them, or 'mean'."
+                f"domain '{domain}': this network knows {', '.join(self.domains)}. Name one of them."
             )
         return self.domains.index(domain)
 
@@ -235,13 +256,16 @@ class UNSAM(nn.Module):
             return PyramidSelfPromptGenerator(self.variant.embed_channels, options.channels)
         return ReleasedSelfPromptGenerator(self.variant.embed_channels)
 
-    def _queries_per_domain(self) -> list[int]:
-        """Return the number of queries of each domain; without domain queries one set serves all."""
+    def _masks_per_domain(self) -> list[int]:
         queries = self.decoder_options.queries_per_domain
-        counts = [queries if isinstance(queries, int) else queries.get(name, 1) for name in self.domains]
-        if min(counts) < 1:
-            raise ConfigurationError(f"queries_per_domain: expected at least one each, found {counts}.")
-        return counts if self.decoder_options.domain_queries else [max(counts)]
+        by_name = dict(queries) if isinstance(queries, Mapping) else dict.fromkeys(self.domains, queries)
+        unknown = sorted(set(by_name) - set(self.domains))
+        if unknown or any(type(count) is not int or count < 1 for count in by_name.values()):
+            raise ConfigurationError(
+                f"decoder.queries_per_domain: found {queries!r}, expected a number from 1 on, or such a "
+                f"number for any of the domains {', '.join(self.domains)}."
+            )
+        return [by_name.get(name, 1) for name in self.domains]
 
     def _load_sam(self, path: str) -> None:
         """Start from official SAM weights; the decoder takes over all that it shares with SAM's."""
@@ -278,14 +302,16 @@ def trained_domains(checkpoint: str | Path) -> list[str]:
 
 
 def _options(kind: type[Options], values: Mapping[str, Any] | None, name: str) -> Options:
-    """Build an options dataclass and refuse names and choices that it does not know."""
+    """Build an options dataclass and refuse names, types and choices that it does not know."""
     values = dict(values or {})
-    permitted = {option.name: option for option in fields(kind)}
+    permitted = get_type_hints(kind)
     unknown = sorted(set(values) - set(permitted))
     if unknown:
         raise ConfigurationError(f"{name}: unknown option {unknown}; permitted are {sorted(permitted)}.")
     for key, value in values.items():
-        choices = get_args(get_type_hints(kind)[key])
-        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
-            raise ConfigurationError(f"{name}.{key} '{value}': expected one of {list(choices)}.")
+        expected = permitted[key]
+        if get_origin(expected) is Literal and value not in get_args(expected):
+            raise ConfigurationError(f"{name}.{key} {value!r}: expected one of {list(get_args(expected))}.")
+        if expected in _NUMBERS and type(value) not in _NUMBERS[expected]:
+            raise ConfigurationError(f"{name}.{key} {value!r}: expected {expected.__name__}.")
     return kind(**values)

@@ -138,7 +138,7 @@ def test_unknown_names_are_answered_with_the_permitted_ones(tmp_path: Path) -> N
         load_items(tmp_path, "train")
     with pytest.raises(ConfigurationError, match=r"'x': .* has toy"):
         load_items(tmp_path, "test", ["x"])
-    with pytest.raises(DatasetError, match=r"'validation' of toy is empty; .* training, test"):
+    with pytest.raises(DatasetError, match=r"validation of toy hold no image; .* training, test"):
         load_items(tmp_path, "validation")
 
 

@@ -41,6 +41,9 @@ class DomainBypass(nn.Module):
         init: ``zero_last`` starts from plain SAM (last specific layer zero), ``torch_default`` does not.
         common_scope: ``shared`` keeps one common embedding that trains on through all domains;
             ``per_domain`` stores one copy per domain, which :meth:`inherit` hands on.
+
+    Raises:
+        ConfigurationError: an unknown ``init`` or ``common_scope``.
     """
 
     def __init__(
@@ -59,29 +62,30 @@ class DomainBypass(nn.Module):
         if init not in ("zero_last", "torch_default"):
             raise ConfigurationError(f"bypass init '{init}': expected 'zero_last' or 'torch_default'.")
         if common_scope not in ("shared", "per_domain"):
-            raise ConfigurationError(f"bypass common_scope '{common_scope}': expected 'shared' or 'per_domain'.")
+            raise ConfigurationError(
+                f"bypass common_scope '{common_scope}': expected 'shared' or 'per_domain'."
+            )
         self.scale = scale
         self.common_scope = common_scope
         copies = domains if common_scope == "per_domain" else 1
         self.common = nn.ModuleList(
             nn.ModuleList(bottleneck(width, common_ratio) for _ in range(depth)) for _ in range(copies)
         )
-        self.specific = nn.ModuleList(
-            nn.ModuleList(bottleneck(width, specific_ratio) for _ in range(depth)) for _ in range(domains)
-        )
-        for k in range(1, copies):
-            self.inherit(k)
+        specific = [[bottleneck(width, specific_ratio) for _ in range(depth)] for _ in range(domains)]
         if init == "zero_last":
-            for last in (block[-1] for blocks in self.specific for block in blocks):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+            for block in (block for blocks in specific for block in blocks):
+                for parameter in block[-1].parameters():
+                    nn.init.zeros_(parameter)
+        self.specific = nn.ModuleList(nn.ModuleList(blocks) for blocks in specific)
+        for domain in range(1, copies):
+            self.inherit(domain)
 
     def of_domain(self, domain: int) -> list[BlockBypass]:
         """Return one adapter per block for domain index ``domain``."""
         common = self.common[domain if self.common_scope == "per_domain" else 0]
         return [
             BlockBypass(shared, specific, self.scale)
-            for shared, specific in zip(common, self.specific[domain], strict=True)
+            for shared, specific in zip(common.children(), self.specific[domain].children(), strict=True)
         ]
 
     def inherit(self, domain: int) -> None:

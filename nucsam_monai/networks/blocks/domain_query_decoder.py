@@ -12,7 +12,9 @@ from nucsam_monai.networks.sam import SAMVariant, build_mask_decoder
 class DomainQueryDecoder(nn.Module):
     """SAM's two-way transformer and up-scaling, asked by the queries of one domain.
 
-    SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own.
+    SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own. Queries
+    are kept domain by domain: a row of one common table would get a gradient of zero instead of none while
+    another domain trains, and an optimizer's momentum or weight decay would move it.
 
     Args:
         variant: the sizes of SAM's decoder.
@@ -28,13 +30,13 @@ class DomainQueryDecoder(nn.Module):
         super().__init__()
         self.joint_queries = joint_queries
         channels = variant.embed_channels
-        self.domain_starts = [sum(queries_per_domain[:k]) for k in range(len(queries_per_domain) + 1)]
-        self.queries = nn.Embedding(self.domain_starts[-1], channels)
+        self.queries = nn.ParameterList(torch.randn(count, channels) for count in queries_per_domain)
         sam_decoder = build_mask_decoder(variant)
         self.transformer = sam_decoder.transformer
         self.output_upscaling = sam_decoder.output_upscaling
         self.output_hypernetworks_mlps = nn.ModuleList(
-            MLP(channels, channels, channels // 8, 3) for _ in range(self.domain_starts[-1])
+            nn.ModuleList(MLP(channels, channels, channels // 8, 3) for _ in range(count))
+            for count in queries_per_domain
         )
 
     def forward(
@@ -52,17 +54,15 @@ class DomainQueryDecoder(nn.Module):
             Mask logits ``(B, n_q, 4h, 4w)`` with one channel per query of the domain.
         """
         batch, _, height, width = embedding.shape
-        own = slice(self.domain_starts[domain], self.domain_starts[domain + 1])
-        asked = slice(None) if self.joint_queries else own
-        count = len(self.queries.weight[asked])
-        tokens = self.queries.weight[asked].expand(batch, -1, -1)
+        asked = list(self.queries) if self.joint_queries else [self.queries[domain]]
+        first = sum(len(queries) for queries in self.queries[:domain]) if self.joint_queries else 0
+        tokens = torch.cat(asked).expand(batch, -1, -1)
         if prompt_tokens is not None:
             tokens = torch.cat([tokens, prompt_tokens.to(tokens.dtype)], dim=1)
         tokens, source = self.transformer(embedding, image_pe.expand(batch, -1, -1, -1), tokens)
         upscaled = self.output_upscaling(source.transpose(1, 2).reshape(batch, -1, height, width))
-        answers = tokens[:, :count][:, own] if self.joint_queries else tokens[:, :count]
-        mlps = self.output_hypernetworks_mlps[own]
-        kernels = torch.stack([mlp(answers[:, i]) for i, mlp in enumerate(mlps)], dim=1)
+        mlps = self.output_hypernetworks_mlps[domain].children()
+        kernels = torch.stack([mlp(tokens[:, first + i]) for i, mlp in enumerate(mlps)], dim=1)
         return torch.einsum("bqc,bchw->bqhw", kernels, upscaled)
 
     @torch.no_grad()
@@ -75,7 +75,9 @@ class DomainQueryDecoder(nn.Module):
         """
         self.transformer.load_state_dict(sam_decoder.transformer.state_dict())
         self.output_upscaling.load_state_dict(sam_decoder.output_upscaling.state_dict())
-        for mlp in self.output_hypernetworks_mlps:
-            mlp.load_state_dict(sam_decoder.output_hypernetworks_mlps[0].state_dict())
+        for mlps in self.output_hypernetworks_mlps:
+            for mlp in mlps.children():
+                mlp.load_state_dict(sam_decoder.output_hypernetworks_mlps[0].state_dict())
         if copy_token:
-            self.queries.weight.copy_(sam_decoder.mask_tokens.weight[:1].expand_as(self.queries.weight))
+            for queries in self.queries:
+                queries.copy_(sam_decoder.mask_tokens.weight[:1].expand_as(queries))

@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.layers import LayerNorm2d
 from nucsam_monai.networks.sam.variants import SAMVariant
 
 
@@ -22,6 +21,10 @@ class PatchEmbed(nn.Module):
         else:
             self.proj = _conv_stem(variant.width, steps=variant.patch.bit_length() - 1)
 
+    def train(self, mode: bool = True) -> "PatchEmbed":
+        """Switch the mode; a frozen stem keeps its batch statistics and stays in evaluation mode."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
     def forward(self, image: Tensor) -> Tensor:
         """Return the tokens, channels last."""
         return self.proj(image).permute(0, 2, 3, 1)
@@ -33,8 +36,10 @@ def _conv_stem(width: int, steps: int) -> nn.Sequential:
     channels = 3
     for step in range(steps):
         wider = width // 2 ** (steps - 1 - step)
-        layers.append(nn.Conv2d(channels, wider, kernel_size=3, stride=2, padding=1))
-        if step < steps - 1:
-            layers += [LayerNorm2d(wider), nn.GELU()]
+        layers += [
+            nn.Conv2d(channels, wider, kernel_size=3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(wider),
+            nn.GELU() if step < steps - 1 else nn.Identity(),
+        ]
         channels = wider
     return nn.Sequential(*layers)

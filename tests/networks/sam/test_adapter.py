@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nucsam_monai.networks.adapters import BlockAdapter
-from nucsam_monai.networks.sam import ImageEncoder
+from nucsam_monai.networks.sam import BlockAdapter, ImageEncoder
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles.official_sam import official_encoder, run_official_block
 

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from nucsam_monai.networks import UNSAM
+from nucsam_monai.networks.sam import SAM_VARIANTS, SAMVariant
+
+MICRO = SAMVariant(
+    name="micro",
+    depth=4,
+    width=32,
+    heads=2,
+    global_blocks=(1, 3),
+    window=3,
+    patch=16,
+    embed_channels=32,
+    pos_grid=4,
+    mask_in_chans=4,
+    decoder_heads=4,
+    decoder_mlp_width=64,
+    iou_head_width=16,
+)
+
+
+@pytest.fixture
+def micro(monkeypatch):
+    """A registered SAM variant whose 64 px images become a grid of 4 x 4 tokens."""
+    monkeypatch.setitem(SAM_VARIANTS, MICRO.name, MICRO)
+    return MICRO
+
+
+@pytest.fixture
+def micro_unsam(micro):
+    """Build a micro UN-SAM for 64 px images of the domains ``a``, ``b`` and ``c``, the same one each time."""
+
+    def build(**options):
+        torch.manual_seed(0)
+        return UNSAM(micro.name, ["a", "b", "c"], image_size=64, **options)
+
+    return build
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

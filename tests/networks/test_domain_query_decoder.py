@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from nucsam_monai.networks.blocks import DomainQueryDecoder
+from nucsam_monai.networks.sam import build_mask_decoder
+
+COUNTS = (1, 2, 1)
+
+
+@pytest.fixture
+def build(micro):
+    def build(**options):
+        torch.manual_seed(0)
+        return DomainQueryDecoder(micro, COUNTS, **options).eval()
+
+    return build
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(2, 32, 4, 3, generator=generator), torch.randn(1, 32, 4, 3, generator=generator)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_every_domain_gets_a_mask_per_query(build, inputs, joint):
+    decoder = build(joint_queries=joint)
+    assert [decoder(*inputs, domain).shape for domain in range(3)] == [(2, count, 16, 12) for count in COUNTS]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("other", [0, 2])
+def test_other_domains_interfere_only_when_queries_are_joint(build, inputs, joint, other):
+    decoder = build(joint_queries=joint)
+    before = decoder(*inputs, 1)
+    with torch.no_grad():
+        decoder.queries[other].add_(torch.randn(1, 32))
+    assert torch.equal(decoder(*inputs, 1), before) != joint
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_domain_s_own_queries_and_networks_matter(build, inputs, joint):
+    decoder = build(joint_queries=joint)
+    for change in (decoder.queries[1], decoder.output_hypernetworks_mlps[1][1].layers[-1].weight):
+        before = decoder(*inputs, 1)
+        with torch.no_grad():
+            change.add_(torch.randn_like(change))
+        assert not torch.allclose(decoder(*inputs, 1), before)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_networks_of_other_domains_do_not_matter(build, inputs, joint):
+    decoder = build(joint_queries=joint)
+    before = decoder(*inputs, 1)
+    with torch.no_grad():
+        for other in (0, 2):
+            decoder.output_hypernetworks_mlps[other][0].layers[-1].weight.zero_()
+    assert torch.equal(decoder(*inputs, 1), before)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_masks_follow_the_definition_query_by_query(build, inputs, joint):
+    decoder = build(joint_queries=joint)
+    embedding, code = inputs
+    position = {(domain, i): sum(COUNTS[:domain]) + i for domain in range(3) for i in range(COUNTS[domain])}
+    for domain, count in enumerate(COUNTS):
+        masks = decoder(embedding, code, domain)
+        for image in range(2):
+            asked = torch.cat(list(decoder.queries)) if joint else decoder.queries[domain]
+            tokens, keys = decoder.transformer(embedding[image : image + 1], code, asked[None])
+            pixels = decoder.output_upscaling(keys.mT.reshape(1, 32, 4, 3))[0]
+            for i in range(count):
+                token = tokens[0, position[domain, i] if joint else i]
+                kernel = decoder.output_hypernetworks_mlps[domain][i](token)
+                expected = (kernel[:, None, None] * pixels).sum(0)
+                torch.testing.assert_close(masks[image, i], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_prompt_tokens_change_the_masks_and_not_their_number(build, inputs, joint):
+    decoder = build(joint_queries=joint)
+    prompted = decoder(*inputs, 1, torch.randn(2, 5, 32))
+    assert prompted.shape == (2, 2, 16, 12)
+    assert not torch.allclose(prompted, decoder(*inputs, 1))
+
+
+def test_inactive_domains_get_no_gradient(build, inputs):
+    decoder = build()
+    decoder(*inputs, 1).square().sum().backward()
+    assert [queries.grad is not None for queries in decoder.queries] == [False, True, False]
+    used = [all(p.grad is not None for p in mlps.parameters()) for mlps in decoder.output_hypernetworks_mlps]
+    assert used == [False, True, False]
+
+
+def test_iou_and_mask_tokens_are_gone(build):
+    parts = {name.split(".")[0] for name in build().state_dict()}
+    assert parts == {"queries", "transformer", "output_upscaling", "output_hypernetworks_mlps"}
+
+
+def test_with_sam_s_weights_and_token_masks_are_those_of_sam(build, micro, inputs):
+    torch.manual_seed(3)
+    sam = build_mask_decoder(micro).eval()
+    decoder = build()
+    decoder.start_from(sam, copy_token=True)
+    embedding, code = inputs
+    tokens = sam.mask_tokens.weight[:1].expand(2, -1, -1)
+    answers, keys = sam.transformer(embedding, code.expand(2, -1, -1, -1), tokens)
+    pixels = sam.output_upscaling(keys.mT.reshape(2, 32, 4, 3))
+    expected = torch.einsum("bc,bchw->bhw", sam.output_hypernetworks_mlps[0](answers[:, 0]), pixels)
+    torch.testing.assert_close(decoder(*inputs, 2)[:, 0], expected)
+    assert all(not parameter.grad_fn for parameter in decoder.parameters())
