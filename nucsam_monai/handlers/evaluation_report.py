@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.handlers.utils import string_list_all_gather
-from monai.utils import convert_to_numpy
+from monai.utils import convert_to_numpy, string_list_all_gather
 
 from nucsam_monai.io import comparison_overlay, read_image, write_json, write_png, write_table
 from nucsam_monai.metrics import contingency_table

@@ -5,7 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
-from nucsam_monai.networks.sam.relative_position import relative_position_bias
+from nucsam_monai.networks.sam.relative_position import (
+    fold_relative_positions,
+    relative_position_bias,
+    relative_position_terms,
+)
 from nucsam_monai.networks.sam.windows import merge_windows, split_windows
 
 
@@ -15,6 +19,9 @@ class Attention(nn.Module):
     SAM pads the normalised tokens with zeros to whole windows; a padded token's queries, keys and values are
     therefore the bias of the qkv projection, and real tokens do attend to them. Here the projections see
     real tokens only, and the padded cells are filled with that bias: the same numbers for less work.
+
+    The relative positions enter as a mask inside windows. Over the whole grid they are folded into queries and
+    keys: a mask that needs a gradient keeps PyTorch from its fused kernels and costs memory for every pair.
 
     Args:
         width: channels of a token.
@@ -49,6 +56,11 @@ class Attention(nn.Module):
         query, key, value = (
             qkv.reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        bias = relative_position_bias(query, self.rel_pos_h, self.rel_pos_w, (height, width))
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        terms = relative_position_terms(query, self.rel_pos_h, self.rel_pos_w, (height, width))
+        if self.window:
+            bias = relative_position_bias(*terms)
+            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        else:
+            wide = fold_relative_positions(query, key, value, *terms)
+            attended = functional.scaled_dot_product_attention(*wide, scale=1.0)[..., : value.shape[-1]]
         return attended.transpose(1, 2).reshape(batch, height, width, -1)

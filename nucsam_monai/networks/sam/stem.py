@@ -31,15 +31,24 @@ class PatchEmbed(nn.Module):
 
 
 def _conv_stem(width: int, steps: int) -> nn.Sequential:
-    """Halve the sides ``steps`` times; the channels double at each step and end at ``width``."""
+    """Halve the sides ``steps`` times; the channels double at each step and end at ``width``.
+
+    Behind every halving but the first, which would cost most, a second convolution sees the same scale.
+    """
     layers: list[nn.Module] = []
     channels = 3
     for step in range(steps):
         wider = width // 2 ** (steps - 1 - step)
-        layers += [
-            nn.Conv2d(channels, wider, kernel_size=3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(wider),
-            nn.GELU() if step < steps - 1 else nn.Identity(),
-        ]
+        layers += _normed_conv(channels, wider, stride=2)
+        if step > 0:
+            layers += _normed_conv(wider, wider, stride=1)
         channels = wider
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers[:-1])  # the tokens are not rectified
+
+
+def _normed_conv(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.GELU(),
+    ]

@@ -105,10 +105,10 @@ SAM_VARIANTS: dict[str, SAMVariant] = {
     for variant in (
         SAMVariant(
             name="vit_tiny",
-            depth=8,
-            width=192,
-            heads=6,
-            global_blocks=(1, 3, 5, 7),
+            depth=4,
+            width=128,
+            heads=4,
+            global_blocks=(3,),
             window=8,
             patch=8,
             stem="conv",

@@ -3,7 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nucsam_monai.networks.sam.relative_position import (
+    fold_relative_positions,
     relative_position_bias,
+    relative_position_terms,
     relative_positions,
     resize_position_grid,
 )
@@ -35,7 +37,7 @@ def test_windows_are_neighbourhoods_in_row_major_order():
 def test_bias_equals_the_formula_written_as_loops(height, width):
     query = torch.rand(2, 3, height * width, 5)
     table_h, table_w = torch.rand(2 * height - 1, 5), torch.rand(2 * width - 1, 5)
-    bias = relative_position_bias(query, table_h, table_w, (height, width))
+    bias = relative_position_bias(*relative_position_terms(query, table_h, table_w, (height, width)))
     for i in range(height):
         for j in range(width):
             for k in range(height):
@@ -43,6 +45,20 @@ def test_bias_equals_the_formula_written_as_loops(height, width):
                     q = query[:, :, i * width + j]
                     expected = q @ table_h[i - k + height - 1] + q @ table_w[j - m + width - 1]
                     torch.testing.assert_close(bias[:, :, i * width + j, k * width + m], expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(height=st.integers(1, 6), width=st.integers(1, 6))
+def test_folded_positions_give_the_logits_of_the_bias(height, width):
+    query, key, value = torch.rand(3, 2, 3, height * width, 5)
+    terms = relative_position_terms(
+        query, torch.rand(2 * height - 1, 5), torch.rand(2 * width - 1, 5), (height, width)
+    )
+    wide_query, wide_key, wide_value = fold_relative_positions(query, key, value, *terms)
+    expected = query @ key.transpose(-1, -2) * 5**-0.5 + relative_position_bias(*terms)
+    torch.testing.assert_close(wide_query @ wide_key.transpose(-1, -2), expected)
+    assert torch.equal(wide_value[..., :5], value)
+    assert not wide_value[..., 5:].any()
 
 
 def test_table_of_the_right_length_is_used_bit_by_bit():
