@@ -289,12 +289,18 @@ class UNSAM(nn.Module):
             self.prompt_encoder.mask_downscaling.requires_grad_(True)
 
 
-def trained_domains(checkpoint: str | Path) -> list[str]:
+def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None) -> list[str]:
     """Return the domains of a UN-SAM weights file, in the order of its queries.
 
+    Args:
+        checkpoint: the file.
+        default: what to return where there is no such file; tools that only look at a bundle have no weights.
+
     Raises:
-        CheckpointError: the file is missing, damaged or not of UN-SAM.
+        CheckpointError: the file is missing and there is no default, or it is damaged or not of UN-SAM.
     """
+    if default is not None and not Path(checkpoint).is_file():
+        return list(default)
     header = read_header(checkpoint)
     if header.get("method") != "unsam":
         raise CheckpointError(f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'.")
