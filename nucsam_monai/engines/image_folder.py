@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from nucsam_monai.data.dataset import DATASET_FILE, load_items
-from nucsam_monai.io import find_images, output_stems
+from nucsam_monai.io import find_images, output_stems, read_image
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 
 logger = logging.getLogger(__name__)
@@ -63,23 +63,17 @@ class ReadableImages(IterableDataset):
         for item in self.data:
             try:
                 prepared = self.transform(dict(item))
-            except RuntimeError as error:  # MONAI wraps what a transform raises
-                reason = _read_error(error)
-                if reason is None:
-                    raise
-                unreadable += 1
-                logger.error("skipped: %s", reason)
-                continue
+            except RuntimeError:  # MONAI wraps what a reader raises and tries its other readers
+                try:
+                    read_image(item["image"])
+                except ImageReadError as reason:
+                    unreadable += 1
+                    logger.error("skipped: %s", reason)
+                    continue
+                raise
             yield prepared
         if unreadable:
             message = f"{unreadable} of {len(self.data)} images could not be read and were skipped."
             if unreadable == len(self.data):
                 raise ImageReadError(message)
             logger.warning(message)
-
-
-def _read_error(error: BaseException | None) -> ImageReadError | None:
-    """Return the ``ImageReadError`` among the causes of an exception."""
-    while error is not None and not isinstance(error, ImageReadError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -1,0 +1,45 @@
+"""Print the summaries of several evaluations as one Markdown table.
+
+Example:
+    python scripts/results_table.py --unsam output/evaluate --otsu output/otsu
+"""
+
+import json
+from pathlib import Path
+
+import fire
+
+COLUMNS = ("dice", "iou", "aji", "dq", "sq", "pq")
+
+
+def results_table(evaluations: dict[str, Path]) -> str:
+    """Return one row per dataset and method.
+
+    Args:
+        evaluations: name of the method to the folder that holds its ``summary.json``.
+    """
+    summaries = {
+        name: json.loads((Path(folder) / "summary.json").read_text())["summary"]
+        for name, folder in evaluations.items()
+    }
+    lines = [
+        "| dataset | images | method | " + " | ".join(column.upper() for column in COLUMNS) + " |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    domains = dict.fromkeys(row["domain"] for rows in summaries.values() for row in rows)
+    for domain in domains:
+        for name, rows in summaries.items():
+            for row in rows:
+                if row["domain"] == domain:
+                    values = " | ".join("-" if row[key] is None else f"{row[key]:.3f}" for key in COLUMNS)
+                    lines.append(f"| {domain} | {row['images']} | {name} | {values} |")
+    return "\n".join(lines)
+
+
+def main(**evaluations: str) -> None:
+    """Print the table; every option is a method's name with the folder of its evaluation."""
+    print(results_table({name: Path(folder) for name, folder in evaluations.items()}))
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
