@@ -29,7 +29,7 @@ step predictions python -m monai.bundle run --config_file "$configs/inference.js
     --checkpoint "$out/train/model.safetensors" --output_dir "$out/predictions" --unseen_domain demo_he
 
 echo
-python scripts/results_table.py --UN-SAM "$out/evaluate" --Otsu "$out/otsu"
+python scripts/results_table.py "UN-SAM=$out/evaluate" "Otsu=$out/otsu"
 cat <<END
 
 demo_cryo_zeroshot was never trained on; its images are answered by the branch of demo_he.

@@ -1,7 +1,7 @@
 """Print the summaries of several evaluations as one Markdown table.
 
 Example:
-    python scripts/results_table.py --unsam output/evaluate --otsu output/otsu
+    python scripts/results_table.py "UN-SAM=output/evaluate" "Otsu=output/otsu"
 """
 
 import json
@@ -36,9 +36,16 @@ def results_table(evaluations: dict[str, Path]) -> str:
     return "\n".join(lines)
 
 
-def main(**evaluations: str) -> None:
-    """Print the table; every option is a method's name with the folder of its evaluation."""
-    print(results_table({name: Path(folder) for name, folder in evaluations.items()}))
+def main(*evaluations: str) -> None:
+    """Print the table.
+
+    Args:
+        evaluations: ``name=folder`` of each method.
+    """
+    pairs = [evaluation.partition("=") for evaluation in evaluations]
+    if not pairs or not all(folder for _, _, folder in pairs):
+        raise SystemExit(f"expected name=folder for each evaluation, found: {' '.join(evaluations) or 'nothing'}")
+    print(results_table({name: Path(folder) for name, _, folder in pairs}))
 
 
 if __name__ == "__main__":
