@@ -297,7 +297,9 @@ def trained_domains(checkpoint: str | Path) -> list[str]:
     """
     header = read_header(checkpoint)
     if header.get("method") != "unsam":
-        raise CheckpointError(f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'.")
+        raise CheckpointError(
+            f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'."
+        )
     return list(json.loads(header["domains"]))
 
 
