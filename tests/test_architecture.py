@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "nucsam_monai"
 MAY_IMPORT = {
     "utils": set(),
     "data": {"utils"},
-    "transforms": {"utils"},
+    "transforms": {"utils", "io"},
     "networks": {"utils"},
     "losses": {"utils", "networks"},
     "inferers": {"utils", "networks"},

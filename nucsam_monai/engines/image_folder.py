@@ -1,14 +1,15 @@
 """The images that a user wants segmented, of which one may be broken."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from nucsam_monai.data.dataset import DATASET_FILE, load_items
-from nucsam_monai.io import find_images, output_stems, read_image
+from nucsam_monai.io import find_images, output_stems
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def inference_items(
         domain: the domain of the images, or ``"mean"``; None where it is unknown.
 
     Returns:
-        Items with ``image`` (path), ``id`` (start of the output files' names) and ``domain`` where known.
+        Items with ``image`` (path), ``id`` (start of the output files' names, different for every item) and
+        ``domain`` where known.
 
     Raises:
         ImageReadError: there is no image.
@@ -37,10 +39,27 @@ def inference_items(
         raise ConfigurationError(f"output_dir {output_dir}: is the folder of the images. Choose another one.")
     known = {} if domain is None else {"domain": domain}
     if (source / DATASET_FILE).is_file() or any(source.glob(f"*/{DATASET_FILE}")):
-        items = load_items(source, "test")
-        return [{"image": item["image"], "id": item["id"], "domain": item["domain"], **known} for item in items]
+        return [{**item, **known} for item in _test_items(source)]
     stems = output_stems(find_images(source))
     return [{"image": str(path), "id": stem, **known} for path, stem in stems.items()]
+
+
+def _test_items(source: Path) -> list[dict[str, str]]:
+    """Return the test images; where datasets share an id, the dataset's folder is put before it."""
+    items = load_items(source, "test")
+    uses = Counter(item["id"] for item in items)
+    return [
+        {
+            "image": item["image"],
+            "id": item["id"] if uses[item["id"]] == 1 else f"{_dataset_name(item)}_{item['id']}",
+            "domain": item["domain"],
+        }
+        for item in items
+    ]
+
+
+def _dataset_name(item: Mapping[str, str]) -> str:
+    return Path(item["image"]).parents[1].name
 
 
 class ReadableImages(IterableDataset):
@@ -52,6 +71,7 @@ class ReadableImages(IterableDataset):
 
     Raises:
         ImageReadError: at the end, if not a single image could be read.
+        ConfigurationError: several worker processes of a loader, of which each would yield every image.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Callable[[dict[str, Any]], Any]) -> None:
@@ -59,21 +79,32 @@ class ReadableImages(IterableDataset):
         self.transform = transform
 
     def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ConfigurationError(
+                f"num_workers {worker.num_workers}: expected 0 or 1 for a folder of images."
+            )
         unreadable = 0
         for item in self.data:
             try:
                 prepared = self.transform(dict(item))
-            except RuntimeError:  # MONAI wraps what a reader raises and tries its other readers
-                try:
-                    read_image(item["image"])
-                except ImageReadError as reason:
-                    unreadable += 1
-                    logger.error("skipped: %s", reason)
-                    continue
-                raise
+            except (ImageReadError, RuntimeError) as error:  # MONAI wraps what a transform raises
+                reason = _read_error(error)
+                if reason is None:
+                    raise
+                unreadable += 1
+                logger.error("skipped: %s", reason)
+                continue
             yield prepared
         if unreadable:
             message = f"{unreadable} of {len(self.data)} images could not be read and were skipped."
             if unreadable == len(self.data):
                 raise ImageReadError(message)
             logger.warning(message)
+
+
+def _read_error(error: BaseException | None) -> ImageReadError | None:
+    """Return the ``ImageReadError`` that an exception is or was raised from."""
+    while error is not None and not isinstance(error, ImageReadError):
+        error = error.__cause__
+    return error

@@ -21,8 +21,9 @@ class EvaluationReport:
     """Write ``per_image.csv``, ``summary.csv``, ``summary.json`` and some overlays of an evaluation.
 
     The rows come from ``engine.state.metric_details``, so the report is attached behind the handlers that
-    measure. The evaluator's items hold ``id``, ``domain`` and ``image_path``, its outputs ``pred_instances`` and
-    ``label_instances``. The first images of every domain get an overlay, the same ones in every evaluation.
+    measure. The evaluator's items hold ``id``, ``domain`` and ``image_path``, its outputs ``pred_instances``
+    and ``label_instances``. The first images of every domain get an overlay, the same ones in every
+    evaluation.
 
     Args:
         output_dir: where the files go.

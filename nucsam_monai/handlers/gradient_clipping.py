@@ -9,6 +9,8 @@ from torch import nn
 class GradientClipping:
     """Scale the gradient of a network down to a largest norm.
 
+    For trainers without ``amp``: there the gradient still carries the scaler's factor when it is clipped.
+
     Args:
         network: whose gradient is bounded.
         max_norm: largest 2-norm over all parameters.

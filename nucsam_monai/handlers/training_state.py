@@ -13,13 +13,14 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.tensor_files import open_safetensors
+from nucsam_monai.networks.sam.tensor_files import open_safetensors, read_safetensors, require_same_tensors
 from nucsam_monai.utils.errors import CheckpointError
 from nucsam_monai.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "nucsam_monai.training_state.1"
+_HINT = "Resume with the options of the interrupted training, or delete the file to start anew."
 
 
 class TrainingState:
@@ -27,17 +28,18 @@ class TrainingState:
 
     The file holds the trained tensors of the network and the states of optimizer, learning rate and
     whatever else has ``state_dict`` and ``load_state_dict``. An epoch that was under way is done again.
-    Together with :class:`~nucsam_monai.handlers.DomainScheduleHandler`, which seeds every epoch by its number,
-    the resumed training gives the same weights as an uninterrupted one (bit for bit on a CPU).
+    Together with :class:`~nucsam_monai.handlers.DomainScheduleHandler`, which seeds every epoch by its
+    number, the resumed training gives the same weights as an uninterrupted one (bit for bit on a CPU).
 
     Args:
         path: the ``.safetensors`` file.
         network: its parameters that require a gradient and all its buffers are kept.
-        parts: named objects with ``state_dict`` and ``load_state_dict``.
+        parts: named objects with ``state_dict`` and ``load_state_dict``; their states hold tensors, numbers,
+            texts, mappings and lists of these.
         resume: take up the training in ``path``; where there is none it starts from the beginning.
 
     Raises:
-        CheckpointError: when the engine starts, if the file is damaged or of another network.
+        CheckpointError: when the engine starts, if the file is damaged or of another training.
     """
 
     def __init__(
@@ -58,7 +60,10 @@ class TrainingState:
         if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
             return
         tensors: dict[str, Tensor] = {}
-        document = {name: _take_tensors(part.state_dict(), name, tensors) for name, part in self.parts.items()}
+        document = {
+            name: _take_tensors(part.state_dict(), f"parts/{name}", tensors)
+            for name, part in self.parts.items()
+        }
         for name, tensor in self._network_tensors().items():
             tensors[f"network/{name}"] = tensor.detach().cpu().contiguous().clone()
         metadata = {"format": _FORMAT, "epoch": str(engine.state.epoch), "parts": json.dumps(document)}
@@ -72,39 +77,52 @@ class TrainingState:
         if not self.path.is_file():
             logger.info("%s: nothing to resume, the training starts from the beginning.", self.path)
             return
+        epoch, document, tensors = self._read()
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(_give_tensors(document[name], tensors))
+            except (LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.path}: the state of '{name}' does not fit ({error}). {_HINT}"
+                ) from error
+        with torch.no_grad():
+            for name, tensor in self._network_tensors().items():
+                tensor.copy_(tensors[f"network/{name}"])
+        engine.state.epoch = epoch
+        engine.state.iteration = epoch * engine.state.epoch_length
+        logger.info("%s: resumed after epoch %d.", self.path, epoch)
+
+    def _read(self) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+        """Return the last completed epoch, the states of the parts and all tensors, checked."""
         with open_safetensors(self.path) as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a mapping
         if header.get("format") != _FORMAT:
-            raise CheckpointError(f"{self.path}: not a training state of this version; delete it to start anew.")
-        self._load_network(tensors)
-        document = json.loads(header["parts"])
+            raise CheckpointError(
+                f"{self.path}: its format is '{header.get('format', 'not named')}', expected '{_FORMAT}'. "
+                "Delete the file to start anew."
+            )
+        try:
+            epoch, document = int(header["epoch"]), dict(json.loads(header["parts"]))
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: damaged training state ({error!r}). Delete the file to start anew."
+            ) from error
         if set(document) != set(self.parts):
-            raise CheckpointError(f"{self.path}: holds {sorted(document)}, expected {sorted(self.parts)}.")
-        for name, part in self.parts.items():
-            part.load_state_dict(_give_tensors(document[name], tensors))
-        engine.state.epoch = int(header["epoch"])
-        engine.state.iteration = engine.state.epoch * engine.state.epoch_length
-        logger.info("%s: resumed after epoch %d.", self.path, engine.state.epoch)
+            raise CheckpointError(
+                f"{self.path}: holds the states of {sorted(document)}, expected {sorted(self.parts)}. {_HINT}"
+            )
+        tensors = read_safetensors(self.path)
+        require_same_tensors(
+            {f"network/{name}": tensor.shape for name, tensor in self._network_tensors().items()},
+            {name: tensor.shape for name, tensor in tensors.items() if name.startswith("network/")},
+            str(self.path),
+            hint=_HINT,
+        )
+        return epoch, document, tensors
 
     def _network_tensors(self) -> dict[str, Tensor]:
         trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         return {**trained, **dict(self.network.named_buffers())}
-
-    def _load_network(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self._network_tensors()
-        saved = {
-            key.removeprefix("network/"): value for key, value in tensors.items() if key.startswith("network/")
-        }
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        if shapes != {name: tuple(tensor.shape) for name, tensor in saved.items()}:
-            raise CheckpointError(
-                f"{self.path}: belongs to a network with other trained tensors. "
-                "Resume with the options of the interrupted training."
-            )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(saved[name])
 
 
 def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

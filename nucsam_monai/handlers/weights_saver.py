@@ -22,7 +22,7 @@ class BestWeightsSaver:
     With a sequential schedule the loss is that of the domain in training, and each domain starts the
     comparison anew: the best epoch of the first domain has not seen the last one.
 
-    A file of an earlier training is kept under the name ``<stem>.previous<suffix>``.
+    The file of the training before is kept under the name ``<stem>.previous<suffix>``.
 
     Args:
         network: whose trained tensors are saved.
@@ -64,12 +64,20 @@ class BestWeightsSaver:
         if self.sampler is not None and domain is not None:
             metric = f"{self.metric}_{self.sampler.domains[domain]}"
         if metric not in engine.state.metrics:
+            reported = ", ".join(engine.state.metrics) or "nothing"
             raise ConfigurationError(
-                f"'{metric}': the validator reports {', '.join(engine.state.metrics)}. Attach its handler first."
+                f"'{metric}': the validator reports {reported}. Attach its handler first."
             )
         value = float(engine.state.metrics[metric])
         if domain != self.domain:
             self.best, self.domain = math.inf, domain
+        if math.isnan(value):
+            logger.warning(
+                "epoch %d: %s is NaN, nothing saved. Either the domain has no validation images or the "
+                "training diverged.",
+                epoch,
+                metric,
+            )
         if not value < self.best:
             return
         self.best = value

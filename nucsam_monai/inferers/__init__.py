@@ -5,9 +5,9 @@ from nucsam_monai.inferers.semantic import (
     ResizeInferer,
     SemanticInferer,
     TileInferer,
-    connected_components,
     prediction_from_probability,
 )
+from nucsam_monai.utils.components import connected_components
 
 __all__ = [
     "AutocastInferer",

@@ -35,6 +35,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 class AutocastInferer(Inferer):
     """Run another inferer in mixed precision; the loss and the backward pass stay outside.
 
+    There is no scaling of gradients, which training in ``fp16`` would need; train in ``bf16`` or ``fp32``.
+
     Args:
         inferer: for example MONAI's ``SimpleInferer``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.

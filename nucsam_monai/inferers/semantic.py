@@ -1,9 +1,9 @@
 """From an image of any size to the probability of nucleus, and from there to instances."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nucsam_monai.inferers.precision import autocast
+from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+
+logger = logging.getLogger(__name__)
 
 Predictor = Callable[..., Tensor]
 Points = tuple[Tensor, Tensor]
@@ -87,7 +90,8 @@ class SemanticInferer(Inferer):
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
-        ConfigurationError: ``unseen_domain`` or ``mean_domains`` name no trained domain.
+        ConfigurationError: ``domains`` is empty, or ``unseen_domain`` or ``mean_domains`` name no trained
+            domain.
     """
 
     def __init__(
@@ -101,13 +105,18 @@ class SemanticInferer(Inferer):
         super().__init__()
         self.inferer = inferer
         self.domains = None if domains is None else tuple(domains)
+        if self.domains == ():
+            raise ConfigurationError("domains: expected at least one, or None for a network without domains.")
         known = self.domains or ()
         self.mean_domains = tuple(mean_domains or known)
         self.unseen_domain = unseen_domain or ("monuseg" if "monuseg" in known else "mean")
         self.precision = precision
-        for name in (*self.mean_domains, self.unseen_domain):
-            if name != "mean" and name not in known:
-                raise ConfigurationError(f"domain '{name}': the network was trained on {', '.join(known)}.")
+        self._announced: set[str] = set()
+        for option, names in (("mean_domains", self.mean_domains), ("unseen_domain", (self.unseen_domain,))):
+            for name in names:
+                if name not in known and (option, name) != ("unseen_domain", "mean"):
+                    trained_on = ", ".join(known) or "no domains"
+                    raise ConfigurationError(f"{option} '{name}': the network was trained on {trained_on}.")
 
     def __call__(
         self, inputs: Tensor, network: Predictor, *args: Any, domain: str | None = None, **kwargs: Any
@@ -135,13 +144,13 @@ class SemanticInferer(Inferer):
         if self.domains is None:
             return [{}]
         if domain not in (*self.domains, "mean"):
+            if domain is not None and domain not in self._announced:
+                self._announced.add(domain)
+                logger.warning(
+                    "domain '%s' was not trained; '%s' answers instead.", domain, self.unseen_domain
+                )
             domain = self.unseen_domain
         return [{"domain": name} for name in (self.mean_domains if domain == "mean" else (str(domain),))]
-
-
-def connected_components(foreground: np.ndarray) -> np.ndarray:
-    """Return the 8-connected components of a ``(H, W)`` mask as an int32 label map."""
-    return cv2.connectedComponents(np.ascontiguousarray(foreground, dtype=np.uint8), connectivity=8)[1]
 
 
 def prediction_from_probability(probability: np.ndarray, threshold: float = 0.5) -> NucleiPrediction:

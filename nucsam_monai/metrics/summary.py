@@ -41,6 +41,6 @@ def _means(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         measured = values[~np.isnan(values)]
         means[key] = float(measured.mean()) if len(measured) else float("nan")
     if {"precision", "recall"} <= columns.keys():
-        means["f1_mean_pr"] = f1_mean_pr(columns["precision"], columns["recall"])
+        means["f1_mean_pr"] = f1_mean_pr([means["precision"]], [means["recall"]])
     means["skipped_images"] = int(max((np.isnan(values).sum() for values in columns.values()), default=0))
     return means

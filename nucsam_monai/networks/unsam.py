@@ -303,7 +303,9 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
         return list(default)
     header = read_header(checkpoint)
     if header.get("method") != "unsam":
-        raise CheckpointError(f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'.")
+        raise CheckpointError(
+            f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'."
+        )
     return list(json.loads(header["domains"]))
 
 

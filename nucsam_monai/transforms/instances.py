@@ -9,7 +9,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from nucsam_monai.inferers.semantic import connected_components
+from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 
 
@@ -71,6 +72,9 @@ class ProbabilityToInstancesd(MapTransform):
         keys: the probability ``(1, H, W)``.
         output_key: key of the ``(1, H, W)`` int32 label map.
         threshold: a pixel is foreground from this probability on.
+
+    Raises:
+        ConfigurationError: when called, a probability that has not exactly one channel.
     """
 
     def __init__(
@@ -84,7 +88,13 @@ class ProbabilityToInstancesd(MapTransform):
         """Return the item with the label map added."""
         item = dict(data)
         for key in self.key_iterator(item):
-            foreground = convert_to_numpy(item[key])[0] >= self.threshold
+            probability = convert_to_numpy(item[key])
+            if probability.ndim != 3 or len(probability) != 1:
+                raise ConfigurationError(
+                    f"{key}: expected one probability (1, H, W), found shape {probability.shape}. "
+                    "Masks of several queries have to be merged first."
+                )
+            foreground = probability[0] >= self.threshold
             item[self.output_key] = torch.from_numpy(connected_components(foreground))[None]
         return item
 

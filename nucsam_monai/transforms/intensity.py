@@ -52,7 +52,9 @@ class NormalizeSAMd(MapTransform):
 
 
 class RandColorJitterd(RandomizableTransform, MapTransform):
-    """Change brightness, contrast and the balance of the colours, values kept in 0..255.
+    """Change brightness, contrast and the balance of the colours.
+
+    The result has whole numbers in 0..255 like the 8-bit image it came from.
 
     Args:
         keys: ``(3, H, W)`` RGB images with values in 0..255.
@@ -75,7 +77,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
         self.ranges = {"brightness": brightness, "contrast": contrast, "balance": balance}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with float32 images."""
+        """Return the item; its images are float32 where they were changed."""
         item = dict(data)
         self.randomize(None)
         if not self._do_transform:
@@ -86,7 +88,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
         for key in self.key_iterator(item):
             image = convert_to_tensor(item[key], track_meta=False).float()
             mean = image.mean()
-            changed = (((image - mean) * contrast + mean + shift) * balance).clamp_(0.0, 255.0)
+            changed = (((image - mean) * contrast + mean + shift) * balance).clamp_(0.0, 255.0).round_()
             item[key] = convert_to_dst_type(changed, item[key], dtype=torch.float32)[0]
         return item
 
@@ -98,7 +100,9 @@ def _check_scale(image: Tensor) -> None:
     if image.ndim != 3 or image.shape[0] != 3:
         raise ConfigurationError(f"image: expected RGB (3, H, W), found {tuple(image.shape)}.")
     lowest, highest = float(image.min()), float(image.max())
-    if lowest < 0 or highest > 255 or (image.is_floating_point() and 0 < highest <= 1):
+    # Whole numbers up to 1 are a nearly black image, for example a crop beside all nuclei.
+    from_unit_scale = highest <= 1 and image.is_floating_point() and bool((image != image.round()).any())
+    if not (lowest >= 0 and highest <= 255) or from_unit_scale:
         raise ConfigurationError(
             f"image: expected values in 0..255, found {lowest:g}..{highest:g} ({image.dtype}). "
             "Normalise once, and from the 8-bit scale."

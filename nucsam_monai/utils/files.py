@@ -11,14 +11,14 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
+    r"""Give a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
 
     The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
     folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
 
     Example:
         >>> with atomic_path("out/table.csv") as temporary:
-        ...     _ = temporary.write_text("id,area_px\\n")
+        ...     _ = temporary.write_text("id,area_px\n")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ NUCLEUS_DTYPE = np.dtype(
     ]
 )
 
+_LARGEST_ID = np.iinfo(np.int32).max
+
 
 @dataclass(frozen=True)
 class NucleiPrediction:
@@ -31,7 +33,7 @@ class NucleiPrediction:
         instances: ``(H, W)`` int32 label map; 0 is background, every other value is one nucleus.
         table: one row per nucleus with the fields of :data:`NUCLEUS_DTYPE`, sorted by ``id``.
         foreground: ``(H, W)`` float32 probability of nucleus, where the method gives one.
-        class_names: names that ``table["class_id"]`` indexes; index 0 is "nucleus" for class-agnostic methods.
+        class_names: names that ``table["class_id"]`` indexes; only "nucleus" for class-agnostic methods.
     """
 
     instances: np.ndarray
@@ -54,20 +56,19 @@ def prediction_from_instances(
     """Measure every nucleus of a label map in one pass over its pixels.
 
     Args:
-        instances: ``(H, W)`` integers, 0 = background, any ids (they are kept).
+        instances: ``(H, W)`` integers, 0 = background, any positive ids of int32 (they are kept).
         foreground: ``(H, W)`` probability; without ``scores`` a nucleus scores its mean foreground.
         scores: ``(n,)`` confidence per nucleus, ordered by id.
         class_ids: ``(n,)`` class per nucleus, ordered by id.
         class_names: names of the classes.
 
     Raises:
-        ConfigurationError: the map is not two-dimensional and of integers, or the lengths differ.
+        ConfigurationError: the map is not two-dimensional and of integers, an id is negative or above int32,
+            the foreground has another shape, or the lengths differ.
     """
     instances = np.asarray(instances)
-    if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
-        raise ConfigurationError(
-            f"instances: expected a (H, W) map of integers, found shape {instances.shape} of {instances.dtype}."
-        )
+    foreground = None if foreground is None else np.asarray(foreground)
+    _check_maps(instances, foreground)
     rows, columns = np.nonzero(instances)
     ids, nucleus = np.unique(instances[rows, columns], return_inverse=True)
     count = len(ids)
@@ -102,3 +103,21 @@ def prediction_from_instances(
         foreground=None if foreground is None else foreground.astype(np.float32, copy=False),
         class_names=tuple(class_names),
     )
+
+
+def _check_maps(instances: np.ndarray, foreground: np.ndarray | None) -> None:
+    """Refuse what is no label map and a foreground that is not of its shape."""
+    if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
+        raise ConfigurationError(
+            "instances: expected a (H, W) map of integers, "
+            f"found shape {instances.shape} of {instances.dtype}."
+        )
+    if instances.size and (instances.min() < 0 or instances.max() > _LARGEST_ID):
+        raise ConfigurationError(
+            f"instances: expected ids in 0..{_LARGEST_ID}, found {instances.min()}..{instances.max()}. "
+            "Number the nuclei anew."
+        )
+    if foreground is not None and foreground.shape != instances.shape:
+        raise ConfigurationError(
+            f"foreground: expected the shape of instances, {instances.shape}, found {foreground.shape}."
+        )

@@ -74,6 +74,13 @@ def with_table(**columns) -> NucleiPrediction:
     return NucleiPrediction(good.instances, table, class_names=good.class_names)
 
 
+def negative_ids() -> NucleiPrediction:
+    good = two_nuclei()
+    table = good.table[::-1].copy()
+    table["id"] *= -1
+    return NucleiPrediction(-good.instances, table, class_names=good.class_names)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -82,7 +89,7 @@ def with_table(**columns) -> NucleiPrediction:
         with_table(class_id=-1),
         with_table(score=np.nan),
         with_table(id=5),
-        prediction_from_instances(np.full((20, 31), -4)),
+        negative_ids(),
         prediction_from_instances(np.zeros((20, 30), int)),
     ],
 )

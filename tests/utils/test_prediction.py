@@ -73,3 +73,29 @@ def test_what_is_no_label_map_is_refused(instances: np.ndarray) -> None:
 def test_wrong_number_of_values_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"{name}.*\(1\), found 2"):
         prediction_from_instances(np.ones((2, 2), int), **{name: np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [
+        np.array([[0, -1]]),
+        np.array([[-1, 5]], dtype=np.int8),
+        np.array([[2**31]]),
+        np.array([[2**64 - 1]], dtype=np.uint64),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(instances: np.ndarray) -> None:
+    with pytest.raises(ConfigurationError, match=r"ids in 0\.\.2147483647"):
+        prediction_from_instances(instances)
+
+
+def test_the_largest_id_is_kept() -> None:
+    prediction = prediction_from_instances(np.array([[2**31 - 1]], dtype=np.uint64))
+    assert prediction.table["id"].tolist() == [2**31 - 1]
+    assert prediction.instances.tolist() == [[2**31 - 1]]
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 2, 3), (2, 4), (6,)])
+def test_foreground_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"foreground.*\(2, 3\)"):
+        prediction_from_instances(np.ones((2, 3), int), foreground=np.ones(shape))

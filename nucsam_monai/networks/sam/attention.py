@@ -20,8 +20,9 @@ class Attention(nn.Module):
     therefore the bias of the qkv projection, and real tokens do attend to them. Here the projections see
     real tokens only, and the padded cells are filled with that bias: the same numbers for less work.
 
-    The relative positions enter as a mask inside windows. Over the whole grid they are folded into queries and
-    keys: a mask that needs a gradient keeps PyTorch from its fused kernels and costs memory for every pair.
+    The relative positions enter as a mask inside windows. Over the whole grid they are folded into queries
+    and keys: a mask that needs a gradient keeps PyTorch from its fused kernels and costs memory for every
+    pair.
 
     Args:
         width: channels of a token.

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from monai.data import MetaTensor
+
+from nucsam_monai.transforms import (
+    ForegroundMaskd,
+    NucleusPointsd,
+    ProbabilityToInstancesd,
+    nucleus_points,
+)
+from nucsam_monai.utils.errors import ConfigurationError
+
+LABEL_MAPS = hnp.arrays(
+    np.int32,
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    elements=st.sampled_from([0, 0, 1, 2, 5, 70_000]),
+)
+KINDS = [torch.as_tensor, MetaTensor, np.asarray]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mask_is_1_on_every_nucleus(kind):
+    instances = kind(np.array([[[0, 3, 3, 70_000, 0]]], dtype=np.int32))
+    item = ForegroundMaskd()({"instances": instances, "id": "a"})
+    assert type(item["label"]) is type(instances)
+    np.testing.assert_array_equal(item["label"], [[[0, 1, 1, 1, 0]]])
+    assert item["label"].dtype in (torch.float32, np.float32)
+    assert item["instances"] is instances
+    assert ForegroundMaskd(output_key="mask")({"instances": instances})["mask"].shape == (1, 1, 5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LABEL_MAPS)
+def test_every_nucleus_has_the_point_nearest_to_its_centroid(instances):
+    points = nucleus_points(instances)
+    ids = [value for value in np.unique(instances) if value]
+    assert points.shape == (len(ids), 2)
+    assert points.dtype == np.float32
+    for (x, y), value in zip(points.astype(int), ids, strict=True):
+        assert instances[y, x] == value
+        pixels = np.argwhere(instances == value)
+        away = np.linalg.norm(pixels - pixels.mean(axis=0), axis=1)
+        assert np.linalg.norm([y, x] - pixels.mean(axis=0)) == pytest.approx(away.min())
+
+
+@settings(max_examples=60, deadline=None)
+@given(LABEL_MAPS, st.integers(1, 6), st.integers(0, 100))
+def test_points_are_padded_or_selected(instances, max_points, seed):
+    transform = NucleusPointsd(max_points=max_points).set_random_state(seed)
+    item = transform({"instances": torch.from_numpy(instances)[None]})
+    points, labels = item["points"], item["point_labels"]
+    assert (points.shape, points.dtype) == ((max_points, 2), torch.float32)
+    assert (labels.shape, labels.dtype) == ((max_points,), torch.int64)
+    nuclei = len(np.unique(instances[instances > 0]))
+    kept = min(nuclei, max_points)
+    assert labels.tolist() == [1] * kept + [-1] * (max_points - kept)
+    assert not points[kept:].any()
+    hit = {instances[int(y), int(x)] for x, y in points[:kept]}
+    assert len(hit) == kept
+    assert 0 not in hit
+
+
+def test_selection_changes_from_call_to_call_and_follows_from_the_seed():
+    item = {"instances": torch.arange(1, 65).view(1, 8, 8)}
+    transform = NucleusPointsd(max_points=8)
+    drawn = [transform.set_random_state(1)(item)["points"], transform(item)["points"]]
+    assert not torch.equal(*drawn)
+    assert torch.equal(transform.set_random_state(1)(item)["points"], drawn[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_instances_are_the_8_connected_components(kind):
+    probability = np.zeros((1, 4, 7), dtype=np.float32)
+    probability[0, 0, 0] = probability[0, 1, 1] = 0.5  # touch at a corner; the threshold is foreground
+    probability[0, 1, 3] = 0.499
+    probability[0, 3, 6] = 1.0
+    instances = ProbabilityToInstancesd()({"pred": kind(probability)})["pred_instances"]
+    assert (instances.shape, instances.dtype) == ((1, 4, 7), torch.int32)
+    assert instances[0, 0, 0] == instances[0, 1, 1] > 0
+    assert instances[0, 1, 3] == 0
+    assert sorted(instances.unique().tolist()) == [0, 1, 2]
+    assert not isinstance(instances, MetaTensor)
+
+
+def test_no_foreground_gives_no_instances():
+    item = ProbabilityToInstancesd(output_key="found", threshold=0.9)({"pred": torch.full((1, 3, 5), 0.8)})
+    assert torch.equal(item["found"], torch.zeros(1, 3, 5, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (3, 3), (1, 1, 3, 3)])
+def test_several_masks_are_refused(shape):
+    with pytest.raises(ConfigurationError, match=r"\(1, H, W\)"):
+        ProbabilityToInstancesd()({"pred": torch.zeros(shape)})
