@@ -1,10 +1,10 @@
 """Compare sizes of the compact SAM: what does each learn in the same CPU time?
 
-Every candidate trains UN-SAM with the recipe of bundles/unsam on one domain until its CPU seconds are used up, the
-learning rate falling over that time, and is then evaluated on the validation images.
+Every candidate trains UN-SAM with the recipe of bundles/unsam on one domain until its CPU seconds are used up,
+the learning rate falling over that time, and is then evaluated on the validation images.
 
 Example:
-    python scripts/benchmark_compact_sam.py --dataset_dir data --domain dsb2018 --cpu_seconds 200 --output compact_sam.json
+    python scripts/benchmark_compact_sam.py --dataset_dir data --domain dsb2018 --output compact_sam.json
 """
 
 import dataclasses
@@ -40,7 +40,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 
 
-def main(dataset_dir: str, domain: str, cpu_seconds: float = 200.0, seed: int = 0, output: str | None = None) -> None:
+def main(
+    dataset_dir: str, domain: str, cpu_seconds: float = 200.0, seed: int = 0, output: str | None = None
+) -> None:
     """Train and evaluate all candidates and print one line for each.
 
     Args:
@@ -81,7 +83,9 @@ def train_and_evaluate(dataset_dir: str, domain: str, cpu_seconds: float, seed: 
     workflow.initialize()
     network, loss = workflow.parser.get_parsed_content("network"), workflow.parser.get_parsed_content("loss")
     optimizer = workflow.parser.get_parsed_content("optimizer")
-    loader, sampler = (workflow.parser.get_parsed_content(f"train#{key}") for key in ("dataloader", "sampler"))
+    loader, sampler = (
+        workflow.parser.get_parsed_content(f"train#{key}") for key in ("dataloader", "sampler")
+    )
     full_rate, images, epoch = optimizer.param_groups[0]["lr"], 0, 0
     start = time.process_time()
     network.train()

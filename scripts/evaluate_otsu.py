@@ -11,15 +11,17 @@ from pathlib import Path
 import fire
 
 from nucsam_monai.data import load_items
-from nucsam_monai.data.label_files import read_image, read_instances
 from nucsam_monai.data.converters.progress import with_progress
+from nucsam_monai.data.label_files import read_image, read_instances
 from nucsam_monai.handlers.evaluation_report import write_report
 from nucsam_monai.inferers import connected_components
 from nucsam_monai.inferers.otsu import otsu_foreground
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
 
 
-def main(dataset_dir: str | None = None, output_dir: str = "output/otsu", splits: Sequence[str] = ("test",)) -> None:
+def main(
+    dataset_dir: str | None = None, output_dir: str = "output/otsu", splits: Sequence[str] = ("test",)
+) -> None:
     """Measure Otsu's threshold on the test images and write the tables of an evaluation.
 
     Args:
@@ -36,7 +38,10 @@ def main(dataset_dir: str | None = None, output_dir: str = "output/otsu", splits
     for item in with_progress(load_items(dataset_dir, splits), "Otsu", unit="image"):
         true = read_instances(item["instances"])
         predicted = connected_components(otsu_foreground(read_image(item["image"])))
-        measured = {**foreground_metrics(true, predicted)._asdict(), **instance_metrics(true, predicted)._asdict()}
+        measured = {
+            **foreground_metrics(true, predicted)._asdict(),
+            **instance_metrics(true, predicted)._asdict(),
+        }
         rows.append({"id": item["id"], "domain": item["domain"], **measured})
     facts = {"method": "Otsu threshold", "dataset_dir": str(dataset_dir), "splits": list(splits)}
     write_report(Path(output_dir), rows, facts)

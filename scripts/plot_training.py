@@ -30,7 +30,9 @@ def main(output: str, runs: dict[str, str], metric: str = "val_dice", store: str
         for axes, name in ((losses, "train_loss"), (metrics, metric)):
             points = sorted(client.get_metric_history(run, name), key=lambda point: point.step)
             share = [point.step / last_epoch for point in points]
-            axes.plot(share, [point.value for point in points], marker="o" if axes is metrics else "", label=label)
+            axes.plot(
+                share, [point.value for point in points], marker="o" if axes is metrics else "", label=label
+            )
     for axes, title in ((losses, "training loss"), (metrics, metric.replace("_", " "))):
         axes.set(xlabel="share of the training", title=title)
         axes.grid(alpha=0.3)

@@ -44,7 +44,9 @@ def main(*evaluations: str) -> None:
     """
     pairs = [evaluation.partition("=") for evaluation in evaluations]
     if not pairs or not all(folder for _, _, folder in pairs):
-        raise SystemExit(f"expected name=folder for each evaluation, found: {' '.join(evaluations) or 'nothing'}")
+        raise SystemExit(
+            f"expected name=folder for each evaluation, found: {' '.join(evaluations) or 'nothing'}"
+        )
     print(results_table({name: Path(folder) for name, _, folder in pairs}))
 
 
