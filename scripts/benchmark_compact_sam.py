@@ -1,6 +1,6 @@
 """Compare sizes of the compact SAM: what does each learn in the same CPU time?
 
-Every candidate trains UN-SAM with the recipe of bundles/unsam on one domain until its CPU seconds are used up,
+Every candidate trains UN-SAM with the recipe of bundles/unsam on one domain until its CPU time is used up,
 the learning rate falling over that time, and is then evaluated on the validation images.
 
 Example:
