@@ -87,5 +87,7 @@ def training(
 @pytest.fixture(scope="session")
 def user_environment() -> dict[str, str]:
     """The environment of a user's shell: no GPU, and no path to the package but the working directory."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")
+    }
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -15,10 +15,20 @@ from PIL import Image
 from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import CheckpointError, ImageReadError
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import HEIGHT, WIDTH, bundle, draw, evaluate, network_of, tensors, train
+from tests.bundles.unsam_runs import (
+    HEIGHT,
+    WIDTH,
+    bundle,
+    draw,
+    evaluate,
+    network_of,
+    raised_from,
+    tensors,
+    train,
+)
 
 UNSURE = 0.4
-"""A threshold inside the range of the answers of a network that was hardly trained, so that there are nuclei."""
+"""A threshold that the answers of a hardly trained network lie around, so that there are nuclei."""
 
 OUTPUTS = ("_instances.tif", ".geojson", "_nuclei.csv", "_overlay.png")
 
@@ -45,9 +55,7 @@ def test_evaluation_repeats_the_numbers_of_the_training_for_the_same_images(
     assert summary(tmp_path)["splits"] == ["validation"]
 
 
-def test_evaluation_writes_tables_and_overlays_of_the_test_images(
-    training: Training, tmp_path: Path
-) -> None:
+def test_evaluation_writes_tables_and_overlays_of_the_test_images(training: Training, tmp_path: Path) -> None:
     evaluate(**training.settings, checkpoint=str(training.weights), output_dir=str(tmp_path))
     with (tmp_path / "per_image.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -63,14 +71,8 @@ def test_evaluation_refuses_weights_of_another_network(training: Training, tmp_p
     settings = {**training.settings, "checkpoint": str(training.weights), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as error:
         evaluate(**settings, **{"network_def#spgen#enabled": False})
-    assert isinstance(root_cause(error.value), CheckpointError)
+    assert raised_from(error.value, CheckpointError)
     assert list(tmp_path.iterdir()) == []
-
-
-def root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 @pytest.fixture
@@ -132,17 +134,17 @@ def test_lossless_formats_of_the_same_pixels_give_the_same_nuclei(
     (images / "broken.png").unlink()
     infer(training, images, tmp_path / "predictions", threshold=UNSURE)
     png, tiff, nifti = (
-        tifffile.imread(tmp_path / "predictions" / f"{stem}_instances.tif") for stem in ("png", "tiff", "nifti")
+        tifffile.imread(tmp_path / "predictions" / f"{stem}_instances.tif")
+        for stem in ("png", "tiff", "nifti")
     )
     np.testing.assert_array_equal(png, tiff)
     np.testing.assert_array_equal(png, nifti)
 
 
 def test_inference_on_a_dataset_takes_its_test_images(training: Training, tmp_path: Path) -> None:
-    source = Path(str(training.settings["dataset_dir"])) / "dark"
-    infer(training, source, tmp_path / "predictions")
-    written = {path.name for path in (tmp_path / "predictions").glob("*_instances.tif")}
-    assert written == {"test_0_instances.tif", "test_1_instances.tif"}
+    infer(training, Path(str(training.settings["dataset_dir"])), tmp_path / "predictions")
+    written = {path.name for path in (tmp_path / "predictions").glob("*.geojson")}
+    assert written == {"bright_test_0.geojson", "dark_test_0.geojson", "test_1.geojson"}
 
 
 def test_inference_fails_where_no_image_can_be_read(training: Training, images: Path, tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_inference_fails_where_no_image_can_be_read(training: Training, images: 
             path.unlink()
     with pytest.raises(RuntimeError) as error:
         infer(training, images, tmp_path / "predictions")
-    assert isinstance(root_cause(error.value), ImageReadError)
+    assert raised_from(error.value, ImageReadError)
     assert not (tmp_path / "predictions").exists()
 
 
@@ -177,7 +179,11 @@ def test_only_what_was_trained_is_saved_and_the_frozen_encoder_stays_as_it_was(
     assert [name for name in frozen if not torch.equal(before[name], after[name])] == []
     assert any(not torch.equal(before[name], after[name]) for name in saved if name.startswith("bypass."))
 
-    shared = {**settings, "checkpoint": str(tmp_path / "train" / "model.safetensors"), "splits": ["validation"]}
+    shared = {
+        **settings,
+        "checkpoint": str(tmp_path / "train" / "model.safetensors"),
+        "splits": ["validation"],
+    }
     evaluated = evaluate(**shared, output_dir=str(tmp_path / "evaluate"))
     trained, reloaded = (run.evaluator.state.metrics for run in (workflow, evaluated))
     assert {key: trained[key] for key in reloaded if key in trained} == dict(reloaded)
@@ -188,9 +194,7 @@ def test_the_unet_baseline_trains_and_evaluates(training: Training, tmp_path: Pa
     train("baseline_unet", **settings)
     weights = tmp_path / "model.safetensors"
     assert read_header(weights)["method"] == "unet"
-    workflow = bundle(
-        "baseline_unet", "evaluate", **settings, checkpoint=str(weights), domains=["bright", "dark"]
-    )
-    workflow.run()
+    workflow = train("evaluate", "baseline_unet", **settings, checkpoint=str(weights))
+    assert workflow.parser.get_parsed_content("tracked_run").tags["bundle"] == "baseline_unet"
     assert summary(tmp_path)["summary"][0]["domain"] == "bright"
     assert workflow.check_properties() == []

@@ -18,11 +18,6 @@ def content(workflow: ConfigWorkflow, key: str) -> Any:
     return workflow.parser.get_parsed_content(key)
 
 
-def queries(workflow: ConfigWorkflow) -> int:
-    """Return how many output tokens the decoder has learned."""
-    return sum(p.numel() for name, p in network_of(workflow).decoder.named_parameters() if "quer" in name)
-
-
 SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
     "no bypass": (
         {"network_def#encoder#bypass": False},
@@ -86,7 +81,9 @@ SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
     ),
     "released normalisation": (
         {"pixel_std": "released"},
-        lambda run: torch.equal(content(run, "target_transforms::0").std, content(run, "target_transforms::0").mean),
+        lambda run: torch.equal(
+            content(run, "target_transforms::0").std, content(run, "target_transforms::0").mean
+        ),
     ),
 }
 

@@ -55,9 +55,12 @@ def test_the_training_command_from_any_folder(
     if place != "repository":  # stands for the installed package
         user_environment = {**user_environment, "PYTHONPATH": str(REPOSITORY)}
     tracking = ["--tracking_uri", store_uri if place == "repository" else "off"]
-    # relative, so that it shows where a path of the command line is looked for
     output = tmp_path / "output"
-    log = run([sys.executable, *TRAINING, config, *settings(dataset_dir, output), *tracking], folder, user_environment)
+    log = run(
+        [sys.executable, *TRAINING, config, *settings(dataset_dir, output), *tracking],
+        folder,
+        user_environment,
+    )
     assert "Traceback" not in log
     assert read_header(output / "model.safetensors")["epoch"] == "1"
     if place == "repository":
@@ -68,7 +71,14 @@ def test_two_processes_train_one_model_in_one_run(
     dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
 ) -> None:
     uri = path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nnodes=1",
+        "--nproc_per_node=2",
+    ]
     files = json.dumps([f"bundles/unsam/configs/{name}.json" for name in ("train", "multi_gpu_train")])
     output = tmp_path / "output"
     run(

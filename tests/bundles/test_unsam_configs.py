@@ -51,7 +51,11 @@ def test_expressions_are_short_and_harmless(name: str) -> None:
         if "$" + text in imports:
             continue
         tree = ast.parse(REFERENCE.sub("reference", text), mode="eval")
-        bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
         for node in ast.walk(tree):
             assert not isinstance(node, (ast.Lambda, ast.NamedExpr, ast.Await)), text
             if isinstance(node, ast.Name):
@@ -63,7 +67,17 @@ def test_expressions_are_short_and_harmless(name: str) -> None:
 
 def test_the_keys_of_the_command_line_exist() -> None:
     keys = {"dataset_dir", "output_dir", "epochs", "sam_variant", "sam_checkpoint", "checkpoint", "precision"}
-    assert keys | {"tracking_uri", "seed", "bundle_root", "device", "val_interval", "lr"} <= set(read("train.json"))
+    assert keys | {"tracking_uri", "seed", "bundle_root", "device", "val_interval", "lr"} <= set(
+        read("train.json")
+    )
+    assert {"checkpoint", "input", "output_dir", "domain", "unseen_domain", "run"} <= set(
+        read("inference.json")
+    )
+
+
+def test_every_workflow_has_its_own_run_id_beside_monais() -> None:
+    assert read("train.json")["run"] == "%training"
+    assert read("evaluate.json")["run"] == "%evaluating"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +119,15 @@ def test_train_and_inference_build_the_same_network() -> None:
 @pytest.fixture
 def paper(training: Training, tmp_path: Path) -> dict[str, Any]:
     """What turns the paper's recipe into seconds: a micro network, small images and our domains."""
-    small = ("device", "sam_variant", "image_size", "precision", "hide_progress", "tracking_uri", "dataset_dir")
+    small = (
+        "device",
+        "sam_variant",
+        "image_size",
+        "precision",
+        "hide_progress",
+        "tracking_uri",
+        "dataset_dir",
+    )
     chosen = {key: training.settings[key] for key in small}
     return {**chosen, "domains": ["dark", "bright"], "output_dir": str(tmp_path)}
 

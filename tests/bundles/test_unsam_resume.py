@@ -6,12 +6,12 @@ import pytest
 from ignite.engine import Engine, Events
 
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import assert_same_tensors, bundle, train
+from tests.bundles.unsam_runs import assert_same_tensors, bundle, raised_from, train
 
 EPOCHS = {"interleaved": 3, "sequential": 2}  # sequential: of each of the two domains
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     """The machine goes down."""
 
 
@@ -20,13 +20,13 @@ def interrupt(epoch: int, **settings: object) -> None:
 
     def cut(engine: Engine) -> None:
         if engine.state.epoch == epoch and (engine.state.iteration - 1) % engine.state.epoch_length == 1:
-            raise PowerCut
+            raise PowerCutError
 
     workflow = bundle(**settings)
     workflow.trainer.add_event_handler(Events.ITERATION_STARTED, cut)
     with pytest.raises(RuntimeError) as error:
         workflow.run()
-    assert isinstance(error.value.__cause__, PowerCut)
+    assert raised_from(error.value, PowerCutError)
 
 
 @pytest.fixture(scope="module")

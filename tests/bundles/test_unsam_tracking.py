@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nucsam_monai.utils.errors import ImageReadError
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import IMAGES, bundle, evaluate, train
+from tests.bundles.unsam_runs import IMAGES, bundle, evaluate, raised_from, train
 from tests.handlers.tracked_engines import Store
 
 EXPERIMENT = "nucsam/unsam"
@@ -55,8 +56,9 @@ def test_an_image_that_turns_out_corrupt_fails_the_run(
     number = IMAGES["dark"][split] - 1
     image = data / "dark" / "images" / f"{split}_{number}.png"
     image.write_bytes(image.read_bytes()[:200])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError) as error:
         workflow.run()
+    assert str(image) in (raised_from(error.value, ImageReadError) or "")
     assert store.only_run(EXPERIMENT).info.status == "FAILED"
     assert not (tmp_path / "output" / "model.safetensors").exists()
 

@@ -106,3 +106,10 @@ def assert_same_tensors(first: Path, second: Path) -> None:
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different
+
+
+def raised_from(error: BaseException | None, kind: type[BaseException]) -> str | None:
+    """Return the message of the error of ``kind`` that MONAI wrapped in others, if there is one."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__
+    return None if error is None else f"{kind.__name__}: {error}"
