@@ -141,10 +141,8 @@ def _split(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     trained: dict[str, Tensor] = {}
     frozen: dict[str, Tensor] = {}
     for name, tensor in network.state_dict(keep_vars=True).items():
-        if isinstance(tensor, nn.Parameter):
-            is_trained = tensor.requires_grad
-        else:
-            is_trained = _owner_is_trained(network, name)
+        own = isinstance(tensor, nn.Parameter)
+        is_trained = tensor.requires_grad if own else _owner_is_trained(network, name)
         (trained if is_trained else frozen)[name] = tensor
     return trained, frozen
 
