@@ -9,8 +9,10 @@ class PatchEmbed(nn.Module):
     """Turn ``(B, 3, H, W)`` pixels into ``(B, H / patch, W / patch, width)`` tokens.
 
     The official models use one convolution per patch. The compact ones use stride-2 convolutions of kernel 3
-    ("Early Convolutions Help Transformers See Better", Xiao et al., 2021), which learn from small data sets
-    at once.
+    ("Early Convolutions Help Transformers See Better", Xiao et al., 2021), which learn from small data sets at
+    once, with instance normalisation. Layer normalisation over the channels would leave the faint contrast of
+    fluorescence images as faint as it was, and batch normalisation would mix the statistics of domains that
+    are trained in turn.
     """
 
     def __init__(self, variant: SAMVariant) -> None:
@@ -20,10 +22,6 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv2d(3, variant.width, kernel_size=variant.patch, stride=variant.patch)
         else:
             self.proj = _conv_stem(variant.width, steps=variant.patch.bit_length() - 1)
-
-    def train(self, mode: bool = True) -> "PatchEmbed":
-        """Switch the mode; a frozen stem keeps its batch statistics and stays in evaluation mode."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the tokens, channels last."""
@@ -49,6 +47,6 @@ def _conv_stem(width: int, steps: int) -> nn.Sequential:
 def _normed_conv(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
+        nn.InstanceNorm2d(out_channels, affine=True),
         nn.GELU(),
     ]
