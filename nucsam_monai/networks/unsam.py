@@ -1,6 +1,7 @@
 """UN-SAM: prompt-free segmentation of nuclei in several domains (DT-Encoder, SPGen, DQ-Decoder)."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from nucsam_monai.networks.sam import (
 )
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,11 @@ class UNSAM(nn.Module):
         )
         if sam_checkpoint is not None:
             self._load_sam(sam_checkpoint)
+        elif self.encoder_options.trainable == "bypass":
+            logger.warning(
+                "no SAM weights: the encoder is random and frozen, which teaches nothing. Give sam_checkpoint, or "
+                "train everything with encoder.trainable 'all'."
+            )
         self._freeze()
 
     def forward(
