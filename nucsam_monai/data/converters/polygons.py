@@ -38,8 +38,8 @@ def polygon_mask(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[
     # An edge crosses the rows from its upper end to before its lower end; horizontal edges cross none.
     crosses = (y[:, None] <= rows) != (y_next[:, None] <= rows)
     edge, row = np.nonzero(crosses)
-    slope = (x_next[edge] - x[edge]) / (y_next[edge] - y[edge])
-    crossing = x[edge] + (rows[row] - y[edge]) * slope
+    # Divided last: a crossing that lies exactly on a pixel centre is then computed exactly.
+    crossing = x[edge] + (rows[row] - y[edge]) * (x_next[edge] - x[edge]) / (y_next[edge] - y[edge])
     # Every crossing turns inside to outside, or back, for the pixels from it to the right.
     first_right = np.clip(np.ceil(crossing), left, right).astype(np.int64) - left
     turns = np.zeros((len(rows), right - left + 1), dtype=np.int64)
