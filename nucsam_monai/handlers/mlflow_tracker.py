@@ -42,7 +42,7 @@ class MLflowTracker:
         owner: whether the end of this engine is the end of the run.
         artifacts: files and folders to upload when the run ends: executed configurations, ``metadata.json``,
             tables per image, overlays. What doesn't exist by then is passed over.
-        dataset_dir: dataset folder that is recorded as an input of the run.
+        dataset_dir: dataset folder that is recorded as an input of the run, or a folder of several.
         split: the part of it that the engine uses; by default ``training`` for a trainer, ``validation`` for
             a validator, ``test`` for an evaluator that runs alone.
 
@@ -140,7 +140,10 @@ class MLflowTracker:
             alone = "evaluation" if self._ends_run else "validation"
             context = "training" if isinstance(engine, Trainer) else alone
             split = self.split or _SPLIT_OF_CONTEXT[context]
-            self.run.log_dataset(self.dataset_dir, split=split, context=context)
+            directory = Path(self.dataset_dir)
+            several = sorted(file.parent for file in directory.glob("*/dataset.json"))
+            for folder in several or [directory]:
+                self.run.log_dataset(folder, split=split, context=context)
 
     def _hand_over(self, stock: MLFlowHandler) -> bool:
         """Make a stock handler of the same experiment write to our run; tell whether it does."""

@@ -143,7 +143,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def dataset_facts(directory: Path | str, split: str) -> DatasetFacts:
-    """Identify one split of a dataset folder without reading its images.
+    """Identify one split of a dataset folder, or several joined by "+", without reading its images.
 
     Raises:
         DatasetError: there is no such folder, or its ``dataset.json`` can't be read.
@@ -170,7 +170,8 @@ def dataset_facts(directory: Path | str, split: str) -> DatasetFacts:
         )
     digest.update(content)
     name = str(document.get("name") or directory.name)
-    return DatasetFacts(name, split, digest.hexdigest(), len(document.get(split) or ()), directory)
+    items = sum(len(document.get(part) or ()) for part in split.split("+"))
+    return DatasetFacts(name, split, digest.hexdigest(), items, directory)
 
 
 def _flat_items(params: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
