@@ -24,6 +24,8 @@ def test_a_training_is_one_finished_run_with_curves_by_epoch(training: Training)
     for metric in ("train_loss", "lr_group_0", "val_dice", "val_pq", "val_loss", "val_loss_dark"):
         assert set(store.curve(run, metric)) == {1, 2}
     assert store.curve(run, "val_dice")[2] == training.val_dice
+    inputs = {(entry.dataset.name, tag.value) for entry in run.inputs.dataset_inputs for tag in entry.tags}
+    assert {("bright", "training"), ("dark", "training")} <= inputs
     assert {"configs", "model.safetensors"} <= store.artifacts(run)
     assert "configs/train.json" in store.artifacts(run, "configs")
 
