@@ -16,6 +16,7 @@ A source may also be the folder unpacked from the archive. The options of one da
 import functools
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 
@@ -28,12 +29,18 @@ from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 
 def list_datasets() -> str:
-    """List the datasets that can be prepared."""
-    lines = []
-    for name, convert in CONVERTERS.items():
-        module = sys.modules[convert.__module__]
-        lines.append(f"{name:<10} {module.LICENCE:<18} {(module.__doc__ or '').splitlines()[0]}")
-    return "\n".join(lines)
+    """List the datasets that can be prepared: size, licence, named splits and where to get them."""
+    blocks = []
+    for name, converter in CONVERTERS.items():
+        info = converter.info
+        magnification = f"{info.magnification:g}x" if info.magnification else "mixed or unknown magnification"
+        blocks.append(
+            f"{name:<10} {info.title}\n"
+            f"{'':<10} {info.images} images, {info.size_px} px, {magnification}; {info.licence}\n"
+            f"{'':<10} protocols: {', '.join(info.protocols)}\n"
+            f"{'':<10} {info.obtain}"
+        )
+    return "\n".join(blocks)
 
 
 def validate(folder: str) -> str:
@@ -56,10 +63,13 @@ def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
         if unknown:
             permitted = ", ".join(f"--{name}" for name in signature.parameters)
             raise ConfigurationError(f"unknown option --{unknown[0]}; permitted are {permitted}.")
+        if "workers" in signature.parameters:
+            options.setdefault("workers", os.cpu_count() or 1)
         summary = convert(*args, **options)
         dropped = [f"  dropped    {count:>6} {reason}" for reason, count in summary.dropped.items() if count]
+        protocol = f", protocol '{summary.protocol}'" if summary.protocol else ""
         return "\n".join(
-            [f"{summary.folder}: wrote '{summary.name}'", *_count_lines(summary.splits), *dropped]
+            [f"{summary.folder}: wrote '{summary.name}'{protocol}", *_count_lines(summary.splits), *dropped]
         )
 
     rest = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD)
@@ -76,7 +86,7 @@ def _count_lines(splits: Mapping[str, SplitCounts]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    commands = {name: reporting(convert) for name, convert in CONVERTERS.items()}
+    commands = {name: reporting(converter.convert) for name, converter in CONVERTERS.items()}
     try:
         fire.Fire({**commands, "validate": validate, "list": list_datasets}, command=arguments)
     except (NucSAMError, OSError) as error:

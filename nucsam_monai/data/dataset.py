@@ -2,7 +2,7 @@
 
 ::
 
-    <name>/dataset.json         MONAI datalist with the metadata and the three splits; relative paths
+    <name>/dataset.json         MONAI datalist with the metadata, the splits and the named protocols
     <name>/images/<id>.png      RGB uint8
     <name>/instances/<id>.png   uint16 (TIFF int32 past 65535 nuclei): 0 background, ids 1..n
     <name>/classes/<id>.json    {instance id: class id}, where the dataset has classes
@@ -10,10 +10,11 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
@@ -39,6 +40,8 @@ class DatasetMetadata:
         citation: what to cite.
         source: ``{file name: sha256}`` of what it was made from.
         conversion: options and counts of the conversion, for the reader of ``dataset.json``.
+        protocols: the named splits of the dataset.
+        protocol: the one that ``dataset.json`` is split by; None where there are no named ones.
     """
 
     name: str
@@ -51,6 +54,8 @@ class DatasetMetadata:
     class_names: tuple[str, ...] = ("nucleus",)
     source: Mapping[str, str] = field(default_factory=dict)
     conversion: Mapping[str, Any] = field(default_factory=dict)
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,36 @@ class Dataset:
         metadata: what is known about the dataset.
         splits: ``{"training" | "validation" | "test": items}``; each item is ``{"image", "instances",
             "classes"?, "domain", "id", "tissue"?, "group"?}`` with absolute paths as strings.
+        unused: items that the protocol leaves out.
     """
 
     folder: Path
     metadata: DatasetMetadata
     splits: Mapping[str, list[dict[str, str]]]
+    unused: Sequence[dict[str, str]] = ()
+
+    def with_protocol(self, name: str) -> "Dataset":
+        """Return the same dataset split by another of its protocols.
+
+        Raises:
+            ConfigurationError: it has no such protocol.
+        """
+        protocols = self.metadata.protocols
+        if name not in protocols:
+            raise ConfigurationError(
+                f"protocol '{name}': dataset '{self.metadata.name}' has {', '.join(protocols) or 'none'}."
+            )
+        items = {item["id"]: item for item in self.items()}
+        splits = {
+            split: [items.pop(sample_id) for sample_id in ids]
+            for split, ids in protocols[name].splits.items()
+        }
+        metadata = replace(self.metadata, protocol=name)
+        return Dataset(self.folder, metadata, splits, unused=tuple(items.values()))
+
+    def items(self) -> list[dict[str, str]]:
+        """Return the items of all splits and the unused ones."""
+        return [*(item for items in self.splits.values() for item in items), *self.unused]
 
 
 def read_dataset(folder: Path | str) -> Dataset:
@@ -93,8 +123,14 @@ def read_dataset(folder: Path | str) -> Dataset:
     if not isinstance(content, dict):
         raise DatasetError(f"{file}: expected a JSON object, found {type(content).__name__}.")
     metadata = _metadata_from_json(content, file)
-    splits = {split: _items_from_json(content.get(split, []), split, folder, metadata) for split in SPLITS}
-    return Dataset(folder=folder, metadata=metadata, splits=splits)
+    items = {key: _items_from_json(content.get(key, []), key, folder, metadata) for key in (*SPLITS, UNUSED)}
+    unused = tuple(items.pop(UNUSED))
+    dataset = Dataset(folder, metadata, items, unused)
+    groups = {item["id"]: item.get("group") for item in dataset.items()}
+    for name, protocol in metadata.protocols.items():
+        for problem in protocol.problems(groups):
+            raise DatasetError(f"{file}: protocol '{name}': {problem}. Prepare the dataset again.")
+    return dataset
 
 
 def find_datasets(dataset_dir: Path | str) -> list[Path]:
@@ -127,6 +163,7 @@ def load_items(
     dataset_dir: Path | str,
     splits: str | Sequence[str],
     domains: str | Sequence[str] | None = None,
+    protocol: str | Mapping[str, str] | None = None,
 ) -> list[dict[str, str]]:
     """Return the items of one or several splits over the datasets, in the order of the domains named.
 
@@ -134,19 +171,21 @@ def load_items(
         dataset_dir: one dataset folder, or a folder of several.
         splits: any of ``"training"``, ``"validation"`` and ``"test"``.
         domains: the domains to take; None takes all.
+        protocol: the named split to use instead of the one that ``dataset.json`` is split by; of several
+            datasets ``{dataset name: protocol}``.
 
     Returns:
         Items for ``monai.data.Dataset``; see :class:`Dataset`.
 
     Raises:
-        ConfigurationError: a split or a domain is unknown.
+        ConfigurationError: a split, a domain or a protocol is unknown.
         DatasetError: there is no dataset, or no item in these splits.
     """
     splits = [splits] if isinstance(splits, str) else list(splits)
     for split in splits:
         if split not in SPLITS:
             raise ConfigurationError(f"split '{split}': expected one of {', '.join(SPLITS)}.")
-    datasets = [read_dataset(folder) for folder in find_datasets(dataset_dir)]
+    datasets = _read_datasets(dataset_dir, protocol)
     known = sorted({dataset.metadata.domain for dataset in datasets})
     wanted = (
         known if domains is None else [domains] if isinstance(domains, str) else list(dict.fromkeys(domains))
@@ -171,14 +210,35 @@ def load_items(
     return items
 
 
-def training_domains(dataset_dir: Path | str) -> list[str]:
+def training_domains(dataset_dir: Path | str, protocol: str | Mapping[str, str] | None = None) -> list[str]:
     """Return the domains that have training items, sorted: the order of a model's domain queries.
 
+    Args:
+        dataset_dir: one dataset folder, or a folder of several.
+        protocol: as in :func:`load_items`.
+
     Raises:
+        ConfigurationError: a protocol is unknown.
         DatasetError: there is no dataset.
     """
-    datasets = [read_dataset(folder) for folder in find_datasets(dataset_dir)]
+    datasets = _read_datasets(dataset_dir, protocol)
     return sorted({dataset.metadata.domain for dataset in datasets if dataset.splits["training"]})
+
+
+def _read_datasets(dataset_dir: Path | str, protocol: str | Mapping[str, str] | None) -> list[Dataset]:
+    datasets = [read_dataset(folder) for folder in find_datasets(dataset_dir)]
+    if protocol is None:
+        return datasets
+    names = {dataset.metadata.name for dataset in datasets}
+    chosen = dict.fromkeys(names, protocol) if isinstance(protocol, str) else protocol
+    if unknown := sorted(set(chosen) - names):
+        raise ConfigurationError(
+            f"protocol: dataset '{unknown[0]}' is not in {dataset_dir}, which has {', '.join(sorted(names))}."
+        )
+    return [
+        dataset.with_protocol(chosen[dataset.metadata.name]) if dataset.metadata.name in chosen else dataset
+        for dataset in datasets
+    ]
 
 
 def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetadata:
@@ -190,6 +250,9 @@ def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetada
     if not _is_list_of_texts(class_names) or not class_names:
         wrong.append("class_names")
     wrong += [key for key in ("source", "conversion") if not isinstance(content.get(key, {}), dict)]
+    protocols = protocols_from_json(content.get("protocols", {}), str(file))
+    if content.get("protocol") not in (None, *protocols):
+        wrong.append("protocol")
     if wrong:
         raise DatasetError(
             f"{file}: missing or of the wrong type: {', '.join(wrong)}. Prepare the dataset again."
@@ -200,6 +263,8 @@ def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetada
         class_names=tuple(class_names or ()),
         source=content.get("source", {}),
         conversion=content.get("conversion", {}),
+        protocols=protocols,
+        protocol=content.get("protocol"),
     )
 
 

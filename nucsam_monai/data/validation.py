@@ -9,6 +9,7 @@ import numpy as np
 from nucsam_monai.data.dataset import DATASET_FILE, FILE_KEYS, Dataset, read_dataset
 from nucsam_monai.data.junk import is_junk
 from nucsam_monai.data.label_files import read_classes, read_image, read_instances
+from nucsam_monai.data.protocols import UNUSED
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import DatasetError
 
@@ -23,7 +24,7 @@ class DatasetSummary:
         folder: the dataset folder.
         name: name of the dataset.
         domain: domain of its items.
-        splits: images and nuclei per split.
+        splits: images and nuclei per split, and of the unused ones where the protocol leaves some out.
     """
 
     folder: Path
@@ -40,8 +41,9 @@ def validate_dataset(folder: Path | str) -> DatasetSummary:
     """
     dataset = read_dataset(folder)
     problems = [*_structure_problems(dataset), *_stray_files(dataset)]
-    nuclei = dict.fromkeys(dataset.splits, 0)
-    for split, items in dataset.splits.items():
+    parts = {**dataset.splits, UNUSED: dataset.unused}
+    nuclei = dict.fromkeys(parts, 0)
+    for split, items in parts.items():
         for item in items:
             count, found = _check_sample(item, len(dataset.metadata.class_names))
             nuclei[split] += count
@@ -54,7 +56,11 @@ def validate_dataset(folder: Path | str) -> DatasetSummary:
         folder=dataset.folder,
         name=dataset.metadata.name,
         domain=dataset.metadata.domain,
-        splits={split: SplitCounts(len(items), nuclei[split]) for split, items in dataset.splits.items()},
+        splits={
+            part: SplitCounts(len(items), nuclei[part])
+            for part, items in parts.items()
+            if items or part != UNUSED
+        },
     )
 
 
@@ -64,20 +70,23 @@ def _structure_problems(dataset: Dataset) -> Iterator[str]:
     group_split: dict[str, str] = {}
     owner: dict[str, str] = {}
     with_classes = 0
-    for split, items in dataset.splits.items():
+    metadata = dataset.metadata
+    may_divide = metadata.protocol is not None and metadata.protocols[metadata.protocol].divides_groups
+    for split, items in {**dataset.splits, UNUSED: dataset.unused}.items():
         for item in items:
             sample_id = item["id"]
             if sample_id.lower() in first_split:
                 yield f"id '{sample_id}' is in '{first_split[sample_id.lower()]}' and again in '{split}'"
             first_split.setdefault(sample_id.lower(), split)
             group = item.get("group")
-            if group and group_split.setdefault(group, split) != split:
+            keeps_groups = split != UNUSED and not may_divide
+            if group and keeps_groups and group_split.setdefault(group, split) != split:
                 yield f"group '{group}' is in '{group_split[group]}' and in '{split}'"
             for key in FILE_KEYS:
                 if key in item and owner.setdefault(item[key], sample_id) != sample_id:
                     yield f"{item[key]} belongs to '{owner[item[key]]}' and to '{sample_id}'"
             with_classes += "classes" in item
-    total = sum(len(items) for items in dataset.splits.values())
+    total = len(dataset.items())
     if total == 0:
         yield f"{DATASET_FILE} has no items"
     if with_classes not in (0, total):
@@ -85,13 +94,7 @@ def _structure_problems(dataset: Dataset) -> Iterator[str]:
 
 
 def _stray_files(dataset: Dataset) -> Iterator[str]:
-    expected = {
-        Path(item[key])
-        for items in dataset.splits.values()
-        for item in items
-        for key in FILE_KEYS
-        if key in item
-    }
+    expected = {Path(item[key]) for item in dataset.items() for key in FILE_KEYS if key in item}
     expected.add(dataset.folder / DATASET_FILE)
     for path in sorted(dataset.folder.rglob("*")):
         relative = path.relative_to(dataset.folder).as_posix()

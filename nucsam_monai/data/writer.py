@@ -1,10 +1,11 @@
 """Writing a dataset folder sample by sample; it appears whole or not at all."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from nucsam_monai.data.dataset import DATASET_FILE, DatasetMetadata, relative_items
-from nucsam_monai.data.label_files import renumber, write_classes, write_image, write_instances
+from nucsam_monai.data.parallel import map_in_order
+from nucsam_monai.data.protocols import UNUSED
+from nucsam_monai.data.samples import Sample, SampleJob, WrittenSample, check_sample_id, write_sample
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_directory
-
-# An id is a file name on every operating system.
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._()+-]{0,199}(?<![ .])")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class DatasetWriter:
         metadata: what is known before the first sample; see :meth:`note` for what is known after the last.
 
     Raises:
-        DatasetError: on entry, ``folder`` holds something already.
+        DatasetError: on entry, ``folder`` holds something already; on exit, no sample was written, or a
+            protocol does not fit the samples.
 
     Example:
         >>> with DatasetWriter("data/mine", metadata) as writer:  # doctest: +SKIP
@@ -50,12 +51,16 @@ class DatasetWriter:
     def __init__(self, folder: Path | str, metadata: DatasetMetadata) -> None:
         self.folder = Path(folder)
         self.metadata = metadata
+        self.dropped: Counter[str] = Counter()
         self._stack = ExitStack()
-        self._items: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
-        self._nuclei = dict.fromkeys(SPLITS, 0)
+        self._items: dict[str, list[dict[str, str]]] = {part: [] for part in (*SPLITS, UNUSED)}
+        self._nuclei = dict.fromkeys(self._items, 0)
         self._ids: set[str] = set()
         self._group_splits: dict[str, str] = {}
         self._notes: dict[str, Any] = {}
+        protocol = metadata.protocols[metadata.protocol] if metadata.protocol else None
+        self._split_of_id = protocol.split_of_id() if protocol else {}
+        self._keeps_groups = protocol is None or not protocol.divides_groups
 
     def __enter__(self) -> "DatasetWriter":
         try:
@@ -93,7 +98,7 @@ class DatasetWriter:
         """Write one sample.
 
         Args:
-            split: ``"training"``, ``"validation"`` or ``"test"``.
+            split: ``"training"``, ``"validation"``, ``"test"`` or ``"unused"``.
             sample_id: file name of the sample without suffix, unique in the dataset whatever its letter case.
             image: ``(H, W, 3)`` uint8 RGB.
             instances: ``(H, W)`` non-negative integers, 0 = background; ids are made contiguous.
@@ -105,27 +110,29 @@ class DatasetWriter:
             ConfigurationError: ``split`` is unknown.
             DatasetError: the sample contradicts the format or an earlier sample.
         """
-        if split not in SPLITS:
-            raise ConfigurationError(f"split '{split}': expected one of {', '.join(SPLITS)}.")
-        self._check_sample(sample_id, image, instances)
-        if group is not None and self._group_splits.setdefault(group, split) != split:
-            raise DatasetError(
-                f"{sample_id}: group '{group}' is in '{self._group_splits[group]}' and '{split}'; "
-                "a group must stay in one split."
-            )
-        contiguous, new_ids = renumber(instances)
-        image_file = self._root / "images" / f"{sample_id}.png"
-        write_image(image_file, image)
-        item = {
-            "image": str(image_file),
-            "instances": str(write_instances(self._root / "instances", sample_id, contiguous)),
-        }
-        if classes is not None:
-            item["classes"] = str(self._write_classes(sample_id, classes, new_ids))
-        item |= {"domain": self.metadata.domain, "id": sample_id}
-        item |= {key: value for key, value in (("tissue", tissue), ("group", group)) if value is not None}
-        self._items[split].append(item)
-        self._nuclei[split] += len(new_ids)
+        self._reserve(split, sample_id, group)
+        sample = Sample(image, instances, classes)
+        written = write_sample(self._root, sample_id, sample, self.metadata.class_names)
+        self._record(split, sample_id, written, tissue, group)
+
+    def add_by_protocol(self, jobs: Iterable[SampleJob], *, workers: int = 1) -> None:
+        """Decode and write samples, each to the split that the metadata's protocol gives it.
+
+        Samples that the protocol leaves out become ``unused``. What was dropped is summed in ``dropped``.
+
+        Args:
+            jobs: the samples; of an iterator only as many are taken ahead as keep the workers busy.
+            workers: processes that decode and write; 1 stays in this one.
+
+        Raises:
+            DatasetError: a sample contradicts the format or an earlier sample.
+        """
+        write = partial(_decode_and_write, self._root, self.metadata.class_names)
+        written = map_in_order(write, self._reserved(jobs), workers=workers)
+        for job, files in written:
+            split = self._split_of_id.get(job.sample_id, UNUSED)
+            self._record(split, job.sample_id, files, job.tissue, job.group)
+            self.dropped.update(files.dropped)
 
     def note(self, **facts: Any) -> None:
         """Add facts to ``conversion`` in ``dataset.json``, for example how many regions were dropped."""
@@ -133,47 +140,57 @@ class DatasetWriter:
 
     @property
     def counts(self) -> dict[str, SplitCounts]:
-        """Images and nuclei per split so far."""
-        return {split: SplitCounts(len(self._items[split]), self._nuclei[split]) for split in SPLITS}
+        """Images and nuclei per split so far, and of the unused ones where there are any."""
+        return {
+            part: SplitCounts(len(items), self._nuclei[part])
+            for part, items in self._items.items()
+            if items or part != UNUSED
+        }
 
-    def _check_sample(self, sample_id: str, image: np.ndarray, instances: np.ndarray) -> None:
-        if not _SAFE_ID.fullmatch(sample_id):
-            raise DatasetError(f"sample id {sample_id!r}: not usable as a file name.")
+    def _reserved(self, jobs: Iterable[SampleJob]) -> Iterator[SampleJob]:
+        for job in jobs:
+            self._reserve(self._split_of_id.get(job.sample_id, UNUSED), job.sample_id, job.group)
+            yield job
+
+    def _reserve(self, split: str, sample_id: str, group: str | None) -> None:
+        """Check what concerns more than one sample, before the files are written."""
+        if split not in self._items:
+            raise ConfigurationError(f"split '{split}': expected one of {', '.join(self._items)}.")
+        check_sample_id(sample_id)
         if sample_id.lower() in self._ids:
             raise DatasetError(f"sample id '{sample_id}' occurs twice (letter case does not count).")
         self._ids.add(sample_id.lower())
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if group is None or split == UNUSED or not self._keeps_groups:
+            return
+        if self._group_splits.setdefault(group, split) != split:
             raise DatasetError(
-                f"{sample_id}: image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)."
+                f"{sample_id}: group '{group}' is in '{self._group_splits[group]}' and '{split}'; "
+                "a group must stay in one split."
             )
-        if instances.shape != image.shape[:2]:
-            raise DatasetError(f"{sample_id}: image is {image.shape[:2]}, instance map is {instances.shape}.")
-        if not np.issubdtype(instances.dtype, np.integer) or instances.min(initial=0) < 0:
-            raise DatasetError(f"{sample_id}: instance ids must be integers from 0, found {instances.dtype}.")
 
-    def _write_classes(self, sample_id: str, classes: Mapping[int, int], new_ids: Mapping[int, int]) -> Path:
-        without = sorted(set(new_ids) - set(classes))
-        if without:
-            raise DatasetError(f"{sample_id}: no class for instances {without[:5]} ({len(without)} in all).")
-        remapped = {new: int(classes[old]) for old, new in new_ids.items()}
-        unknown = sorted(set(remapped.values()) - set(range(len(self.metadata.class_names))))
-        if unknown:
-            raise DatasetError(
-                f"{sample_id}: class ids {unknown}, expected 0 to {len(self.metadata.class_names) - 1} "
-                f"({', '.join(self.metadata.class_names)})."
-            )
-        path = self._root / "classes" / f"{sample_id}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_classes(path, remapped)
-        return path
+    def _record(
+        self, split: str, sample_id: str, written: WrittenSample, tissue: str | None, group: str | None
+    ) -> None:
+        item = {**written.files, "domain": self.metadata.domain, "id": sample_id}
+        item |= {key: value for key, value in (("tissue", tissue), ("group", group)) if value is not None}
+        self._items[split].append(item)
+        self._nuclei[split] += written.nuclei
 
     def _write_json(self) -> None:
         if not self._ids:
             raise DatasetError(f"{self.folder}: no sample was written.")
+        groups = {item["id"]: item.get("group") for items in self._items.values() for item in items}
+        for name, protocol in self.metadata.protocols.items():
+            for problem in protocol.problems(groups):
+                raise DatasetError(f"{self.folder}: protocol '{name}': {problem}.")
         content = asdict(self.metadata)
-        counts = {split: asdict(count) for split, count in self.counts.items()}
+        counts = {part: asdict(count) for part, count in self.counts.items()}
         content["conversion"] = {**self.metadata.conversion, **self._notes, "counts": counts}
-        for split in SPLITS:
-            content[split] = relative_items(self._items[split], self._root)
+        for part, items in self._items.items():
+            content[part] = relative_items(items, self._root)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (self._root / DATASET_FILE).write_text(text, encoding="utf-8")
+
+
+def _decode_and_write(root: Path, class_names: tuple[str, ...], job: SampleJob) -> WrittenSample:
+    return write_sample(root, job.sample_id, job.decode(), class_names)

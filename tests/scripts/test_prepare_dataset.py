@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nucsam_monai.data.converters import CONVERTERS
 from scripts.prepare_dataset import main
 from tests.data.originals import dsb_members, monuseg_members, write_zip
 
@@ -34,9 +35,12 @@ def test_options_reach_the_converter(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["dsb2018", "monuseg", "nucls"]
-    assert "CC0-1.0" in lines[0]
+    printed = capsys.readouterr().out
+    named = [line.split()[0] for line in printed.splitlines() if not line.startswith(" ")]
+    assert named == list(CONVERTERS)
+    for converter in CONVERTERS.values():
+        for fact in (converter.info.licence, converter.info.images, *converter.info.protocols):
+            assert fact in printed
 
 
 def test_misspelt_option_stops_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,26 @@
 """One converter per public dataset: ``convert(source, output_dir, ...)`` writes a dataset folder."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
 
 from nucsam_monai.data.converters import dsb2018, monuseg, nucls
-from nucsam_monai.data.converters.summary import ConversionSummary
+from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo
 
-CONVERTERS: Mapping[str, Callable[..., ConversionSummary]] = {
-    "dsb2018": dsb2018.convert,
-    "monuseg": monuseg.convert,
-    "nucls": nucls.convert,
-}
+
+@dataclass(frozen=True)
+class Converter:
+    """What is known of a public dataset, and the function that converts it."""
+
+    info: DatasetInfo
+    convert: Callable[..., ConversionSummary]
+
+
+def _converters(*modules: ModuleType) -> dict[str, Converter]:
+    return {module.INFO.name: Converter(module.INFO, module.convert) for module in modules}
+
+
+CONVERTERS: Mapping[str, Converter] = _converters(dsb2018, monuseg, nucls)
 """``{dataset name: converter}``."""
 
-__all__ = ["CONVERTERS", "ConversionSummary"]
+__all__ = ["CONVERTERS", "ConversionSummary", "Converter", "DatasetInfo"]

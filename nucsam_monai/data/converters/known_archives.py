@@ -30,6 +30,22 @@ PUBLISHED_COUNTS: Mapping[str, Mapping[str, int]] = {
     "dsb2018/test": {"images": 65},
     "monuseg/train": {"images": 37},
     "monuseg/test": {"images": 14},
+    "kumar/train": {"images": 16},
+    "kumar/test1": {"images": 8},
+    "kumar/test2": {"images": 6},
+    "tnbc": {"images": 50},
+    "segpc/train": {"images": 298},
+    "segpc/validation": {"images": 200},
+    "cryonuseg": {"images": 30},
+    "nuinsseg": {"images": 665},
+    "cpm17/train": {"images": 32},
+    "cpm17/test": {"images": 32},
+    "pannuke/fold1": {"images": 2656},
+    "pannuke/fold2": {"images": 2523},
+    "pannuke/fold3": {"images": 2722},
+    "conic": {"images": 4981},
+    "glas/train": {"images": 85},
+    "glas/test": {"images": 80},
 }
 """``{dataset/part: {what: how many}}`` as the datasets' own publications state them."""
 

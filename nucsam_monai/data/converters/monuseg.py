@@ -1,31 +1,44 @@
 """MoNuSeg 2018: H&E images of 1000 x 1000 pixels at 40x with outlines in Aperio XML."""
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from nucsam_monai.data.converters.aperio import AperioRegions, parse_regions
+from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.known_archives import check_counts
 from nucsam_monai.data.converters.polygons import Overlap, paint_polygons
-from nucsam_monai.data.converters.progress import with_progress
 from nucsam_monai.data.converters.rasters import decode_rgb
-from nucsam_monai.data.converters.sources import Source, open_source, source_digests
-from nucsam_monai.data.converters.summary import ConversionSummary
-from nucsam_monai.data.dataset import DatasetMetadata
+from nucsam_monai.data.converters.sources import Source, open_source
+from nucsam_monai.data.protocols import Protocol
+from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import last_fraction
-from nucsam_monai.data.writer import DatasetWriter
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
-LICENCE = "CC BY-NC-SA 4.0"
-CITATION = "Kumar et al., A multi-organ nucleus segmentation challenge, IEEE TMI 39, 2020"
-
-Protocol = Literal["monuseg30", "monuseg37"]
+INFO = DatasetInfo(
+    name="monuseg",
+    title="MoNuSeg 2018: H&E of seven organs with outlines in Aperio XML",
+    images="37 + 14 test",
+    size_px="1000x1000",
+    modality="H&E",
+    magnification=40.0,
+    mpp=0.25,
+    licence="CC BY-NC-SA 4.0",
+    citation="Kumar et al., A multi-organ nucleus segmentation challenge, IEEE TMI 39, 2020",
+    obtain="https://monuseg.grand-challenge.org/Data",
+    protocols={
+        "monuseg30": "the 30 images of the first release, the last part of the sorted ids for validation; "
+        "the 14 test images of the challenge",
+        "monuseg37": "all training images, with the seven that were added later; the last part of the sorted "
+        "ids for validation; the 14 test images of the challenge",
+    },
+)
 
 _CLASSIC_TISSUES = {
     "breast": "A7-A13E A7-A13F AR-A1AK AR-A1AS E2-A1B5 E2-A14V",
@@ -62,7 +75,7 @@ _MEMBER = re.compile(r"(?:.*/)?(?P<id>TCGA-[^/]+)\.(?P<kind>tif|tiff|xml)", re.I
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Annotated:
     """Where one image lies, and what is annotated in it."""
 
     source: Source
@@ -75,9 +88,10 @@ def convert(
     output_dir: Path | str,
     test_source: Path | str | None = None,
     *,
-    protocol: Protocol = "monuseg30",
+    protocol: str | None = None,
     validation_fraction: float = 0.15,
     overlap: Overlap = "first",
+    workers: int = 1,
 ) -> ConversionSummary:
     """Convert the training archive and, where given, the test archive of the challenge.
 
@@ -89,44 +103,64 @@ def convert(
         source: ``MoNuSeg 2018 Training Data.zip`` or the folder unpacked from it.
         output_dir: the dataset folder to write.
         test_source: ``MoNuSegTestData.zip`` or the folder unpacked from it; without it no test split.
-        protocol: ``"monuseg30"`` takes those of the 30 classic images that the archive holds; ``"monuseg37"``
-            takes every image, with the seven that were added later.
+        protocol: ``"monuseg30"`` (the default) trains on those of the 30 classic images that the archive
+            holds; ``"monuseg37"`` on every image, with the seven that were added later.
         validation_fraction: part of the training images, the last of the sorted ids, for validation.
         overlap: which outline keeps a pixel that several claim, ``"first"`` or ``"last"``.
+        workers: processes that decode and write.
 
     Raises:
         ConfigurationError: an option is not permitted.
         DatasetError: a source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
-    for name, value, permitted in (("protocol", protocol, Protocol), ("overlap", overlap, Overlap)):
-        if value not in get_args(permitted):
-            raise ConfigurationError(f"{name} '{value}': expected one of {', '.join(get_args(permitted))}.")
+    if overlap not in get_args(Overlap):
+        raise ConfigurationError(f"overlap '{overlap}': expected one of {', '.join(get_args(Overlap))}.")
+    protocol = INFO.chosen_protocol(protocol)
     with ExitStack() as stack:
-        train = stack.enter_context(open_source(source))
-        samples = _find_samples(train, "monuseg/train")
-        training, validation = last_fraction(_training_ids(train, samples, protocol), validation_fraction)
-        splits = {"training": training, "validation": validation}
-        sources = [train]
+        sources = [stack.enter_context(open_source(source))]
+        samples = _find_samples(sources[0], "monuseg/train")
+        training = {"monuseg30": _classic(samples), "monuseg37": list(samples)}
+        if not training[protocol]:
+            raise DatasetError(
+                f"{source}: none of its {len(samples)} images is one of the 30 classic training images. "
+                "Pass the training archive as --source and the test archive as --test_source."
+            )
+        tests: dict[str, _Annotated] = {}
         if test_source:
             sources.append(stack.enter_context(open_source(test_source)))
             tests = _find_samples(sources[-1], "monuseg/test")
-            if both := sorted(set(tests) & {*training, *validation}):
+            if both := sorted(set(tests) & set(training[protocol])):
                 raise DatasetError(
                     f"{test_source}: {len(both)} test images are in {source} too, first {both[0]}."
                 )
-            samples |= tests
-            splits["test"] = sorted(tests)
-        options = {"overlap": overlap, "protocol": protocol, "validation_fraction": validation_fraction}
-        writer = stack.enter_context(DatasetWriter(output_dir, _metadata(source_digests(*sources), options)))
-        jobs = [(split, sample_id) for split, ids in splits.items() for sample_id in ids]
-        dropped: Counter[str] = Counter()
-        for split, sample_id in with_progress(jobs, "monuseg", "image"):
-            dropped.update(_convert_sample(writer, split, sample_id, samples[sample_id], overlap))
-        writer.note(dropped=dict(dropped))
-    return ConversionSummary(Path(output_dir), "monuseg", writer.counts, dict(dropped))
+        samples |= tests
+        jobs = [
+            SampleJob(sample_id, partial(_decode, sample, overlap), _tissue(sample_id), _patient(sample_id))
+            for sample_id, sample in sorted(samples.items())
+        ]
+        return write_dataset(
+            output_dir,
+            INFO,
+            jobs,
+            sources=sources,
+            protocols={
+                name: _protocol(name, ids, validation_fraction, tests)
+                for name, ids in training.items()
+                if ids
+            },
+            protocol=protocol,
+            conversion={"overlap": overlap, "validation_fraction": validation_fraction},
+            workers=workers,
+        )
 
 
-def _find_samples(source: Source, part: str) -> dict[str, _Sample]:
+def _protocol(name: str, ids: Iterable[str], validation_fraction: float, tests: Iterable[str]) -> Protocol:
+    training, validation = last_fraction(set(ids) - set(tests), validation_fraction)
+    splits = {"training": training, "validation": validation, "test": tests}
+    return Protocol.from_splits(splits, INFO.protocols[name])
+
+
+def _find_samples(source: Source, part: str) -> dict[str, _Annotated]:
     """Pair images and annotations by name, read the annotations, and check the counts of the source."""
     files: dict[str, dict[str, str]] = {"image": {}, "annotation": {}}
     for name, found in source.match(_MEMBER):
@@ -151,39 +185,25 @@ def _find_samples(source: Source, part: str) -> dict[str, _Sample]:
     for sample_id, image in files["image"].items():
         annotation = files["annotation"][sample_id]
         regions = parse_regions(source.read(annotation), source.where(annotation))
-        samples[sample_id] = _Sample(source, image, regions)
+        samples[sample_id] = _Annotated(source, image, regions)
     regions_found = sum(sample.regions.region_count for sample in samples.values())
     check_counts(part, source, {"images": len(samples), "regions": regions_found})
     return samples
 
 
-def _training_ids(source: Source, samples: Mapping[str, _Sample], protocol: Protocol) -> list[str]:
-    if protocol == "monuseg37":
-        return list(samples)
-    classic = [sample_id for sample_id in samples if _patient(sample_id) in CLASSIC_PATIENTS]
-    if not classic:
-        raise DatasetError(
-            f"{source.path}: none of its {len(samples)} images is one of the 30 classic training images. "
-            "Pass the training archive as --source and the test archive as --test_source."
-        )
-    return classic
+def _classic(samples: Iterable[str]) -> list[str]:
+    return [sample_id for sample_id in samples if _patient(sample_id) in CLASSIC_PATIENTS]
 
 
-def _convert_sample(
-    writer: DatasetWriter, split: str, sample_id: str, sample: _Sample, overlap: Overlap
-) -> dict[str, int]:
-    """Write one image and return how many of its regions were dropped, by reason."""
+def _decode(sample: _Annotated, overlap: Overlap) -> Sample:
     image = decode_rgb(sample.source.read(sample.image), sample.source.where(sample.image))
     polygons = sample.regions.polygons
     instances = paint_polygons(polygons, image.shape[:2], overlap)
-    patient = _patient(sample_id)
-    tissue = CLASSIC_PATIENTS.get(patient) or TEST_PATIENTS.get(patient)
-    writer.add(split, sample_id, image, instances, tissue=tissue, group=patient)
-    visible = int(np.count_nonzero(np.unique(instances)))
-    return {
+    dropped = {
         "regions with fewer than 3 vertices": sample.regions.region_count - len(polygons),
-        "hidden regions": len(polygons) - visible,
+        "hidden regions": len(polygons) - int(np.count_nonzero(np.unique(instances))),
     }
+    return Sample(image, instances, dropped=dropped)
 
 
 def _patient(sample_id: str) -> str:
@@ -191,15 +211,6 @@ def _patient(sample_id: str) -> str:
     return "-".join(sample_id.split("-")[:3])
 
 
-def _metadata(digests: dict[str, str], options: Mapping[str, object]) -> DatasetMetadata:
-    return DatasetMetadata(
-        name="monuseg",
-        domain="monuseg",
-        modality="H&E",
-        magnification=40.0,
-        mpp=0.25,
-        licence=LICENCE,
-        citation=CITATION,
-        source=digests,
-        conversion=options,
-    )
+def _tissue(sample_id: str) -> str | None:
+    patient = _patient(sample_id)
+    return CLASSIC_PATIENTS.get(patient) or TEST_PATIENTS.get(patient)

@@ -2,25 +2,33 @@
 
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from nucsam_monai.data.converters.progress import with_progress
+from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
-from nucsam_monai.data.converters.sources import Source, open_source, source_digests
-from nucsam_monai.data.converters.summary import ConversionSummary
-from nucsam_monai.data.dataset import DatasetMetadata
-from nucsam_monai.data.writer import DatasetWriter
+from nucsam_monai.data.converters.sources import Source, open_source
+from nucsam_monai.data.protocols import Protocol
+from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
-LICENCE = "CC0-1.0"
-CITATION = (
-    "Amgad et al., NuCLS: a scalable crowdsourcing approach and dataset for nucleus classification and "
-    "segmentation in breast cancer, GigaScience 11, 2022"
+INFO = DatasetInfo(
+    name="nucls",
+    title="NuCLS tiles of breast cancer with classes, as image, instance and class maps",
+    images="as given",
+    size_px="256x256",
+    modality="H&E",
+    magnification=None,
+    mpp=None,
+    licence="CC0-1.0",
+    citation="Amgad et al., NuCLS: a scalable crowdsourcing approach and dataset for nucleus classification "
+    "and segmentation in breast cancer, GigaScience 11, 2022",
+    obtain="https://sites.google.com/view/nucls",
+    protocols={"as_given": "the folders train and test as they come"},
 )
 
 _LAYOUT = "{train,test}/{images,instances,classes}/<id>.png and label_map.yaml"
@@ -40,7 +48,9 @@ class _ClassTable:
     ids: Mapping[int, int]
 
 
-def convert(source: Path | str, output_dir: Path | str) -> ConversionSummary:
+def convert(
+    source: Path | str, output_dir: Path | str, *, protocol: str | None = None, workers: int = 1
+) -> ConversionSummary:
     """Convert the tiles of ``train`` and ``test``; the class of a nucleus is that of most of its pixels.
 
     Class ids follow the order of the pixel values in ``label_map.yaml``, from 0.
@@ -48,24 +58,41 @@ def convert(source: Path | str, output_dir: Path | str) -> ConversionSummary:
     Args:
         source: the folder or a zip archive of it.
         output_dir: the dataset folder to write.
+        protocol: ``"as_given"``.
+        workers: processes that decode and write.
 
     Raises:
+        ConfigurationError: the protocol is unknown.
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
-    with ExitStack() as stack:
-        opened = stack.enter_context(open_source(source))
+    with open_source(source) as opened:
         tiles = _find_tiles(opened)
         table = _read_class_table(opened)
-        writer = stack.enter_context(
-            DatasetWriter(output_dir, _metadata(source_digests(opened), table.names))
+        splits: dict[str, list[str]] = {}
+        for part, tile_id in tiles:
+            splits.setdefault(_SPLITS[part], []).append(tile_id)
+        return write_dataset(
+            output_dir,
+            INFO,
+            [
+                SampleJob(tile_id, partial(_decode, opened, files, table))
+                for (_, tile_id), files in sorted(tiles.items())
+            ],
+            sources=[opened],
+            protocols={"as_given": Protocol.from_splits(splits, INFO.protocols["as_given"])},
+            protocol=protocol,
+            class_names=table.names,
+            conversion={"class_vote": "majority of pixels"},
+            workers=workers,
         )
-        for (part, tile_id), files in with_progress(sorted(tiles.items()), "nucls", "image"):
-            image = decode_rgb(opened.read(files["images"]), opened.where(files["images"]))
-            instances = decode_labels(opened.read(files["instances"]), opened.where(files["instances"]))
-            values = decode_labels(opened.read(files["classes"]), opened.where(files["classes"]))
-            classes = _majority_classes(instances, values, table, opened.where(files["classes"]))
-            writer.add(_SPLITS[part], tile_id, image, instances, classes=classes)
-    return ConversionSummary(Path(output_dir), "nucls", writer.counts)
+
+
+def _decode(source: Source, files: Mapping[str, str], table: _ClassTable) -> Sample:
+    image = decode_rgb(source.read(files["images"]), source.where(files["images"]))
+    instances = decode_labels(source.read(files["instances"]), source.where(files["instances"]))
+    where = source.where(files["classes"])
+    values = decode_labels(source.read(files["classes"]), where)
+    return Sample(image, instances, _majority_classes(instances, values, table, where))
 
 
 def _find_tiles(source: Source) -> dict[tuple[str, str], dict[str, str]]:
@@ -125,18 +152,3 @@ def _majority_classes(
     if without:
         raise DatasetError(f"{where}: {len(without)} instances have no class, first {without[0]}.")
     return {instance_id: class_id for instance_id, (_, class_id) in best.items()}
-
-
-def _metadata(digests: dict[str, str], class_names: tuple[str, ...]) -> DatasetMetadata:
-    return DatasetMetadata(
-        name="nucls",
-        domain="nucls",
-        modality="H&E",
-        magnification=None,
-        mpp=None,
-        licence=LICENCE,
-        citation=CITATION,
-        class_names=class_names,
-        source=digests,
-        conversion={"class_vote": "majority of pixels"},
-    )

@@ -1,18 +1,25 @@
 """A progress bar where somebody watches."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def with_progress(items: Sequence[Item], title: str, unit: str) -> Sequence[Item]:
-    """Return ``items`` so that iterating over them moves a bar on the terminal; no bar without a terminal."""
+def with_progress(items: Iterable[Item], title: str, unit: str, total: int | None = None) -> Iterable[Item]:
+    """Return ``items`` so that iterating over them moves a bar on the terminal; no bar without a terminal.
+
+    Args:
+        items: what is iterated over.
+        title: stands before the bar.
+        unit: what one item is.
+        total: number of items, where they have no length.
+    """
     if not sys.stderr.isatty():
         return items
     try:
         from tqdm import tqdm
     except ImportError:  # as in MONAI, a bar is a courtesy and never a reason to stop
         return items
-    return tqdm(items, desc=title, unit=unit)
+    return tqdm(items, desc=title, unit=unit, total=total)

@@ -1,16 +1,19 @@
-"""Walking a downloaded archive or an unpacked folder, whatever it holds, without writing a file of it."""
+"""Walking a downloaded archive or an unpacked folder, whatever it holds, archives in archives included."""
 
 import hashlib
 import os
 import re
 import stat
+import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
+from shutil import copyfileobj
+from typing import IO
 
 from nucsam_monai.data.junk import is_junk
 from nucsam_monai.utils.errors import DatasetError
@@ -23,11 +26,15 @@ MAX_MEMBER_BYTES = 1 << 30
 _SUSPICIOUS_TOTAL_BYTES = 1 << 30
 _SUSPICIOUS_RATIO = 200
 
+_BLOCK_BYTES = 1 << 20
+
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
 class Source(ABC):
-    """Files by name, read as bytes.
+    """Files by name. The files of a zip archive in it are named ``<archive>/<member>``, at any depth.
+
+    A source can be sent to another process, which opens it again.
 
     Attributes:
         path: the archive or folder.
@@ -37,21 +44,61 @@ class Source(ABC):
     path: Path
     names: tuple[str, ...]
 
-    @abstractmethod
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened = ExitStack()
+        self._archives: dict[str, ZipSource] = {}
+        try:
+            own = tuple(self._own_names())
+            for name in own:
+                if name.lower().endswith(".zip"):
+                    self._archives[name] = self._opened.enter_context(self._open_archive(name))
+        except BaseException:
+            self._opened.close()
+            raise
+        inner = (f"{name}/{member}" for name, archive in self._archives.items() for member in archive.names)
+        self.names = tuple(sorted((*(name for name in own if name not in self._archives), *inner)))
+
+    def __reduce__(self) -> tuple[Callable[[Path], "Source"], tuple[Path]]:
+        """Send only the path to another process."""
+        return _opened_here, (self.path,)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open one file to be read from its beginning; for files that are too large to be held.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        for outer, archive in self._archives.items():
+            if name.startswith(f"{outer}/"):
+                with archive.open(name.removeprefix(f"{outer}/")) as file:
+                    yield file
+                return
+        try:
+            with self._open_own(name) as file:
+                yield file
+        except _BAD_ZIP as error:
+            raise DatasetError(
+                f"{self.where(name)} is damaged or unreadable ({error}). Download the archive again."
+            ) from error
+
     def read(self, name: str) -> bytes:
         """Return the content of one file.
 
         Raises:
             DatasetError: the file is damaged or larger than :data:`MAX_MEMBER_BYTES`.
         """
+        with self.open(name) as file:
+            content = file.read(MAX_MEMBER_BYTES + 1)
+        if len(content) > MAX_MEMBER_BYTES:
+            raise DatasetError(f"{self.where(name)} is larger than {MAX_MEMBER_BYTES >> 20} MiB; refused.")
+        return content
 
     @cached_property
     def sha256(self) -> str:
         """The digest that identifies the source: of the archive, or of the listing of a folder's files."""
         return self._digest()
-
-    @abstractmethod
-    def _digest(self) -> str: ...
 
     def match(self, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
         """Yield ``(name, match)`` for the names that ``pattern`` matches completely, in sorted order."""
@@ -63,9 +110,25 @@ class Source(ABC):
         """Return how an error message calls a file of this source."""
         return f"{self.path.name}: {name}"
 
+    def close(self) -> None:
+        """Close the archive and those in it."""
+        self._opened.close()
+
+    @abstractmethod
+    def _own_names(self) -> Iterator[str]: ...
+
+    @abstractmethod
+    def _open_own(self, name: str) -> IO[bytes]: ...
+
+    @abstractmethod
+    def _open_archive(self, name: str) -> AbstractContextManager["ZipSource"]: ...
+
+    @abstractmethod
+    def _digest(self) -> str: ...
+
 
 class ZipSource(Source):
-    """A zip archive. Its members are read as bytes and never unpacked to their own names.
+    """A zip archive. Its members are never unpacked to their own names.
 
     Raises:
         DatasetError: the file is missing, truncated or not a zip archive, or the archive is hostile: a member
@@ -74,35 +137,37 @@ class ZipSource(Source):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
         except _BAD_ZIP as error:
             raise DatasetError(_why_not_a_zip(path)) from error
         try:
-            self.names = tuple(sorted(self._checked_names()))
-        except DatasetError:
+            super().__init__(path)
+        except BaseException:
             self._zip.close()
             raise
+        self._opened.callback(self._zip.close)
 
-    def read(self, name: str) -> bytes:  # noqa: D102 - said by Source
-        if self._zip.getinfo(name).file_size > MAX_MEMBER_BYTES:
-            raise DatasetError(f"{self.where(name)} is larger than {MAX_MEMBER_BYTES >> 20} MiB; refused.")
-        try:
-            return self._zip.read(name)
-        except _BAD_ZIP as error:
-            raise DatasetError(
-                f"{self.where(name)} is damaged ({error}). Download the archive again."
-            ) from error
+    def _open_own(self, name: str) -> IO[bytes]:
+        return self._zip.open(name)
+
+    @contextmanager
+    def _open_archive(self, name: str) -> "Iterator[ZipSource]":
+        """Open an archive inside this one, from a nameless copy on disk: zip archives are read out of order."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / name.rpartition("/")[2]
+            with self._zip.open(name) as packed, copy.open("wb") as file:
+                copyfileobj(packed, file, _BLOCK_BYTES)
+            archive = ZipSource(copy)
+            try:
+                yield archive
+            finally:
+                archive.close()
 
     def _digest(self) -> str:
         return sha256_of_file(self.path)
 
-    def close(self) -> None:
-        """Close the archive."""
-        self._zip.close()
-
-    def _checked_names(self) -> Iterator[str]:
+    def _own_names(self) -> Iterator[str]:
         seen: set[str] = set()
         total = 0
         for member in self._zip.infolist():
@@ -128,30 +193,29 @@ class ZipSource(Source):
 
 
 class FolderSource(Source):
-    """An unpacked archive. Links to folders are not followed."""
+    """An unpacked archive, or a folder of archives. Links to folders are not followed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-        relative = (file.relative_to(path).as_posix() for file in files)
-        self.names = tuple(sorted(name for name in relative if not is_junk(name)))
+    def _own_names(self) -> Iterator[str]:
+        files = (Path(folder) / name for folder, _, names in os.walk(self.path) for name in names)
+        relative = (file.relative_to(self.path).as_posix() for file in files)
+        return (name for name in relative if not is_junk(name))
 
-    def read(self, name: str) -> bytes:  # noqa: D102 - said by Source
-        file = self.path / name
+    def _open_own(self, name: str) -> IO[bytes]:
+        return (self.path / name).open("rb")
+
+    @contextmanager
+    def _open_archive(self, name: str) -> "Iterator[ZipSource]":
+        archive = ZipSource(self.path / name)
         try:
-            if file.stat().st_size > MAX_MEMBER_BYTES:
-                raise DatasetError(
-                    f"{self.where(name)} is larger than {MAX_MEMBER_BYTES >> 20} MiB; refused."
-                )
-            return file.read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{self.where(name)} cannot be read ({error.strerror}).") from error
+            yield archive
+        finally:
+            archive.close()
 
     def _digest(self) -> str:
         """Return the digest of the lines ``<sha256>  <name>`` of all files, as sha256sum prints them."""
         digest = hashlib.sha256()
-        for name in self.names:
-            digest.update(f"{hashlib.sha256(self.read(name)).hexdigest()}  {name}\n".encode())
+        for name in sorted(self._own_names()):
+            digest.update(f"{sha256_of_file(self.path / name)}  {name}\n".encode())
         return digest.hexdigest()
 
 
@@ -167,7 +231,7 @@ def open_source(path: Path | str) -> Iterator[Source]:
         ...     png = source.read(source.names[0])
     """
     path = Path(path)
-    source: ZipSource | FolderSource = FolderSource(path) if path.is_dir() else ZipSource(path)
+    source = _opened_source(path)
     try:
         if not source.names:
             raise DatasetError(
@@ -175,8 +239,17 @@ def open_source(path: Path | str) -> Iterator[Source]:
             )
         yield source
     finally:
-        if isinstance(source, ZipSource):
-            source.close()
+        source.close()
+
+
+def _opened_source(path: Path) -> Source:
+    return FolderSource(path) if path.is_dir() else ZipSource(path)
+
+
+@lru_cache(maxsize=16)
+def _opened_here(path: Path) -> Source:
+    """Return a source that came from another process; it stays open as long as this process."""
+    return _opened_source(path)
 
 
 def source_digests(*sources: Source) -> dict[str, str]:

@@ -36,7 +36,7 @@ def test_classic_protocol(tmp_path: Path) -> None:
     assert validate_dataset(tmp_path / "out").splits == summary.splits
     dataset = read_dataset(tmp_path / "out")
     assert set(dataset.metadata.source) == {"train.zip", "test.zip"}
-    assert dataset.metadata.conversion["protocol"] == "monuseg30"
+    assert dataset.metadata.protocol == "monuseg30"
     item = dataset.splits["training"][2]
     assert (item["group"], item["tissue"]) == ("TCGA-A7-A13E", "breast")
     assert dataset.splits["test"][0]["tissue"] == "kidney"

@@ -1,0 +1,87 @@
+"""Named splits: which images a paper, a challenge or this package trains on, selects with and tests on."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nucsam_monai.data.splits import SPLITS
+from nucsam_monai.utils.errors import DatasetError
+
+UNUSED = "unused"
+"""The key of ``dataset.json`` that holds the items which the chosen protocol leaves out."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to split a dataset, written out so that a run can be repeated.
+
+    Attributes:
+        training: ids of the training images.
+        validation: ids of the images that weights are selected with.
+        test: ids of the images that results are reported on.
+        description: whose split it is and how it was drawn, in one sentence.
+        divides_groups: it is known to put images of one slide or patient in several splits, as many
+            published splits do. Everywhere else that is an error.
+    """
+
+    training: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    description: str = ""
+    divides_groups: bool = False
+
+    @classmethod
+    def from_splits(
+        cls, splits: Mapping[str, Iterable[str]], description: str, *, divides_groups: bool = False
+    ) -> "Protocol":
+        """Make a protocol of ``{split: ids}``; ids are sorted, absent splits are empty."""
+        ids = {split: tuple(sorted(splits.get(split, ()))) for split in SPLITS}
+        return cls(**ids, description=description, divides_groups=divides_groups)
+
+    @property
+    def splits(self) -> dict[str, tuple[str, ...]]:
+        """``{"training" | "validation" | "test": ids}``."""
+        return {"training": self.training, "validation": self.validation, "test": self.test}
+
+    def split_of_id(self) -> dict[str, str]:
+        """Return ``{id: split}``."""
+        return {sample_id: split for split, ids in self.splits.items() for sample_id in ids}
+
+    def problems(self, groups: Mapping[str, str | None]) -> Iterator[str]:
+        """Yield what is wrong with it for a dataset whose images are the keys of ``{id: group}``."""
+        split_of_id: dict[str, str] = {}
+        split_of_group: dict[str, str] = {}
+        for split, ids in self.splits.items():
+            for sample_id in ids:
+                if sample_id not in groups:
+                    yield f"id '{sample_id}' of '{split}' is not in the dataset"
+                if sample_id in split_of_id:
+                    yield f"id '{sample_id}' is in '{split_of_id[sample_id]}' and again in '{split}'"
+                split_of_id[sample_id] = split
+                group = groups.get(sample_id)
+                if group and not self.divides_groups and split_of_group.setdefault(group, split) != split:
+                    yield f"group '{group}' is in '{split_of_group[group]}' and in '{split}'"
+
+
+def protocols_from_json(content: Any, where: str) -> dict[str, Protocol]:
+    """Read the ``protocols`` of ``dataset.json``.
+
+    Raises:
+        DatasetError: it is not ``{name: {split: [id, ...], "description", "divides_groups"}}``.
+    """
+    if not isinstance(content, dict):
+        raise DatasetError(f"{where}: 'protocols' is not an object.")
+    protocols = {}
+    for name, entry in content.items():
+        if not isinstance(entry, dict) or not all(_is_ids(entry.get(split)) for split in SPLITS):
+            raise DatasetError(f"{where}: protocol '{name}' is not an object with lists of ids.")
+        protocols[name] = Protocol(
+            **{split: tuple(entry[split]) for split in SPLITS},
+            description=str(entry.get("description", "")),
+            divides_groups=bool(entry.get("divides_groups", False)),
+        )
+    return protocols
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
