@@ -179,13 +179,21 @@ class TrackedRun:
                 tags=[RunTag(tracked_name(key), value[:MAX_TEXT_LENGTH]) for key, value in tags.items()],
             )
 
-    def log_dataset(self, directory: str | Path, *, split: str, context: str) -> None:
+    def log_dataset(
+        self,
+        directory: str | Path,
+        *,
+        split: str,
+        context: str,
+        protocol: str | Mapping[str, str] | None = None,
+    ) -> None:
         """Record one split of a dataset folder as an input of the run, identified by a SHA-256 digest.
 
         Args:
             directory: the dataset folder, see :func:`~nucsam_monai.handlers.run_facts.dataset_facts`.
             split: the part that is used, for example ``"training"``.
             context: what for: ``"training"``, ``"validation"`` or ``"evaluation"``.
+            protocol: the named split in use, where it is not the one of ``dataset.json``.
 
         Raises:
             DatasetError: the folder is missing or its ``dataset.json`` is damaged.
@@ -194,13 +202,20 @@ class TrackedRun:
             return
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        facts = dataset_facts(directory, split)
+        facts = dataset_facts(directory, split, protocol)
         dataset = Dataset(
             name=facts.name,
             digest=facts.digest,
             source_type="local",
             source=json.dumps({"uri": facts.directory.as_uri()}),
-            profile=json.dumps({"split": facts.split, "items": facts.items, "sha256": facts.sha256}),
+            profile=json.dumps(
+                {
+                    "split": facts.split,
+                    "protocol": facts.protocol,
+                    "items": facts.items,
+                    "sha256": facts.sha256,
+                }
+            ),
         )
         tags = [InputTag("mlflow.data.context", context), InputTag("split", split)]
         with self._writing(f"dataset {facts.name}"):

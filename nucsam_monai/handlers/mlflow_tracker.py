@@ -45,6 +45,7 @@ class MLflowTracker:
         dataset_dir: dataset folder that is recorded as an input of the run, or a folder of several.
         split: the part of it that the engine uses; by default ``training`` for a trainer, ``validation`` for
             a validator, ``test`` for an evaluator that runs alone.
+        split_protocol: the named split in use, as in :func:`nucsam_monai.data.load_items`.
 
     Example:
         In a bundle configuration::
@@ -60,12 +61,14 @@ class MLflowTracker:
         artifacts: Sequence[str | Path] = (),
         dataset_dir: str | Path | None = None,
         split: str | None = None,
+        split_protocol: str | Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         self.owner = owner
         self.artifacts = list(artifacts)
         self.dataset_dir = dataset_dir
         self.split = split
+        self.split_protocol = split_protocol
         self._ends_run = False
         self._points_are_stock = False
         self._recorded_run_id: str | None = None
@@ -143,7 +146,7 @@ class MLflowTracker:
             directory = Path(self.dataset_dir)
             several = sorted(file.parent for file in directory.glob("*/dataset.json"))
             for folder in several or [directory]:
-                self.run.log_dataset(folder, split=split, context=context)
+                self.run.log_dataset(folder, split=split, context=context, protocol=self.split_protocol)
 
     def _hand_over(self, stock: MLFlowHandler) -> bool:
         """Make a stock handler of the same experiment write to our run; tell whether it does."""

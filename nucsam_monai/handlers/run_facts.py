@@ -37,6 +37,7 @@ class DatasetFacts:
             file names and sizes where there is no ``dataset.json``.
         items: number of items of the split, or of files.
         directory: absolute path of the folder.
+        protocol: the named split that ``split`` belongs to; None where the dataset has none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DatasetFacts:
     sha256: str
     items: int
     directory: Path
+    protocol: str | None = None
 
     @property
     def digest(self) -> str:
@@ -142,8 +144,15 @@ def device_name(device: torch.device | str) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
-def dataset_facts(directory: Path | str, split: str) -> DatasetFacts:
+def dataset_facts(
+    directory: Path | str, split: str, protocol: str | Mapping[str, str] | None = None
+) -> DatasetFacts:
     """Identify one split of a dataset folder, or several joined by "+", without reading its images.
+
+    Args:
+        directory: the dataset folder.
+        split: ``"training"``, ``"validation"`` or ``"test"``, or several joined by "+".
+        protocol: the named split in use, as in :func:`nucsam_monai.data.load_items`.
 
     Raises:
         DatasetError: there is no such folder, or its ``dataset.json`` can't be read.
@@ -170,8 +179,12 @@ def dataset_facts(directory: Path | str, split: str) -> DatasetFacts:
         )
     digest.update(content)
     name = str(document.get("name") or directory.name)
-    items = sum(len(document.get(part) or ()) for part in split.split("+"))
-    return DatasetFacts(name, split, digest.hexdigest(), items, directory)
+    chosen = protocol.get(name) if isinstance(protocol, Mapping) else protocol
+    if chosen:
+        digest.update(chosen.encode())
+    splits = document["protocols"][chosen] if chosen else document
+    items = sum(len(splits.get(part) or ()) for part in split.split("+"))
+    return DatasetFacts(name, split, digest.hexdigest(), items, directory, chosen or document.get("protocol"))
 
 
 def _flat_items(params: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

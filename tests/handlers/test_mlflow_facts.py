@@ -173,6 +173,18 @@ def test_a_described_dataset_is_identified_by_its_description(tmp_path: Path) ->
     assert dataset_facts(tmp_path, "training").items == 0
 
 
+def test_a_named_split_has_its_own_digest_and_count(tmp_path: Path) -> None:
+    protocols = {"fold2": {"training": ["c"], "validation": [], "test": ["a", "b"]}}
+    content = json.dumps({"name": "toy", "protocol": "fold1", "protocols": protocols, "test": [1]})
+    (tmp_path / "dataset.json").write_text(content)
+    default, chosen = dataset_facts(tmp_path, "test"), dataset_facts(tmp_path, "test", {"toy": "fold2"})
+    assert (default.protocol, default.items) == ("fold1", 1)
+    assert (chosen.protocol, chosen.items) == ("fold2", 2)
+    assert chosen == dataset_facts(tmp_path, "test", "fold2")
+    assert default == dataset_facts(tmp_path, "test", {"other": "fold2"})
+    assert default.sha256 != chosen.sha256
+
+
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_a_damaged_description_is_a_dataset_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset.json").write_text(content)
