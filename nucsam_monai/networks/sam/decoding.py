@@ -13,6 +13,9 @@ from nucsam_monai.networks.sam.two_way import ImageSide, image_side, run_two_way
 from nucsam_monai.networks.sam.upscaling import pixels_to_maps, upscale_cells
 from nucsam_monai.utils.errors import ConfigurationError
 
+UPSCALED_CELLS = 2**11
+"""Image cells of all prompts that a CPU up-scales together: 8 prompts at 16 x 16 cells (measured)."""
+
 
 class DecodedMasks(NamedTuple):
     """The masks of N prompts.
@@ -129,13 +132,11 @@ def decode_in_chunks(
     if len(dense) == 1 or dense.stride(0) == 0:
         shared = image_side(mask_decoder.transformer, _cells(embedding + dense[:1]), code)
     for prompts, images, chunk_counts in _chunks(counts, size):
-        side: ImageSide | Tensor
-        if shared is not None:
-            side = ImageSide(*(tensor[images] for tensor in shared))
-        else:
-            repeats = torch.tensor(chunk_counts, device=embedding.device)
-            own = embedding[images].repeat_interleave(repeats, 0, output_size=sum(chunk_counts))
-            side = _cells(own + dense[prompts])
+        side = (
+            _own_cells(embedding[images], dense[prompts], chunk_counts)
+            if shared is None
+            else ImageSide(*(tensor[images] for tensor in shared))
+        )
         yield _decode_chunk(
             mask_decoder, side, code, sparse[prompts], chunk_counts, grid, multimask, return_upscaled
         )
@@ -181,16 +182,30 @@ def _decode_chunk(
     tokens, cells = run_two_way(
         mask_decoder.transformer, images, code, prompts, counts, answers=1 + masks.stop
     )
-    pixels = upscale_cells(mask_decoder.output_upscaling, cells)
     hypernetworks = mask_decoder.output_hypernetworks_mlps
     kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
-    # (N, P * 16, C / 8) @ (N, C / 8, M) -> (N, P, 16, M)
-    logits = (pixels.flatten(1, 2) @ kernels).unflatten(1, pixels.shape[1:3])
-    return DecodedMasks(
-        pixels_to_maps(logits, grid),
-        mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop],
-        pixels_to_maps(pixels, grid) if return_upscaled else None,
-    )
+    logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
+    iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
+    return DecodedMasks(logits, iou, upscaled)
+
+
+def _draw(
+    mask_decoder: MaskDecoder, cells: Tensor, kernels: Tensor, grid: tuple[int, int], return_upscaled: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Up-scale cells ``(N, P, C)`` and multiply them with the masks' kernels ``(N, C / 8, M)``.
+
+    On a CPU a few prompts at a time, so that the up-scaled features, the largest tensors of all, stay in the
+    cache until they are reduced to masks.
+    """
+    together = max(1, UPSCALED_CELLS // cells.shape[1]) if cells.device.type == "cpu" else len(cells)
+    maps, features = [], []
+    for part, kernel in zip(cells.split(together), kernels.split(together), strict=True):
+        pixels = upscale_cells(mask_decoder, part)
+        # (N, P * 16, C / 8) @ (N, C / 8, M) -> (N, P, 16, M)
+        maps.append((pixels.flatten(1, 2) @ kernel).unflatten(1, pixels.shape[1:3]))
+        if return_upscaled:
+            features.append(pixels_to_maps(pixels, grid))
+    return pixels_to_maps(torch.cat(maps), grid), torch.cat(features) if return_upscaled else None
 
 
 def _no_masks(
@@ -208,6 +223,12 @@ def _no_masks(
 
 def _returned_masks(mask_decoder: MaskDecoder, multimask: bool) -> range:
     return range(1, mask_decoder.num_mask_tokens) if multimask else range(1)
+
+
+def _own_cells(embedding: Tensor, dense: Tensor, counts: Sequence[int]) -> Tensor:
+    """Repeat each image for its prompts and add their dense embeddings: ``(N, P, C)``."""
+    repeats = torch.tensor(counts, device=embedding.device)
+    return _cells(embedding.repeat_interleave(repeats, 0, output_size=len(dense)) + dense)
 
 
 def _cells(maps: Tensor) -> Tensor:

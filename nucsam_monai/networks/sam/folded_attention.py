@@ -90,12 +90,14 @@ def mix_tokens(attention: Attention, scores: Tensor, values: Tensor) -> Tensor:
         ``(N, P, C)``.
     """
     heads = attention.num_heads
-    weights = scores.unflatten(1, (heads, -1)).softmax(dim=2).flatten(1, 2)
+    weights = scores.unflatten(1, (heads, -1)).softmax(dim=2)
+    projected = split_heads(attention.v_proj(values), heads)
+    if not _folding_pays(attention, values.shape[1]):
+        return attention.out_proj(join_heads(weights.mT @ projected))
     columns = attention.out_proj.weight.unflatten(1, (heads, -1))
-    folded = torch.einsum("nhtd,chd->nhtc", split_heads(attention.v_proj(values), heads), columns)
     # The weights of a head add up to one, so a share of the bias in every head's values gives the bias.
-    folded = folded + attention.out_proj.bias / heads
-    return weights.mT @ folded.flatten(1, 2)
+    folded = torch.einsum("nhtd,chd->nhtc", projected, columns) + attention.out_proj.bias / heads
+    return weights.flatten(1, 2).mT @ folded.flatten(1, 2)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

@@ -72,28 +72,44 @@ def run_two_way(
     Returns:
         Tokens ``(N, answers, C)`` and cells ``(N, P, C)``.
     """
-    queries, cells = prompts, None if isinstance(images, ImageSide) else images
-    for layer in transformer.layers:
-        queries = _attend_to_each_other(layer, queries, prompts)
-        placed = None if cells is None else cells + code
-        asking = queries + prompts
-        if placed is None:
-            found = _ask_images(layer, images, asking, counts)
-        else:
-            found = attend_to_image(layer.cross_attn_token_to_image, asking, placed, cells)
-        queries = layer.norm2(queries + found)
-        queries = layer.norm3(queries + layer.mlp(queries))
-        asking = queries + prompts
-        if placed is None:
-            told = _tell_images(layer, images, asking, queries, counts)
-            cells = _per_prompt(images.cells, counts)
-        else:
-            told = attend_to_tokens(layer.cross_attn_image_to_token, placed, asking, queries)
-        cells = layer.norm4(cells + told)
+    first, *others = transformer.layers
+    if isinstance(images, ImageSide):
+        queries, cells = _shared_layer(first, prompts, images, counts)
+    else:
+        queries, cells = _layer(first, prompts, prompts, images, code)
+    for layer in others:
+        queries, cells = _layer(layer, queries, prompts, cells, code)
     queries = queries[:, :answers]
-    final = transformer.final_attn_token_to_image
-    found = attend_to_image(final, queries + prompts[:, :answers], cells + code, cells)
+    asking = queries + prompts[:, :answers]
+    found = attend_to_image(transformer.final_attn_token_to_image, asking, cells + code, cells)
     return transformer.norm_final_attn(queries + found), cells
+
+
+def _layer(
+    layer: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor, cells: Tensor, code: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run a layer with cells ``(N, P, C)`` of each prompt's own."""
+    queries = _attend_to_each_other(layer, queries, prompts)
+    placed = cells + code
+    found = attend_to_image(layer.cross_attn_token_to_image, queries + prompts, placed, cells)
+    queries = _learn(layer, queries, found)
+    told = attend_to_tokens(layer.cross_attn_image_to_token, placed, queries + prompts, queries)
+    return queries, layer.norm4(cells + told)
+
+
+def _shared_layer(
+    layer: TwoWayAttentionBlock, prompts: Tensor, images: ImageSide, counts: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Run the first layer, whose cells are the same for all prompts of an image."""
+    queries = _attend_to_each_other(layer, prompts, prompts)
+    queries = _learn(layer, queries, _ask_images(layer, images, queries + prompts, counts))
+    told = _tell_images(layer, images, queries + prompts, queries, counts)
+    return queries, layer.norm4(_per_prompt(images.cells, counts) + told)
+
+
+def _learn(layer: TwoWayAttentionBlock, queries: Tensor, found: Tensor) -> Tensor:
+    queries = layer.norm2(queries + found)
+    return layer.norm3(queries + layer.mlp(queries))
 
 
 def _attend_to_each_other(layer: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor) -> Tensor:
@@ -103,7 +119,9 @@ def _attend_to_each_other(layer: TwoWayAttentionBlock, queries: Tensor, prompts:
     return layer.norm1(queries + attend(layer.self_attn, placed, placed, queries))
 
 
-def _ask_images(layer: TwoWayAttentionBlock, images: ImageSide, asking: Tensor, counts: Sequence[int]) -> Tensor:
+def _ask_images(
+    layer: TwoWayAttentionBlock, images: ImageSide, asking: Tensor, counts: Sequence[int]
+) -> Tensor:
     """Attend from the tokens to the image; the tokens of all prompts of an image form one sequence."""
     attention = layer.cross_attn_token_to_image
     query = attention.q_proj(asking)

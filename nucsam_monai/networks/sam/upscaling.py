@@ -1,10 +1,11 @@
 """The mask decoder's up-scaling, computed cell by cell with the channels last."""
 
+from segment_anything.modeling import MaskDecoder
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-def upscale_cells(output_upscaling: nn.Sequential, cells: Tensor) -> Tensor:
+def upscale_cells(decoder: MaskDecoder, cells: Tensor) -> Tensor:
     """Up-scale an image embedding four times, leaving the pixels in the order of their cells.
 
     Transposed convolutions whose stride is their kernel's side never overlap: each is a matrix product per
@@ -12,13 +13,13 @@ def upscale_cells(output_upscaling: nn.Sequential, cells: Tensor) -> Tensor:
     reads neighbouring numbers.
 
     Args:
-        output_upscaling: the layers of the official decoder.
+        decoder: the decoder, whose ``output_upscaling`` holds the layers.
         cells: ``(N, P, C)``.
 
     Returns:
         ``(N, P, 16, C / 8)``: the 16 pixels of each cell, quarter by quarter; see :func:`pixels_to_maps`.
     """
-    first, norm, activation, second, last_activation = output_upscaling
+    first, norm, activation, second, last_activation = decoder.output_upscaling
     cells = _transposed_convolution(first, cells)
     weight, bias = norm.weight.float(), norm.bias.float()
     normed = functional.layer_norm(cells.float(), weight.shape, weight, bias, norm.eps).to(cells.dtype)
@@ -38,4 +39,5 @@ def _transposed_convolution(convolution: nn.ConvTranspose2d, cells: Tensor) -> T
     """Apply a 2 x 2 convolution of stride 2 to ``(..., C)``; the four pixels go to ``(..., 4, C')``."""
     # (C, C', 2, 2) -> (4 * C', C)
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return functional.linear(cells, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    return functional.linear(cells, weight, bias).unflatten(-1, (4, -1))
