@@ -138,9 +138,9 @@ def test_ragged_counts_in_any_chunks(parts):
     check()
 
 
-@pytest.mark.parametrize("kind", ["points", "masks"])
-@pytest.mark.parametrize("chunk", [None, 2])
-@pytest.mark.parametrize("multimask", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "chunk", "multimask"), [("points", None, False), ("points", 2, True), ("masks", 2, False)]
+)
 def test_gradients_equal_the_official_ones(parts, kind, chunk, multimask):
     decoder, prompt_encoder, official = parts("vit_tiny")
     counts = [2, 0, 3]
