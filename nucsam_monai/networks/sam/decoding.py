@@ -1,13 +1,20 @@
 """Masks for many prompts on several images at once."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 
+from nucsam_monai.networks.sam.prompt_chunks import prompts_per_chunk
+from nucsam_monai.networks.sam.two_way import ImageSide, image_side, run_two_way
+from nucsam_monai.networks.sam.upscaling import pixels_to_maps, upscale_cells
 from nucsam_monai.utils.errors import ConfigurationError
+
+UPSCALED_CELLS = 2**11
+"""Image cells of all prompts that a CPU up-scales together: 8 prompts at 16 x 16 cells (measured)."""
 
 
 class DecodedMasks(NamedTuple):
@@ -34,24 +41,34 @@ def decode_prompts(
     *,
     multimask: bool = False,
     return_upscaled: bool = False,
-    chunk_size: int | None = None,
+    chunk_size: int | Literal["auto"] | None = "auto",
 ) -> DecodedMasks:
     """Decode prompts that belong to different images, each against its own image's embedding.
 
     The prompts of all images are concatenated in the order of the images; an image may have none, and all may
-    have none. "Segment Anything" (Kirillov et al., 2023), appendix A, gives the decoder itself.
+    have none. "Segment Anything" (Kirillov et al., 2023), appendix A, gives the decoder itself; the numbers
+    are those of the official decoder, only rounded differently:
+
+    - prompts without masks share their image's dense embedding, and with it the image's side of the first
+      layer's attention, which is computed once per image;
+    - other projections of image cells are folded into the few prompt tokens, see
+      :mod:`~nucsam_monai.networks.sam.folded_attention`;
+    - the last attention, the hyper-networks and the product with the up-scaled features are computed for the
+      masks that are returned.
 
     Args:
         mask_decoder: the decoder of the embedding's variant.
         embedding: ``(B, C, h, w)`` image embeddings.
         image_pe: ``(1, C, h, w)`` position code of the embedding's cells.
         sparse: ``(N, T, C)`` prompt tokens.
-        dense: ``(N, C, h, w)`` or ``(1, C, h, w)`` dense prompt embeddings.
+        dense: ``(N, C, h, w)`` or ``(1, C, h, w)`` dense prompt embeddings; one that is expanded to N prompts
+            counts as one.
         prompts_per_image: ``(B,)`` integers with sum N; on the CPU they cost no synchronisation.
         multimask: return the three ambiguity masks instead of the single mask.
         return_upscaled: also return the up-scaled feature map of each prompt.
-        chunk_size: decode at most this many prompts at a time, which bounds the memory of inference; None
-            decodes all at once.
+        chunk_size: decode at most this many prompts at a time, which bounds the memory of inference; "auto"
+            chooses by :func:`~nucsam_monai.networks.sam.prompt_chunks.prompts_per_chunk`; None decodes all
+            at once.
 
     Raises:
         ConfigurationError: the numbers of images, prompts and counts do not fit together.
@@ -61,75 +78,140 @@ def decode_prompts(
 
             decode_prompts(decoder, embedding, code, sparse, dense, [3, 0]).logits.shape  # (3, 1, 4h, 4w)
     """
-    image_of_prompt = _image_of_prompt(prompts_per_image, images=len(embedding), prompts=len(sparse))
-    if len(dense) not in (1, len(sparse)):
-        raise ConfigurationError(f"dense: expected 1 or {len(sparse)} prompts, found {len(dense)}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ConfigurationError(f"chunk_size {chunk_size}: expected a positive number of prompts.")
-    mask_tokens = slice(1, None) if multimask else slice(0, 1)
-    if not len(sparse):
-        return _no_masks(mask_decoder, embedding, mask_tokens, return_upscaled)
-    size = chunk_size or len(sparse)
-    chunks = [
-        _decode_matched(
+    chunks = list(
+        decode_in_chunks(
             mask_decoder,
-            embedding.index_select(0, image_of_prompt[start : start + size].to(embedding.device)),
+            embedding,
             image_pe,
-            sparse[start : start + size],
-            dense if len(dense) == 1 else dense[start : start + size],
-            mask_tokens,
+            sparse,
+            dense,
+            prompts_per_image,
+            multimask=multimask,
+            return_upscaled=return_upscaled,
+            chunk_size=chunk_size,
         )
-        for start in range(0, len(sparse), size)
-    ]
+    )
+    if not chunks:
+        return _no_masks(mask_decoder, embedding, multimask, return_upscaled)
+    if len(chunks) == 1:
+        return chunks[0]
     logits, iou, upscaled = zip(*chunks, strict=True)
     return DecodedMasks(torch.cat(logits), torch.cat(iou), torch.cat(upscaled) if return_upscaled else None)
 
 
-def _image_of_prompt(prompts_per_image: Tensor | Sequence[int], images: int, prompts: int) -> Tensor:
-    """Return the index ``(N,)`` of each prompt's image.
-
-    Always by repeating, also where there are as many prompts as images: with counts (0, 2) both prompts
-    belong to the second image.
-    """
-    counts = torch.as_tensor(prompts_per_image, dtype=torch.long)
-    if len(counts) != images or int(counts.sum()) != prompts or bool((counts < 0).any()):
-        raise ConfigurationError(
-            f"prompts_per_image {counts.tolist()}: expected one count for each of {images} images, "
-            f"with sum {prompts}, the number of prompts."
-        )
-    return torch.arange(images, device=counts.device).repeat_interleave(counts, output_size=prompts)
-
-
-def _decode_matched(
+def decode_in_chunks(
     mask_decoder: MaskDecoder,
     embedding: Tensor,
     image_pe: Tensor,
     sparse: Tensor,
     dense: Tensor,
-    mask_tokens: slice,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Decode N prompts with the N image embeddings that belong to them; return logits, IoU and features."""
-    count, _, height, width = embedding.shape
+    prompts_per_image: Tensor | Sequence[int],
+    *,
+    multimask: bool = False,
+    return_upscaled: bool = False,
+    chunk_size: int | Literal["auto"] | None = "auto",
+) -> Iterator[DecodedMasks]:
+    """Decode like :func:`decode_prompts`, handing out each chunk's masks before the next is decoded.
+
+    Yields:
+        The masks of consecutive prompts; nothing where there are no prompts.
+    """
+    counts = _checked_counts(prompts_per_image, images=len(embedding), prompts=len(sparse))
+    if len(dense) not in (1, len(sparse)):
+        raise ConfigurationError(f"dense: expected 1 or {len(sparse)} prompts, found {len(dense)}.")
+    if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
+        raise ConfigurationError(f"chunk_size {chunk_size}: expected a positive number of prompts.")
+    if not len(sparse):
+        return
+    size = chunk_size or len(sparse)
+    if size == "auto":
+        size = prompts_per_chunk(mask_decoder, embedding, tokens=sparse.shape[1], upscaled=return_upscaled)
+    grid = (embedding.shape[2], embedding.shape[3])
+    code = _cells(image_pe)
+    shared = None
+    if len(dense) == 1 or dense.stride(0) == 0:
+        shared = image_side(mask_decoder.transformer, _cells(embedding + dense[:1]), code)
+    for prompts, images, chunk_counts in _chunks(counts, size):
+        side = (
+            _own_cells(embedding[images], dense[prompts], chunk_counts)
+            if shared is None
+            else ImageSide(*(tensor[images] for tensor in shared))
+        )
+        yield _decode_chunk(
+            mask_decoder, side, code, sparse[prompts], chunk_counts, grid, multimask, return_upscaled
+        )
+
+
+def _checked_counts(prompts_per_image: Tensor | Sequence[int], images: int, prompts: int) -> list[int]:
+    counts = torch.as_tensor(prompts_per_image, dtype=torch.long).tolist()
+    if len(counts) != images or sum(counts) != prompts or any(count < 0 for count in counts):
+        raise ConfigurationError(
+            f"prompts_per_image {counts}: expected one count for each of {images} images, "
+            f"with sum {prompts}, the number of prompts."
+        )
+    return counts
+
+
+def _chunks(counts: Sequence[int], size: int) -> Iterator[tuple[slice, slice, list[int]]]:
+    """Yield the prompts of each chunk, the range of images they belong to and their numbers per image."""
+    owners = [image for image, count in enumerate(counts) for _ in range(count)]
+    for start in range(0, len(owners), size):
+        chunk = owners[start : start + size]
+        images, numbers = range(chunk[0], chunk[-1] + 1), Counter(chunk)
+        yield (
+            slice(start, start + len(chunk)),
+            slice(images.start, images.stop),
+            [numbers[image] for image in images],
+        )
+
+
+def _decode_chunk(
+    mask_decoder: MaskDecoder,
+    images: ImageSide | Tensor,
+    code: Tensor,
+    sparse: Tensor,
+    counts: Sequence[int],
+    grid: tuple[int, int],
+    multimask: bool,
+    return_upscaled: bool,
+) -> DecodedMasks:
+    masks = _returned_masks(mask_decoder, multimask)
     output_tokens = torch.cat([mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
-
-    tokens, image = mask_decoder.transformer(embedding + dense, image_pe, tokens)
-    # (N, h * w, C) -> (N, C, h, w) -> (N, C / 8, 4h, 4w)
-    upscaled = mask_decoder.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
-
-    chosen = range(mask_decoder.num_mask_tokens)[mask_tokens]
+    prompts = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+    # The IoU token comes first, then the tokens of the masks.
+    tokens, cells = run_two_way(
+        mask_decoder.transformer, images, code, prompts, counts, answers=1 + masks.stop
+    )
     hypernetworks = mask_decoder.output_hypernetworks_mlps
-    kernels = torch.stack([hypernetworks[index](tokens[:, 1 + index]) for index in chosen], dim=1)
-    # (N, M, C / 8) @ (N, C / 8, 4h * 4w) -> (N, M, 4h, 4w)
-    logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-    iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, mask_tokens]
-    return logits, iou, upscaled
+    kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
+    logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
+    iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
+    return DecodedMasks(logits, iou, upscaled)
+
+
+def _draw(
+    mask_decoder: MaskDecoder, cells: Tensor, kernels: Tensor, grid: tuple[int, int], return_upscaled: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Up-scale cells ``(N, P, C)`` and multiply them with the masks' kernels ``(N, C / 8, M)``.
+
+    On a CPU a few prompts at a time, so that the up-scaled features, the largest tensors of all, stay in the
+    cache until they are reduced to masks.
+    """
+    together = max(1, UPSCALED_CELLS // cells.shape[1]) if cells.device.type == "cpu" else len(cells)
+    maps, features = [], []
+    for part, kernel in zip(cells.split(together), kernels.split(together), strict=True):
+        pixels = upscale_cells(mask_decoder, part)
+        # (N, P * 16, C / 8) @ (N, C / 8, M) -> (N, P, 16, M)
+        maps.append((pixels.flatten(1, 2) @ kernel).unflatten(1, pixels.shape[1:3]))
+        if return_upscaled:
+            features.append(pixels_to_maps(pixels, grid))
+    return pixels_to_maps(torch.cat(maps), grid), torch.cat(features) if return_upscaled else None
 
 
 def _no_masks(
-    mask_decoder: MaskDecoder, embedding: Tensor, mask_tokens: slice, return_upscaled: bool
+    mask_decoder: MaskDecoder, embedding: Tensor, multimask: bool, return_upscaled: bool
 ) -> DecodedMasks:
-    masks = len(range(mask_decoder.num_mask_tokens)[mask_tokens])
+    masks = len(_returned_masks(mask_decoder, multimask))
     height, width = 4 * embedding.shape[2], 4 * embedding.shape[3]
     upscaled = embedding.new_zeros((0, mask_decoder.transformer_dim // 8, height, width))
     return DecodedMasks(
@@ -137,3 +219,18 @@ def _no_masks(
         embedding.new_zeros((0, masks)),
         upscaled if return_upscaled else None,
     )
+
+
+def _returned_masks(mask_decoder: MaskDecoder, multimask: bool) -> range:
+    return range(1, mask_decoder.num_mask_tokens) if multimask else range(1)
+
+
+def _own_cells(embedding: Tensor, dense: Tensor, counts: Sequence[int]) -> Tensor:
+    """Repeat each image for its prompts and add their dense embeddings: ``(N, P, C)``."""
+    repeats = torch.tensor(counts, device=embedding.device)
+    return _cells(embedding.repeat_interleave(repeats, 0, output_size=len(dense)) + dense)
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Reshape ``(B, C, h, w)`` to contiguous ``(B, h * w, C)``."""
+    return maps.flatten(2).mT.contiguous()
