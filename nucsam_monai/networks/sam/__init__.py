@@ -2,7 +2,8 @@
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
 from nucsam_monai.networks.sam.checkpoint import SAMWeights, load_official_checkpoint, load_strictly
-from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
+from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks, decode_cropped
+from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_in_chunks, decode_prompts
 from nucsam_monai.networks.sam.features import EncoderFeatures
 from nucsam_monai.networks.sam.image_encoder import ImageEncoder
 from nucsam_monai.networks.sam.layers import LayerNorm2d
@@ -21,6 +22,7 @@ __all__ = [
     "SAM",
     "SAM_VARIANTS",
     "BlockAdapter",
+    "CroppedMasks",
     "DecodedMasks",
     "EncoderFeatures",
     "ImageEncoder",
@@ -31,6 +33,9 @@ __all__ = [
     "build_mask_decoder",
     "build_prompt_encoder",
     "build_sam",
+    "crop_masks",
+    "decode_cropped",
+    "decode_in_chunks",
     "decode_prompts",
     "frozen_digest",
     "load_official_checkpoint",
