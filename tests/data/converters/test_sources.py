@@ -1,8 +1,10 @@
 import hashlib
 import os
+import pickle
 import re
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,38 @@ def test_flipped_bit_in_a_member_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with open_source(path) as source, pytest.raises(DatasetError, match=r"a\.png is damaged .* again"):
         source.read("a.png")
+
+
+def nested(tmp_path: Path) -> dict[str, bytes]:
+    inner = write_zip(tmp_path / "inner.zip", {"b.txt": b"bee", "__MACOSX/._b.txt": b"?"}).read_bytes()
+    middle = write_zip(tmp_path / "middle.zip", {"deep/Inner.ZIP": inner, "c.txt": b"sea"}).read_bytes()
+    return {"root/Fold 1.zip": middle, "root/a.txt": b"ay"}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_archives_in_archives_are_walked(tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write(tmp_path / "source", nested(tmp_path))
+    names = ("root/Fold 1.zip/c.txt", "root/Fold 1.zip/deep/Inner.ZIP/b.txt", "root/a.txt")
+    with open_source(path) as source:
+        assert source.names == names
+        assert [source.read(name) for name in names] == [b"sea", b"bee", b"ay"]
+        elsewhere = pickle.loads(pickle.dumps(source))
+        assert [elsewhere.read(name) for name in names] == [b"sea", b"bee", b"ay"]
+
+
+def test_a_hostile_archive_inside_is_refused(tmp_path: Path) -> None:
+    evil = write_zip(tmp_path / "evil.zip", {"../evil.png": b""}).read_bytes()
+    for path in (
+        write_zip(tmp_path / "a.zip", {"i.zip": evil}),
+        write_folder(tmp_path / "a", {"i.zip": evil}),
+    ):
+        with pytest.raises(DatasetError, match="leaves the archive"), open_source(path):
+            pass
+
+
+def test_a_large_member_can_be_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 100)
+    content = os.urandom(1000)
+    for path in (write_zip(tmp_path / "a.zip", {"a": content}), write_folder(tmp_path / "a", {"a": content})):
+        with open_source(path) as source, source.open("a") as file:
+            assert file.read(10) + file.read() == content
