@@ -1,7 +1,7 @@
 """MoNuSeg 2018: H&E images of 1000 x 1000 pixels at 40x with outlines in Aperio XML."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from nucsam_monai.data.converters.known_archives import check_counts
 from nucsam_monai.data.converters.polygons import Overlap, paint_polygons
 from nucsam_monai.data.converters.rasters import decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
+from nucsam_monai.data.converters.tcga import CLASSIC_PATIENTS, patient_of, tissue_of
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import last_fraction
@@ -39,36 +40,6 @@ INFO = DatasetInfo(
         "ids for validation; the 14 test images of the challenge",
     },
 )
-
-_CLASSIC_TISSUES = {
-    "breast": "A7-A13E A7-A13F AR-A1AK AR-A1AS E2-A1B5 E2-A14V",
-    "kidney": "B0-5711 HE-7128 HE-7129 HE-7130 B0-5710 B0-5698",
-    "liver": "18-5592 38-6178 49-4488 50-5931 21-5784 21-5786",
-    "prostate": "G9-6336 G9-6348 G9-6356 G9-6363 CH-5767 G9-6362",
-    "bladder": "DK-A2I6 G2-A2EK",
-    "colon": "AY-A8YK NH-A8F7",
-    "stomach": "KB-A93J RD-A8N9",
-}
-_TEST_TISSUES = {
-    "breast": "AC-A2FO AO-A0J2",
-    "kidney": "2Z-A9J9 GL-6846 IZ-8196",
-    "lung": "44-2665 69-7764",
-    "prostate": "EJ-A46H HC-7209",
-    "bladder": "CU-A0YN ZF-A9R5",
-    "colon": "A6-6782",
-    "brain": "FG-A4MU HT-8564",
-}
-
-
-def _by_patient(tissues: Mapping[str, str]) -> dict[str, str]:
-    return {f"TCGA-{patient}": tissue for tissue, patients in tissues.items() for patient in patients.split()}
-
-
-CLASSIC_PATIENTS = _by_patient(_CLASSIC_TISSUES)
-"""``{patient: tissue}`` of the 30 images of the first release, the training set of most papers."""
-
-TEST_PATIENTS = _by_patient(_TEST_TISSUES)
-"""``{patient: tissue}`` of the 14 test images of the challenge."""
 
 _LAYOUT = "<id>.tif and <id>.xml, in one folder or in 'Tissue Images' and 'Annotations'"
 _MEMBER = re.compile(r"(?:.*/)?(?P<id>TCGA-[^/]+)\.(?P<kind>tif|tiff|xml)", re.IGNORECASE)
@@ -135,7 +106,9 @@ def convert(
                 )
         samples |= tests
         jobs = [
-            SampleJob(sample_id, partial(_decode, sample, overlap), _tissue(sample_id), _patient(sample_id))
+            SampleJob(
+                sample_id, partial(_decode, sample, overlap), tissue_of(sample_id), patient_of(sample_id)
+            )
             for sample_id, sample in sorted(samples.items())
         ]
         return write_dataset(
@@ -192,7 +165,7 @@ def _find_samples(source: Source, part: str) -> dict[str, _Annotated]:
 
 
 def _classic(samples: Iterable[str]) -> list[str]:
-    return [sample_id for sample_id in samples if _patient(sample_id) in CLASSIC_PATIENTS]
+    return [sample_id for sample_id in samples if patient_of(sample_id) in CLASSIC_PATIENTS]
 
 
 def _decode(sample: _Annotated, overlap: Overlap) -> Sample:
@@ -204,13 +177,3 @@ def _decode(sample: _Annotated, overlap: Overlap) -> Sample:
         "hidden regions": len(polygons) - int(np.count_nonzero(np.unique(instances))),
     }
     return Sample(image, instances, dropped=dropped)
-
-
-def _patient(sample_id: str) -> str:
-    """Return the first three parts of a TCGA barcode: ``TCGA-<tissue source site>-<participant>``."""
-    return "-".join(sample_id.split("-")[:3])
-
-
-def _tissue(sample_id: str) -> str | None:
-    patient = _patient(sample_id)
-    return CLASSIC_PATIENTS.get(patient) or TEST_PATIENTS.get(patient)
