@@ -4,6 +4,12 @@ The MONAI classes that accumulate these values over a data set are in :mod:`nucs
 """
 
 from nucsam_monai.metrics.contingency import ContingencyTable, contingency_table
+from nucsam_monai.metrics.detection import (
+    DetectionResult,
+    DetectionScore,
+    GreedyDetection,
+    HovernetDetection,
+)
 from nucsam_monai.metrics.foreground import (
     ForegroundMetrics,
     PrecisionRecall,
@@ -22,22 +28,59 @@ from nucsam_monai.metrics.instance import (
     instance_metrics,
     panoptic_quality,
 )
+from nucsam_monai.metrics.pannuke import (
+    PanNukeImage,
+    PanNukeScore,
+    PanNukeSummary,
+    TissueQuality,
+    binary_panoptic_quality,
+    class_panoptic_quality,
+    image_mpq,
+    pannuke_summary,
+)
+from nucsam_monai.metrics.points import (
+    Centroids,
+    centroids_xy,
+    match_points,
+    match_points_hungarian,
+    matching_radius_px,
+)
+from nucsam_monai.metrics.pooled import PooledPanopticQuality, PooledQuality
 
 __all__ = [
+    "Centroids",
     "ContingencyTable",
+    "DetectionResult",
+    "DetectionScore",
     "ForegroundMetrics",
+    "GreedyDetection",
+    "HovernetDetection",
     "InstanceMetrics",
+    "PanNukeImage",
+    "PanNukeScore",
+    "PanNukeSummary",
     "PanopticQuality",
+    "PooledPanopticQuality",
+    "PooledQuality",
     "PrecisionRecall",
+    "TissueQuality",
     "aggregated_jaccard_index",
     "aggregated_jaccard_index_plus",
+    "binary_panoptic_quality",
+    "centroids_xy",
+    "class_panoptic_quality",
     "contingency_table",
     "dice",
     "f1_mean_pr",
     "foreground_metrics",
     "hausdorff_distance",
+    "image_mpq",
     "instance_metrics",
     "iou",
+    "match_points",
+    "match_points_hungarian",
+    "matching_radius_px",
+    "pannuke_summary",
     "panoptic_quality",
     "precision_recall",
 ]

@@ -68,8 +68,8 @@ def contingency_table(y: ArrayLike, y_pred: ArrayLike) -> ContingencyTable:
     """
     truth, prediction = as_label_maps(y, y_pred)
     truth_runs, prediction_runs, lengths = _pair_runs(truth.ravel(), prediction.ravel())
-    y_ids, rows = _rank_ids(truth_runs)
-    y_pred_ids, columns = _rank_ids(prediction_runs)
+    y_ids, rows = rank_ids(truth_runs)
+    y_pred_ids, columns = rank_ids(prediction_runs)
     shared = (rows >= 0) & (columns >= 0)
     pairs, overlaps = _sum_by_key(rows[shared] * max(len(y_pred_ids), 1) + columns[shared], lengths[shared])
     overlap_rows, overlap_columns = np.divmod(pairs, max(len(y_pred_ids), 1))
@@ -97,8 +97,12 @@ def _pair_runs(
     return truth[starts], prediction[starts], lengths
 
 
-def _rank_ids(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the non-zero ids in rising order and, for every value, its id's rank; -1 for background."""
+def rank_ids(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the non-zero ids in rising order and, for every value, its id's rank; -1 for background.
+
+    Args:
+        values: ``(k,)`` integers >= 0.
+    """
     if values.size and values.max() <= _LOOKUP_TABLE_MAX_ID:
         present = np.zeros(int(values.max()) + 1, dtype=bool)
         present[values] = True

@@ -22,7 +22,7 @@ def as_label_maps(y: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArra
         ConfigurationError: a map is not two-dimensional, is not of integers or bool, holds a negative id, or
             the two shapes differ.
     """
-    truth, prediction = _as_label_map("y", y), _as_label_map("y_pred", y_pred)
+    truth, prediction = as_label_map("y", y), as_label_map("y_pred", y_pred)
     if truth.shape != prediction.shape:
         raise ConfigurationError(
             f"y has shape {truth.shape}, y_pred has shape {prediction.shape}. "
@@ -31,7 +31,16 @@ def as_label_maps(y: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArra
     return truth, prediction
 
 
-def _as_label_map(name: str, values: ArrayLike) -> NDArray[Any]:
+def as_label_map(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return one label map as a NumPy array.
+
+    Args:
+        name: what an error calls the map.
+        values: ``(H, W)`` integers >= 0 of any dtype, 0 = background, or a bool mask (one object).
+
+    Raises:
+        ConfigurationError: the map is not two-dimensional, is not of integers or bool, or holds a negative id.
+    """
     labels = np.asarray(values)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ConfigurationError(
