@@ -10,7 +10,7 @@ is NaN.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,6 +114,24 @@ class DetectionAccumulator(ABC):
             )
         self._counts += other._counts
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """What was counted so far; the counts of several images add up, see :meth:`weights`."""
+        return self._counts.copy()
+
+    @staticmethod
+    @abstractmethod
+    def weights(counts: NDArray[Any]) -> NDArray[Any]:
+        """Return what precision, recall and F1 are ratios of, for any number of :attr:`counts` at once.
+
+        Args:
+            counts: ``(..., *shape of counts)``.
+
+        Returns:
+            ``(..., 1 + classes, 3)``: right predictions, false ones and misses, as the protocol weighs them; first
+            of all points, then of each class.
+        """
+
     @abstractmethod
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
@@ -175,26 +193,27 @@ class HovernetDetection(DetectionAccumulator):
 
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
-        confusion = self._counts[:-1, :-1]
-        unpaired_pred, unpaired_true = self._counts[-1, :-1], self._counts[:-1, -1]
-        classes = []
-        for c in range(self.class_count):
-            tp = int(confusion[c, c])
-            confused_pred, confused_true = int(confusion[:, c].sum()) - tp, int(confusion[c].sum()) - tp
-            alone_pred, alone_true = int(unpaired_pred[c]), int(unpaired_true[c])
-            false_weight, missed_weight = 2 * confused_pred + alone_pred, 2 * confused_true + alone_true
-            classes.append(
-                DetectionScore(
-                    precision=_ratio(tp, tp + false_weight),
-                    recall=_ratio(tp, tp + missed_weight),
-                    f1=_ratio(2 * tp, 2 * tp + false_weight + missed_weight),
-                    tp=tp,
-                    fp=confused_pred + alone_pred,
-                    fn=confused_true + alone_true,
-                )
-            )
-        totals = (int(part.sum()) for part in (confusion, unpaired_pred, unpaired_true))
-        return DetectionResult(_score(*totals), tuple(classes))
+        ratios = detection_ratios(self.weights(self._counts)).tolist()
+        tp = np.diagonal(self._counts)[:-1]
+        found = np.column_stack(
+            (tp, self._counts[:, :-1].sum(axis=0) - tp, self._counts[:-1].sum(axis=1) - tp)
+        )
+        everything = (self._counts[:-1, :-1].sum(), self._counts[-1].sum(), self._counts[:, -1].sum())
+        counts = [[int(count) for count in everything], *found.tolist()]
+        detection, *classes = (DetectionScore(*r, *c) for r, c in zip(ratios, counts, strict=True))
+        return DetectionResult(detection, tuple(classes))
+
+    @staticmethod
+    def weights(counts: NDArray[Any]) -> NDArray[Any]:
+        """Return the parts of the ratios; confusions of classes weigh twice."""
+        confusion = counts[..., :-1, :-1]
+        alone_pred, alone_true = counts[..., -1, :-1], counts[..., :-1, -1]
+        tp = np.diagonal(confusion, axis1=-2, axis2=-1)
+        false = 2 * (confusion.sum(axis=-2) - tp) + alone_pred
+        missed = 2 * (confusion.sum(axis=-1) - tp) + alone_true
+        classes = np.stack((tp, false, missed), axis=-1)
+        everything = (confusion.sum(axis=(-2, -1)), alone_pred.sum(axis=-1), alone_true.sum(axis=-1))
+        return np.concatenate((np.stack(everything, axis=-1)[..., None, :], classes), axis=-2)
 
     def _counts_shape(self) -> tuple[int, ...]:
         # confusion matrix, true class by predicted class, with a last row and column for "unpaired"
@@ -244,8 +263,14 @@ class GreedyDetection(DetectionAccumulator):
 
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
-        detection, *classes = (_score(*counts) for counts in self._counts.tolist())
+        ratios, counts = detection_ratios(self._counts).tolist(), self._counts.tolist()
+        detection, *classes = (DetectionScore(*r, *c) for r, c in zip(ratios, counts, strict=True))
         return DetectionResult(detection, tuple(classes))
+
+    @staticmethod
+    def weights(counts: NDArray[Any]) -> NDArray[Any]:
+        """Return the counts: here every point weighs once."""
+        return counts
 
     def _counts_shape(self) -> tuple[int, ...]:
         return (self.class_count + 1, 3)  # tp, fp, fn; first of all points, then of each class
@@ -283,16 +308,20 @@ def _take_first_free(
     return np.frombuffer(served, dtype=np.bool_)
 
 
-def _score(tp: int, fp: int, fn: int) -> DetectionScore:
-    return DetectionScore(
-        precision=_ratio(tp, tp + fp),
-        recall=_ratio(tp, tp + fn),
-        f1=_ratio(2 * tp, 2 * tp + fp + fn),
-        tp=tp,
-        fp=fp,
-        fn=fn,
+def detection_ratios(weights: NDArray[Any]) -> NDArray[np.float64]:
+    """Return precision, recall and F1, NaN where there is nothing to count.
+
+    Args:
+        weights: ``(..., 3)`` right predictions, false ones and misses.
+
+    Returns:
+        ``(..., 3)``.
+    """
+    tp, false, missed = np.moveaxis(weights, -1, 0).astype(np.float64)
+    return np.stack(
+        (_ratio(tp, tp + false), _ratio(tp, tp + missed), _ratio(2 * tp, 2 * tp + false + missed)), axis=-1
     )
 
 
-def _ratio(numerator: int, denominator: int) -> float:
-    return numerator / denominator if denominator else math.nan
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)
