@@ -3,6 +3,7 @@
 The MONAI classes that accumulate these values over a data set are in :mod:`nucsam_monai.metrics.cumulative`.
 """
 
+from nucsam_monai.metrics.bootstrap import Bootstrap
 from nucsam_monai.metrics.contingency import ContingencyTable, contingency_table
 from nucsam_monai.metrics.detection import (
     DetectionResult,
@@ -10,6 +11,7 @@ from nucsam_monai.metrics.detection import (
     GreedyDetection,
     HovernetDetection,
 )
+from nucsam_monai.metrics.evaluate import evaluate
 from nucsam_monai.metrics.foreground import (
     ForegroundMetrics,
     PrecisionRecall,
@@ -28,6 +30,8 @@ from nucsam_monai.metrics.instance import (
     instance_metrics,
     panoptic_quality,
 )
+from nucsam_monai.metrics.measurement import EvaluationSample, majority_classes
+from nucsam_monai.metrics.paired import PairedComparison, compare
 from nucsam_monai.metrics.pannuke import (
     PanNukeImage,
     PanNukeScore,
@@ -46,16 +50,25 @@ from nucsam_monai.metrics.points import (
     matching_radius_px,
 )
 from nucsam_monai.metrics.pooled import PooledPanopticQuality, PooledQuality
+from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, SkippedImages
+from nucsam_monai.metrics.statistics import Estimate
+from nucsam_monai.metrics.summary import SubsetSummary
 
 __all__ = [
+    "Bootstrap",
     "Centroids",
+    "ClassSummary",
     "ContingencyTable",
+    "DatasetEvaluation",
     "DetectionResult",
     "DetectionScore",
+    "Estimate",
+    "EvaluationSample",
     "ForegroundMetrics",
     "GreedyDetection",
     "HovernetDetection",
     "InstanceMetrics",
+    "PairedComparison",
     "PanNukeImage",
     "PanNukeScore",
     "PanNukeSummary",
@@ -63,20 +76,25 @@ __all__ = [
     "PooledPanopticQuality",
     "PooledQuality",
     "PrecisionRecall",
+    "SkippedImages",
+    "SubsetSummary",
     "TissueQuality",
     "aggregated_jaccard_index",
     "aggregated_jaccard_index_plus",
     "binary_panoptic_quality",
     "centroids_xy",
     "class_panoptic_quality",
+    "compare",
     "contingency_table",
     "dice",
+    "evaluate",
     "f1_mean_pr",
     "foreground_metrics",
     "hausdorff_distance",
     "image_mpq",
     "instance_metrics",
     "iou",
+    "majority_classes",
     "match_points",
     "match_points_hungarian",
     "matching_radius_px",

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nucsam_monai.metrics.classes import as_class_ids, check_class_count
 from nucsam_monai.metrics.points import as_points, match_points_hungarian, pairs_within
+from nucsam_monai.metrics.ratios import precision_recall_f1
 from nucsam_monai.utils.errors import ConfigurationError
 
 PointMatcher = Callable[[NDArray[np.float64], NDArray[np.float64], float], NDArray[np.int64]]
@@ -193,7 +194,7 @@ class HovernetDetection(DetectionAccumulator):
 
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
-        ratios = detection_ratios(self.weights(self._counts)).tolist()
+        ratios = precision_recall_f1(self.weights(self._counts)).tolist()
         tp = np.diagonal(self._counts)[:-1]
         found = np.column_stack(
             (tp, self._counts[:, :-1].sum(axis=0) - tp, self._counts[:-1].sum(axis=1) - tp)
@@ -263,7 +264,7 @@ class GreedyDetection(DetectionAccumulator):
 
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
-        ratios, counts = detection_ratios(self._counts).tolist(), self._counts.tolist()
+        ratios, counts = precision_recall_f1(self._counts).tolist(), self._counts.tolist()
         detection, *classes = (DetectionScore(*r, *c) for r, c in zip(ratios, counts, strict=True))
         return DetectionResult(detection, tuple(classes))
 
@@ -306,22 +307,3 @@ def _take_first_free(
         if not taken[row] and not served[column]:
             taken[row] = served[column] = 1
     return np.frombuffer(served, dtype=np.bool_)
-
-
-def detection_ratios(weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Return precision, recall and F1, NaN where there is nothing to count.
-
-    Args:
-        weights: ``(..., 3)`` right predictions, false ones and misses.
-
-    Returns:
-        ``(..., 3)``.
-    """
-    tp, false, missed = np.moveaxis(weights, -1, 0).astype(np.float64)
-    return np.stack(
-        (_ratio(tp, tp + false), _ratio(tp, tp + missed), _ratio(2 * tp, 2 * tp + false + missed)), axis=-1
-    )
-
-
-def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)

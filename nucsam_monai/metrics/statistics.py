@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucsam_monai.metrics.bootstrap import Bootstrap, percentile_interval, resampled_sums, sum_by_unit
+from nucsam_monai.metrics.ratios import ratio
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,17 @@ def f1_mean_pr_statistic(precision: NDArray[np.float64], recall: NDArray[np.floa
     return Statistic(("f1_mean_pr",), np.hstack([part.sums for part in parts]), f1)
 
 
-def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide, with NaN where the denominator is 0."""
-    result = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
-    np.divide(numerator, denominator, out=result, where=denominator != 0)
-    return result
+def value_cells(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Return the values as cells ``<metric>`` of one row of a table."""
+    return {name: found.value for name, found in estimates.items()}
+
+
+def interval_cells(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Return the intervals as cells ``<metric>_ci_low`` and ``<metric>_ci_high`` of one row of a table."""
+    cells: dict[str, float] = {}
+    for name, found in estimates.items():
+        cells |= {f"{name}_ci_low": found.ci_low, f"{name}_ci_high": found.ci_high}
+    return cells
 
 
 def metric_columns(

@@ -12,8 +12,10 @@ from nucsam_monai.metrics.statistics import (
     Statistic,
     estimate,
     f1_mean_pr_statistic,
+    interval_cells,
     mean_statistic,
     metric_columns,
+    value_cells,
 )
 
 ALL_IMAGES = "all images"
@@ -44,12 +46,13 @@ class SubsetSummary:
         Args:
             label: the name's column.
         """
-        row: dict[str, Any] = {label: self.name, "images": self.images}
-        row |= {name: found.value for name, found in self.estimates.items()}
-        row["skipped_images"] = self.skipped_images
-        for name, found in self.estimates.items():
-            row |= {f"{name}_ci_low": found.ci_low, f"{name}_ci_high": found.ci_high}
-        return row
+        return {
+            label: self.name,
+            "images": self.images,
+            **value_cells(self.estimates),
+            "skipped_images": self.skipped_images,
+            **interval_cells(self.estimates),
+        }
 
 
 def summarise_by_domain(
