@@ -3,7 +3,12 @@
 The MONAI classes that accumulate these values over a data set are in :mod:`nucsam_monai.metrics.cumulative`.
 """
 
-from nucsam_monai.metrics.contingency import ContingencyTable, contingency_table
+from nucsam_monai.metrics.contingency import (
+    ContingencyTable,
+    TableAndCentroids,
+    contingency_table,
+    table_and_centroids,
+)
 from nucsam_monai.metrics.detection import (
     DetectionResult,
     DetectionScore,
@@ -63,6 +68,7 @@ __all__ = [
     "PooledPanopticQuality",
     "PooledQuality",
     "PrecisionRecall",
+    "TableAndCentroids",
     "TissueQuality",
     "aggregated_jaccard_index",
     "aggregated_jaccard_index_plus",
@@ -83,4 +89,5 @@ __all__ = [
     "pannuke_summary",
     "panoptic_quality",
     "precision_recall",
+    "table_and_centroids",
 ]
