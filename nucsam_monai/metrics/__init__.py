@@ -16,13 +16,25 @@ from nucsam_monai.metrics.detection import (
     HovernetDetection,
 )
 from nucsam_monai.metrics.foreground import (
+    ForegroundCounts,
     ForegroundMetrics,
     PrecisionRecall,
     dice,
     f1_mean_pr,
+    foreground_counts,
     foreground_metrics,
     iou,
     precision_recall,
+)
+from nucsam_monai.metrics.foreground_variants import (
+    FIVE_THRESHOLDS,
+    ForegroundMeans,
+    OverlapScores,
+    WeightedScores,
+    average_foreground,
+    smoothed_overlap,
+    threshold_mean,
+    weighted_scores,
 )
 from nucsam_monai.metrics.hausdorff import hausdorff_distance
 from nucsam_monai.metrics.instance import (
@@ -33,6 +45,7 @@ from nucsam_monai.metrics.instance import (
     instance_metrics,
     panoptic_quality,
 )
+from nucsam_monai.metrics.objects import COCO_THRESHOLDS, ObjectScores, dice2, object_scores
 from nucsam_monai.metrics.pannuke import (
     PanNukeImage,
     PanNukeScore,
@@ -53,14 +66,20 @@ from nucsam_monai.metrics.points import (
 from nucsam_monai.metrics.pooled import PooledPanopticQuality, PooledQuality
 
 __all__ = [
+    "COCO_THRESHOLDS",
+    "FIVE_THRESHOLDS",
     "Centroids",
     "ContingencyTable",
     "DetectionResult",
     "DetectionScore",
+    "ForegroundCounts",
+    "ForegroundMeans",
     "ForegroundMetrics",
     "GreedyDetection",
     "HovernetDetection",
     "InstanceMetrics",
+    "ObjectScores",
+    "OverlapScores",
     "PanNukeImage",
     "PanNukeScore",
     "PanNukeSummary",
@@ -70,14 +89,18 @@ __all__ = [
     "PrecisionRecall",
     "TableAndCentroids",
     "TissueQuality",
+    "WeightedScores",
     "aggregated_jaccard_index",
     "aggregated_jaccard_index_plus",
+    "average_foreground",
     "binary_panoptic_quality",
     "centroids_xy",
     "class_panoptic_quality",
     "contingency_table",
     "dice",
+    "dice2",
     "f1_mean_pr",
+    "foreground_counts",
     "foreground_metrics",
     "hausdorff_distance",
     "image_mpq",
@@ -86,8 +109,12 @@ __all__ = [
     "match_points",
     "match_points_hungarian",
     "matching_radius_px",
+    "object_scores",
     "pannuke_summary",
     "panoptic_quality",
     "precision_recall",
+    "smoothed_overlap",
     "table_and_centroids",
+    "threshold_mean",
+    "weighted_scores",
 ]
