@@ -9,8 +9,8 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from nucsam_monai.metrics.assignment import maximum_weight_assignment
-from nucsam_monai.metrics.contingency import rank_ids
-from nucsam_monai.metrics.label_maps import as_label_map
+from nucsam_monai.metrics.label_maps import as_integer_map, refuse_negative_ids
+from nucsam_monai.metrics.runs import areas_px, centroids_xy_of, label_runs, moments, rank_ids
 from nucsam_monai.utils.errors import ConfigurationError
 
 _RADIUS_PX_AT_40X = 12.0
@@ -81,24 +81,12 @@ def centroids_xy(instances: ArrayLike) -> Centroids:
         >>> centroids_xy([[0, 7, 7, 7]]).xy
         array([[2., 0.]])
     """
-    labels = as_label_map("instances", instances)
-    width = labels.shape[1]
-    flat = labels.ravel()
-    if not flat.size:
-        return Centroids(flat, np.zeros((0, 2)))
-    # runs of one id that end with the row at the latest: their centre is known from start and length
-    changes = flat[1:] != flat[:-1]
-    changes[width - 1 :: width] = True
-    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    lengths = np.diff(starts, append=flat.size)
-    inside = flat[starts] != 0
-    starts, lengths = starts[inside], lengths[inside]
-    ids, ranks = rank_ids(flat[starts])
-    rows, columns = np.divmod(starts, width)
-    areas = np.bincount(ranks, weights=lengths, minlength=len(ids))
-    x = np.bincount(ranks, weights=lengths * (columns + (lengths - 1) / 2), minlength=len(ids))
-    y = np.bincount(ranks, weights=lengths * rows, minlength=len(ids))
-    return Centroids(ids, np.stack((x / areas, y / areas), axis=1))
+    labels = as_integer_map("instances", instances)
+    runs = label_runs(labels)
+    values = labels.ravel()[runs.starts]
+    refuse_negative_ids("instances", values)
+    ids, ranks = rank_ids(values)
+    return Centroids(ids, centroids_xy_of(moments(runs), ranks, areas_px(runs, ranks, len(ids))))
 
 
 def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> NDArray[np.int64]:
