@@ -10,7 +10,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy, string_list_all_gather
 
-from nucsam_monai.io import comparison_overlay, read_image, write_json, write_png, write_table
+from nucsam_monai.io import comparison_overlay, read_image, write_evaluation, write_png
 from nucsam_monai.metrics import contingency_table
 from nucsam_monai.metrics.summary import summarise_by_domain
 
@@ -108,9 +108,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
         facts: further entries of ``summary.json``.
     """
     summary = summarise_by_domain(rows)
-    write_table(output_dir / "per_image.csv", rows)
-    write_table(output_dir / "summary.csv", summary)
-    write_json(output_dir / "summary.json", {**facts, "summary": summary})
+    write_evaluation(output_dir, {**facts, "per_image": rows, "summary": summary})
     for row in summary:
         means = ", ".join(f"{key} {row[key]:.4f}" for key in ("dice", "aji", "pq") if key in row)
         logger.info("%s (%d images): %s", row["domain"], row["images"], means)

@@ -1,6 +1,7 @@
 """Reading images and writing what was found in them."""
 
 from nucsam_monai.io.comparison import comparison_overlay
+from nucsam_monai.io.evaluation import write_evaluation
 from nucsam_monai.io.geojson import nuclei_features, write_geojson
 from nucsam_monai.io.images import MAX_PIXELS, SUPPORTED_SUFFIXES, find_images, output_stems, read_image
 from nucsam_monai.io.label_image import write_label_image
@@ -21,6 +22,7 @@ __all__ = [
     "overlay_image",
     "read_image",
     "read_label_map",
+    "write_evaluation",
     "write_geojson",
     "write_json",
     "write_label_image",

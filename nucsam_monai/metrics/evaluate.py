@@ -20,6 +20,7 @@ from nucsam_monai.metrics.measurement import (
     Protocol,
     class_column,
     measure_image,
+    skip_reason,
 )
 from nucsam_monai.metrics.pooled_statistics import (
     detection_statistic,
@@ -57,8 +58,9 @@ def evaluate(
         radius_px: distance within which a centroid counts as detected, see
             :func:`nucsam_monai.metrics.matching_radius_px`; None leaves detection out.
         protocols: which families of metrics to measure: ``"foreground"`` (Dice, IoU, Hausdorff distance),
-            ``"instance"`` (AJI, PQ), ``"classes"`` (PQ of each class, mPQ, mPQ+), ``"detection"`` (centroids). By
-            default all that the other arguments permit.
+            ``"instance"`` (AJI, PQ), ``"objects"`` (F1 and average precision at IoU thresholds, Dice 2),
+            ``"classes"`` (PQ of each class, mPQ, mPQ+), ``"detection"`` (centroids). By default all that the other
+            arguments permit.
         bootstrap: how intervals are computed; 95 % from 2000 resamples by default.
         workers: processes that measure. With more than one, a script needs the usual
             ``if __name__ == "__main__"``.
@@ -211,16 +213,13 @@ def _tissue_means(rows: Sequence[Mapping[str, Any]], bootstrap: Bootstrap) -> di
 
 
 def _skipped(rows: Sequence[Mapping[str, Any]], settings: EvaluationSettings) -> tuple[SkippedImages, ...]:
-    reasons = {
-        class_column(name): f"no ground-truth nucleus of class {name}" for name in settings.class_names
-    }
     found = []
     for metric in dict.fromkeys(
         key for row in rows for key, value in row.items() if isinstance(value, float)
     ):
         images = sum(np.isnan(row.get(metric, np.nan)) for row in rows)
         if images:
-            found.append(SkippedImages(metric, int(images), reasons.get(metric, "no ground-truth nucleus")))
+            found.append(SkippedImages(metric, int(images), skip_reason(metric, settings)))
     if any("tissue" in row for row in rows) and (without := sum("tissue" not in row for row in rows)):
         found.append(SkippedImages("tissue means", without, "no tissue given"))
     return tuple(found)

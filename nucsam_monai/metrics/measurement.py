@@ -11,12 +11,14 @@ from nucsam_monai.metrics.classes import classes_of, match_per_class
 from nucsam_monai.metrics.contingency import contingency_table
 from nucsam_monai.metrics.detection import DetectionAccumulator, GreedyDetection, HovernetDetection
 from nucsam_monai.metrics.foreground import foreground_metrics
+from nucsam_monai.metrics.foreground_variants import threshold_mean, weighted_scores
 from nucsam_monai.metrics.instance import instance_metrics, qualities
+from nucsam_monai.metrics.objects import dice2, object_scores
 from nucsam_monai.metrics.pannuke import image_mpq
 from nucsam_monai.metrics.points import centroids_xy
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
-Protocol = Literal["foreground", "instance", "classes", "detection"]
+Protocol = Literal["foreground", "instance", "objects", "classes", "detection"]
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 """Families of metrics that an evaluation can measure."""
@@ -25,6 +27,11 @@ DETECTION_PROTOCOLS: Mapping[str, type[DetectionAccumulator]] = {
     "hovernet": HovernetDetection,
     "greedy": GreedyDetection,
 }
+
+OBJECT_THRESHOLDS = (0.5, 0.75, 0.9)
+"""IoU at which object F1 and average precision are measured."""
+
+_THRESHOLD_COLUMNS = ("dice_5_thresholds", "iou_5_thresholds")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class EvaluationSample:
         y_classes: ``{id in y: class id}``, class ids from 0.
         y_pred_classes: ``{id in y_pred: class id}``, likewise.
         scores: ``{id in y_pred: confidence}``; without, all predictions are equally confident.
+        probability: ``(H, W)`` predicted foreground probability; with it Dice and IoU are also measured as means
+            over five thresholds.
         tissue: organ or tissue.
         group: slide or patient that several images come from.
         domain: dataset that the image belongs to.
@@ -50,6 +59,7 @@ class EvaluationSample:
     y_classes: Mapping[int, int] | None = None
     y_pred_classes: Mapping[int, int] | None = None
     scores: Mapping[int, float] | None = None
+    probability: ArrayLike | None = None
     tissue: str | None = None
     group: str | None = None
     domain: str | None = None
@@ -97,9 +107,11 @@ def measure_image(sample: EvaluationSample, settings: EvaluationSettings) -> Ima
     counts: dict[str, NDArray[np.float64]] = {}
     try:
         if "foreground" in settings.protocols:
-            metrics |= foreground_metrics(sample.y, sample.y_pred)._asdict()
+            metrics |= _foreground(sample)
         if "instance" in settings.protocols:
             metrics |= instance_metrics(sample.y, sample.y_pred)._asdict()
+        if "objects" in settings.protocols:
+            metrics |= _objects(sample)
         if "classes" in settings.protocols:
             counts["classes"] = _class_counts(sample, settings)
             metrics |= _class_metrics(counts["classes"], settings)
@@ -118,6 +130,18 @@ def measure_image(sample: EvaluationSample, settings: EvaluationSettings) -> Ima
 def class_column(class_name: str) -> str:
     """Return the name of the per-image column with the PQ of one class."""
     return f"pq_{class_name}"
+
+
+def skip_reason(metric: str, settings: EvaluationSettings) -> str:
+    """Return why an image has no value of a per-image metric."""
+    for name in settings.class_names:
+        if metric == class_column(name):
+            return f"no ground-truth nucleus of class {name}"
+    if metric in _THRESHOLD_COLUMNS:
+        return "no probability map"
+    if metric.startswith(("object_f1_", "ap_")):
+        return "neither a nucleus nor a prediction"
+    return "no ground-truth nucleus"
 
 
 def majority_classes(instances: ArrayLike, class_map: ArrayLike) -> dict[int, int]:
@@ -142,6 +166,25 @@ def majority_classes(instances: ArrayLike, class_map: ArrayLike) -> dict[int, in
     rows, first = np.unique(table.overlap_rows[order], return_index=True)
     winners = table.y_pred_ids[table.overlap_columns[order[first]]]
     return {int(label): int(value) - 1 for label, value in zip(table.y_ids[rows], winners, strict=True)}
+
+
+def _foreground(sample: EvaluationSample) -> dict[str, float]:
+    values = foreground_metrics(sample.y, sample.y_pred)._asdict()
+    values |= weighted_scores(sample.y, sample.y_pred)._asdict()
+    if sample.probability is not None:
+        values |= dict(zip(_THRESHOLD_COLUMNS, threshold_mean(sample.y, sample.probability), strict=True))
+    return values
+
+
+def _objects(sample: EvaluationSample) -> dict[str, float]:
+    found = object_scores(sample.y, sample.y_pred, OBJECT_THRESHOLDS)
+    columns = {"object_f1": found.f1, "ap": found.average_precision}
+    values = {
+        f"{name}_{100 * threshold:.0f}": float(value)
+        for name, scores in columns.items()
+        for threshold, value in zip(OBJECT_THRESHOLDS, scores, strict=True)
+    }
+    return {"dice2": dice2(sample.y, sample.y_pred), **values}
 
 
 def _class_counts(sample: EvaluationSample, settings: EvaluationSettings) -> NDArray[np.float64]:

@@ -14,11 +14,15 @@ from nucsam_monai.metrics import (
     PooledPanopticQuality,
     centroids_xy,
     class_panoptic_quality,
+    dice2,
     evaluate,
     foreground_metrics,
     instance_metrics,
     majority_classes,
+    object_scores,
     pannuke_summary,
+    threshold_mean,
+    weighted_scores,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.metrics.label_maps import pair_of_discs
@@ -73,6 +77,10 @@ def test_rows_hold_the_metrics_of_every_image():
         expected = {
             **foreground_metrics(one.y, one.y_pred)._asdict(),
             **instance_metrics(one.y, one.y_pred)._asdict(),
+            **weighted_scores(one.y, one.y_pred)._asdict(),
+            "dice2": dice2(one.y, one.y_pred),
+            "object_f1_75": object_scores(one.y, one.y_pred, [0.75]).f1[0],
+            "ap_50": object_scores(one.y, one.y_pred, [0.5]).average_precision[0],
             **{f"pq_{name}": value for name, value in zip(CLASSES, class_pq, strict=True)},
         }
         assert {key: row[key] for key in expected} == pytest.approx(expected, nan_ok=True)
@@ -155,7 +163,7 @@ def test_hand_computed_tissue_means():
     )
     assert_same(report.tissue_means, bpq_tissue=1 / 3, bpq_global=1 / 2)
     assert [(entry.metric, entry.images) for entry in report.skipped] == [
-        (metric, 1) for metric in ("aji", "aji_plus", "dq", "sq", "pq")
+        (metric, 1) for metric in ("aji", "aji_plus", "dq", "sq", "pq", "dice2")
     ]
     assert {entry.reason for entry in report.skipped} == {"no ground-truth nucleus"}
 
@@ -168,6 +176,17 @@ def test_skipped_images_are_counted_with_their_reason():
     some = evaluate([SAMPLES[0], replace(SAMPLES[1], tissue=None)], bootstrap=FEW)
     assert [(entry.images, entry.reason) for entry in some.skipped] == [(1, "no tissue given")]
     assert [entry.name for entry in some.per_tissue] == ["tissue0"]
+
+
+def test_probabilities_are_measured_at_five_thresholds():
+    probability = np.where(SAMPLES[0].y > 0, 0.8, 0.2)
+    report = evaluate([replace(SAMPLES[0], probability=probability), SAMPLES[1]], bootstrap=FEW)
+    expected = threshold_mean(SAMPLES[0].y, probability)
+    assert report.per_image[0]["dice_5_thresholds"] == expected.dice < 1
+    assert_same(report.summary[0].estimates, iou_5_thresholds=expected.iou)
+    assert [(e.metric, e.images, e.reason) for e in report.skipped] == [
+        (name, 1, "no probability map") for name in ("dice_5_thresholds", "iou_5_thresholds")
+    ]
 
 
 def test_order_of_samples_does_not_matter():
@@ -220,7 +239,7 @@ def test_domains_and_images_without_one():
 
 def test_one_empty_image():
     (summary,) = evaluate([EvaluationSample("1", EMPTY, EMPTY)], radius_px=6, bootstrap=FEW).summary
-    assert_same(summary.estimates, dice=1, hd=0, aji=math.nan, hovernet_f1=math.nan)
+    assert_same(summary.estimates, dice=1, hd=0, aji=math.nan, hovernet_f1=math.nan, ap_50=math.nan)
     assert all(math.isnan(found.ci_low) for found in summary.estimates.values())
 
 
