@@ -95,11 +95,12 @@ def _line(name: str, value: float, low: float, high: float) -> str:
     return f"{name:<22}{'-' if math.isnan(value) else format(value, '9.4f'):>9}{interval}"
 
 
-def comparison_rows(report: DatasetEvaluation, other: Path, bootstrap: Bootstrap) -> list[dict[str, Any]]:
-    """Compare with an earlier evaluation in every main metric that both have."""
-    rows = read_per_image(other)
-    shared = [name for name in COMPARED if rows and name in rows[0] and name in report.per_image[0]]
-    return [asdict(compare(report.per_image, rows, name, bootstrap)) for name in shared]
+def comparison_rows(
+    report: DatasetEvaluation, earlier: Sequence[Mapping[str, Any]], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """Compare with the per-image table of another evaluation in every main metric that both have."""
+    shared = [name for name in COMPARED if earlier and name in earlier[0] and name in report.per_image[0]]
+    return [asdict(compare(report.per_image, earlier, name, bootstrap)) for name in shared]
 
 
 def comparison_text(rows: Sequence[Mapping[str, Any]], other: Path) -> str:
@@ -113,6 +114,15 @@ def comparison_text(rows: Sequence[Mapping[str, Any]], other: Path) -> str:
     return "\n".join(lines)
 
 
+def warn_of_binary_masks(report: DatasetEvaluation) -> None:
+    """Say so where every prediction is one object but the ground truth has many."""
+    most_predicted = max(row["tp"] + row["fp"] for row in report.per_image)
+    if most_predicted == 1 < max(row["tp"] + row["fn"] for row in report.per_image):
+        logger.warning(
+            "no prediction has more than one id, as in binary masks. Give every nucleus an id of its own."
+        )
+
+
 def main(
     dataset: str,
     predictions: str,
@@ -123,6 +133,7 @@ def main(
     compare_with: str | None = None,
     workers: int = 1,
     seed: int = 0,
+    **unknown: object,
 ) -> None:
     """Measure predictions, print the summary and write the tables of an evaluation.
 
@@ -137,7 +148,13 @@ def main(
         compare_with: folder of another evaluation of the same images, to test the difference.
         workers: processes that measure.
         seed: of the bootstrap.
+        unknown: refused; without it Fire would complain about a misspelt option only after the work.
+
+    Raises:
+        ConfigurationError: an option is unknown.
     """
+    if unknown:
+        raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
     folder, bootstrap = Path(str(dataset)), Bootstrap(seed=seed)
     content = read_dataset(folder)
     items = load_items(folder, split)
@@ -145,6 +162,7 @@ def main(
     others = [item["id"] for name in SPLITS if name != split for item in content.splits[name]]
     paths = find_predictions(Path(str(predictions)), ids, others, split)
     class_paths = find_classes(Path(str(classes)), ids, content.metadata) if classes is not None else {}
+    earlier = [] if compare_with is None else read_per_image(Path(str(compare_with)))
     report = evaluate(
         read_samples(with_progress(items, "evaluating", unit="image"), paths, class_paths),
         class_names=content.metadata.class_names if class_paths else ("nucleus",),
@@ -152,9 +170,8 @@ def main(
         bootstrap=bootstrap,
         workers=workers,
     )
-    comparison = (
-        comparison_rows(report, Path(str(compare_with)), bootstrap) if compare_with is not None else []
-    )
+    warn_of_binary_masks(report)
+    comparison = comparison_rows(report, earlier, bootstrap)
     facts = {
         "dataset": str(folder),
         "split": split,

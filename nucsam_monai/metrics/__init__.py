@@ -10,12 +10,8 @@ from nucsam_monai.metrics.contingency import (
     contingency_table,
     table_and_centroids,
 )
-from nucsam_monai.metrics.detection import (
-    DetectionResult,
-    DetectionScore,
-    GreedyDetection,
-    HovernetDetection,
-)
+from nucsam_monai.metrics.detection import GreedyDetection, HovernetDetection
+from nucsam_monai.metrics.detection_score import DetectionResult, DetectionScore
 from nucsam_monai.metrics.evaluate import evaluate
 from nucsam_monai.metrics.foreground import (
     ForegroundCounts,

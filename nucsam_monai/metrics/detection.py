@@ -10,39 +10,17 @@ is NaN.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nucsam_monai.metrics.classes import as_class_ids, check_class_count
+from nucsam_monai.metrics.detection_score import DetectionResult, detection_result
 from nucsam_monai.metrics.points import as_points, match_points_hungarian, pairs_within
-from nucsam_monai.metrics.ratios import precision_recall_f1
 from nucsam_monai.utils.errors import ConfigurationError
 
 PointMatcher = Callable[[NDArray[np.float64], NDArray[np.float64], float], NDArray[np.int64]]
-
-
-class DetectionScore(NamedTuple):
-    """Precision, recall and F1, and how many were right, falsely predicted and missed.
-
-    In the class scores of :class:`HovernetDetection`, ``fp`` and ``fn`` count confusions and unpaired points
-    once each, although the ratios weigh confusions twice.
-    """
-
-    precision: float
-    recall: float
-    f1: float
-    tp: int
-    fp: int
-    fn: int
-
-
-class DetectionResult(NamedTuple):
-    """Scores of a data set: ``detection`` whatever the class, ``classes`` one per class id."""
-
-    detection: DetectionScore
-    classes: tuple[DetectionScore, ...]
 
 
 class DetectionAccumulator(ABC):
@@ -194,15 +172,10 @@ class HovernetDetection(DetectionAccumulator):
 
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
-        ratios = precision_recall_f1(self.weights(self._counts)).tolist()
         tp = np.diagonal(self._counts)[:-1]
-        found = np.column_stack(
-            (tp, self._counts[:, :-1].sum(axis=0) - tp, self._counts[:-1].sum(axis=1) - tp)
-        )
+        found = (tp, self._counts[:, :-1].sum(axis=0) - tp, self._counts[:-1].sum(axis=1) - tp)
         everything = (self._counts[:-1, :-1].sum(), self._counts[-1].sum(), self._counts[:, -1].sum())
-        counts = [[int(count) for count in everything], *found.tolist()]
-        detection, *classes = (DetectionScore(*r, *c) for r, c in zip(ratios, counts, strict=True))
-        return DetectionResult(detection, tuple(classes))
+        return detection_result(self.weights(self._counts), np.vstack((everything, np.column_stack(found))))
 
     @staticmethod
     def weights(counts: NDArray[Any]) -> NDArray[Any]:
@@ -264,9 +237,7 @@ class GreedyDetection(DetectionAccumulator):
 
     def result(self) -> DetectionResult:
         """Return the scores of all images so far."""
-        ratios, counts = precision_recall_f1(self._counts).tolist(), self._counts.tolist()
-        detection, *classes = (DetectionScore(*r, *c) for r, c in zip(ratios, counts, strict=True))
-        return DetectionResult(detection, tuple(classes))
+        return detection_result(self._counts, self._counts)
 
     @staticmethod
     def weights(counts: NDArray[Any]) -> NDArray[Any]:
