@@ -41,6 +41,7 @@ from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 logger = logging.getLogger(__name__)
 
+FEW_UNITS = 10
 COMPARED = ("dice", "aji", "pq", "mpq")
 
 
@@ -80,6 +81,8 @@ def summary_text(report: DatasetEvaluation) -> str:
     overall = report.summary[-1]
     level = f"{100 * report.bootstrap.confidence:g} % interval over {report.units} {report.unit}s"
     lines = [f"{overall.name}: {overall.images} images", f"{'metric':<22}{'value':>9}   {level}"]
+    if report.units < FEW_UNITS:
+        lines[0] += f" (intervals over fewer than {FEW_UNITS} {report.unit}s are too narrow)"
     skipped = {entry.metric: entry for entry in report.skipped}
     for name, found in {**overall.estimates, **report.tissue_means}.items():
         note = f"   {skipped[name].images} images without ({skipped[name].reason})" if name in skipped else ""

@@ -11,8 +11,8 @@ from nucsam_monai.metrics.ratios import precision_recall_f1
 class DetectionScore(NamedTuple):
     """Precision, recall and F1, and how many were right, falsely predicted and missed.
 
-    In the class scores of :class:`~nucsam_monai.metrics.HovernetDetection`, ``fp`` and ``fn`` count confusions and unpaired points
-    once each, although the ratios weigh confusions twice.
+    In the class scores of :class:`~nucsam_monai.metrics.HovernetDetection`, ``fp`` and ``fn`` count confusions
+    and unpaired points once each, although the ratios weigh confusions twice.
     """
 
     precision: float
