@@ -42,7 +42,8 @@ def main(
             **foreground_metrics(true, predicted)._asdict(),
             **instance_metrics(true, predicted)._asdict(),
         }
-        rows.append({"id": item["id"], "domain": item["domain"], **measured})
+        known = {name: item[name] for name in ("id", "domain", "group") if name in item}
+        rows.append({**known, **measured})
     facts = {"method": "Otsu threshold", "dataset_dir": str(dataset_dir), "splits": list(splits)}
     write_report(Path(output_dir), rows, facts)
 

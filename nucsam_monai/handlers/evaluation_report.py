@@ -10,7 +10,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy, string_list_all_gather
 
-from nucsam_monai.io import comparison_overlay, read_image, write_json, write_png, write_table
+from nucsam_monai.io import comparison_overlay, read_image, write_evaluation, write_png
 from nucsam_monai.metrics import contingency_table
 from nucsam_monai.metrics.summary import summarise_by_domain
 
@@ -21,9 +21,10 @@ class EvaluationReport:
     """Write ``per_image.csv``, ``summary.csv``, ``summary.json`` and some overlays of an evaluation.
 
     The rows come from ``engine.state.metric_details``, so the report is attached behind the handlers that
-    measure. The evaluator's items hold ``id``, ``domain`` and ``image_path``, its outputs ``pred_instances``
-    and ``label_instances``. The first images of every domain get an overlay, the same ones in every
-    evaluation.
+    measure. The evaluator's items hold ``id``, ``domain``, ``image_path`` and perhaps ``group``, its outputs
+    ``pred_instances`` and ``label_instances``. Every mean in the summary has a 95 % bootstrap interval over the
+    images, or over the groups where there are groups. The first images of every domain get an overlay, the
+    same ones in every evaluation.
 
     Args:
         output_dir: where the files go.
@@ -45,6 +46,7 @@ class EvaluationReport:
         self.prefix = prefix
         self._ids: list[str] = []
         self._domains: list[str] = []
+        self._groups: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
@@ -54,7 +56,7 @@ class EvaluationReport:
 
     def start(self, _engine: Engine) -> None:
         """Forget the last evaluation."""
-        self._ids, self._domains = [], []
+        self._ids, self._domains, self._groups = [], [], []
 
     def add(self, engine: Engine) -> None:
         """Note the images of one iteration and draw those that get an overlay."""
@@ -63,10 +65,11 @@ class EvaluationReport:
                 self._draw(item, output)
             self._ids.append(item["id"])
             self._domains.append(item["domain"])
+            self._groups.append(item.get("group") or "")
 
     def finish(self, engine: Engine) -> None:
         """Write the tables."""
-        ids, domains = string_list_all_gather(self._ids), string_list_all_gather(self._domains)
+        ids, domains, groups = map(string_list_all_gather, (self._ids, self._domains, self._groups))
         if engine.state.rank > 0:
             return
         details = {
@@ -74,8 +77,11 @@ class EvaluationReport:
             for name, values in engine.state.metric_details.items()
         }
         rows = [
-            {"id": name, "domain": domain, **{key: float(values[i]) for key, values in details.items()}}
-            for i, (name, domain) in enumerate(zip(ids, domains, strict=True))
+            {
+                **{"id": name, "domain": domain, **({"group": group} if group else {})},
+                **{key: float(values[i]) for key, values in details.items()},
+            }
+            for i, (name, domain, group) in enumerate(zip(ids, domains, groups, strict=True))
         ]
         write_report(self.output_dir, rows, self.facts)
 
@@ -102,9 +108,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
         facts: further entries of ``summary.json``.
     """
     summary = summarise_by_domain(rows)
-    write_table(output_dir / "per_image.csv", rows)
-    write_table(output_dir / "summary.csv", summary)
-    write_json(output_dir / "summary.json", {**facts, "summary": summary})
+    write_evaluation(output_dir, {**facts, "per_image": rows, "summary": summary})
     for row in summary:
         means = ", ".join(f"{key} {row[key]:.4f}" for key in ("dice", "aji", "pq") if key in row)
         logger.info("%s (%d images): %s", row["domain"], row["images"], means)

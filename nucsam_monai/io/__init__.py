@@ -1,14 +1,17 @@
 """Reading images and writing what was found in them."""
 
 from nucsam_monai.io.comparison import comparison_overlay
+from nucsam_monai.io.evaluation import write_evaluation
 from nucsam_monai.io.geojson import nuclei_features, write_geojson
 from nucsam_monai.io.images import MAX_PIXELS, SUPPORTED_SUFFIXES, find_images, output_stems, read_image
 from nucsam_monai.io.label_image import write_label_image
+from nucsam_monai.io.label_maps import LABEL_MAP_SUFFIXES, read_label_map
 from nucsam_monai.io.overlay import overlay_image, write_png
 from nucsam_monai.io.predictions import write_prediction
 from nucsam_monai.io.table import nuclei_rows, write_json, write_table
 
 __all__ = [
+    "LABEL_MAP_SUFFIXES",
     "MAX_PIXELS",
     "SUPPORTED_SUFFIXES",
     "comparison_overlay",
@@ -18,6 +21,8 @@ __all__ = [
     "output_stems",
     "overlay_image",
     "read_image",
+    "read_label_map",
+    "write_evaluation",
     "write_geojson",
     "write_json",
     "write_label_image",

@@ -5,7 +5,10 @@ Rows are y, counted downwards, and columns are x in every format. NIfTI, NRRD an
 of photographs are not applied: pixels are where the file has them.
 """
 
+import lzma
 import math
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,23 @@ from PIL import ImageFile, TiffImagePlugin
 from nucsam_monai.utils.errors import ImageReadError
 
 Decoder = Callable[[Path, int], np.ndarray]
+
+DECODER_FAILURES = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What the decoders raise on damaged files. Each library has several ways; the tests' corpus found these."""
 
 _PHOTOMETRIC_MINISBLACK = 1
 _PHOTOMETRIC_RGB = 2

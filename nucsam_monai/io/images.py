@@ -1,8 +1,5 @@
 """Reading images of every supported format and finding them in folders."""
 
-import lzma
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
 
-from nucsam_monai.io.decoders import Decoder, decode_itk, decode_nifti, decode_tiff, pillow_decoder
+from nucsam_monai.io.decoders import (
+    DECODER_FAILURES,
+    Decoder,
+    decode_itk,
+    decode_nifti,
+    decode_tiff,
+    pillow_decoder,
+)
 from nucsam_monai.io.intensity import to_rgb_uint8
 from nucsam_monai.utils.errors import ImageReadError
 
@@ -62,23 +66,6 @@ _FORMATS_WITHOUT_FIRST_BYTES = frozenset({"MetaImage"})
 SUPPORTED_SUFFIXES = tuple(_FORMAT_OF_SUFFIX)
 """Suffixes, lower case, of the files that :func:`read_image` reads."""
 
-# What the decoders raise on damaged files. Each library has several ways; the tests' corpus found these.
-_DECODER_FAILURES = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    lzma.LZMAError,
-)
-
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one image as RGB.
@@ -107,7 +94,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     _check_first_bytes(path, expected)
     try:
         pixels = _DECODER_OF_FORMAT[expected](path, max_pixels)
-    except _DECODER_FAILURES as error:
+    except DECODER_FAILURES as error:
         cause = (str(error).strip().splitlines() or ["no further explanation"])[-1]
         raise ImageReadError(
             f"{path}: damaged, or an unknown kind of {expected} ({type(error).__name__}: {cause}). "

@@ -3,15 +3,36 @@
 The MONAI classes that accumulate these values over a data set are in :mod:`nucsam_monai.metrics.cumulative`.
 """
 
-from nucsam_monai.metrics.contingency import ContingencyTable, contingency_table
+from nucsam_monai.metrics.bootstrap import Bootstrap
+from nucsam_monai.metrics.contingency import (
+    ContingencyTable,
+    TableAndCentroids,
+    contingency_table,
+    table_and_centroids,
+)
+from nucsam_monai.metrics.detection import GreedyDetection, HovernetDetection
+from nucsam_monai.metrics.detection_score import DetectionResult, DetectionScore
+from nucsam_monai.metrics.evaluate import evaluate
 from nucsam_monai.metrics.foreground import (
+    ForegroundCounts,
     ForegroundMetrics,
     PrecisionRecall,
     dice,
     f1_mean_pr,
+    foreground_counts,
     foreground_metrics,
     iou,
     precision_recall,
+)
+from nucsam_monai.metrics.foreground_variants import (
+    FIVE_THRESHOLDS,
+    ForegroundMeans,
+    OverlapScores,
+    WeightedScores,
+    average_foreground,
+    smoothed_overlap,
+    threshold_mean,
+    weighted_scores,
 )
 from nucsam_monai.metrics.hausdorff import hausdorff_distance
 from nucsam_monai.metrics.instance import (
@@ -22,22 +43,92 @@ from nucsam_monai.metrics.instance import (
     instance_metrics,
     panoptic_quality,
 )
+from nucsam_monai.metrics.measurement import EvaluationSample, majority_classes
+from nucsam_monai.metrics.objects import COCO_THRESHOLDS, ObjectScores, dice2, object_scores
+from nucsam_monai.metrics.paired import PairedComparison, compare
+from nucsam_monai.metrics.pannuke import (
+    PanNukeImage,
+    PanNukeScore,
+    PanNukeSummary,
+    TissueQuality,
+    binary_panoptic_quality,
+    class_panoptic_quality,
+    image_mpq,
+    pannuke_summary,
+)
+from nucsam_monai.metrics.points import (
+    Centroids,
+    centroids_xy,
+    match_points,
+    match_points_hungarian,
+    matching_radius_px,
+)
+from nucsam_monai.metrics.pooled import PooledPanopticQuality, PooledQuality
+from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, SkippedImages
+from nucsam_monai.metrics.statistics import Estimate
+from nucsam_monai.metrics.summary import SubsetSummary
 
 __all__ = [
+    "COCO_THRESHOLDS",
+    "FIVE_THRESHOLDS",
+    "Bootstrap",
+    "Centroids",
+    "ClassSummary",
     "ContingencyTable",
+    "DatasetEvaluation",
+    "DetectionResult",
+    "DetectionScore",
+    "Estimate",
+    "EvaluationSample",
+    "ForegroundCounts",
+    "ForegroundMeans",
     "ForegroundMetrics",
+    "GreedyDetection",
+    "HovernetDetection",
     "InstanceMetrics",
+    "ObjectScores",
+    "OverlapScores",
+    "PairedComparison",
+    "PanNukeImage",
+    "PanNukeScore",
+    "PanNukeSummary",
     "PanopticQuality",
+    "PooledPanopticQuality",
+    "PooledQuality",
     "PrecisionRecall",
+    "SkippedImages",
+    "SubsetSummary",
+    "TableAndCentroids",
+    "TissueQuality",
+    "WeightedScores",
     "aggregated_jaccard_index",
     "aggregated_jaccard_index_plus",
+    "average_foreground",
+    "binary_panoptic_quality",
+    "centroids_xy",
+    "class_panoptic_quality",
+    "compare",
     "contingency_table",
     "dice",
+    "dice2",
+    "evaluate",
     "f1_mean_pr",
+    "foreground_counts",
     "foreground_metrics",
     "hausdorff_distance",
+    "image_mpq",
     "instance_metrics",
     "iou",
+    "majority_classes",
+    "match_points",
+    "match_points_hungarian",
+    "matching_radius_px",
+    "object_scores",
+    "pannuke_summary",
     "panoptic_quality",
     "precision_recall",
+    "smoothed_overlap",
+    "table_and_centroids",
+    "threshold_mean",
+    "weighted_scores",
 ]

@@ -1,4 +1,4 @@
-"""One-to-one pairing of ground-truth and predicted instances."""
+"""One-to-one pairing of what can pair: instances that overlap, points within a radius."""
 
 from typing import Any
 
@@ -16,12 +16,6 @@ _TIE_WEIGHT = 1e-9
 def maximum_iou_assignment(table: ContingencyTable) -> NDArray[np.int64]:
     """Pair overlapping instances one to one so that the sum of the IoUs is as large as possible.
 
-    The assignment is exact and never builds the ``(n, m)`` matrix. A pair whose IoU exceeds the best other
-    IoU of its ground truth plus the best other IoU of its prediction is in every maximum: exchanging those
-    two for it would gain. Such pairs are settled first, which is nearly all of them where a prediction is
-    any good. The rest falls apart into connected components of the overlap graph, and each is solved on its
-    own.
-
     Where assignments tie (their IoU sums differ by less than 1e-9) the one that covers the larger total
     overlap is taken, so that AJI+ doesn't depend on the order of the ids.
 
@@ -34,10 +28,31 @@ def maximum_iou_assignment(table: ContingencyTable) -> NDArray[np.int64]:
     """
     overlaps = table.overlap_areas_px
     weights = table.ious() + _TIE_WEIGHT * (overlaps / max(overlaps.sum(), 1))
-    settled, open_pairs = _settle_dominant_pairs(table.overlap_rows, table.overlap_columns, weights)
-    for component in _components(table, open_pairs):
-        rows, columns = table.overlap_rows[component], table.overlap_columns[component]
-        settled.append(component[_assign(rows, columns, weights[component])])
+    return maximum_weight_assignment(table.overlap_rows, table.overlap_columns, weights)
+
+
+def maximum_weight_assignment(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Choose pairs, no row and no column twice, so that the sum of their weights is as large as possible.
+
+    The assignment is exact and never builds the ``(n, m)`` matrix. A pair whose weight exceeds the best other
+    weight of its row plus the best other weight of its column is in every maximum: exchanging those two for
+    it would gain. Such pairs are settled first, which is nearly all of them where a prediction is any good.
+    The rest falls apart into connected components of the graph of pairs, and each is solved on its own.
+
+    Args:
+        rows: ``(k,)`` row of each possible pair, from 0.
+        columns: ``(k,)`` column of each possible pair, from 0.
+        weights: ``(k,)`` gain of each possible pair, > 0; pairs that aren't listed are impossible.
+
+    Returns:
+        Indices into the possible pairs, in rising order.
+    """
+    settled, open_pairs = _settle_dominant_pairs(rows, columns, weights)
+    for component in _components(rows, columns, open_pairs):
+        chosen = _assign(rows[component], columns[component], weights[component])
+        settled.append(component[chosen])
     return np.sort(np.concatenate(settled))
 
 
@@ -83,15 +98,18 @@ def _contains(members: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
     return flags[values]
 
 
-def _components(table: ContingencyTable, pairs: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Split pairs by the connected component of the overlap graph that they lie in."""
+def _components(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], pairs: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Split pairs by the connected component of their graph that they lie in."""
     if not pairs.size:
         return []
-    rows, columns = table.overlap_rows[pairs], table.overlap_columns[pairs]
-    n, m = len(table.y_ids), len(table.y_pred_ids)
-    graph = coo_array((np.ones(len(pairs)), (rows, columns + n)), shape=(n + m, n + m))
+    row_ids, row = np.unique(rows[pairs], return_inverse=True)
+    column_ids, column = np.unique(columns[pairs], return_inverse=True)
+    nodes = len(row_ids) + len(column_ids)
+    graph = coo_array((np.ones(len(pairs)), (row, column + len(row_ids))), shape=(nodes, nodes))
     _, component_of_node = connected_components(graph, directed=False)
-    component = component_of_node[rows]
+    component = component_of_node[row]
     order = np.argsort(component, kind="stable")
     return np.split(pairs[order], np.flatnonzero(np.diff(component[order])) + 1)
 

@@ -1,14 +1,14 @@
 """The one pass over the pixels that every instance metric is computed from."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
 
-from nucsam_monai.metrics.label_maps import as_label_maps
-
-_LOOKUP_TABLE_MAX_ID = 1 << 22  # 4 MB of flags; larger ids are sorted instead
+from nucsam_monai.metrics.label_maps import as_integer_maps, refuse_negative_ids
+from nucsam_monai.metrics.runs import LabelRuns, areas_px, centroids_xy_of, label_runs, moments, rank_ids
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class ContingencyTable:
 def contingency_table(y: ArrayLike, y_pred: ArrayLike) -> ContingencyTable:
     """Count the areas and overlaps of two label maps.
 
-    The maps are read once as runs of equal (y, y_pred) pairs. Whatever needs sorting is sorted over the
-    runs, of which a nuclei image has about twenty times fewer than pixels; no ``(n, m)`` matrix is made.
+    The maps are read once as runs of equal (y, y_pred) pairs, and everything is added up over the runs; no
+    ``(n, m)`` matrix is made.
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 of any dtype, 0 = background. Ids may have gaps and any
@@ -66,65 +66,71 @@ def contingency_table(y: ArrayLike, y_pred: ArrayLike) -> ContingencyTable:
         >>> table.y_areas_px, table.overlap_areas_px
         (array([2]), array([1]))
     """
-    truth, prediction = as_label_maps(y, y_pred)
-    truth_runs, prediction_runs, lengths = _pair_runs(truth.ravel(), prediction.ravel())
-    y_ids, rows = _rank_ids(truth_runs)
-    y_pred_ids, columns = _rank_ids(prediction_runs)
-    shared = (rows >= 0) & (columns >= 0)
-    pairs, overlaps = _sum_by_key(rows[shared] * max(len(y_pred_ids), 1) + columns[shared], lengths[shared])
-    overlap_rows, overlap_columns = np.divmod(pairs, max(len(y_pred_ids), 1))
-    return ContingencyTable(
-        y_ids=y_ids,
-        y_pred_ids=y_pred_ids,
-        y_areas_px=_sum_by_rank(rows, lengths, len(y_ids)),
-        y_pred_areas_px=_sum_by_rank(columns, lengths, len(y_pred_ids)),
-        overlap_rows=overlap_rows,
-        overlap_columns=overlap_columns,
-        overlap_areas_px=overlaps,
+    return _table(_ranked_runs(y, y_pred))
+
+
+class TableAndCentroids(NamedTuple):
+    """The table of two label maps, and ``(n, 2)`` and ``(m, 2)`` centroids of its rows and columns as x, y."""
+
+    table: ContingencyTable
+    y_xy: NDArray[np.float64]
+    y_pred_xy: NDArray[np.float64]
+
+
+def table_and_centroids(y: ArrayLike, y_pred: ArrayLike) -> TableAndCentroids:
+    """Return what all instance and detection metrics need, from one pass over the pixels.
+
+    Args:
+        y: ``(H, W)`` ground truth, see :func:`contingency_table`.
+        y_pred: ``(H, W)`` prediction, likewise.
+
+    Raises:
+        ConfigurationError: the maps are not two label maps of one shape.
+
+    Example:
+        >>> table_and_centroids([[7, 7, 0]], [[0, 2, 2]]).y_pred_xy
+        array([[1.5, 0. ]])
+    """
+    ranked = _ranked_runs(y, y_pred)
+    table, run_moments = _table(ranked), moments(ranked.runs)
+    return TableAndCentroids(
+        table,
+        centroids_xy_of(run_moments, ranked.rows, table.y_areas_px),
+        centroids_xy_of(run_moments, ranked.columns, table.y_pred_areas_px),
     )
 
 
-def _pair_runs(
-    truth: NDArray[Any], prediction: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Return the ids and the length of every run of pixels in which neither flat map changes."""
-    if not truth.size:
-        return truth, prediction, np.zeros(0, np.int64)
-    changes = truth[1:] != truth[:-1]
-    changes |= prediction[1:] != prediction[:-1]
-    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    lengths = np.diff(starts, append=truth.size)
-    return truth[starts], prediction[starts], lengths
+class _RankedRuns(NamedTuple):
+    """Runs with the row and column of the table that they belong to, -1 for background."""
+
+    runs: LabelRuns
+    y_ids: NDArray[Any]
+    rows: NDArray[np.int64]
+    y_pred_ids: NDArray[Any]
+    columns: NDArray[np.int64]
 
 
-def _rank_ids(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the non-zero ids in rising order and, for every value, its id's rank; -1 for background."""
-    if values.size and values.max() <= _LOOKUP_TABLE_MAX_ID:
-        present = np.zeros(int(values.max()) + 1, dtype=bool)
-        present[values] = True
-        present[0] = False
-        ids = np.flatnonzero(present)
-        ranks = np.full(len(present), -1, dtype=np.int64)
-        ranks[ids] = np.arange(len(ids))
-        return ids.astype(values.dtype), ranks[values]
-    ids, ranks = np.unique(values, return_inverse=True)
-    if ids.size and ids[0] == 0:
-        return ids[1:], ranks - 1
-    return ids, ranks
+def _ranked_runs(y: ArrayLike, y_pred: ArrayLike) -> _RankedRuns:
+    truth, prediction = as_integer_maps(y, y_pred)
+    runs = label_runs(truth, prediction)
+    truth_values, prediction_values = truth.ravel()[runs.starts], prediction.ravel()[runs.starts]
+    refuse_negative_ids("y", truth_values)
+    refuse_negative_ids("y_pred", prediction_values)
+    return _RankedRuns(runs, *rank_ids(truth_values), *rank_ids(prediction_values))
 
 
-def _sum_by_key(
-    keys: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct keys in rising order and the sum of the lengths of each."""
-    if not keys.size:
-        return keys, lengths
-    order = np.argsort(keys)
-    keys = keys[order]
-    starts = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
-    return keys[starts], np.add.reduceat(lengths[order], starts)
-
-
-def _sum_by_rank(ranks: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    # bincount adds in float64, which is exact up to 2**53 pixels
-    return np.bincount(ranks + 1, weights=lengths, minlength=count + 1)[1:].astype(np.int64)
+def _table(ranked: _RankedRuns) -> ContingencyTable:
+    shape = len(ranked.y_ids), len(ranked.y_pred_ids)
+    shared = (ranked.rows >= 0) & (ranked.columns >= 0)
+    cells = ranked.rows[shared], ranked.columns[shared]
+    overlaps = coo_array((ranked.runs.lengths[shared], cells), shape=shape).tocsr()  # adds up equal cells
+    overlaps.sort_indices()
+    return ContingencyTable(
+        y_ids=ranked.y_ids,
+        y_pred_ids=ranked.y_pred_ids,
+        y_areas_px=areas_px(ranked.runs, ranked.rows, shape[0]),
+        y_pred_areas_px=areas_px(ranked.runs, ranked.columns, shape[1]),
+        overlap_rows=np.repeat(np.arange(shape[0]), np.diff(overlaps.indptr)),
+        overlap_columns=overlaps.indices.astype(np.int64),
+        overlap_areas_px=overlaps.data,
+    )

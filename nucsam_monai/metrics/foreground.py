@@ -9,9 +9,8 @@ both empty       1                             0
 one empty        0                             image diagonal
 ===============  ===========================  ==================
 
-A data set's value is the mean over its images. Implementations that add 1 to numerator and denominator of
-Dice and IoU (UN-SAM, for example) differ by less than 1e-4 for foregrounds of more than about ten thousand
-pixels.
+A data set's value is the mean over its images; other ways to average, and the variants that single papers
+use, are in :mod:`nucsam_monai.metrics.foreground_variants`.
 """
 
 from typing import NamedTuple
@@ -42,27 +41,33 @@ class ForegroundMetrics(NamedTuple):
     hd95: float
 
 
-class _Counts(NamedTuple):
+class ForegroundCounts(NamedTuple):
     """Foreground areas of both maps and of their overlap, in pixels."""
 
     overlap: int
     y: int
     y_pred: int
 
-    def ratio(self, numerator: float, denominator: float) -> float:
-        """Divide, with the values that the table above gives to empty images."""
+    def _ratio(self, numerator: float, denominator: float) -> float:
         if not self.y or not self.y_pred:
             return float(self.y == self.y_pred)
         return numerator / denominator
 
+    def plus(self, other: "ForegroundCounts") -> "ForegroundCounts":
+        """Return the areas of both images together."""
+        return ForegroundCounts(self.overlap + other.overlap, self.y + other.y, self.y_pred + other.y_pred)
+
     def dice(self) -> float:
-        return self.ratio(2 * self.overlap, self.y + self.y_pred)
+        """Return the Dice coefficient, see :func:`dice`."""
+        return self._ratio(2 * self.overlap, self.y + self.y_pred)
 
     def iou(self) -> float:
-        return self.ratio(self.overlap, self.y + self.y_pred - self.overlap)
+        """Return the intersection over union, see :func:`iou`."""
+        return self._ratio(self.overlap, self.y + self.y_pred - self.overlap)
 
     def precision_recall(self) -> PrecisionRecall:
-        return PrecisionRecall(self.ratio(self.overlap, self.y_pred), self.ratio(self.overlap, self.y))
+        """Return pixel precision and recall, see :func:`precision_recall`."""
+        return PrecisionRecall(self._ratio(self.overlap, self.y_pred), self._ratio(self.overlap, self.y))
 
 
 def dice(y: ArrayLike, y_pred: ArrayLike) -> float:
@@ -82,7 +87,7 @@ def dice(y: ArrayLike, y_pred: ArrayLike) -> float:
         >>> dice([[1, 1, 0, 0]], [[0, 1, 1, 0]])
         0.5
     """
-    return _count(y, y_pred).dice()
+    return foreground_counts(y, y_pred).dice()
 
 
 def iou(y: ArrayLike, y_pred: ArrayLike) -> float:
@@ -100,7 +105,7 @@ def iou(y: ArrayLike, y_pred: ArrayLike) -> float:
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
     """
-    return _count(y, y_pred).iou()
+    return foreground_counts(y, y_pred).iou()
 
 
 def precision_recall(y: ArrayLike, y_pred: ArrayLike) -> PrecisionRecall:
@@ -116,7 +121,7 @@ def precision_recall(y: ArrayLike, y_pred: ArrayLike) -> PrecisionRecall:
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
     """
-    return _count(y, y_pred).precision_recall()
+    return foreground_counts(y, y_pred).precision_recall()
 
 
 def f1_mean_pr(precisions: ArrayLike, recalls: ArrayLike) -> float:
@@ -158,12 +163,21 @@ def foreground_metrics(y: ArrayLike, y_pred: ArrayLike) -> ForegroundMetrics:
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
     """
-    counts = _count(y, y_pred)
+    counts = foreground_counts(y, y_pred)
     hd, hd95 = hausdorff_distances(y, y_pred, (100.0, 95.0))
     return ForegroundMetrics(counts.dice(), counts.iou(), *counts.precision_recall(), hd, hd95)
 
 
-def _count(y: ArrayLike, y_pred: ArrayLike) -> _Counts:
+def foreground_counts(y: ArrayLike, y_pred: ArrayLike) -> ForegroundCounts:
+    """Return the areas that all overlap metrics of the foreground are computed from.
+
+    Args:
+        y: ``(H, W)`` ground truth, integers >= 0 or bool.
+        y_pred: ``(H, W)`` prediction, likewise.
+
+    Raises:
+        ConfigurationError: the maps are not two label maps of one shape.
+    """
     truth, prediction = (labels > 0 for labels in as_label_maps(y, y_pred))
     overlap = np.count_nonzero(truth & prediction)
-    return _Counts(int(overlap), int(np.count_nonzero(truth)), int(np.count_nonzero(prediction)))
+    return ForegroundCounts(int(overlap), int(np.count_nonzero(truth)), int(np.count_nonzero(prediction)))

@@ -17,7 +17,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nucsam_monai.metrics.assignment import maximum_iou_assignment
 from nucsam_monai.metrics.contingency import ContingencyTable, contingency_table
@@ -187,8 +187,22 @@ def panoptic_quality_from_table(table: ContingencyTable, match_iou: float = 0.5)
     matched = ious[ious > match_iou]
     tp = len(matched)
     fp, fn = len(table.y_pred_ids) - tp, len(table.y_ids) - tp
-    if not len(table.y_ids):
-        return PanopticQuality(math.nan, math.nan, math.nan, tp, fp, fn)
-    dq = tp / (tp + 0.5 * fp + 0.5 * fn)
-    sq = float(matched.sum()) / (tp + _SQ_EPSILON)
-    return PanopticQuality(dq, sq, dq * sq, tp, fp, fn)
+    dq, sq, pq = qualities(*(np.array([value]) for value in (tp, fp, fn, matched.sum())))
+    return PanopticQuality(float(dq[0]), float(sq[0]), float(pq[0]), tp, fp, fn)
+
+
+def qualities(
+    tp: NDArray[np.int64], fp: NDArray[np.int64], fn: NDArray[np.int64], iou_sum: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return DQ, SQ and PQ of counts, NaN where the ground truth has no instance (``tp + fn == 0``).
+
+    Args:
+        tp: ``(k,)`` matches.
+        fp: ``(k,)`` unmatched predictions.
+        fn: ``(k,)`` unmatched ground truth.
+        iou_sum: ``(k,)`` sum of the IoUs of the matches.
+    """
+    present = tp + fn > 0
+    dq = np.where(present, tp / np.where(present, tp + 0.5 * fp + 0.5 * fn, 1), np.nan)
+    sq = np.where(present, iou_sum / (tp + _SQ_EPSILON), np.nan)
+    return dq, sq, dq * sq

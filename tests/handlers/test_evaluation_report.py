@@ -16,8 +16,10 @@ from tests.handlers.tiny_evaluation import evaluator, toy_items
 COLUMNS = (*ForegroundMetric.columns, *InstanceSegmentationMetric.columns)
 
 
-def evaluate(folder, report, runs=1):
+def evaluate(folder, report, runs=1, groups=(None,) * 4):
     items = toy_items(folder)
+    for item, group in zip(items, groups, strict=True):
+        item.update({"group": group} if group else {})
     engine = evaluator(
         items,
         [NamedMetricsHandler(InstanceSegmentationMetric()), report],
@@ -72,6 +74,18 @@ def test_tables_hold_the_metrics_of_every_image(tmp_path, runs):
     assert [row["skipped_images"] for row in document["summary"]] == [1, 0, 1]
     assert document["summary"][1]["dice"] == 1
     assert document["summary"][0]["aji"] == pytest.approx(0.25)
+
+
+def test_intervals_are_over_groups_where_there_are_groups(tmp_path):
+    evaluate(tmp_path, EvaluationReport(tmp_path / "images"))
+    evaluate(tmp_path, EvaluationReport(tmp_path / "groups"), groups=("s", None, "s", "s"))
+    by_image, by_group = (read_csv(tmp_path / name / "summary.csv") for name in ("images", "groups"))
+    assert [row["dice"] for row in by_image] == [row["dice"] for row in by_group]
+    assert float(by_image[0]["dice_ci_low"]) < float(by_image[0]["dice"]) < float(by_image[0]["dice_ci_high"])
+    assert by_group[0]["dice_ci_low"] == "nan"  # one slide
+    assert [row["group"] for row in read_csv(tmp_path / "groups" / "per_image.csv")] == ["s", "", "s", "s"]
+    document = json.loads((tmp_path / "groups" / "summary.json").read_text())
+    assert document["summary"][0]["dice_ci_low"] is None
 
 
 @pytest.mark.parametrize(

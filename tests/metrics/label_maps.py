@@ -57,3 +57,19 @@ def pair_of_discs(seed: int, side: int = 96, count: int = 40, jitter_px: float =
     rng = np.random.default_rng(seed)
     centres, radii = rng.uniform(0, side, (count, 2)), rng.uniform(3, 9, count)
     return [discs(rng, side, centres, radii, jitter) for jitter in (0.0, jitter_px)]
+
+
+def random_classes(labels: np.ndarray, class_count: int, seed: int) -> dict[int, int]:
+    """A class for every instance."""
+    rng = np.random.default_rng(seed)
+    return {int(i): int(rng.integers(class_count)) for i in np.unique(labels) if i}
+
+
+def relabelled(labels: np.ndarray, seed: int) -> tuple[np.ndarray, dict[int, int]]:
+    """The same instances under other ids in another order, many above 65,535, and the new id of every old one."""
+    ids = np.unique(labels[labels > 0])
+    new_ids = np.random.default_rng(seed).choice(10**6, size=len(ids), replace=False) + 1
+    renamed = np.zeros(labels.shape, np.int64)
+    for old, new in zip(ids, new_ids, strict=True):
+        renamed[labels == old] = new
+    return renamed, dict(zip(ids.tolist(), new_ids.tolist(), strict=True))

@@ -17,7 +17,7 @@ from nucsam_monai.metrics import (
     panoptic_quality,
 )
 from nucsam_monai.utils.errors import ConfigurationError
-from tests.metrics.label_maps import pair_of_discs, pairs_of_label_maps, random_blocks
+from tests.metrics.label_maps import pair_of_discs, pairs_of_label_maps, random_blocks, relabelled
 from tests.oracles import metrics_instance as oracle
 
 
@@ -27,16 +27,6 @@ def equal(found: tuple, expected: tuple, tolerance: float = 1e-12) -> bool:
 
 def oracle_of(y: np.ndarray, y_pred: np.ndarray) -> tuple[float, ...]:
     return (oracle.aji(y, y_pred), oracle.aji_plus(y, y_pred), *oracle.panoptic(y, y_pred))
-
-
-def relabelled(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The same instances under other ids, in another order."""
-    ids = np.unique(labels[labels > 0])
-    new_ids = np.random.default_rng(seed).choice(10**6, size=len(ids), replace=False) + 1
-    renamed = np.zeros(labels.shape, np.int64)
-    for old, new in zip(ids, new_ids, strict=True):
-        renamed[labels == old] = new
-    return renamed
 
 
 def shifted_squares() -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +124,7 @@ def test_equals_the_dense_assignment_on_crowded_discs(seed: int, jitter_px: floa
 @given(pairs_of_label_maps())
 def test_perfect_prediction(pair: tuple[np.ndarray, np.ndarray]) -> None:
     y = pair[0]
-    found = instance_metrics(y, relabelled(y, 0))
+    found = instance_metrics(y, relabelled(y, 0)[0])
     if (y > 0).any():
         assert found[:3] == (1, 1, 1)
         assert found.sq == found.pq == found.tp / (found.tp + 1e-6)
@@ -146,9 +136,9 @@ def test_perfect_prediction(pair: tuple[np.ndarray, np.ndarray]) -> None:
 def test_ids_carry_no_meaning(pair: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     y, y_pred = pair
     found = instance_metrics(y, y_pred)
-    assert equal(instance_metrics(relabelled(y, seed), y_pred), found)
+    assert equal(instance_metrics(relabelled(y, seed)[0], y_pred), found)
     # the documented tie rule of AJI reads the order of the predicted ids; nothing else does
-    assert equal(instance_metrics(y, relabelled(y_pred, seed))[1:], found[1:])
+    assert equal(instance_metrics(y, relabelled(y_pred, seed)[0])[1:], found[1:])
     assert equal(instance_metrics(y, y_pred[:, ::-1][:, ::-1].copy(order="F")), found)
 
 

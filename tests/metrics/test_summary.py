@@ -49,8 +49,32 @@ def test_summary_equals_plain_loops(rows):
         expected.append(by_loops(rows, ALL_IMAGES))
     found = summarise_by_domain(rows)
     for row, slow in zip(found, expected, strict=True):
-        assert row.pop("domain") == slow.pop("domain")
-        assert row == pytest.approx(slow, nan_ok=True, abs=1e-12)
+        assert row["domain"] == slow.pop("domain")
+        assert {key: row[key] for key in slow} == pytest.approx(slow, nan_ok=True, abs=1e-12)
+        bounds = {f"{key}_ci_{end}" for key in slow for end in ("low", "high")}
+        assert set(row) - set(slow) - {"domain"} == bounds - {
+            f"{key}_ci_{end}" for key in ("images", "skipped_images") for end in ("low", "high")
+        }
+
+
+def test_intervals_are_of_the_domain_and_of_its_groups():
+    rows = [
+        {"id": str(i), "domain": domain, "pq": value}
+        for domain, values in {"a": (0.1, 0.9), "b": (0.5, math.nan)}.items()
+        for i, value in enumerate(values)
+    ]
+    a, b, every = summarise_by_domain(rows)
+    assert (a["pq_ci_low"], a["pq_ci_high"]) == pytest.approx((0.1, 0.9))
+    assert math.isnan(b["pq_ci_low"])  # one image says nothing about the spread
+    assert 0.1 <= every["pq_ci_low"] < every["pq"] < every["pq_ci_high"] <= 0.9
+    grouped = summarise_by_domain([{**row, "group": "slide"} for row in rows])
+    assert math.isnan(grouped[0]["pq_ci_low"])  # one slide neither
+    assert grouped[2]["pq"] == every["pq"]
+    assert grouped[2]["pq_ci_low"] == pytest.approx(
+        0.5
+    )  # the slides of two domains differ: means 0.5 and 0.5
+    with_gap = summarise_by_domain([{**row, "group": row["id"]} for row in rows[:2]])
+    assert (with_gap[0]["pq_ci_low"], with_gap[0]["pq_ci_high"]) == pytest.approx((0.1, 0.9))
 
 
 def test_without_metrics_images_are_counted():

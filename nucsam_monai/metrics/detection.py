@@ -1,0 +1,280 @@
+"""Detection and classification scores from centroids, by the two protocols in use.
+
+Both count over a whole data set before they divide; images without nuclei add only false detections. They give
+different class scores: a nucleus that is found with the wrong class costs twice in :class:`HovernetDetection`
+(as false positive and as false negative, each with weight 2) and once on either side in
+:class:`GreedyDetection`. A ratio without anything to count, such as the recall of a class without ground truth,
+is NaN.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nucsam_monai.metrics.classes import as_class_ids, check_class_count
+from nucsam_monai.metrics.detection_score import DetectionResult, detection_result
+from nucsam_monai.metrics.points import as_points, match_points_hungarian, pairs_within
+from nucsam_monai.utils.errors import ConfigurationError
+
+PointMatcher = Callable[[NDArray[np.float64], NDArray[np.float64], float], NDArray[np.int64]]
+
+
+class DetectionAccumulator(ABC):
+    """Base of the protocols: checks what comes in, and adds up integer counts.
+
+    Args:
+        class_count: number of classes; class ids go from 0 to ``class_count - 1``.
+        radius_px: distance up to which a detection counts as found, see
+            :func:`nucsam_monai.metrics.matching_radius_px`.
+
+    Raises:
+        ConfigurationError: ``class_count`` is below 1, or the radius is not a positive number.
+    """
+
+    def __init__(self, class_count: int, radius_px: float) -> None:
+        check_class_count(class_count)
+        if not 0 < radius_px < math.inf:
+            raise ConfigurationError(f"radius_px: expected a positive number of pixels, found {radius_px}.")
+        self.class_count = class_count
+        self.radius_px = radius_px
+        self._counts = np.zeros(self._counts_shape(), np.int64)
+
+    def update(
+        self,
+        true_xy: ArrayLike,
+        true_classes: ArrayLike,
+        pred_xy: ArrayLike,
+        pred_classes: ArrayLike,
+        scores: ArrayLike | None = None,
+    ) -> None:
+        """Add one image.
+
+        Args:
+            true_xy: ``(n, 2)`` ground truth, in pixels.
+            true_classes: ``(n,)`` class ids from 0.
+            pred_xy: ``(m, 2)`` predictions, in pixels.
+            pred_classes: ``(m,)`` class ids from 0.
+            scores: ``(m,)`` confidence of each prediction; without, all are equal. Only
+                :class:`GreedyDetection` reads them.
+
+        Raises:
+            ConfigurationError: shapes don't fit, a class id is out of range, or a value is not finite.
+        """
+        truth, prediction = as_points("true_xy", true_xy), as_points("pred_xy", pred_xy)
+        true_ids = as_class_ids("true_classes", true_classes, self.class_count)
+        pred_ids = as_class_ids("pred_classes", pred_classes, self.class_count)
+        confidence = np.zeros(len(prediction)) if scores is None else np.asarray(scores, dtype=np.float64)
+        lengths = {
+            "true_classes": (len(true_ids), len(truth)),
+            "pred_classes": (len(pred_ids), len(prediction)),
+            "scores": (len(confidence) if confidence.ndim == 1 else -1, len(prediction)),
+        }
+        for name, (found, expected) in lengths.items():
+            if found != expected:
+                raise ConfigurationError(f"{name}: expected {expected} values, one per point, found {found}.")
+        if np.isnan(confidence).any():
+            raise ConfigurationError("scores: found NaN, which has no place in an order. Remove such points.")
+        self._counts += self._count(truth, true_ids, prediction, pred_ids, confidence)
+
+    def merge(self, other: "DetectionAccumulator") -> None:
+        """Add the images of another accumulator of the same protocol.
+
+        Raises:
+            ConfigurationError: the other counts by another protocol, other classes or another radius.
+        """
+        if type(other) is not type(self) or other._settings() != self._settings():
+            raise ConfigurationError(
+                f"cannot merge {type(other).__name__}{other._settings()} into "
+                f"{type(self).__name__}{self._settings()}: the protocols differ."
+            )
+        self._counts += other._counts
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """What was counted so far; the counts of several images add up, see :meth:`weights`."""
+        return self._counts.copy()
+
+    @staticmethod
+    @abstractmethod
+    def weights(counts: NDArray[Any]) -> NDArray[Any]:
+        """Return what precision, recall and F1 are ratios of, for any number of :attr:`counts` at once.
+
+        Args:
+            counts: ``(..., *shape of counts)``.
+
+        Returns:
+            ``(..., 1 + classes, 3)``: right predictions, false ones and misses, as the protocol weighs them; first
+            of all points, then of each class.
+        """
+
+    @abstractmethod
+    def result(self) -> DetectionResult:
+        """Return the scores of all images so far."""
+
+    @abstractmethod
+    def _counts_shape(self) -> tuple[int, ...]:
+        """Return the shape of the counts of one image."""
+
+    @abstractmethod
+    def _count(
+        self,
+        truth: NDArray[np.float64],
+        true_ids: NDArray[np.int64],
+        prediction: NDArray[np.float64],
+        pred_ids: NDArray[np.int64],
+        scores: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """Return the counts of one image."""
+
+    def _settings(self) -> tuple[object, ...]:
+        return (self.class_count, self.radius_px)
+
+
+class HovernetDetection(DetectionAccumulator):
+    """The protocol of HoVer-Net, behind the detection and classification tables of PanNuke.
+
+    Points are paired whatever their class. With TP_c pairs of class c on both sides, FP_c pairs predicted as c
+    of another true class, FN_c pairs of class c predicted as another, and FP_dc, FN_dc unpaired points of c::
+
+        F1_c = 2 TP_c / (2 TP_c + 2 FP_c + 2 FN_c + FP_dc + FN_dc)
+        P_c  = TP_c / (TP_c + 2 FP_c + FP_dc)        R_c = TP_c / (TP_c + 2 FN_c + FN_dc)
+
+    Args:
+        class_count: number of classes; class ids go from 0 to ``class_count - 1``.
+        radius_px: pairs at this distance still count.
+        match: how points are paired. Published numbers use the default; its cost grows with the cube of the
+            number of nuclei, so for whole slides there is :func:`nucsam_monai.metrics.match_points`, which
+            finds more pairs and must not be compared with published numbers.
+
+    Raises:
+        ConfigurationError: ``class_count`` is below 1, or the radius is not a positive number.
+
+    Source:
+        Graham et al., HoVer-Net, Medical Image Analysis 2019, evaluation of nuclear classification, and its
+        evaluation code. The true negatives of the printed formula are zero in that code and left out here.
+
+    Example:
+        >>> metric = HovernetDetection(class_count=2, radius_px=12)
+        >>> metric.update([[5, 5]], [0], [[6, 5], [40, 40]], [0, 1])
+        >>> metric.result().detection.precision
+        0.5
+    """
+
+    def __init__(
+        self, class_count: int, radius_px: float, match: PointMatcher = match_points_hungarian
+    ) -> None:
+        super().__init__(class_count, radius_px)
+        self.match = match
+
+    def result(self) -> DetectionResult:
+        """Return the scores of all images so far."""
+        tp = np.diagonal(self._counts)[:-1]
+        found = (tp, self._counts[:, :-1].sum(axis=0) - tp, self._counts[:-1].sum(axis=1) - tp)
+        everything = (self._counts[:-1, :-1].sum(), self._counts[-1].sum(), self._counts[:, -1].sum())
+        return detection_result(self.weights(self._counts), np.vstack((everything, np.column_stack(found))))
+
+    @staticmethod
+    def weights(counts: NDArray[Any]) -> NDArray[Any]:
+        """Return the parts of the ratios; confusions of classes weigh twice."""
+        confusion = counts[..., :-1, :-1]
+        alone_pred, alone_true = counts[..., -1, :-1], counts[..., :-1, -1]
+        tp = np.diagonal(confusion, axis1=-2, axis2=-1)
+        false = 2 * (confusion.sum(axis=-2) - tp) + alone_pred
+        missed = 2 * (confusion.sum(axis=-1) - tp) + alone_true
+        classes = np.stack((tp, false, missed), axis=-1)
+        everything = (confusion.sum(axis=(-2, -1)), alone_pred.sum(axis=-1), alone_true.sum(axis=-1))
+        return np.concatenate((np.stack(everything, axis=-1)[..., None, :], classes), axis=-2)
+
+    def _counts_shape(self) -> tuple[int, ...]:
+        # confusion matrix, true class by predicted class, with a last row and column for "unpaired"
+        return (self.class_count + 1, self.class_count + 1)
+
+    def _count(
+        self,
+        truth: NDArray[np.float64],
+        true_ids: NDArray[np.int64],
+        prediction: NDArray[np.float64],
+        pred_ids: NDArray[np.int64],
+        scores: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        pairs = self.match(truth, prediction, self.radius_px)
+        size, unpaired = self.class_count + 1, self.class_count
+        alone_true, alone_pred = np.delete(true_ids, pairs[:, 0]), np.delete(pred_ids, pairs[:, 1])
+        cells = np.concatenate(
+            (
+                true_ids[pairs[:, 0]] * size + pred_ids[pairs[:, 1]],
+                alone_true * size + unpaired,
+                unpaired * size + alone_pred,
+            )
+        )
+        return np.bincount(cells, minlength=size * size).reshape(size, size)
+
+    def _settings(self) -> tuple[object, ...]:
+        return (*super()._settings(), getattr(self.match, "__name__", self.match))
+
+
+class GreedyDetection(DetectionAccumulator):
+    """The protocol of point detectors: class by class, the most confident prediction chooses first.
+
+    In falling score order (equal scores: in the order given) every prediction takes the nearest ground truth of
+    its class within the radius that is still free. ``detection`` is the same without regard to classes.
+
+    Args:
+        class_count: number of classes; class ids go from 0 to ``class_count - 1``.
+        radius_px: distance up to which a detection counts as found.
+
+    Raises:
+        ConfigurationError: ``class_count`` is below 1, or the radius is not a positive number.
+
+    Source:
+        Shui et al., Unleashing the Power of Prompt-driven Nucleus Instance Segmentation, ECCV 2024, evaluation
+        of its nuclei prompter.
+    """
+
+    def result(self) -> DetectionResult:
+        """Return the scores of all images so far."""
+        return detection_result(self._counts, self._counts)
+
+    @staticmethod
+    def weights(counts: NDArray[Any]) -> NDArray[Any]:
+        """Return the counts: here every point weighs once."""
+        return counts
+
+    def _counts_shape(self) -> tuple[int, ...]:
+        return (self.class_count + 1, 3)  # tp, fp, fn; first of all points, then of each class
+
+    def _count(
+        self,
+        truth: NDArray[np.float64],
+        true_ids: NDArray[np.int64],
+        prediction: NDArray[np.float64],
+        pred_ids: NDArray[np.int64],
+        scores: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        pairs = pairs_within(truth, prediction, self.radius_px)
+        rank = np.empty(len(scores), np.int64)
+        rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+        order = np.lexsort((pairs.distances_px, rank[pairs.columns]))
+        rows, columns = pairs.rows[order], pairs.columns[order]
+        same = true_ids[rows] == pred_ids[columns]
+        any_class = _take_first_free(rows, columns, len(truth), len(prediction))
+        own_class = _take_first_free(rows[same], columns[same], len(truth), len(prediction))
+        tp = np.concatenate(([any_class.sum()], np.bincount(pred_ids[own_class], minlength=self.class_count)))
+        predicted = np.concatenate(([len(pred_ids)], np.bincount(pred_ids, minlength=self.class_count)))
+        present = np.concatenate(([len(true_ids)], np.bincount(true_ids, minlength=self.class_count)))
+        return np.stack((tp, predicted - tp, present - tp), axis=1)
+
+
+def _take_first_free(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], true_count: int, pred_count: int
+) -> NDArray[np.bool_]:
+    """Return which predictions got a ground truth when the pairs are granted in the order given."""
+    taken, served = bytearray(true_count), bytearray(pred_count)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        if not taken[row] and not served[column]:
+            taken[row] = served[column] = 1
+    return np.frombuffer(served, dtype=np.bool_)

@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import tifffile
+from PIL import Image
+
+from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_label_map, write_label_image
+from nucsam_monai.utils.errors import ImageReadError
+
+LABELS = np.array([[0, 3, 3, 0], [7, 7, 0, 9], [0, 0, 0, 200]])
+LARGE = LABELS * 300
+HUGE = LABELS * 1000
+
+
+def palette_image(path: Path) -> None:
+    image = Image.fromarray(LABELS.astype(np.uint8), mode="P")
+    image.putpalette([value % 256 for value in range(7, 7 + 768)])
+    image.save(path, transparency=0)
+
+
+WRITERS = {
+    "grey.png": (LABELS, lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path)),
+    "sixteen.png": (LARGE, lambda path: Image.fromarray(LARGE.astype(np.uint16)).save(path)),
+    "palette.PNG": (LABELS, palette_image),
+    "rgb.png": (LABELS, lambda path: Image.fromarray(np.dstack([LABELS] * 3).astype(np.uint8)).save(path)),
+    "rgba.png": (
+        LABELS,
+        lambda path: Image.fromarray(np.dstack([*[LABELS] * 3, LABELS * 0 + 255]).astype(np.uint8)).save(
+            path
+        ),
+    ),
+    "mask.png": (LABELS > 0, lambda path: Image.fromarray(LABELS > 0).save(path)),
+    "eight.tif": (LABELS, lambda path: tifffile.imwrite(path, LABELS.astype(np.uint8))),
+    "sixteen.tif": (LARGE, lambda path: tifffile.imwrite(path, LARGE.astype(np.uint16))),
+    "unsigned.tiff": (HUGE, lambda path: tifffile.imwrite(path, HUGE.astype(np.uint32))),
+    "signed.tif": (HUGE, lambda path: tifffile.imwrite(path, HUGE.astype(np.int32))),
+    "float.tif": (HUGE, lambda path: tifffile.imwrite(path, HUGE.astype(np.float32))),
+    "lzw.tif": (HUGE, lambda path: Image.fromarray(HUGE.astype(np.int32)).save(path, compression="tiff_lzw")),
+    "ours.tif": (HUGE, lambda path: write_label_image(path, HUGE)),
+    "rgb.tif": (
+        LABELS,
+        lambda path: tifffile.imwrite(path, np.dstack([LABELS] * 3).astype(np.uint8), photometric="rgb"),
+    ),
+    "palette.tif": (
+        LABELS,
+        lambda path: tifffile.imwrite(
+            path, LABELS.astype(np.uint8), photometric="palette", colormap=np.full((3, 256), 9, np.uint16)
+        ),
+    ),
+    "int64.npy": (HUGE, lambda path: np.save(path, HUGE)),
+    "channel.npy": (LABELS, lambda path: np.save(path, LABELS[None].astype(float))),
+    "fortran.npy": (LABELS, lambda path: np.save(path, np.asfortranarray(LABELS))),
+    "row.npy": (LABELS[:1], lambda path: np.save(path, LABELS[:1])),
+    "hovernet.mat": (
+        LABELS,
+        lambda path: scipy.io.savemat(path, {"inst_map": LABELS, "inst_type": np.ones((4, 1)), "note": "x"}),
+    ),
+    "single.mat": (HUGE, lambda path: scipy.io.savemat(path, {"labels": HUGE.astype(float), "note": ["x"]})),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_ids(tmp_path: Path, name: str) -> None:
+    expected, write = WRITERS[name]
+    write(tmp_path / name)
+    labels = read_label_map(tmp_path / name)
+    assert labels.dtype == np.int32
+    assert labels.flags.c_contiguous
+    np.testing.assert_array_equal(labels, expected)
+
+
+REFUSED = {
+    "colours.png": (
+        lambda path: Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)).save(path),
+        "expected one id per pixel",
+    ),
+    "fractions.tif": (
+        lambda path: tifffile.imwrite(path, np.array([[0, 0.5]], np.float32)),
+        "not probabilities",
+    ),
+    "nan.npy": (lambda path: np.save(path, np.array([[0, np.nan]])), "NaN"),
+    "negative.npy": (lambda path: np.save(path, np.array([[0, -1]])), "ids from -1 to 0"),
+    "beyond.npy": (lambda path: np.save(path, np.array([[0, 2**31]])), "Number the nuclei anew"),
+    "stack.npy": (lambda path: np.save(path, np.zeros((2, 5, 5), int)), r"\(2, 5, 5\)"),
+    "texts.npy": (lambda path: np.save(path, np.array([["a"]])), "integer ids"),
+    "objects.npy": (lambda path: np.save(path, {"inst_map": LABELS}, allow_pickle=True), "never loaded"),
+    "rubbish.npy": (lambda path: path.write_bytes(b"no array"), "never loaded"),
+    "archive.npy": (
+        lambda path: (np.savez(path.with_suffix(".npz"), a=LABELS), path.with_suffix(".npz").rename(path)),
+        "expected one array",
+    ),
+    "several.mat": (lambda path: scipy.io.savemat(path, {"a": LABELS, "b": LABELS}), "found a, b"),
+    "texts.mat": (lambda path: scipy.io.savemat(path, {"a": "text"}), "found none"),
+    "hdf.mat": (
+        lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124, b" ") + b"\x00\x02IM" + bytes(400)),
+        "-v7",
+    ),
+    "rubbish.mat": (lambda path: path.write_bytes(b"x" * 300), "damaged"),
+    "cut.png": (
+        lambda path: (
+            Image.fromarray(LARGE.astype(np.uint16)).save(path),
+            path.write_bytes(path.read_bytes()[:50]),
+        ),
+        "damaged",
+    ),
+    "empty.tif": (lambda path: path.write_bytes(b""), "damaged"),
+    "picture.jpg": (lambda path: path.write_bytes(b""), r"Supported: \.png"),
+    "missing.png": (lambda path: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_label_map_is_refused(tmp_path: Path, name: str) -> None:
+    write, message = REFUSED[name]
+    write(tmp_path / name)
+    with pytest.raises(ImageReadError, match=message) as raised:
+        read_label_map(tmp_path / name)
+    assert str(raised.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", LABEL_MAP_SUFFIXES)
+def test_large_maps_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"map{suffix}"
+    if suffix == ".npy":
+        np.save(path, LABELS)
+    elif suffix == ".mat":
+        scipy.io.savemat(path, {"inst_map": LABELS})
+    else:
+        Image.fromarray(LABELS.astype(np.uint8)).save(path)
+    assert read_label_map(path, max_pixels=12).shape == (3, 4)
+    with pytest.raises(ImageReadError, match="more than the permitted 11"):
+        read_label_map(path, max_pixels=11)
