@@ -1,5 +1,6 @@
 import hashlib
 import os
+import pickle
 import re
 import stat
 import zipfile
@@ -141,3 +142,18 @@ def test_flipped_bit_in_a_member_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with open_source(path) as source, pytest.raises(DatasetError, match=r"a\.png is damaged .* again"):
         source.read("a.png")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_archives_that_are_left_out_are_not_opened(tmp_path: Path, write: object) -> None:
+    inner = write_zip(tmp_path / "inner.zip", {"a.png": b"a", "rois/1.zip": b"no archive"}).read_bytes()
+    members = {"inner.zip": inner, "Rois/2.zip": b"no archive", "b.png": b"b"}
+    path = write(tmp_path / "source", members)  # type: ignore[operator]
+    without = re.compile(r"(?:.*/)?rois/.*", re.IGNORECASE)
+    with open_source(path, without=without) as source:
+        assert source.names == ("b.png", "inner.zip/a.png")
+        sent = pickle.loads(pickle.dumps(source))
+        assert sent.names == source.names
+        sent.close()
+    with pytest.raises(DatasetError, match="not a zip archive"), open_source(path):
+        pass
