@@ -49,7 +49,7 @@ def stratified_shuffle(
         Sorted indices of the training samples and of the test samples.
     """
     random = _legacy_generator(seed)
-    _, stratum_of_sample, sizes = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    _, stratum_of_sample, sizes = np.unique(list(strata), return_inverse=True, return_counts=True)
     training_count = math.floor(training_fraction * len(strata))
     training_sizes = _proportional_counts(sizes, training_count, random)
     # What is left is drawn too, though there is no choice: it takes numbers from the generator.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from nucsam_monai.data.converters import dsb2018, monuseg, nucls
+from nucsam_monai.data.converters import conic, cryonuseg, dsb2018, monuseg, nucls, nuinsseg, pannuke
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo
 
 
@@ -20,7 +20,9 @@ def _converters(*modules: ModuleType) -> dict[str, Converter]:
     return {module.INFO.name: Converter(module.INFO, module.convert) for module in modules}
 
 
-CONVERTERS: Mapping[str, Converter] = _converters(dsb2018, monuseg, nucls)
+CONVERTERS: Mapping[str, Converter] = _converters(
+    dsb2018, monuseg, nucls, cryonuseg, nuinsseg, pannuke, conic
+)
 """``{dataset name: converter}``."""
 
 __all__ = ["CONVERTERS", "ConversionSummary", "Converter", "DatasetInfo"]
