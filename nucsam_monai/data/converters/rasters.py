@@ -25,7 +25,7 @@ def decode_rgb(content: bytes, where: str) -> np.ndarray:
     Raises:
         DatasetError: the file is damaged, too large, or has more than 8 bits per channel.
     """
-    image = _decode(content, where)
+    image = open_image(content, where)
     if image.mode not in _COLOUR_MODES:
         raise DatasetError(f"{where}: image of mode {image.mode}, expected 8 bits per channel.")
     # Through RGBA, because a palette with transparency has no direct way to RGB; the colours stay as stored.
@@ -45,7 +45,7 @@ def decode_mask(content: bytes, where: str) -> np.ndarray:
     Raises:
         DatasetError: the file is damaged or too large.
     """
-    image = _decode(content, where)
+    image = open_image(content, where)
     if image.mode in {"P", "PA"}:
         image = image.convert("RGBA")
     pixels = np.asarray(image)
@@ -63,13 +63,18 @@ def decode_labels(content: bytes, where: str) -> np.ndarray:
     Raises:
         DatasetError: the file is damaged, too large, or has several channels.
     """
-    pixels = np.asarray(_decode(content, where))
+    pixels = np.asarray(open_image(content, where))
     if pixels.ndim != 2 or not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):
         raise DatasetError(f"{where}: expected one channel of integers, found {pixels.dtype} {pixels.shape}.")
     return pixels.astype(np.int32)
 
 
-def _decode(content: bytes, where: str) -> Image.Image:
+def open_image(content: bytes, where: str) -> Image.Image:
+    """Decode an image file whatever its suffix says, with its pixels loaded.
+
+    Raises:
+        DatasetError: the file is damaged or too large.
+    """
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
