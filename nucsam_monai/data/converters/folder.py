@@ -132,7 +132,9 @@ def _partners(
             continue
         sample_id = stem.removesuffix(suffix)
         if sample_id in found:
-            raise DatasetError(f"{folder}: {found[sample_id].name} and {path.name} are both of '{sample_id}'.")
+            raise DatasetError(
+                f"{folder}: {found[sample_id].name} and {path.name} are both of '{sample_id}'."
+            )
         found[sample_id] = path
     without = sorted(set(image_files) - set(found))
     if without:
@@ -142,7 +144,9 @@ def _partners(
             f"{', '.join(file_suffixes)}."
         )
     if foreign := sorted(set(found) - set(image_files)):
-        raise DatasetError(f"{folder}: {len(foreign)} files without an image, first {found[foreign[0]].name}.")
+        raise DatasetError(
+            f"{folder}: {len(foreign)} files without an image, first {found[foreign[0]].name}."
+        )
     return found
 
 
@@ -174,7 +178,9 @@ def _protocol(
         return {"random": Protocol.from_splits(drawn, f"random, seed {seed}, fractions {dict(fractions)}")}
     try:
         content = json.loads(Path(splits).read_text(encoding="utf-8"))
-        named = {split: [_plain_stem(Path(f"{stem}.x")) for stem in content.get(split, [])] for split in SPLITS}
+        named = {
+            split: [_plain_stem(Path(f"{stem}.x")) for stem in content.get(split, [])] for split in SPLITS
+        }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"splits {splits}: not a JSON object of lists of names for {', '.join(SPLITS)} ({error})."

@@ -35,8 +35,8 @@ class NpyRows:
             raise DatasetError(f"{where}: holds Python objects, which are never unpickled.")
         if fortran and len(self.shape) > 1:
             raise DatasetError(f"{where}: is in Fortran order, expected C order.")
-        if not self.shape:
-            raise DatasetError(f"{where}: holds a single number, expected an array.")
+        if not self.shape or 0 in self.shape[1:]:
+            raise DatasetError(f"{where}: has the shape {self.shape}, expected rows that are not empty.")
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -67,3 +67,38 @@ def open_npy(source: Source, name: str) -> Iterator[NpyRows]:
     """
     with source.open(name) as file:
         yield NpyRows(file, source.where(name))
+
+
+def rgb_row(row: np.ndarray, where: str) -> np.ndarray:
+    """Turn one image of an array into the image of the dataset format.
+
+    Args:
+        row: ``(H, W, 3)`` numbers from 0 to 255 of any type; fractions are cut off, as everywhere in the field.
+        where: name of the file and number of the row for messages.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        DatasetError: a value is not from 0 to 255, or all are from 0 to 1 with fractions.
+    """
+    lowest, highest = row.min(), row.max()
+    if not (0 <= lowest <= highest <= 255):
+        raise DatasetError(f"{where}: pixels from {lowest} to {highest}, expected 0 to 255.")
+    pixels = row.astype(np.uint8)
+    if highest <= 1 and (pixels != row).any():
+        raise DatasetError(f"{where}: pixels are scaled to 0 to 1, expected 0 to 255.")
+    return pixels
+
+
+def ids_row(row: np.ndarray, where: str) -> np.ndarray:
+    """Turn ids of any type into int32.
+
+    Raises:
+        DatasetError: a value is not a whole number from 0.
+    """
+    with np.errstate(invalid="ignore"):
+        ids = row.astype(np.int32)
+    if (ids != row).any() or ids.min(initial=0) < 0:
+        raise DatasetError(f"{where}: expected ids that are whole numbers from 0 to 2^31-1.")
+    return ids

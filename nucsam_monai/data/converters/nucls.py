@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from nucsam_monai.data.converters.class_vote import majority_values
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
@@ -92,7 +93,11 @@ def _decode(source: Source, files: Mapping[str, str], table: _ClassTable) -> Sam
     instances = decode_labels(source.read(files["instances"]), source.where(files["instances"]))
     where = source.where(files["classes"])
     values = decode_labels(source.read(files["classes"]), where)
-    return Sample(image, instances, _majority_classes(instances, values, table, where))
+    majority = majority_values(instances, values, where)
+    if unknown := sorted(set(np.unique(values[instances > 0]).tolist()) - {0, *table.ids}):
+        raise DatasetError(f"{where}: pixel values {unknown[:5]} are not in label_map.yaml.")
+    classes = {instance_id: table.ids[value] for instance_id, value in majority.items()}
+    return Sample(image, instances, classes)
 
 
 def _find_tiles(source: Source) -> dict[tuple[str, str], dict[str, str]]:
@@ -132,23 +137,3 @@ def _read_class_table(source: Source) -> _ClassTable:
         names=tuple(content[value] for value in values),
         ids={value: class_id for class_id, value in enumerate(values)},
     )
-
-
-def _majority_classes(
-    instances: np.ndarray, values: np.ndarray, table: _ClassTable, where: str
-) -> dict[int, int]:
-    """Return ``{instance id: class id}``; equal votes go to the lower pixel value, 0 does not vote."""
-    if values.shape != instances.shape:
-        raise DatasetError(f"{where}: class map is {values.shape}, instance map is {instances.shape}.")
-    voting = (instances > 0) & (values > 0)
-    pairs, votes = np.unique(np.stack([instances[voting], values[voting]]), axis=1, return_counts=True)
-    if unknown := sorted(set(pairs[1].tolist()) - set(table.ids)):
-        raise DatasetError(f"{where}: pixel values {unknown[:5]} are not in label_map.yaml.")
-    best: dict[int, tuple[int, int]] = {}
-    for instance_id, value, count in zip(pairs[0].tolist(), pairs[1].tolist(), votes.tolist(), strict=True):
-        if count > best.get(instance_id, (0, 0))[0]:
-            best[instance_id] = (count, table.ids[value])
-    without = sorted(set(np.unique(instances[instances > 0]).tolist()) - set(best))
-    if without:
-        raise DatasetError(f"{where}: {len(without)} instances have no class, first {without[0]}.")
-    return {instance_id: class_id for instance_id, (_, class_id) in best.items()}

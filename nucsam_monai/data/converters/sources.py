@@ -44,12 +44,13 @@ class Source(ABC):
     path: Path
     names: tuple[str, ...]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, without: re.Pattern[str] | None = None) -> None:
         self.path = path
+        self._without = without
         self._opened = ExitStack()
         self._archives: dict[str, ZipSource] = {}
         try:
-            own = tuple(self._own_names())
+            own = tuple(name for name in self._own_names() if not (without and without.fullmatch(name)))
             for name in own:
                 if name.lower().endswith(".zip"):
                     self._archives[name] = self._opened.enter_context(self._open_archive(name))
@@ -59,9 +60,9 @@ class Source(ABC):
         inner = (f"{name}/{member}" for name, archive in self._archives.items() for member in archive.names)
         self.names = tuple(sorted((*(name for name in own if name not in self._archives), *inner)))
 
-    def __reduce__(self) -> tuple[Callable[[Path], "Source"], tuple[Path]]:
-        """Send only the path to another process."""
-        return _opened_here, (self.path,)
+    def __reduce__(self) -> tuple[Callable[..., "Source"], tuple[Path, re.Pattern[str] | None]]:
+        """Send only what opens it again to another process."""
+        return _opened_here, (self.path, self._without)
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -136,13 +137,13 @@ class ZipSource(Source):
             the sizes are those of a decompression bomb.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, without: re.Pattern[str] | None = None) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
         except _BAD_ZIP as error:
             raise DatasetError(_why_not_a_zip(path)) from error
         try:
-            super().__init__(path)
+            super().__init__(path, without)
         except BaseException:
             self._zip.close()
             raise
@@ -158,7 +159,7 @@ class ZipSource(Source):
             copy = Path(folder) / name.rpartition("/")[2]
             with self._zip.open(name) as packed, copy.open("wb") as file:
                 copyfileobj(packed, file, _BLOCK_BYTES)
-            archive = ZipSource(copy)
+            archive = ZipSource(copy, self._without)
             try:
                 yield archive
             finally:
@@ -205,7 +206,7 @@ class FolderSource(Source):
 
     @contextmanager
     def _open_archive(self, name: str) -> "Iterator[ZipSource]":
-        archive = ZipSource(self.path / name)
+        archive = ZipSource(self.path / name, self._without)
         try:
             yield archive
         finally:
@@ -220,8 +221,12 @@ class FolderSource(Source):
 
 
 @contextmanager
-def open_source(path: Path | str) -> Iterator[Source]:
+def open_source(path: Path | str, *, without: re.Pattern[str] | None = None) -> Iterator[Source]:
     """Open a zip archive or an unpacked folder.
+
+    Args:
+        path: the archive or folder.
+        without: files whose whole name it matches are left out; archives among them are not opened.
 
     Raises:
         DatasetError: ``path`` is neither, is empty, or is a damaged or hostile archive.
@@ -231,7 +236,7 @@ def open_source(path: Path | str) -> Iterator[Source]:
         ...     png = source.read(source.names[0])
     """
     path = Path(path)
-    source = _opened_source(path)
+    source = _opened_source(path, without)
     try:
         if not source.names:
             raise DatasetError(
@@ -242,14 +247,14 @@ def open_source(path: Path | str) -> Iterator[Source]:
         source.close()
 
 
-def _opened_source(path: Path) -> Source:
-    return FolderSource(path) if path.is_dir() else ZipSource(path)
+def _opened_source(path: Path, without: re.Pattern[str] | None) -> Source:
+    return FolderSource(path, without) if path.is_dir() else ZipSource(path, without)
 
 
 @lru_cache(maxsize=16)
-def _opened_here(path: Path) -> Source:
+def _opened_here(path: Path, without: re.Pattern[str] | None) -> Source:
     """Return a source that came from another process; it stays open as long as this process."""
-    return _opened_source(path)
+    return _opened_source(path, without)
 
 
 def source_digests(*sources: Source) -> dict[str, str]:

@@ -178,3 +178,18 @@ def test_a_large_member_can_be_streamed(tmp_path: Path, monkeypatch: pytest.Monk
     for path in (write_zip(tmp_path / "a.zip", {"a": content}), write_folder(tmp_path / "a", {"a": content})):
         with open_source(path) as source, source.open("a") as file:
             assert file.read(10) + file.read() == content
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_archives_that_are_left_out_are_not_opened(tmp_path: Path, write: object) -> None:
+    inner = write_zip(tmp_path / "inner.zip", {"a.png": b"a", "rois/1.zip": b"no archive"}).read_bytes()
+    members = {"inner.zip": inner, "Rois/2.zip": b"no archive", "b.png": b"b"}
+    path = write(tmp_path / "source", members)  # type: ignore[operator]
+    without = re.compile(r"(?:.*/)?rois/.*", re.IGNORECASE)
+    with open_source(path, without=without) as source:
+        assert source.names == ("b.png", "inner.zip/a.png")
+        sent = pickle.loads(pickle.dumps(source))
+        assert sent.names == source.names
+        sent.close()
+    with pytest.raises(DatasetError, match="not a zip archive"), open_source(path):
+        pass
