@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.pairs import IMAGEJ_ARCHIVES, Found, LabelledImage, pair_by_key
-from nucsam_monai.data.converters.sources import Source, open_source
+from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
+from nucsam_monai.data.converters.sources import IMAGEJ_ARCHIVES, Source, open_source
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.published_splits import shuffled_folds
 from nucsam_monai.data.samples import SampleJob
@@ -80,17 +81,17 @@ def convert(
             f"annotation '{annotation}': expected one of {', '.join(get_args(Annotation))}."
         )
     with open_source(source, without=IMAGEJ_ARCHIVES) as opened:
-        samples = _find_samples(opened, annotation)
-        check_counts("cryonuseg", opened, {"images": len(samples)})
+        pairs = _find_pairs(opened, annotation)
+        check_counts("cryonuseg", opened, {"images": len(pairs)})
         return write_dataset(
             output_dir,
             INFO,
             [
-                SampleJob(sample_id, sample.decode, _tissue(sample_id))
-                for sample_id, sample in samples.items()
+                SampleJob(sample_id, partial(decode_pair, pair), _tissue(sample_id))
+                for sample_id, pair in pairs.items()
             ],
             sources=[opened],
-            protocols=_protocols(list(samples)),
+            protocols=_protocols(list(pairs)),
             protocol=protocol,
             conversion={"annotation": annotation},
             workers=workers,
@@ -111,24 +112,23 @@ def _protocols(ids: Sequence[str]) -> dict[str, Protocol]:
     return protocols
 
 
-def _find_samples(source: Source, annotation: Annotation) -> dict[str, LabelledImage]:
+def _find_pairs(source: Source, annotation: Annotation) -> dict[str, Pair]:
     """Pair the images with the label maps of one mark-up, which lies in a folder of its own at any depth."""
-    images: list[Found] = []
-    label_maps: dict[Annotation | None, list[Found]] = {}
+    images: list[tuple[str, str]] = []
+    label_maps: dict[Annotation | None, list[tuple[str, str]]] = {}
     for name, found in source.match(_MEMBER):
         if found["kind"].lower() == "tissue":
-            images.append(Found("image", found["id"], name))
+            images.append((found["id"], name))
         else:
-            label_maps.setdefault(_annotation_of(found["folder"]), []).append(
-                Found("label map", found["id"], name)
-            )
+            label_maps.setdefault(_annotation_of(found["folder"]), []).append((found["id"], name))
     if None in label_maps and len(label_maps) == 1:
         # The first release had the first mark-up only, without a folder for the annotator.
         label_maps = {"biologist": label_maps[None]}
     if images and annotation not in label_maps:
         there = ", ".join(name for name in label_maps if name) or "none"
         raise DatasetError(f"{source.path}: no mark-up '{annotation}', it has {there}. Expected {_LAYOUT}.")
-    return pair_by_key(source, [*images, *label_maps.get(annotation, [])], "CryoNuSeg", _LAYOUT)
+    labels = label_maps.get(annotation, [])
+    return pair_by_name(source, images, labels, title="CryoNuSeg", layout=_LAYOUT)
 
 
 def _annotation_of(folder: str) -> Annotation | None:

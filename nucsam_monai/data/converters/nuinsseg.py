@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.pairs import IMAGEJ_ARCHIVES, Found, LabelledImage, pair_by_key
-from nucsam_monai.data.converters.sources import Source, open_source
+from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
+from nucsam_monai.data.converters.sources import IMAGEJ_ARCHIVES, Source, open_source
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.published_splits import shuffled_folds
 from nucsam_monai.data.samples import SampleJob
@@ -71,14 +72,14 @@ def convert(
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     with open_source(source, without=IMAGEJ_ARCHIVES) as opened:
-        samples = _find_samples(opened)
-        check_counts("nuinsseg", opened, {"images": len(samples)})
+        pairs = _find_pairs(opened)
+        check_counts("nuinsseg", opened, {"images": len(pairs)})
         return write_dataset(
             output_dir,
             INFO,
-            [SampleJob(_id(key), sample.decode, _organ(key)) for key, sample in samples.items()],
+            [SampleJob(_id(key), partial(decode_pair, pair), _organ(key)) for key, pair in pairs.items()],
             sources=[opened],
-            protocols=_protocols(list(samples)),
+            protocols=_protocols(list(pairs)),
             protocol=protocol,
             conversion={"ambiguous_areas": "not used"},
             workers=workers,
@@ -116,17 +117,12 @@ def _five_folds(keys: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     return folds
 
 
-def _find_samples(source: Source) -> dict[str, LabelledImage]:
-    """Return the samples by ``<organ>/<id>``."""
-    files = (
-        Found(
-            "image" if found["kind"].lower() == "tissue" else "label map",
-            f"{found['organ']}/{found['id']}",
-            name,
-        )
-        for name, found in source.match(_MEMBER)
-    )
-    return pair_by_key(source, files, "NuInsSeg", _LAYOUT)
+def _find_pairs(source: Source) -> dict[str, Pair]:
+    """Return images and label maps by ``<organ>/<id>``."""
+    files: dict[str, list[tuple[str, str]]] = {"tissue": [], "label": []}
+    for name, found in source.match(_MEMBER):
+        files[found["kind"].lower()].append((f"{found['organ']}/{found['id']}", name))
+    return pair_by_name(source, files["tissue"], files["label"], title="NuInsSeg", layout=_LAYOUT)
 
 
 def _organ(key: str) -> str:

@@ -22,10 +22,12 @@ from nucsam_monai.utils.files import sha256_of_file
 MAX_MEMBER_BYTES = 1 << 30
 """Largest member that is read into memory at once."""
 
+IMAGEJ_ARCHIVES = re.compile(r"(?:.*/)?imag[^/]*/.*\.zip", re.IGNORECASE)
+"""Archives of outlines in folders such as ``Imagj_zips``, one per image: more than can be open at once."""
+
 # No public nuclei archive comes near these; a decompression bomb is past both.
 _SUSPICIOUS_TOTAL_BYTES = 1 << 30
 _SUSPICIOUS_RATIO = 200
-
 _BLOCK_BYTES = 1 << 20
 
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)

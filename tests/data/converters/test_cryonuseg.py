@@ -83,20 +83,20 @@ def changed(name: str, content: bytes | None) -> dict[str, bytes]:
 
 LABELS = f"{MARK_UPS['biologist']}label masks modify"
 WRONG = {
-    "foreign": ({"readme.txt": b"x"}, r"not CryoNuSeg, .* readme\.txt"),
+    "foreign": ({"readme.txt": b"x"}, r"not a CryoNuSeg archive, .* readme\.txt"),
     "no mark-up": (
         {k: v for k, v in cryonuseg_members(FEW).items() if not k.startswith(LABELS)},
         "no mark-up 'biologist', it has .*bioinformatician",
     ),
     "no labels": (
         changed(f"{LABELS}/{FEW[2]}.tif", None),
-        "first human_larynx_01|first human_adrenalgland_03",
+        "first Human_AdrenalGland_03: .* has no label map",
     ),
-    "no image": (changed(f"tissue images/{FEW[1]}.tif", None), "which has a label map only"),
+    "no image": (changed(f"tissue images/{FEW[1]}.tif", None), "has no image"),
     "twice": (changed(f"copy/tissue images/{FEW[1]}.tif", b"x"), f"two images of {FEW[1]}"),
     "damaged": (changed(f"{LABELS}/{FEW[1]}.tif", b"x"), f"{FEW[1]}.tif: not a readable image"),
-    "colours": (changed(f"{LABELS}/{FEW[1]}.tif", png(noise(SIZE, SIZE))), "expected one channel"),
-    "size": (changed(f"{LABELS}/{FEW[1]}.tif", tiff(label_map(1)[:9])), rf"instance map is \(9, {SIZE}\)"),
+    "colours": (changed(f"{LABELS}/{FEW[1]}.tif", png(noise(SIZE, SIZE))), "a label map in colours"),
+    "size": (changed(f"{LABELS}/{FEW[1]}.tif", tiff(label_map(1)[:9])), rf"label map is \(9, {SIZE}\)"),
 }
 
 

@@ -89,13 +89,13 @@ def changed(name: str, content: bytes | None) -> dict[str, bytes]:
 FEMUR = "mouse femur/tissue images/mouse_femur_02.png"
 LABELS = "mouse femur/label masks modify/mouse_femur_02.tif"
 WRONG = {
-    "foreign": ({"readme.txt": b"x"}, r"not NuInsSeg, .* readme\.txt"),
+    "foreign": ({"readme.txt": b"x"}, r"not a NuInsSeg archive, .* readme\.txt"),
     "one organ without its folder": (
         {"tissue images/human_bladder_01.png": b"x"},
         "expected '<human or mouse organ>/tissue images",
     ),
-    "no labels": (changed(LABELS, None), "first mouse femur/mouse_femur_02, which has an image only"),
-    "no image": (changed(FEMUR, None), "first mouse femur/mouse_femur_02, which has a label map only"),
+    "no labels": (changed(LABELS, None), "first mouse femur/mouse_femur_02: .* has no label map"),
+    "no image": (changed(FEMUR, None), "first mouse femur/mouse_femur_02: .* has no image"),
     "twice": (changed(f"copy/{FEMUR}", b"x"), "two images of mouse femur/mouse_femur_02"),
     "same id": (
         {
@@ -105,7 +105,7 @@ WRONG = {
         "'mouse_femur_02' occurs twice",
     ),
     "damaged": (changed(LABELS, b"x"), r"mouse_femur_02\.tif: not a readable image"),
-    "size": (changed(FEMUR, png(noise(9, 9))), r"image is \(9, 9\)"),
+    "size": (changed(FEMUR, png(noise(9, 9))), r"its image is \(9, 9\)"),
 }
 
 
