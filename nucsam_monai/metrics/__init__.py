@@ -43,6 +43,7 @@ from nucsam_monai.metrics.instance import (
     aggregated_jaccard_index,
     aggregated_jaccard_index_plus,
     instance_metrics,
+    instance_metrics_from_table,
     panoptic_quality,
 )
 from nucsam_monai.metrics.objects import COCO_THRESHOLDS, ObjectScores, dice2, object_scores
@@ -105,6 +106,7 @@ __all__ = [
     "hausdorff_distance",
     "image_mpq",
     "instance_metrics",
+    "instance_metrics_from_table",
     "iou",
     "match_points",
     "match_points_hungarian",
