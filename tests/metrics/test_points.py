@@ -1,6 +1,7 @@
 import itertools
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_random_points_equal_the_trial_of_all_assignments() -> None:
         assert protocol == oracle.hungarian(truth, prediction, RADIUS)
 
 
-@pytest.mark.parametrize("side", [60, 150, 500])
+@pytest.mark.parametrize("side", [20, 60, 150, 500])
 def test_cut_off_equals_the_dense_problem(side: float) -> None:
     for seed in range(4):
         truth, prediction = crowd(seed, 120, side)
@@ -153,6 +154,18 @@ def test_many_points_take_seconds() -> None:
     pairs = match_points(truth, rng.permutation(truth) + rng.normal(0, 1, truth.shape), RADIUS)
     assert time.perf_counter() - start < 10
     assert len(pairs) > 29_500
+
+
+def test_a_radius_far_too_large_needs_no_dense_matrix() -> None:
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.uniform(0, 500, (2, 3000, 2))  # every point has about 5 within the radius
+    pairs = match_points(truth, prediction, RADIUS)
+    tracemalloc.start()
+    again = match_points(prediction, truth, RADIUS)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 3000 * 3000 * 8 / 4
+    assert as_set(again[:, ::-1]) == as_set(pairs)
 
 
 def test_what_is_no_point_is_refused() -> None:
