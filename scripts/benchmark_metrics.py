@@ -1,4 +1,4 @@
-"""Time the metrics on synthetic nuclei.
+"""Time the metrics on synthetic nuclei, beside slow references and MONAI.
 
 Example::
 
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +20,27 @@ import numpy as np
 import scipy
 
 import nucsam_monai
-from nucsam_monai.metrics import contingency_table, foreground_metrics, instance_metrics
+from nucsam_monai.metrics import (
+    DetectionScore,
+    HovernetDetection,
+    InstanceMetrics,
+    contingency_table,
+    foreground_metrics,
+    instance_metrics,
+    instance_metrics_from_table,
+    match_points,
+    match_points_hungarian,
+    table_and_centroids,
+)
+from nucsam_monai.metrics.detection import PointMatcher
 from nucsam_monai.utils.files import atomic_path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references live beside the tests
+from tests.oracles import metrics_instance as slow_instance
+from tests.oracles import metrics_points as slow_points
+
 PIXELS_PER_NUCLEUS = 1400  # about 700 nuclei in 1000 x 1000 pixels, as in a 40x tile
-MONAI_SIZE_PX = (
-    256  # MONAI's panoptic quality makes one mask per nucleus; larger images take seconds and gigabytes
-)
+RADIUS_PX = 12.0
 
 
 def nuclei(size_px: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,44 +99,74 @@ def _processor() -> str:
     return platform.processor()
 
 
+def measure(y: np.ndarray, y_pred: np.ndarray, match: PointMatcher) -> tuple[InstanceMetrics, DetectionScore]:
+    """Return AJI, AJI+, DQ, SQ, PQ and the detection scores of one image, from one pass over its pixels."""
+    table, true_xy, pred_xy = table_and_centroids(y, y_pred)
+    detection = HovernetDetection(1, RADIUS_PX, match)
+    detection.update(true_xy, np.zeros(len(true_xy), int), pred_xy, np.zeros(len(pred_xy), int))
+    return instance_metrics_from_table(table), detection.result().detection
+
+
+def measure_slowly(y: np.ndarray, y_pred: np.ndarray) -> tuple[tuple[float, ...], int]:
+    """Return the same AJI, AJI+, DQ, SQ, PQ and counts, and the true positives, by the tests' references."""
+    values = slow_instance.aji(y, y_pred), slow_instance.aji_plus_dense(y, y_pred)
+    true_xy, pred_xy = (np.array(list(slow_points.centroids(labels).values())) for labels in (y, y_pred))
+    found = slow_points.cut_off(true_xy, pred_xy, RADIUS_PX)
+    return (*values, *slow_instance.panoptic(y, y_pred)), len(found)
+
+
 def benchmark_size(size_px: int, seed: int, repeats: int) -> dict[str, Any]:
     """Time every metric on one image size."""
     y, y_pred = nuclei(size_px, seed)
-    table = contingency_table(y, y_pred)
+    table, few = contingency_table(y, y_pred), max(1, repeats // 5)
+    instance, detection = measure(y, y_pred, match_points)
     return {
         "size_px": size_px,
         "nuclei": len(table.y_ids),
         "predicted": len(table.y_pred_ids),
         "overlaps": len(table.overlap_areas_px),
-        "values": instance_metrics(y, y_pred)._asdict(),
+        "values": instance._asdict(),
+        "detection": detection._asdict(),
         "contingency_table": milliseconds(lambda: contingency_table(y, y_pred), repeats),
         "aji_aji_plus_pq": milliseconds(lambda: instance_metrics(y, y_pred), repeats),
-        "dice_iou_pr_hd_hd95": milliseconds(lambda: foreground_metrics(y, y_pred), max(1, repeats // 5)),
+        "with_detection": milliseconds(lambda: measure(y, y_pred, match_points), repeats),
+        "with_hungarian": milliseconds(lambda: measure(y, y_pred, match_points_hungarian), few),
+        "dice_iou_pr_hd_hd95": milliseconds(lambda: foreground_metrics(y, y_pred), few),
     }
 
 
-def benchmark_monai(seed: int, repeats: int) -> dict[str, Any]:
-    """Time MONAI's panoptic quality and ours on the same small image."""
-    import monai
+def benchmark_references(size_px: int, seed: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Time the tests' references and MONAI once, and say how far their values are from ours."""
     import torch
+    from monai.metrics import PanopticQualityMetric
 
-    y, y_pred = nuclei(MONAI_SIZE_PX, seed)
-    truth, prediction = torch.as_tensor(y), torch.as_tensor(y_pred)
+    y, y_pred = nuclei(size_px, seed)
+    torch.set_num_threads(1)
+    # one channel of ids and one of classes
+    truth, prediction = (torch.as_tensor(np.stack((m, m > 0)))[None] for m in (y, y_pred))
+    metric = PanopticQualityMetric(num_classes=1)
+    monai_ms, _ = _timed(lambda: metric(prediction, truth))
+    oracle_ms, (values, found) = _timed(lambda: measure_slowly(y, y_pred))
+    ours = (*row["values"].values(), row["detection"]["tp"])
     return {
-        "size_px": MONAI_SIZE_PX,
-        "monai": monai.__version__,
-        "monai_pq": milliseconds(
-            lambda: monai.metrics.compute_panoptic_quality(prediction, truth), max(1, repeats // 5)
-        ),
-        "aji_aji_plus_pq": milliseconds(lambda: instance_metrics(y, y_pred), repeats),
+        "slow_reference": {"ms": oracle_ms},
+        "slow_reference_difference": max(abs(a - b) for a, b in zip(ours, (*values, found), strict=True)),
+        "monai_pq": {"ms": monai_ms},
+        "monai_pq_difference": abs(float(metric.aggregate()) - row["values"]["pq"]),
     }
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return round((time.perf_counter() - start) * 1e3, 1), result
 
 
 def main(
     sizes: int | Sequence[int] = (256, 512, 1000, 2000),
     seed: int = 0,
     repeats: int = 20,
-    with_monai: bool = False,
+    references_up_to_px: int = 512,
     output: str | None = None,
 ) -> None:
     """Print the milliseconds per image of the metrics, and write them as JSON with ``--output``.
@@ -130,7 +175,8 @@ def main(
         sizes: side lengths of the square images in pixels, for example ``256,1000``.
         seed: seed of the synthetic nuclei.
         repeats: timed calls per metric; a fifth of them for the slower ones.
-        with_monai: also time MONAI's panoptic quality at 256 pixels.
+        references_up_to_px: largest image for MONAI and the slow references, which run once. At 1000 pixels
+            they take about a minute and MONAI 5 GB; 0 leaves them out.
         output: path of the JSON file.
     """
     report: dict[str, Any] = {"machine": machine(), "seed": seed, "repeats": repeats, "sizes": []}
@@ -138,13 +184,12 @@ def main(
         print(f"{name}: {value}")
     for size_px in [sizes] if isinstance(sizes, int) else sizes:
         row = benchmark_size(size_px, seed, repeats)
+        if size_px <= references_up_to_px:
+            row |= benchmark_references(size_px, seed, row)
         report["sizes"].append(row)
         print(f"{size_px} x {size_px} px, {row['nuclei']} nuclei, {row['overlaps']} overlaps")
         _print_times(row)
-    if with_monai:
-        report["monai"] = benchmark_monai(seed, repeats)
-        print(f"{MONAI_SIZE_PX} x {MONAI_SIZE_PX} px beside MONAI {report['monai']['monai']}")
-        _print_times(report["monai"])
+    _print_table(report["sizes"])
     if output is not None:
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
@@ -154,6 +199,21 @@ def _print_times(row: dict[str, Any]) -> None:
     for name, times in row.items():
         if isinstance(times, dict) and "min_ms" in times:
             print(f"  {name:<22} min {times['min_ms']:9.2f} ms   median {times['median_ms']:9.2f} ms")
+        elif name.endswith("_difference"):
+            print(f"  {name:<30} {times:.1e}")
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print AJI + AJI+ + PQ + detection of all sizes beside the references."""
+    print("\nAJI + AJI+ + PQ + detection, fastest of the repeats, in milliseconds per image")
+    print("(hungarian: with the pairing of the published protocol; the references run once, MONAI: PQ only)")
+    titles = ("size", "nuclei", "ours", "hungarian", "slow reference", "MONAI PQ")
+    print("".join(f"{title:>16}" for title in titles))
+    for row in rows:
+        cells = [f"{row['size_px']} px", str(row["nuclei"])]
+        cells += [f"{row[name]['min_ms']:.2f}" for name in ("with_detection", "with_hungarian")]
+        cells += [f"{row[name]['ms']:.0f}" if name in row else "-" for name in ("slow_reference", "monai_pq")]
+        print("".join(f"{cell:>16}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from nucsam_monai.metrics.instance import (
     aggregated_jaccard_index,
     aggregated_jaccard_index_plus,
     instance_metrics,
+    instance_metrics_from_table,
     panoptic_quality,
 )
 from nucsam_monai.metrics.measurement import EvaluationSample, majority_classes
@@ -118,6 +119,7 @@ __all__ = [
     "hausdorff_distance",
     "image_mpq",
     "instance_metrics",
+    "instance_metrics_from_table",
     "iou",
     "majority_classes",
     "match_points",

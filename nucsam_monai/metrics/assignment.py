@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
 from nucsam_monai.metrics.contingency import ContingencyTable
 
 _TIE_WEIGHT = 1e-9
+_LARGEST_DENSE_COMPONENT = 10_000  # elements of the matrix; above, the sparse solver is faster
 
 
 def maximum_iou_assignment(table: ContingencyTable) -> NDArray[np.int64]:
@@ -120,9 +121,28 @@ def _assign(
     """Return which of the pairs of one component make up its maximum-weight assignment."""
     row_ids, row = np.unique(rows, return_inverse=True)
     column_ids, column = np.unique(columns, return_inverse=True)
+    if len(row_ids) * len(column_ids) > _LARGEST_DENSE_COMPONENT:
+        return _assign_sparse(row, column, weights)
     gain = np.zeros((len(row_ids), len(column_ids)))
     gain[row, column] = weights
     pair = np.full(gain.shape, -1, dtype=np.int64)
     pair[row, column] = np.arange(len(rows))
     assigned = pair[linear_sum_assignment(gain, maximize=True)]
-    return assigned[assigned >= 0]  # the solver fills up with pairs that share no pixel
+    return assigned[assigned >= 0]  # the solver fills up with pairs that share nothing
+
+
+def _assign_sparse(
+    row: NDArray[np.int64], column: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Solve one component without its ``(n, m)`` matrix: every row may also stay alone, at no gain."""
+    rows, columns = int(row.max()) + 1, int(column.max()) + 1
+    alone = np.arange(rows)
+    cost_alone = 2 * weights.max()  # the solver takes a cost of 0 for a missing pair
+    costs = np.concatenate((cost_alone - weights, np.full(rows, cost_alone)))
+    ends = np.concatenate((row, alone)), np.concatenate((column, columns + alone))
+    matched = min_weight_full_bipartite_matching(
+        coo_array((costs, ends), shape=(rows, columns + rows)).tocsr()
+    )
+    partner = np.full(rows, -1)
+    partner[matched[0]] = matched[1]
+    return np.flatnonzero(partner[row] == column)

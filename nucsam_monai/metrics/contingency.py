@@ -121,9 +121,11 @@ def _ranked_runs(y: ArrayLike, y_pred: ArrayLike) -> _RankedRuns:
 
 def _table(ranked: _RankedRuns) -> ContingencyTable:
     shape = len(ranked.y_ids), len(ranked.y_pred_ids)
-    shared = (ranked.rows >= 0) & (ranked.columns >= 0)
-    cells = ranked.rows[shared], ranked.columns[shared]
-    overlaps = coo_array((ranked.runs.lengths[shared], cells), shape=shape).tocsr()  # adds up equal cells
+    shared = np.flatnonzero((ranked.rows >= 0) & (ranked.columns >= 0))
+    cells = ranked.rows.take(shared), ranked.columns.take(shared)
+    overlaps = coo_array(
+        (ranked.runs.lengths.take(shared), cells), shape=shape
+    ).tocsr()  # adds up equal cells
     overlaps.sort_indices()
     return ContingencyTable(
         y_ids=ranked.y_ids,

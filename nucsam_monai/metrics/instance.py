@@ -143,7 +143,11 @@ def instance_metrics(y: ArrayLike, y_pred: ArrayLike, match_iou: float = 0.5) ->
         >>> instance_metrics([[1, 1, 0]], [[9, 9, 0]]).aji
         1.0
     """
-    table = contingency_table(y, y_pred)
+    return instance_metrics_from_table(contingency_table(y, y_pred), match_iou)
+
+
+def instance_metrics_from_table(table: ContingencyTable, match_iou: float = 0.5) -> InstanceMetrics:
+    """Return all instance metrics of a counted image, see :func:`instance_metrics`."""
     quality = panoptic_quality_from_table(table, match_iou)
     return InstanceMetrics(aji_from_table(table), aji_plus_from_table(table), *quality)
 

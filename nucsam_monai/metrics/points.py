@@ -95,8 +95,9 @@ def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: fl
     This is, to the letter, the protocol behind published detection and classification scores of PanNuke. The
     assignment pairs every point of the smaller set, so a missed nucleus and a false detection that lie far
     apart can be paired through a chain of neighbours, each of which loses its own close partner and falls out
-    when the radius is applied. Compared with :func:`match_points` it finds fewer pairs: 2 % fewer where 5 % of
-    the nuclei are missed and 5 % of the detections are false, 8 % fewer at 20 % each (256 px, 47 nuclei).
+    when the radius is applied. Compared with :func:`match_points` it therefore finds fewer pairs where both
+    kinds of error occur: on random nuclei at 40x (47 in 256 x 256 pixels) about 2 % fewer with 5 % missed and
+    5 % false, about 7 % fewer with 20 % each.
 
     Args:
         true_xy: ``(n, 2)`` ground truth, in pixels.

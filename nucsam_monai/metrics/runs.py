@@ -55,13 +55,14 @@ def rank_ids(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         values: ``(k,)`` integers >= 0.
     """
     if values.size and values.max() <= _LOOKUP_TABLE_MAX_ID:
+        indices = values.astype(np.intp)
         present = np.zeros(int(values.max()) + 1, dtype=bool)
-        present[values] = True
+        present[indices] = True
         present[0] = False
         ids = np.flatnonzero(present)
         ranks = np.full(len(present), -1, dtype=np.int64)
         ranks[ids] = np.arange(len(ids))
-        return ids.astype(values.dtype), ranks[values]
+        return ids.astype(values.dtype), ranks.take(indices)
     ids, ranks = np.unique(values, return_inverse=True)
     if ids.size and ids[0] == 0:
         return ids[1:], ranks - 1

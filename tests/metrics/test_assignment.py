@@ -28,7 +28,7 @@ def dense_ious(table: ContingencyTable) -> np.ndarray:
 
 
 @pytest.mark.parametrize("overlaps_per_row", [0.0, 0.7, 1.5, 4.0, 30.0])
-@pytest.mark.parametrize("shape", [(1, 1), (9, 40), (40, 9), (60, 60)])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 40), (40, 9), (60, 60), (90, 200), (200, 90)])
 def test_reaches_the_maximum_of_the_dense_problem(shape: tuple[int, int], overlaps_per_row: float) -> None:
     rng = np.random.default_rng(3)
     for _ in range(10):

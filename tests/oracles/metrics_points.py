@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 Pairs = set[tuple[int, int]]
 
@@ -34,6 +35,13 @@ def cheapest_pairs(truth: np.ndarray, prediction: np.ndarray, cut_off: float) ->
 def hungarian(truth: np.ndarray, prediction: np.ndarray, radius: float) -> Pairs:
     _, pairs = cheapest_pairs(truth, prediction, math.inf)
     return {(i, j) for i, j in pairs if math.dist(truth[i], prediction[j]) <= radius}
+
+
+def cut_off(truth: np.ndarray, prediction: np.ndarray, radius: float) -> Pairs:
+    """The cheapest assignment with distances cut off at the radius, over the whole (n, m) matrix."""
+    cost = np.array([[min(math.dist(t, p), radius) for p in prediction] for t in truth])
+    pairs = zip(*linear_sum_assignment(cost.reshape(len(truth), len(prediction))), strict=True)
+    return {(int(i), int(j)) for i, j in pairs if cost[i, j] < radius}
 
 
 def greedy(truth: np.ndarray, prediction: np.ndarray, scores: np.ndarray, radius: float) -> Pairs:
