@@ -1,9 +1,12 @@
 """The Segment Anything Model in parts: variants, image encoder, prompted decoding, weights files."""
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
+from nucsam_monai.networks.sam.cached_encoding import encode_cached
 from nucsam_monai.networks.sam.checkpoint import SAMWeights, load_official_checkpoint, load_strictly
 from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
+from nucsam_monai.networks.sam.embedding_cache import EmbeddingCache, build_embedding_cache
 from nucsam_monai.networks.sam.features import EncoderFeatures
+from nucsam_monai.networks.sam.frozen_prefix import first_trained_block
 from nucsam_monai.networks.sam.image_encoder import ImageEncoder
 from nucsam_monai.networks.sam.layers import LayerNorm2d
 from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
@@ -22,16 +25,20 @@ __all__ = [
     "SAM_VARIANTS",
     "BlockAdapter",
     "DecodedMasks",
+    "EmbeddingCache",
     "EncoderFeatures",
     "ImageEncoder",
     "LayerNorm2d",
     "PromptEncoder",
     "SAMVariant",
     "SAMWeights",
+    "build_embedding_cache",
     "build_mask_decoder",
     "build_prompt_encoder",
     "build_sam",
     "decode_prompts",
+    "encode_cached",
+    "first_trained_block",
     "frozen_digest",
     "load_official_checkpoint",
     "load_strictly",

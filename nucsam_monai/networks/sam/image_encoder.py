@@ -156,7 +156,7 @@ class ImageEncoder(nn.Module):
         Raises:
             ConfigurationError: the number of adapters does not fit the depth.
         """
-        pairs = list(zip(self.blocks, self._one_per_block(adapters), strict=True))
+        pairs = list(zip(self.blocks, self.one_per_block(adapters), strict=True))
         outputs: dict[int, Tensor] = {}
         for index in range(*slice(start, stop).indices(len(pairs))):
             block, adapter = pairs[index]
@@ -177,9 +177,14 @@ class ImageEncoder(nn.Module):
         levels = tuple(necked[block] for block in self.output_blocks(return_levels))
         return EncoderFeatures(levels[-1], levels if return_levels else ())
 
-    def _one_per_block(
+    def one_per_block(
         self, adapters: Sequence[BlockAdapter] | nn.ModuleList | None
     ) -> Sequence[BlockAdapter] | nn.ModuleList:
+        """Return ``adapters``, or ones that change nothing where there are none.
+
+        Raises:
+            ConfigurationError: their number is not the depth.
+        """
         if adapters is None:
             return [_UNCHANGED] * self.variant.depth
         if len(adapters) != self.variant.depth:
