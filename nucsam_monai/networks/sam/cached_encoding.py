@@ -44,8 +44,8 @@ def encode_cached(
         >>> cache.hits, cache.misses
         (1, 1)
     """
-    passed_by = image.requires_grad or image.shape[0] == 0 or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if cache is None or passed_by or torch.compiler.is_exporting():
+    exported = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+    if cache is None or exported or image.requires_grad:
         return encoder(image, adapters=adapters, return_levels=return_levels)
     prefix = _reach(encoder, cache, adapters)
     if prefix.blocks == 0:

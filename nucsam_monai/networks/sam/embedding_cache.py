@@ -123,7 +123,10 @@ class EmbeddingCache:
         computed = dtypes.pop()
         stored = _STORED[self.storage] if _STORED[self.storage].itemsize < computed.itemsize else computed
         # Cloned: a row of a batch must not keep the batch, nor tie the entry to its device and mode.
-        rounded = {name: tensor.detach().to("cpu", stored).clone() for name, tensor in tensors.items()}
+        rounded = {
+            name: tensor.detach().to("cpu", stored).clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
         if not all(tensor.isfinite().all() for tensor in rounded.values()):
             self._warn_of_overflow()
             return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
