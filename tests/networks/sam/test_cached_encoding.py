@@ -263,9 +263,9 @@ def test_compiled_network_uses_the_cache(encoder, cache):
     assert counts(cache) == (6, 6)
 
 
-def test_damaged_file_is_computed_again(encoder, cache):
+def test_damaged_file_is_computed_again(encoder, cache, tmp_path):
     expected = encode_cached(encoder, IMAGES, cache)
-    for path in cache._files.folder.rglob("*.safetensors"):
+    for path in tmp_path.rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:50])
     for hits, misses in ((0, 12), (6, 12)):
         assert_features_equal(encode_cached(encoder, IMAGES, cache), expected)

@@ -24,7 +24,8 @@ def assert_same(found, expected):
     assert found.header["dtype"] == expected.header["dtype"]
 
 
-def write_all(folder, value):
+def write_all(folder, value, ready):
+    ready.set()
     store = FileStore(folder, 10**6)
     for _ in range(3):
         for key in KEYS[:4]:
@@ -160,12 +161,13 @@ def test_evicted_file_is_not_lost_for_its_reader(store):
 
 def test_two_processes_write_and_read_the_same_keys(tmp_path):
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_all, args=(tmp_path, value)) for value in (1, 2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-    assert [writer.exitcode for writer in writers] == [0, 0]
+    ready = context.Event()
+    other = context.Process(target=write_all, args=(tmp_path, 1, ready))
+    other.start()
+    assert ready.wait(120)
+    write_all(tmp_path, 2, ready)
+    other.join(120)
+    assert other.exitcode == 0
     store = FileStore(tmp_path, 10**6)
     assert len(files_of(store)) == 4
     assert all(store.get(key) is not None for key in KEYS[:4])
