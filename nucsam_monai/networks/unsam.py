@@ -19,10 +19,12 @@ from nucsam_monai.networks.blocks.self_prompt_generator import (
     thresholded_hint,
 )
 from nucsam_monai.networks.sam import (
+    EmbeddingCache,
     EncoderFeatures,
     ImageEncoder,
     build_mask_decoder,
     build_prompt_encoder,
+    encode_cached,
     load_official_checkpoint,
     load_strictly,
     read_header,
@@ -110,6 +112,8 @@ class UNSAM(nn.Module):
         spgen: values of :class:`SelfPromptOptions`.
         decoder: values of :class:`DecoderOptions`.
         sam_checkpoint: official SAM weights to start from; without them everything is random.
+        embedding_cache: keeps what the frozen part of the encoder returns. With the bypass, which changes
+            every block in training, it has no effect; it serves the ablation ``encoder.bypass: false``.
 
     Raises:
         ConfigurationError: no domain, a domain named twice, an unknown option or value.
@@ -131,6 +135,7 @@ class UNSAM(nn.Module):
         spgen: Mapping[str, Any] | None = None,
         decoder: Mapping[str, Any] | None = None,
         sam_checkpoint: str | None = None,
+        embedding_cache: EmbeddingCache | None = None,
     ) -> None:
         super().__init__()
         self.domains = tuple(domains)
@@ -143,6 +148,7 @@ class UNSAM(nn.Module):
         self.decoder_options = _options(DecoderOptions, decoder, "decoder")
         self.variant = find_variant(sam_variant)
         self.masks_per_domain = self._masks_per_domain()
+        self.embedding_cache = embedding_cache
         self.image_encoder = ImageEncoder(
             self.variant, activation_checkpointing=self.encoder_options.activation_checkpointing
         )
@@ -181,8 +187,10 @@ class UNSAM(nn.Module):
             Mask logits ``(B, n_q, S, S)``; in training mode :class:`UNSAMOutput`, as the hint is trained too.
         """
         k = self.domain_index(domain)
-        features = self.image_encoder(
+        features = encode_cached(
+            self.image_encoder,
             image,
+            self.embedding_cache,
             adapters=None if self.bypass is None else self.bypass.of_domain(k),
             return_levels=self.spgen_options.enabled and self.spgen_options.variant == "pyramid",
         )

@@ -1,10 +1,13 @@
 """The Segment Anything Model in parts: variants, image encoder, prompted decoding, weights files."""
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
+from nucsam_monai.networks.sam.cached_encoding import encode_cached
 from nucsam_monai.networks.sam.checkpoint import SAMWeights, load_official_checkpoint, load_strictly
 from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks, decode_cropped
 from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_in_chunks, decode_prompts
+from nucsam_monai.networks.sam.embedding_cache import EmbeddingCache, build_embedding_cache
 from nucsam_monai.networks.sam.features import EncoderFeatures
+from nucsam_monai.networks.sam.frozen_prefix import first_trained_block
 from nucsam_monai.networks.sam.image_encoder import ImageEncoder
 from nucsam_monai.networks.sam.layers import LayerNorm2d
 from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
@@ -24,12 +27,14 @@ __all__ = [
     "BlockAdapter",
     "CroppedMasks",
     "DecodedMasks",
+    "EmbeddingCache",
     "EncoderFeatures",
     "ImageEncoder",
     "LayerNorm2d",
     "PromptEncoder",
     "SAMVariant",
     "SAMWeights",
+    "build_embedding_cache",
     "build_mask_decoder",
     "build_prompt_encoder",
     "build_sam",
@@ -37,6 +42,8 @@ __all__ = [
     "decode_cropped",
     "decode_in_chunks",
     "decode_prompts",
+    "encode_cached",
+    "first_trained_block",
     "frozen_digest",
     "load_official_checkpoint",
     "load_strictly",

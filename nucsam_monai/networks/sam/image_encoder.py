@@ -1,6 +1,6 @@
 """SAM's image encoder, at any working size, with hooks for adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -116,24 +116,75 @@ class ImageEncoder(nn.Module):
         Raises:
             ConfigurationError: the sides do not fit the patch, or the number of adapters the depth.
         """
+        outputs = self.run_blocks(
+            self.embed(image), adapters=adapters, keep=self.output_blocks(return_levels)
+        )
+        return self.features(
+            {block: self.apply_neck(tokens) for block, tokens in outputs.items()}, return_levels
+        )
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Turn images ``(B, 3, H, W)`` into the first block's input ``(B, h, w, C)``, positions added."""
         grid = self.variant.grid((image.shape[-2], image.shape[-1]))
-        tokens = self.patch_embed(image) + resize_position_grid(self.pos_embed, grid, self.pos_embed_mode)
-        wanted = self.variant.feature_blocks if return_levels else (self.variant.depth - 1,)
-        levels: list[Tensor] = []
-        for index, (block, adapter) in enumerate(
-            zip(self.blocks, self._one_per_block(adapters), strict=True)
-        ):
+        return self.patch_embed(image) + resize_position_grid(self.pos_embed, grid, self.pos_embed_mode)
+
+    def output_blocks(self, return_levels: bool) -> tuple[int, ...]:
+        """Return the 0-based blocks whose outputs :meth:`features` needs, in ascending order."""
+        return self.variant.feature_blocks if return_levels else (self.variant.depth - 1,)
+
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        adapters: Sequence[BlockAdapter] | nn.ModuleList | None = None,
+        keep: Collection[int],
+    ) -> dict[int, Tensor]:
+        """Run blocks ``start`` to ``stop - 1``, the last one where ``stop`` is None.
+
+        Args:
+            tokens: ``(B, h, w, C)``, the output of block ``start - 1``, or of :meth:`embed` for ``start`` 0.
+            start: the first block to run.
+            stop: the block before which to stop.
+            adapters: one per block of the whole encoder, as for :meth:`forward`.
+            keep: blocks whose outputs are returned; those outside the range are ignored.
+
+        Returns:
+            ``(B, h, w, C)`` outputs by block, before the neck.
+
+        Raises:
+            ConfigurationError: the number of adapters does not fit the depth.
+        """
+        pairs = list(zip(self.blocks, self.one_per_block(adapters), strict=True))
+        outputs: dict[int, Tensor] = {}
+        for index in range(*slice(start, stop).indices(len(pairs))):
+            block, adapter = pairs[index]
             if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, adapter, use_reentrant=False)
             else:
                 tokens = block(tokens, adapter)
-            if index in wanted:
-                levels.append(self.neck(tokens.permute(0, 3, 1, 2)))
-        return EncoderFeatures(levels[-1], tuple(levels) if return_levels else ())
+            if index in keep:
+                outputs[index] = tokens
+        return outputs
 
-    def _one_per_block(
+    def apply_neck(self, tokens: Tensor) -> Tensor:
+        """Turn the tokens ``(B, h, w, C)`` of a block into ``(B, embed_channels, h, w)``."""
+        return self.neck(tokens.permute(0, 3, 1, 2))
+
+    def features(self, necked: Mapping[int, Tensor], return_levels: bool) -> EncoderFeatures:
+        """Collect what left the neck, by block, into what :meth:`forward` returns."""
+        levels = tuple(necked[block] for block in self.output_blocks(return_levels))
+        return EncoderFeatures(levels[-1], levels if return_levels else ())
+
+    def one_per_block(
         self, adapters: Sequence[BlockAdapter] | nn.ModuleList | None
     ) -> Sequence[BlockAdapter] | nn.ModuleList:
+        """Return ``adapters``, or ones that change nothing where there are none.
+
+        Raises:
+            ConfigurationError: their number is not the depth.
+        """
         if adapters is None:
             return [_UNCHANGED] * self.variant.depth
         if len(adapters) != self.variant.depth:

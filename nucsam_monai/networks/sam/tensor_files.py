@@ -1,6 +1,7 @@
 """What every kind of weights file needs: opening it safely and comparing it with a network."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +35,26 @@ def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
     with open_safetensors(path) as file:
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over the names, types, shapes and bytes of tensors, whatever their order.
+
+    Example:
+        >>> digest_of_tensors({}) == hashlib.sha256().hexdigest()
+        True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(bytes_of_tensor(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU without copying them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def require_file(path: Path | str) -> None:

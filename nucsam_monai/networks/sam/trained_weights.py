@@ -4,7 +4,6 @@ Saving the adapters alone loses the decoder, and loading them over another base 
 one file holds every trained tensor, and its header names the base by digest.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import nucsam_monai
-from nucsam_monai.networks.sam.tensor_files import open_safetensors, read_safetensors, require_same_tensors
+from nucsam_monai.networks.sam.tensor_files import (
+    digest_of_tensors,
+    open_safetensors,
+    read_safetensors,
+    require_same_tensors,
+)
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.files import atomic_path
 
@@ -124,16 +128,11 @@ def frozen_digest(network: nn.Module) -> str:
     """Return the SHA-256 over the names, types, shapes and bytes of every tensor that is not trained.
 
     Example:
-        >>> frozen_digest(nn.Linear(2, 2)) == hashlib.sha256().hexdigest()  # nothing is frozen
+        >>> frozen_digest(nn.Linear(2, 2)) == digest_of_tensors({})  # nothing is frozen
         True
     """
     _, frozen = _split(network)
-    digest = hashlib.sha256()
-    for name in sorted(frozen):
-        tensor = frozen[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest_of_tensors(frozen)
 
 
 def _split(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
