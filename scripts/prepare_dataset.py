@@ -7,9 +7,11 @@ Examples::
     python scripts/prepare_dataset.py monuseg --source "MoNuSeg 2018 Training Data.zip" \
         --test_source MoNuSegTestData.zip --output_dir data/monuseg
     python scripts/prepare_dataset.py nucls --source nucls --output_dir data/nucls
+    python scripts/prepare_dataset.py folder --images my/images --instances my/labels --output_dir data/mine
     python scripts/prepare_dataset.py validate data/monuseg
 
-A source may also be the folder unpacked from the archive. The options of one dataset are listed by
+A source may also be the folder unpacked from the archive, or a folder of several archives. ``folder`` takes
+images and label maps of one's own, paired by name. The options of one dataset are listed by
 ``python scripts/prepare_dataset.py dsb2018 --help``.
 """
 
@@ -22,7 +24,7 @@ from collections.abc import Callable, Mapping
 
 import fire
 
-from nucsam_monai.data.converters import CONVERTERS, ConversionSummary
+from nucsam_monai.data.converters import CONVERTERS, ConversionSummary, folder
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
@@ -87,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     commands = {name: reporting(converter.convert) for name, converter in CONVERTERS.items()}
+    commands["folder"] = reporting(folder.convert)
     try:
         fire.Fire({**commands, "validate": validate, "list": list_datasets}, command=arguments)
     except (NucSAMError, OSError) as error:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "nucsam_monai"
 
 MAY_IMPORT = {
     "utils": set(),
-    "data": {"utils"},
+    "data": {"utils", "io"},
     "transforms": {"utils", "io"},
     "networks": {"utils"},
     "losses": {"utils", "networks"},

@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import tifffile
+from PIL import Image
+
+from nucsam_monai.data.converters import folder
+from nucsam_monai.data.dataset import read_dataset
+from nucsam_monai.data.label_files import read_classes, read_instances
+from nucsam_monai.data.validation import validate_dataset
+from nucsam_monai.utils.errors import ConfigurationError, DatasetError, ImageReadError
+from tests.data.originals import noise
+
+
+def label_map() -> np.ndarray:
+    labels = np.zeros((8, 10), np.int32)
+    labels[1:3, 1:3], labels[4:7, 4:7] = 40, 7
+    return labels
+
+
+def class_map(first: int = 5, second: int = 2) -> np.ndarray:
+    """The class of nucleus 7 is ``first``, that of 40 is ``second`` in three of its four pixels."""
+    values = np.zeros((8, 10), np.uint8)
+    values[1:3, 1:3], values[4:7, 4:7] = second, first
+    values[1, 1] = first
+    return values
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for number in range(10):
+        Image.fromarray(noise(8, 10, seed=number)).save(tmp_path / "images" / f"P{number // 2}_{number}.png")
+    return tmp_path / "images"
+
+
+def write_maps(target: Path, images: Path, suffix: str, labels: np.ndarray, mark: str = "") -> Path:
+    target.mkdir()
+    for image in images.iterdir():
+        path = target / f"{image.stem}{mark}{suffix}"
+        match suffix:
+            case ".npy":
+                np.save(path, labels)
+            case ".mat":
+                scipy.io.savemat(path, {"inst_map": labels.astype(float)})
+            case ".tif":
+                tifffile.imwrite(path, labels.astype(np.int32))
+            case ".png":
+                Image.fromarray(labels.astype(np.uint16)).save(path)
+    return target
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".mat", ".tif", ".png"])
+def test_every_kind_of_label_map(tmp_path: Path, images: Path, suffix: str) -> None:
+    instances = write_maps(tmp_path / "instances", images, suffix, label_map())
+    summary = folder.convert(images, instances, tmp_path / "mine", magnification=40, mpp=0.25)
+    assert {split: count.images for split, count in summary.splits.items()} == {
+        "training": 8,
+        "validation": 1,
+        "test": 1,
+    }
+    assert validate_dataset(tmp_path / "mine").splits == summary.splits
+    dataset = read_dataset(tmp_path / "mine")
+    assert (dataset.metadata.name, dataset.metadata.magnification, dataset.metadata.mpp) == ("mine", 40, 0.25)
+    assert (dataset.metadata.class_names, dataset.metadata.protocol) == (("nucleus",), "random")
+    found = read_instances(dataset.splits["test"][0]["instances"])
+    assert np.array_equal(found, np.select([label_map() == 7, label_map() == 40], [1, 2]))
+
+
+def test_classes_from_maps(tmp_path: Path, images: Path) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map(), "_mask")
+    classes = write_maps(tmp_path / "classes", images, ".png", class_map(), "_type")
+    options = {"instances_suffix": "_mask", "classes": classes, "classes_suffix": "_type"}
+    folder.convert(images, instances, tmp_path / "a", **options)
+    dataset = read_dataset(tmp_path / "a")
+    assert dataset.metadata.class_names == ("class 2", "class 5")
+    assert read_classes(dataset.splits["test"][0]["classes"]) == {1: 1, 2: 0}
+    folder.convert(images, instances, tmp_path / "b", class_names="stroma, tumour", **options)
+    assert read_dataset(tmp_path / "b").metadata.class_names == ("stroma", "tumour")
+    with pytest.raises(ConfigurationError, match=r"1 names for 2 classes, whose values are \[2, 5\]"):
+        folder.convert(images, instances, tmp_path / "c", class_names="tumour", **options)
+
+
+def test_classes_from_json(tmp_path: Path, images: Path) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    (tmp_path / "classes").mkdir()
+    for image in images.iterdir():
+        (tmp_path / "classes" / f"{image.stem}.json").write_text('{"7": 0, "40": 3}')
+    folder.convert(images, instances, tmp_path / "mine", classes=tmp_path / "classes")
+    dataset = read_dataset(tmp_path / "mine")
+    assert dataset.metadata.class_names == ("class 0", "class 3")
+    assert read_classes(dataset.splits["test"][0]["classes"]) == {1: 0, 2: 1}
+
+
+@pytest.mark.parametrize("pattern", [r"^P\d", r"^(P\d)_"])
+def test_groups_stay_together(tmp_path: Path, images: Path, pattern: str) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    folder.convert(images, instances, tmp_path / "mine", group_pattern=pattern)
+    dataset = read_dataset(tmp_path / "mine")
+    splits: dict[str, set[str]] = {}
+    for split, items in dataset.splits.items():
+        for item in items:
+            assert item["group"] == item["id"][:2]
+            splits.setdefault(item["group"], set()).add(split)
+    assert all(len(members) == 1 for members in splits.values())
+
+
+def test_splits_of_ones_own(tmp_path: Path, images: Path) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    (tmp_path / "splits.json").write_text(json.dumps({"training": ["P0_0", "P0_1"], "test": ["P4_9"]}))
+    summary = folder.convert(images, instances, tmp_path / "mine", splits=tmp_path / "splits.json", workers=2)
+    assert {part: count.images for part, count in summary.splits.items()} == {
+        "training": 2,
+        "validation": 0,
+        "test": 1,
+        "unused": 7,
+    }
+    (tmp_path / "splits.json").write_text("[]")
+    with pytest.raises(ConfigurationError, match="not a JSON object"):
+        folder.convert(images, instances, tmp_path / "other", splits=tmp_path / "splits.json")
+
+
+def test_images_without_nuclei_are_normal(tmp_path: Path, images: Path) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", np.zeros((8, 10), np.uint8))
+    classes = write_maps(tmp_path / "classes", images, ".npy", np.zeros((8, 10), np.uint8))
+    summary = folder.convert(images, instances, tmp_path / "mine", classes=classes)
+    assert sum(count.nuclei for count in summary.splits.values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (
+            lambda root: (root / "instances" / "P0_0.npy").unlink(),
+            r"nothing for 1 of 10 images, first P0_0\.png",
+        ),
+        (lambda root: np.save(root / "instances" / "new.npy", label_map()), "1 files without an image"),
+        (lambda root: np.save(root / "instances" / "P0_0.npy", label_map()[1:]), r"is \(7, 10\), its image"),
+        (
+            lambda root: Image.fromarray(label_map().astype(np.uint16)).save(root / "instances" / "P0_0.png"),
+            "are both of 'P0_0'",
+        ),
+        (lambda root: (root / "instances" / "P0_0.npy").write_bytes(b"x"), "P0_0"),
+        (lambda root: (root / "images" / "P0_0.png").write_bytes(b"x"), "P0_0"),
+    ],
+)
+def test_wrong_folders_leave_nothing_behind(tmp_path: Path, images: Path, break_it, message: str) -> None:  # type: ignore[no-untyped-def]
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    break_it(tmp_path)
+    with pytest.raises((DatasetError, ImageReadError), match=message):
+        folder.convert(images, instances, tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "instances"]
+
+
+@pytest.mark.parametrize(("pattern", "message"), [("(", "not a regular expression"), ("Q", "does not occur")])
+def test_wrong_patterns_are_named(tmp_path: Path, images: Path, pattern: str, message: str) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    with pytest.raises(ConfigurationError, match=message):
+        folder.convert(images, instances, tmp_path / "mine", group_pattern=pattern)
