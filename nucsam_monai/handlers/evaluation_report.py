@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy, string_list_all_gather
 
 from nucsam_monai.io import comparison_overlay, read_image, write_evaluation, write_png
-from nucsam_monai.metrics import contingency_table
+from nucsam_monai.metrics import matched_ids
 from nucsam_monai.metrics.summary import summarise_by_domain
 
 logger = logging.getLogger(__name__)
@@ -113,13 +113,3 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
         means = ", ".join(f"{key} {row[key]:.4f}" for key in ("dice", "aji", "pq") if key in row)
         logger.info("%s (%d images): %s", row["domain"], row["images"], means)
     logger.info("tables: %s", output_dir)
-
-
-def matched_ids(true: np.ndarray, predicted: np.ndarray, match_iou: float = 0.5) -> tuple[set[int], set[int]]:
-    """Return the ids on both sides of all pairs with an IoU above ``match_iou``."""
-    table = contingency_table(true, predicted)
-    paired = table.ious() > match_iou
-    return (
-        set(table.y_ids[table.overlap_rows[paired]].tolist()),
-        set(table.y_pred_ids[table.overlap_columns[paired]].tolist()),
-    )

@@ -42,6 +42,7 @@ from nucsam_monai.metrics.instance import (
     aggregated_jaccard_index_plus,
     instance_metrics,
     instance_metrics_from_table,
+    matched_ids,
     panoptic_quality,
 )
 from nucsam_monai.metrics.measurement import EvaluationSample, majority_classes
@@ -124,6 +125,7 @@ __all__ = [
     "majority_classes",
     "match_points",
     "match_points_hungarian",
+    "matched_ids",
     "matching_radius_px",
     "object_scores",
     "pannuke_summary",

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 
 from nucsam_monai.metrics.label_maps import as_integer_maps, refuse_negative_ids
-from nucsam_monai.metrics.runs import LabelRuns, areas_px, centroids_xy_of, label_runs, moments, rank_ids
+from nucsam_monai.utils.label_runs import LabelRuns, areas_px, centroids_xy_of, label_runs, moments, rank_ids
 
 
 @dataclass(frozen=True)

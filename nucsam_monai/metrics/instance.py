@@ -181,18 +181,47 @@ def aji_plus_from_table(table: ContingencyTable) -> float:
 
 def panoptic_quality_from_table(table: ContingencyTable, match_iou: float = 0.5) -> PanopticQuality:
     """Return the panoptic quality of a counted image, see :func:`panoptic_quality`."""
+    matched = _matched_overlaps(table, match_iou)
+    tp = len(matched)
+    fp, fn = len(table.y_pred_ids) - tp, len(table.y_ids) - tp
+    dq, sq, pq = qualities(*(np.array([value]) for value in (tp, fp, fn, table.ious()[matched].sum())))
+    return PanopticQuality(float(dq[0]), float(sq[0]), float(pq[0]), tp, fp, fn)
+
+
+def matched_ids(y: ArrayLike, y_pred: ArrayLike, match_iou: float = 0.5) -> tuple[set[int], set[int]]:
+    """Return the ids on both sides of the pairs that :func:`panoptic_quality` counts as matches.
+
+    Args:
+        y: ``(H, W)`` ground truth, integers >= 0, 0 = background.
+        y_pred: ``(H, W)`` prediction, likewise.
+        match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
+
+    Raises:
+        ConfigurationError: the maps are not two label maps of one shape, or ``match_iou`` is outside [0, 1).
+
+    Example:
+        >>> matched_ids([[1, 1, 0, 2]], [[5, 5, 6, 0]])
+        ({1}, {5})
+    """
+    table = contingency_table(y, y_pred)
+    matched = _matched_overlaps(table, match_iou)
+    return (
+        set(table.y_ids[table.overlap_rows[matched]].tolist()),
+        set(table.y_pred_ids[table.overlap_columns[matched]].tolist()),
+    )
+
+
+def _matched_overlaps(table: ContingencyTable, match_iou: float) -> NDArray[np.intp]:
+    """Return which overlaps are matches; above an IoU of 0.5 no instance can be in two of them."""
     if not 0 <= match_iou < 1:
         raise ConfigurationError(
             f"match_iou: expected 0 <= match_iou < 1, found {match_iou}. The usual value is 0.5."
         )
-    ious = table.ious()
+    matches = table.ious() > match_iou
     if match_iou < 0.5:
-        ious = ious[maximum_iou_assignment(table)]
-    matched = ious[ious > match_iou]
-    tp = len(matched)
-    fp, fn = len(table.y_pred_ids) - tp, len(table.y_ids) - tp
-    dq, sq, pq = qualities(*(np.array([value]) for value in (tp, fp, fn, matched.sum())))
-    return PanopticQuality(float(dq[0]), float(sq[0]), float(pq[0]), tp, fp, fn)
+        partners = maximum_iou_assignment(table)
+        return partners[matches[partners]]
+    return np.flatnonzero(matches)
 
 
 def qualities(

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nucsam_monai.metrics.classes import classes_of, match_per_class
-from nucsam_monai.metrics.contingency import contingency_table
 from nucsam_monai.metrics.detection import DetectionAccumulator, GreedyDetection, HovernetDetection
 from nucsam_monai.metrics.foreground import foreground_metrics
 from nucsam_monai.metrics.foreground_variants import threshold_mean, weighted_scores
 from nucsam_monai.metrics.instance import instance_metrics, qualities
+from nucsam_monai.metrics.label_maps import as_label_maps
 from nucsam_monai.metrics.objects import dice2, object_scores
 from nucsam_monai.metrics.pannuke import image_mpq
 from nucsam_monai.metrics.points import centroids_xy
+from nucsam_monai.utils.class_vote import majority_values
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 Protocol = Literal["foreground", "instance", "objects", "classes", "detection"]
@@ -161,11 +162,9 @@ def majority_classes(instances: ArrayLike, class_map: ArrayLike) -> dict[int, in
         >>> majority_classes([[4, 4, 4, 0, 9]], [[1, 3, 3, 1, 0]])
         {4: 2}
     """
-    table = contingency_table(instances, class_map)
-    order = np.lexsort((table.overlap_columns, -table.overlap_areas_px, table.overlap_rows))
-    rows, first = np.unique(table.overlap_rows[order], return_index=True)
-    winners = table.y_pred_ids[table.overlap_columns[order[first]]]
-    return {int(label): int(value) - 1 for label, value in zip(table.y_ids[rows], winners, strict=True)}
+    return {
+        label: value - 1 for label, value in majority_values(*as_label_maps(instances, class_map)).items()
+    }
 
 
 def _foreground(sample: EvaluationSample) -> dict[str, float]:

@@ -10,6 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from nucsam_monai.metrics.contingency import ContingencyTable, contingency_table
+from nucsam_monai.metrics.ratios import ratio
 from nucsam_monai.utils.errors import ConfigurationError
 
 COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -33,12 +34,12 @@ class ObjectScores(NamedTuple):
     @property
     def average_precision(self) -> NDArray[np.float64]:
         """``TP / (TP + FP + FN)``; NaN if there is neither ground truth nor prediction."""
-        return _ratios(self.tp, self.tp + self.fp + self.fn)
+        return ratio(self.tp, self.tp + self.fp + self.fn)
 
     @property
     def f1(self) -> NDArray[np.float64]:
         """``2 TP / (2 TP + FP + FN)``; NaN if there is neither ground truth nor prediction."""
-        return _ratios(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        return ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     def plus(self, other: "ObjectScores") -> "ObjectScores":
         """Return the scores of both sets of images together.
@@ -130,8 +131,3 @@ def _most_matches(table: ContingencyTable, threshold: float) -> int:
         (np.ones(len(cells[0]), bool), cells), shape=(len(table.y_ids), len(table.y_pred_ids))
     ).tocsr()
     return int(np.count_nonzero(maximum_bipartite_matching(graph) >= 0))
-
-
-def _ratios(numerators: NDArray[np.int64], denominators: NDArray[np.int64]) -> NDArray[np.float64]:
-    defined = denominators > 0
-    return np.where(defined, numerators / np.where(defined, denominators, 1), np.nan)

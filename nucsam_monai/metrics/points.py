@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist
 
 from nucsam_monai.metrics.assignment import maximum_weight_assignment
 from nucsam_monai.metrics.label_maps import as_integer_map, refuse_negative_ids
-from nucsam_monai.metrics.runs import areas_px, centroids_xy_of, label_runs, moments, rank_ids
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.label_runs import areas_px, centroids_xy_of, label_runs, moments, rank_ids
 
 _RADIUS_PX_AT_40X = 12.0
 _UM_PER_PX_AT_40X = 0.25

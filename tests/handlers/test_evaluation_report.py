@@ -1,11 +1,9 @@
 import csv
 import json
 
-import numpy as np
 import pytest
 
 from nucsam_monai.handlers import EvaluationReport, NamedMetricsHandler
-from nucsam_monai.handlers.evaluation_report import matched_ids
 from nucsam_monai.io import read_image
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
 from nucsam_monai.metrics.cumulative import ForegroundMetric, InstanceSegmentationMetric
@@ -99,11 +97,3 @@ def test_first_images_of_every_domain_get_an_overlay(tmp_path, overlays_per_doma
     for path in found:
         height, width = read_image(path).shape[:2]
         assert width > height  # three panels beside each other
-
-
-def test_only_pairs_above_the_threshold_match():
-    true = np.array([[1, 1, 0, 7, 7, 7]])
-    predicted = np.array([[4, 0, 0, 9, 9, 0]])
-    assert matched_ids(true, predicted) == ({7}, {9})
-    assert matched_ids(true, predicted, match_iou=0.4) == ({1, 7}, {4, 9})
-    assert matched_ids(true, np.zeros_like(true)) == (set(), set())

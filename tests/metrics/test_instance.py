@@ -14,6 +14,7 @@ from nucsam_monai.metrics import (
     aggregated_jaccard_index_plus,
     instance_metrics,
     iou,
+    matched_ids,
     panoptic_quality,
 )
 from nucsam_monai.utils.errors import ConfigurationError
@@ -222,3 +223,25 @@ def test_maps_that_are_no_label_maps_are_refused(metric: object, bad: np.ndarray
 def test_bool_masks_are_one_instance() -> None:
     mask = np.array([[True, True, False, True]])
     assert instance_metrics(mask, mask.astype(np.int64) * 70_000)[:3] == (1, 1, 1)
+
+
+def test_only_pairs_above_the_threshold_match():
+    true = np.array([[1, 1, 0, 7, 7, 7]])
+    predicted = np.array([[4, 0, 0, 9, 9, 0]])
+    assert matched_ids(true, predicted) == ({7}, {9})
+    assert matched_ids(true, predicted, match_iou=0.4) == ({1, 7}, {4, 9})
+    assert matched_ids(true, np.zeros_like(true)) == (set(), set())
+
+
+@given(pairs_of_label_maps(), st.sampled_from([0.3, 0.5, 0.75]))
+def test_matched_ids_are_those_that_panoptic_quality_counts(pair, match_iou):
+    matched_true, matched_predicted = matched_ids(*pair, match_iou)
+    expected = panoptic_quality(*pair, match_iou)
+    assert len(matched_true) == len(matched_predicted) == expected.tp
+    assert [
+        len(set(np.unique(labels[labels > 0])) - ids)
+        for labels, ids in zip(pair, (matched_true, matched_predicted), strict=True)
+    ] == [
+        expected.fn,
+        expected.fp,
+    ]

@@ -1,12 +1,13 @@
-"""The class of a nucleus where the classes come as a map of pixels."""
+"""The class of a nucleus where a dataset has a map of classes that must fit its instances."""
 
 import numpy as np
 
+from nucsam_monai.utils import class_vote
 from nucsam_monai.utils.errors import DatasetError
 
 
 def majority_values(instances: np.ndarray, values: np.ndarray, where: str) -> dict[int, int]:
-    """Give every instance the value of most of its pixels; 0 does not vote, equal votes go to the lower value.
+    """Give every instance its class, see :func:`nucsam_monai.utils.class_vote.majority_values`.
 
     Args:
         instances: ``(H, W)`` non-negative integers, 0 = background.
@@ -18,22 +19,10 @@ def majority_values(instances: np.ndarray, values: np.ndarray, where: str) -> di
 
     Raises:
         DatasetError: the maps differ in shape, or an instance has no pixel with a value.
-
-    Example:
-        >>> majority_values(np.array([[1, 1, 7]]), np.array([[2, 0, 3]]), "classes.png")
-        {1: 2, 7: 3}
     """
     if values.shape != instances.shape:
         raise DatasetError(f"{where}: class map is {values.shape}, instance map is {instances.shape}.")
-    voting = (instances > 0) & (values > 0)
-    # One number per pair of instance and value counts the votes far faster than rows of two numbers.
-    base = int(values.max(initial=0)) + 1
-    pairs, votes = np.unique(instances[voting].astype(np.int64) * base + values[voting], return_counts=True)
-    best: dict[int, tuple[int, int]] = {}
-    for pair, count in zip(pairs.tolist(), votes.tolist(), strict=True):
-        instance_id, value = divmod(pair, base)
-        if count > best.get(instance_id, (0, 0))[0]:
-            best[instance_id] = (count, value)
-    if without := sorted(set(np.unique(instances[instances > 0]).tolist()) - set(best)):
+    majority = class_vote.majority_values(instances, values)
+    if without := sorted(set(np.unique(instances[instances > 0]).tolist()) - set(majority)):
         raise DatasetError(f"{where}: {len(without)} instances have no class, first {without[0]}.")
-    return {instance_id: value for instance_id, (_, value) in best.items()}
+    return majority
