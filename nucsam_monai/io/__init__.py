@@ -5,7 +5,12 @@ from nucsam_monai.io.evaluation import write_evaluation
 from nucsam_monai.io.geojson import nuclei_features, write_geojson
 from nucsam_monai.io.images import MAX_PIXELS, SUPPORTED_SUFFIXES, find_images, output_stems, read_image
 from nucsam_monai.io.label_image import write_label_image
-from nucsam_monai.io.label_maps import LABEL_MAP_SUFFIXES, read_label_map
+from nucsam_monai.io.label_maps import (
+    LABEL_MAP_SUFFIXES,
+    decode_label_channels,
+    decode_label_map,
+    read_label_map,
+)
 from nucsam_monai.io.overlay import overlay_image, write_png
 from nucsam_monai.io.predictions import write_prediction
 from nucsam_monai.io.table import nuclei_rows, write_json, write_table
@@ -15,6 +20,8 @@ __all__ = [
     "MAX_PIXELS",
     "SUPPORTED_SUFFIXES",
     "comparison_overlay",
+    "decode_label_channels",
+    "decode_label_map",
     "find_images",
     "nuclei_features",
     "nuclei_rows",

@@ -42,11 +42,11 @@ _PHOTOMETRIC_MINISBLACK = 1
 _PHOTOMETRIC_RGB = 2
 
 
-def check_pixel_count(path: Path, width: int, height: int, max_pixels: int) -> None:
+def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: int) -> None:
     """Refuse an image that is larger than permitted, before memory is taken for its pixels."""
     if width * height > max_pixels:
         raise ImageReadError(
-            f"{path}: {width} x {height} pixels are more than the permitted {max_pixels}. "
+            f"{where}: {width} x {height} pixels are more than the permitted {max_pixels}. "
             "Cut the image into tiles, or raise max_pixels."
         )
 

@@ -110,6 +110,11 @@ def image_suffix(path: Path | str) -> str | None:
     return max(matching, key=len, default=None)
 
 
+def content_format(start: bytes) -> str | None:
+    """Return the format of a file (``"PNG"``, ``"TIFF"``, ...) by its first 8 bytes, or None."""
+    return next((name for first_bytes, name in _FIRST_BYTES if start.startswith(first_bytes)), None)
+
+
 def find_images(path: Path | str) -> list[Path]:
     """Return the image itself, or the images directly inside a folder, sorted by name.
 
@@ -183,7 +188,7 @@ def _check_first_bytes(path: Path, expected: str) -> None:
         raise ImageReadError(f"{path}: cannot be opened ({error.strerror}).") from error
     if not start:
         raise ImageReadError(f"{path}: the file is empty (0 bytes). Fetch or export it again.")
-    found = next((name for first_bytes, name in _FIRST_BYTES if start.startswith(first_bytes)), None)
+    found = content_format(start)
     if found not in (None, expected):
         raise ImageReadError(f"{path}: the name says {expected}, the content is {found}. Correct the suffix.")
     if found is None and expected not in _FORMATS_WITHOUT_FIRST_BYTES:

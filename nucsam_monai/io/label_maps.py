@@ -1,34 +1,43 @@
-"""Reading label maps that any tool wrote: PNG, TIFF, NPY or MAT files whose pixel values are ids."""
+"""Reading label maps that any tool wrote: image, NPY or MAT files whose values are ids."""
 
-import math
+import io
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import ImageFile, PngImagePlugin, TiffImagePlugin
 
-from nucsam_monai.io.decoders import DECODER_FAILURES, check_pixel_count
+from nucsam_monai.io.decoders import DECODER_FAILURES
 from nucsam_monai.io.images import MAX_PIXELS
+from nucsam_monai.io.label_decoders import (
+    decode_label_image,
+    decode_label_mat,
+    decode_label_npy,
+    decode_label_plane,
+)
 from nucsam_monai.utils.errors import ImageReadError
 
 _LARGEST_ID = int(np.iinfo(np.int32).max)
-_MAT_VARIABLE = "inst_map"  # the name in the files of HoVer-Net and of what follows its format
-_MAT_NUMBERS = {
-    "double",
-    "single",
-    "logical",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+_Decoder = Callable[[IO[bytes], str, int], NDArray[Any]]
+_DECODERS: dict[str, _Decoder] = {
+    ".png": decode_label_plane,
+    ".tif": decode_label_plane,
+    ".tiff": decode_label_plane,
+    ".bmp": decode_label_plane,
+    ".npy": decode_label_npy,
+    ".mat": decode_label_mat,
 }
+
+LABEL_MAP_SUFFIXES = tuple(_DECODERS)
+"""Suffixes, lower case, of the files that :func:`read_label_map` reads."""
 
 
 def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
     """Read a map of ids: instances, or classes per pixel.
 
     ====================  =====================================================================
-    ``.png``              1 to 16 bits; the values of a palette image are its indices
+    ``.png``, ``.bmp``    1 to 16 bits; the values of a palette image are its indices
     ``.tif``, ``.tiff``   integers of any width, or floats that hold whole numbers
     ``.npy``              likewise; files that need unpickling are refused
     ``.mat``              the variable ``inst_map``, or else the only 2-D array of numbers
@@ -52,136 +61,98 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
         >>> read_label_map("predictions/slide1.npy").max()  # doctest: +SKIP
         412
     """
-    path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ImageReadError(
-            f"{path}: not a label map ('{path.suffix}'). Supported: {', '.join(LABEL_MAP_SUFFIXES)}."
-        )
+    decoder = _decoder_of(str(path))
     try:
-        values = reader(path, max_pixels)
+        file = Path(path).open("rb")  # noqa: SIM115
     except FileNotFoundError as error:
         raise ImageReadError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise ImageReadError(f"{path}: cannot be opened ({error.strerror}).") from error
+    with file:
+        return _as_ids(_decode(decoder, file, str(path), max_pixels), str(path))
+
+
+def decode_label_map(content: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
+    """Decode a map of ids that was read before, out of an archive for example; see :func:`read_label_map`.
+
+    Args:
+        content: bytes of the file.
+        where: what messages call the file; it ends with the file's name, whose suffix tells the format.
+        max_pixels: larger maps are refused before their pixels are decoded.
+
+    Returns:
+        ``(H, W)`` int32, 0 = background.
+
+    Raises:
+        ImageReadError: as for :func:`read_label_map`.
+    """
+    return _as_ids(_decode(_decoder_of(where), io.BytesIO(content), where, max_pixels), where)
+
+
+def decode_label_channels(content: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Decode an image whose channels may differ, as :func:`decode_label_map` does not allow.
+
+    Args:
+        content: bytes of a PNG, TIFF or BMP file, whatever its name.
+        where: what messages call the file.
+        max_pixels: larger images are refused before their pixels are decoded.
+
+    Returns:
+        ``(H, W, C)`` of the type that is stored, without alpha; of a palette image the indices.
+
+    Raises:
+        ImageReadError: the file is damaged, of another format, or too large.
+    """
+    pixels = _decode(decode_label_image, io.BytesIO(content), where, max_pixels)
+    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def _decoder_of(name: str) -> _Decoder:
+    suffix = PurePosixPath(name).suffix
+    decoder = _DECODERS.get(suffix.lower())
+    if decoder is None:
+        raise ImageReadError(
+            f"{name}: not a label map ('{suffix}'). Supported: {', '.join(LABEL_MAP_SUFFIXES)}."
+        )
+    return decoder
+
+
+def _decode(decoder: _Decoder, file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    try:
+        return decoder(file, where, max_pixels)
     except DECODER_FAILURES as error:
         cause = (str(error).strip().splitlines() or ["no further explanation"])[-1]
         raise ImageReadError(
-            f"{path}: damaged, or not a {path.suffix} file ({type(error).__name__}: {cause}). Export it again."
+            f"{where}: damaged, or of another format than its name says ({type(error).__name__}: {cause}). "
+            "Export it again."
         ) from error
-    return _as_ids(_one_channel(values, path), path)
 
 
-def _read_png(path: Path, max_pixels: int) -> NDArray[Any]:
-    return _read_with_pillow(PngImagePlugin.PngImageFile, path, max_pixels)
-
-
-def _read_with_pillow(plugin: type[ImageFile.ImageFile], path: Path, max_pixels: int) -> NDArray[Any]:
-    with plugin(path) as image:
-        check_pixel_count(path, image.width, image.height, max_pixels)
-        pixels = np.array(image)
-        if image.mode in ("LA", "La", "RGBA", "RGBa", "RGBX"):
-            pixels = pixels[..., :-1]
-        return pixels
-
-
-def _read_tiff(path: Path, max_pixels: int) -> NDArray[Any]:
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        axes = dict(zip(series.axes, series.shape, strict=True))
-        check_pixel_count(path, axes.get("X", 1), axes.get("Y", 1), max_pixels)
-        try:
-            pixels = series.asarray()
-        except ValueError as error:
-            # LZW, JPEG and others need a codec package; libtiff inside Pillow has them.
-            if "imagecodecs" not in str(error):
-                raise
-            return _read_with_pillow(TiffImagePlugin.TiffImageFile, path, max_pixels)
-        if "S" in axes:
-            pixels = np.moveaxis(pixels, series.axes.index("S"), -1)
-            return pixels[..., : axes["S"] - len(series.keyframe.extrasamples)]
-        return pixels
-
-
-def _read_npy(path: Path, max_pixels: int) -> NDArray[Any]:
-    try:
-        # mapped, so that an over-large file is refused by its header alone
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        if "Python objects" in str(error) or "pickle" in str(error):
+def _as_ids(values: NDArray[Any], where: str) -> NDArray[np.int32]:
+    plane = _one_channel(values, where)
+    if plane.dtype.kind == "f":
+        if not np.isfinite(plane).all() or (plane != np.floor(plane)).any():
             raise ImageReadError(
-                f"{path}: not a plain array of numbers; it may hold pickled Python objects (a dictionary, for "
-                "example), which are never loaded. Save the instance map alone with numpy.save."
-            ) from error
-        raise
-    if not isinstance(values, np.ndarray):
-        values.close()
-        raise ImageReadError(
-            f"{path}: an archive of arrays (.npz), expected one array. Save the map as .npy."
-        )
-    check_pixel_count(path, values.size, 1, max_pixels)
-    return np.array(values)
-
-
-def _read_mat(path: Path, max_pixels: int) -> NDArray[Any]:
-    import scipy.io
-
-    with path.open("rb") as file:
-        try:
-            variables = {
-                name: shape
-                for name, shape, kind in scipy.io.whosmat(file)
-                if kind in _MAT_NUMBERS and len(shape) == 2
-            }
-        except NotImplementedError as error:
-            raise ImageReadError(
-                f"{path}: MATLAB 7.3 (HDF5), which is not supported. Save it with save(..., '-v7')."
-            ) from error
-        names = [_MAT_VARIABLE] if _MAT_VARIABLE in variables else list(variables)
-        if len(names) != 1:
-            raise ImageReadError(
-                f"{path}: expected '{_MAT_VARIABLE}' or a single 2-D array of numbers, found "
-                f"{', '.join(names) or 'none'}."
+                f"{where}: found fractions, NaN or infinities, expected whole ids. Export ids, not probabilities."
             )
-        check_pixel_count(path, math.prod(variables[names[0]]), 1, max_pixels)
-        file.seek(0)
-        return scipy.io.loadmat(file, variable_names=names)[names[0]]
+    elif plane.dtype.kind not in "iub":
+        raise ImageReadError(f"{where}: expected integer ids, found values of type {plane.dtype}.")
+    if plane.size and (plane.min() < 0 or plane.max() > _LARGEST_ID):
+        raise ImageReadError(
+            f"{where}: ids from {plane.min()} to {plane.max()}, expected 0 (background) to {_LARGEST_ID}. "
+            "Number the nuclei anew."
+        )
+    return np.ascontiguousarray(plane, dtype=np.int32)
 
 
-def _one_channel(values: NDArray[Any], path: Path) -> NDArray[Any]:
+def _one_channel(values: NDArray[Any], where: str) -> NDArray[Any]:
     """Drop axes of length 1 and repeated channels."""
     plane = values if values.ndim == 2 else values.squeeze()
     if plane.ndim == 3 and plane.shape[-1] == 3 and (plane == plane[..., :1]).all():
         plane = plane[..., 0]
     if plane.ndim != 2:
         raise ImageReadError(
-            f"{path}: expected one id per pixel (H, W), found shape {values.shape}. Colours or several maps in one "
-            "file are no label map; export the instance map alone."
+            f"{where}: expected one id per pixel (H, W), found shape {values.shape}. Colours or several maps in "
+            "one file are no label map; export the instance map alone."
         )
     return plane
-
-
-def _as_ids(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or (values != np.floor(values)).any():
-            raise ImageReadError(
-                f"{path}: found fractions, NaN or infinities, expected whole ids. Export ids, not probabilities."
-            )
-    elif values.dtype.kind not in "iub":
-        raise ImageReadError(f"{path}: expected integer ids, found values of type {values.dtype}.")
-    if values.size and (values.min() < 0 or values.max() > _LARGEST_ID):
-        raise ImageReadError(
-            f"{path}: ids from {values.min()} to {values.max()}, expected 0 (background) to {_LARGEST_ID}. "
-            "Number the nuclei anew."
-        )
-    return np.ascontiguousarray(values, dtype=np.int32)
-
-
-_READERS: dict[str, Callable[[Path, int], NDArray[Any]]] = {
-    ".png": _read_png,
-    ".tif": _read_tiff,
-    ".tiff": _read_tiff,
-    ".npy": _read_npy,
-    ".mat": _read_mat,
-}
-
-LABEL_MAP_SUFFIXES = tuple(_READERS)
-"""Suffixes, lower case, of the files that :func:`read_label_map` reads."""

@@ -4,10 +4,21 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_label_map, write_label_image
+from nucsam_monai.io import (
+    LABEL_MAP_SUFFIXES,
+    decode_label_channels,
+    decode_label_map,
+    read_label_map,
+    write_label_image,
+)
 from nucsam_monai.utils.errors import ImageReadError
+from tests.data.encoded import bmp, mat, npy
+from tests.data.originals import noise, png, tiff
 
 LABELS = np.array([[0, 3, 3, 0], [7, 7, 0, 9], [0, 0, 0, 200]])
 LARGE = LABELS * 300
@@ -31,6 +42,16 @@ WRITERS = {
             path
         ),
     ),
+    "alpha.png": (
+        LABELS,
+        lambda path: Image.fromarray(np.dstack([LABELS, LABELS * 0 + 255]).astype(np.uint8)).save(path),
+    ),
+    "row_of_rgb.png": (
+        LABELS[:1],
+        lambda path: Image.fromarray(np.dstack([LABELS[:1]] * 3).astype(np.uint8)).save(path),
+    ),
+    "grey.bmp": (LABELS, lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path)),
+    "really_a_png.tif": (LABELS, lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path, "PNG")),
     "mask.png": (LABELS > 0, lambda path: Image.fromarray(LABELS > 0).save(path)),
     "eight.tif": (LABELS, lambda path: tifffile.imwrite(path, LABELS.astype(np.uint8))),
     "sixteen.tif": (LARGE, lambda path: tifffile.imwrite(path, LARGE.astype(np.uint16))),
@@ -65,10 +86,11 @@ WRITERS = {
 def test_every_format_gives_the_same_ids(tmp_path: Path, name: str) -> None:
     expected, write = WRITERS[name]
     write(tmp_path / name)
-    labels = read_label_map(tmp_path / name)
-    assert labels.dtype == np.int32
-    assert labels.flags.c_contiguous
-    np.testing.assert_array_equal(labels, expected)
+    content = (tmp_path / name).read_bytes()
+    for labels in (read_label_map(tmp_path / name), decode_label_map(content, f"archive.zip: {name}")):
+        assert labels.dtype == np.int32
+        assert labels.flags.c_contiguous
+        np.testing.assert_array_equal(labels, expected)
 
 
 REFUSED = {
@@ -76,6 +98,15 @@ REFUSED = {
         lambda path: Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)).save(path),
         "expected one id per pixel",
     ),
+    "row_of_colours.png": (
+        lambda path: Image.fromarray(np.arange(12, dtype=np.uint8).reshape(1, 4, 3)).save(path),
+        "expected one id per pixel",
+    ),
+    "stack.tif": (
+        lambda path: tifffile.imwrite(path, np.zeros((5, 2, 2), np.uint8)),
+        "expected one id per pixel",
+    ),
+    "lossy.png": (lambda path: Image.fromarray(LABELS.astype(np.uint8)).save(path, "JPEG"), "changes ids"),
     "fractions.tif": (
         lambda path: tifffile.imwrite(path, np.array([[0, 0.5]], np.float32)),
         "not probabilities",
@@ -86,7 +117,12 @@ REFUSED = {
     "stack.npy": (lambda path: np.save(path, np.zeros((2, 5, 5), int)), r"\(2, 5, 5\)"),
     "texts.npy": (lambda path: np.save(path, np.array([["a"]])), "integer ids"),
     "objects.npy": (lambda path: np.save(path, {"inst_map": LABELS}, allow_pickle=True), "never loaded"),
-    "rubbish.npy": (lambda path: path.write_bytes(b"no array"), "never loaded"),
+    "rubbish.npy": (lambda path: path.write_bytes(b"no array"), "not a .npy file"),
+    "huge.npy": (
+        lambda path: path.write_bytes(npy(LABELS).replace(b"(3, 4), }           ", b"(99999, 99999999), }")),
+        "more than the permitted",
+    ),
+    "cut.npy": (lambda path: path.write_bytes(npy(LABELS)[:-8]), "damaged"),
     "archive.npy": (
         lambda path: (np.savez(path.with_suffix(".npz"), a=LABELS), path.with_suffix(".npz").rename(path)),
         "expected one array",
@@ -97,6 +133,7 @@ REFUSED = {
         lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124, b" ") + b"\x00\x02IM" + bytes(400)),
         "-v7",
     ),
+    "cut.mat": (lambda path: path.write_bytes(mat(inst_map=LABELS)[:200]), "damaged"),
     "rubbish.mat": (lambda path: path.write_bytes(b"x" * 300), "damaged"),
     "cut.png": (
         lambda path: (
@@ -118,6 +155,42 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageReadError, match=message) as raised:
         read_label_map(tmp_path / name)
     assert str(raised.value).startswith(str(tmp_path / name))
+    if (tmp_path / name).exists():
+        content = (tmp_path / name).read_bytes()
+        with pytest.raises(ImageReadError, match=message) as raised:
+            decode_label_map(content, f"archive.zip: {name}")
+        assert str(raised.value).startswith(f"archive.zip: {name}: ")
+
+
+def test_a_folder_is_no_label_map(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ImageReadError, match=r"a\.png: cannot be opened"):
+        read_label_map(tmp_path / "a.png")
+
+
+@settings(max_examples=25)
+@given(
+    arrays.arrays(
+        np.int32, arrays.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(0, 60_000)
+    )
+)
+def test_bytes_of_every_format_give_the_same_map(expected: np.ndarray) -> None:
+    for name, content in (
+        ("a.npy", npy(expected)),
+        ("a.NPY", npy(np.asfortranarray(expected).astype(np.float64))),
+        ("a.mat", mat(inst_map=expected)),
+        ("a.Mat", mat(inst_map=expected.astype(np.float32))),
+        ("a.png", png(expected.astype(np.uint16))),
+        ("a.tif", tiff(expected)),
+        ("a.tiff", tiff(expected.astype(np.float32))),
+    ):
+        np.testing.assert_array_equal(decode_label_map(content, name), expected)
+
+
+def test_channels_without_alpha() -> None:
+    pixels = noise(4, 5, 4)
+    np.testing.assert_array_equal(decode_label_channels(png(pixels), "a"), pixels[..., :3])
+    assert decode_label_channels(bmp(pixels[..., 0]), "a").shape == (4, 5, 1)
 
 
 @pytest.mark.parametrize("suffix", LABEL_MAP_SUFFIXES)

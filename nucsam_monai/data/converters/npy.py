@@ -8,11 +8,7 @@ import numpy as np
 
 from nucsam_monai.data.converters.sources import Source
 from nucsam_monai.utils.errors import DatasetError
-
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+from nucsam_monai.utils.npy import read_npy_header
 
 
 class NpyRows:
@@ -27,9 +23,8 @@ class NpyRows:
         self._file = file
         self._where = where
         try:
-            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
-            self.shape, fortran, self.dtype = _HEADERS[version](file)  # type: ignore[no-untyped-call]
-        except (ValueError, KeyError) as error:
+            self.shape, fortran, self.dtype = read_npy_header(file)
+        except ValueError as error:
             raise DatasetError(f"{where}: not a .npy file ({error}).") from error
         if self.dtype.hasobject:
             raise DatasetError(f"{where}: holds Python objects, which are never unpickled.")

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nucsam_monai.data.converters.label_decoding import decode_label_file
-from nucsam_monai.data.converters.rasters import decode_rgb
+from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
 from nucsam_monai.data.converters.sources import Source
 from nucsam_monai.data.samples import Sample
 from nucsam_monai.utils.errors import DatasetError
@@ -72,7 +71,7 @@ def decode_pair(pair: Pair) -> Sample:
     """
     source = pair.source
     image = decode_rgb(source.read(pair.image), source.where(pair.image))
-    instances = decode_label_file(source.read(pair.labels), pair.labels, source.where(pair.labels))
+    instances = decode_labels(source.read(pair.labels), source.where(pair.labels))
     check_size(instances.shape, image.shape[:2], source.where(pair.labels))
     return Sample(image, instances)
 

@@ -1,12 +1,15 @@
 """Decoding the image files of public datasets to the arrays of the dataset format."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
 from nucsam_monai.data.label_files import IMAGE_ERRORS
-from nucsam_monai.utils.errors import DatasetError
+from nucsam_monai.io import decode_label_channels, decode_label_map
+from nucsam_monai.utils.errors import DatasetError, ImageReadError
 
 _COLOUR_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _ALPHA_CHANNELS = {"LA", "RGBA"}
@@ -55,18 +58,42 @@ def decode_mask(content: bytes, where: str) -> np.ndarray:
 
 
 def decode_labels(content: bytes, where: str) -> np.ndarray:
-    """Decode a single-channel map of ids or classes; the values of a palette image are its indices.
+    """Decode a map of ids or classes, see :func:`nucsam_monai.io.decode_label_map`.
+
+    Args:
+        content: bytes of an image, ``.npy`` or ``.mat`` file.
+        where: name of the file for messages, with its suffix.
 
     Returns:
         ``(H, W)`` int32.
 
     Raises:
-        DatasetError: the file is damaged, too large, or has several channels.
+        DatasetError: the file is damaged, too large, or no label map.
     """
-    pixels = np.asarray(open_image(content, where))
-    if pixels.ndim != 2 or not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):
-        raise DatasetError(f"{where}: expected one channel of integers, found {pixels.dtype} {pixels.shape}.")
-    return pixels.astype(np.int32)
+    with _reading_errors():
+        return decode_label_map(content, where)
+
+
+def decode_first_channel(content: bytes, where: str) -> np.ndarray:
+    """Decode a map of classes from an image of which only the first channel counts.
+
+    Returns:
+        ``(H, W)`` of the type that is stored.
+
+    Raises:
+        DatasetError: the file is damaged, too large, or a JPEG, whose values are not exact.
+    """
+    with _reading_errors():
+        return decode_label_channels(content, where)[..., 0]
+
+
+@contextmanager
+def _reading_errors() -> Iterator[None]:
+    """A file that cannot be read is, in an archive of a dataset, an error of that dataset."""
+    try:
+        yield
+    except ImageReadError as error:
+        raise DatasetError(str(error)) from error
 
 
 def open_image(content: bytes, where: str) -> Image.Image:

@@ -13,10 +13,9 @@ import numpy as np
 
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.label_decoding import decode_label_channels
 from nucsam_monai.data.converters.named_splits import Splits, named_protocols
 from nucsam_monai.data.converters.pairing import check_size, part_of
-from nucsam_monai.data.converters.rasters import decode_rgb
+from nucsam_monai.data.converters.rasters import decode_first_channel, decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
@@ -231,7 +230,7 @@ def _read_mask(source: Source, name: str, shape: tuple[int, ...]) -> tuple[np.nd
     """Return the mask of a cell inside its bounding box, and that box: a cell is a small part of its image."""
     where = source.where(name)
     # Of three channels the first, as the others repeat it.
-    mask = decode_label_channels(source.read(name), where)[..., 0]
+    mask = decode_first_channel(source.read(name), where)
     check_size(mask.shape, shape, where)
     left, top, width, height = cv2.boundingRect((mask != 0).view(np.uint8))
     window = (slice(top, top + height), slice(left, left + width))

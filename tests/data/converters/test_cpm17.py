@@ -76,15 +76,15 @@ WRONG = {
     "two images": (cpm17_members(count=2) | {"train/Images/image_00.tif": b"x"}, "two images of train_image"),
     "variable": (
         changed(mat(type_map=np.zeros((6, 9)), other=1)),
-        "no variable 'inst_map', it has type_map, other",
+        "expected 'inst_map' or a single 2-D array of numbers, found type_map, other",
     ),
-    "not a map": (changed(mat(inst_map="text")), "expected a label map"),
+    "not a map": (changed(mat(inst_map="text")), "found none"),
     "negative": (changed(mat(inst_map=-labels((6, 9), 1))), "ids from -1 to 0"),
-    "not a number": (changed(mat(inst_map=np.full((6, 9), np.nan))), "not whole numbers"),
+    "not a number": (changed(mat(inst_map=np.full((6, 9), np.nan))), "expected whole ids"),
     "shape": (changed(mat(inst_map=labels((9, 6), 1))), r"label map is \(9, 6\), its image is \(6, 9\)"),
-    "version": (changed(VERSION_7_3.ljust(512, b"\x00")), r"version 7\.3, expected version 7 or lower"),
-    "damaged": (changed(b"x" * 300), "not a .mat file"),
-    "truncated": (changed(mat(inst_map=labels((6, 9), 1))[:200]), "not a .mat file"),
+    "version": (changed(VERSION_7_3.ljust(512, b"\x00")), r"MATLAB 7\.3 .* not supported"),
+    "damaged": (changed(b"x" * 300), r"image_00\.mat: damaged"),
+    "truncated": (changed(mat(inst_map=labels((6, 9), 1))[:200]), r"image_00\.mat: damaged"),
 }
 
 

@@ -94,8 +94,8 @@ WRONG = {
     ),
     "no image": (changed(f"tissue images/{FEW[1]}.tif", None), "has no image"),
     "twice": (changed(f"copy/tissue images/{FEW[1]}.tif", b"x"), f"two images of {FEW[1]}"),
-    "damaged": (changed(f"{LABELS}/{FEW[1]}.tif", b"x"), f"{FEW[1]}.tif: not a readable image"),
-    "colours": (changed(f"{LABELS}/{FEW[1]}.tif", png(noise(SIZE, SIZE))), "a label map in colours"),
+    "damaged": (changed(f"{LABELS}/{FEW[1]}.tif", b"x"), f"{FEW[1]}.tif: damaged"),
+    "colours": (changed(f"{LABELS}/{FEW[1]}.tif", png(noise(SIZE, SIZE))), "one id per pixel"),
     "size": (changed(f"{LABELS}/{FEW[1]}.tif", tiff(label_map(1)[:9])), rf"label map is \(9, {SIZE}\)"),
 }
 

@@ -91,7 +91,7 @@ WRONG = {
     "no image": (changed("train_99_anno.bmp", b"x"), r"train_99_anno\.bmp has no image"),
     "twice": (changed("copy/train_01.bmp", b"x"), "two images of train_1"),
     "shape": (changed("train_4_anno.bmp", bmp(noise(4, 4, 1))), r"train_4_anno\.bmp: label map is \(4, 4\)"),
-    "colours": (changed("train_4_anno.bmp", bmp(noise(6, 9))), "a label map in colours"),
+    "colours": (changed("train_4_anno.bmp", bmp(noise(6, 9))), "one id per pixel"),
     "columns": (changed("Grade.csv", b"a,b\n"), r"Grade\.csv: columns \['a', 'b'\], expected name"),
     "no columns": (changed("Grade.csv", b""), r"Grade\.csv: columns \[\], expected name"),
     "row": (changed("Grade.csv", b"name,patient ID,grade (GlaS)\ntrain_1\n"), r"row \['train_1'\], expected"),

@@ -92,9 +92,9 @@ WRONG = {
     "shape": (kumar_members() | {LABELS: npy(labels((6, 8), 1))}, r"npy: label map is \(6, 8\), its image"),
     "objects": (
         kumar_members() | {LABELS: npy(np.array([[{}]], dtype=object))},
-        r"npy: not a \.npy file of numbers .*Object arrays",
+        r"npy: holds pickled Python objects",
     ),
-    "not whole": (kumar_members() | {LABELS: npy(labels((6, 9), 1) + 0.5)}, "ids are not whole numbers"),
+    "not whole": (kumar_members() | {LABELS: npy(labels((6, 9), 1) + 0.5)}, "expected whole ids"),
     "damaged": (kumar_members() | {IMAGE: b"x"}, "not a readable image"),
 }
 

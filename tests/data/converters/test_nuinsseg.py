@@ -104,7 +104,7 @@ WRONG = {
         },
         "'mouse_femur_02' occurs twice",
     ),
-    "damaged": (changed(LABELS, b"x"), r"mouse_femur_02\.tif: not a readable image"),
+    "damaged": (changed(LABELS, b"x"), r"mouse_femur_02\.tif: damaged"),
     "size": (changed(FEMUR, png(noise(9, 9))), r"its image is \(9, 9\)"),
 }
 

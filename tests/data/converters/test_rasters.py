@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nucsam_monai.data.converters.rasters import decode_labels, decode_mask, decode_rgb
+from nucsam_monai.data.converters.rasters import decode_first_channel, decode_labels, decode_mask, decode_rgb
 from nucsam_monai.utils.errors import DatasetError
 from tests.data.originals import noise, png
 
@@ -37,7 +37,7 @@ def test_palette_is_looked_up(options: dict[str, object]) -> None:
         decode_rgb(content, "a"), np.array(colours, np.uint8).reshape(3, 3)[indices]
     )
     np.testing.assert_array_equal(decode_mask(content, "a"), indices > 0)
-    np.testing.assert_array_equal(decode_labels(content, "a"), indices)
+    np.testing.assert_array_equal(decode_labels(content, "a.png"), indices)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "LA"])
@@ -51,14 +51,16 @@ def test_mask_of_any_mode(mode: str) -> None:
 
 def test_sixteen_bits_are_labels_but_not_an_image() -> None:
     content = png(np.array([[0, 40_000]], np.uint16))
-    assert decode_labels(content, "a").tolist() == [[0, 40_000]]
+    assert decode_labels(content, "a.png").tolist() == [[0, 40_000]]
     with pytest.raises(DatasetError, match="a: image of mode I;16, expected 8 bits"):
         decode_rgb(content, "a")
 
 
 def test_labels_have_one_channel() -> None:
-    with pytest.raises(DatasetError, match="one channel"):
-        decode_labels(png(noise(3, 3)), "a")
+    pixels = noise(3, 3)
+    with pytest.raises(DatasetError, match=r"a\.zip: b\.png: expected one id per pixel"):
+        decode_labels(png(pixels), "a.zip: b.png")
+    np.testing.assert_array_equal(decode_first_channel(png(pixels), "a"), pixels[..., 0])
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", png(noise(30, 30))[:500]])

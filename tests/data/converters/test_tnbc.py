@@ -77,7 +77,7 @@ WRONG = {
     "no image": (tnbc_members(slides=1) | {"GT_02/02_1.png": b"x"}, r"GT_02/02_1\.png has no image"),
     "twice": (tnbc_members(slides=1) | {"copy/Slide_01/1.png": b"x"}, "two images of 01_1"),
     "shape": (tnbc_members(slides=1) | {GT: png(noise(4, 4, 1))}, r"GT_01/01_1\.png: label map is \(4, 4\)"),
-    "colours": (tnbc_members(slides=1) | {GT: png(noise(8, 10))}, "a label map in colours"),
+    "colours": (tnbc_members(slides=1) | {GT: png(noise(8, 10))}, "one id per pixel"),
     "lossy": (tnbc_members(slides=1) | {GT: jpeg(tnbc_mask())}, "a JPEG, which changes ids"),
 }
 
