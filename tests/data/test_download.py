@@ -3,6 +3,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
+from http.client import HTTPResponse, IncompleteRead
 from io import FileIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -228,6 +229,33 @@ def test_longer_file_than_permitted_is_refused(server: FileServer, target: Path,
     with pytest.raises(DatasetError, match=r"1,000 bytes|1,000\."):
         fetch(server, target, max_bytes=1000)
     assert list(target.parent.iterdir()) == []
+
+
+def test_nothing_is_read_past_the_limit(target: Path) -> None:
+    part = PartialFile(target)
+    part.restart(Origin("https://example.org/file.zip", "", None))
+    blocks = iter([b"1234", b"5678", b"later"])
+    with pytest.raises(DatasetError, match="more than the 6 bytes"):
+        part.append(blocks, 6)
+    assert next(blocks) == b"later"
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [TimeoutError("timed out"), ConnectionResetError(), IncompleteRead(b"")])
+def test_connection_that_breaks_in_the_body_is_tried_again(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    read, failures = HTTPResponse.read, [failure]
+
+    def failing_read(response: HTTPResponse, amount: int | None = None) -> bytes:
+        if response.length and response.length < len(CONTENT) and failures:
+            raise failures.pop()
+        return read(response, amount)
+
+    monkeypatch.setattr(HTTPResponse, "read", failing_read)
+    assert fetch(server, target)
+    assert_complete(target)
+    assert [request.get("Range") for request in server.requests] == [None, f"bytes={1 << 20}-"]
 
 
 def test_plain_http_is_refused(server: FileServer, target: Path) -> None:
