@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from nucsam_monai.networks.sam.adapter import BlockAdapter
 from nucsam_monai.networks.sam.attention import Attention
 from nucsam_monai.networks.sam.features import EncoderFeatures
+from nucsam_monai.networks.sam.frozen_cache import FrozenCache
 from nucsam_monai.networks.sam.layers import LayerNorm2d
 from nucsam_monai.networks.sam.relative_position import resize_position_grid
 from nucsam_monai.networks.sam.stem import PatchEmbed
@@ -55,9 +56,9 @@ class ImageEncoder(nn.Module):
     """The vision transformer of SAM with its neck.
 
     "Segment Anything" (Kirillov et al., 2023), section 3 and appendix A. The state-dict keys are the official
-    ones. The position tables keep their pretrained size and are interpolated in the forward pass: the
-    absolute table where the token grid differs from it, the relative tables of global blocks linearly; the
-    relative tables of windowed blocks are used as they are at every size.
+    ones. The position tables keep their pretrained size and are interpolated in the forward pass, once where
+    they are frozen: the absolute table where the token grid differs from it, the relative tables of global
+    blocks linearly; the relative tables of windowed blocks are used as they are at every size.
 
     Args:
         variant: the sizes.
@@ -87,6 +88,7 @@ class ImageEncoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(variant)
         self.pos_embed = nn.Parameter(torch.zeros(1, variant.pos_grid, variant.pos_grid, variant.width))
+        self._positions = FrozenCache(resize_position_grid)
         self.blocks = nn.ModuleList(
             EncoderBlock(variant, is_global=index in variant.global_blocks) for index in range(variant.depth)
         )
@@ -117,7 +119,7 @@ class ImageEncoder(nn.Module):
             ConfigurationError: the sides do not fit the patch, or the number of adapters the depth.
         """
         grid = self.variant.grid((image.shape[-2], image.shape[-1]))
-        tokens = self.patch_embed(image) + resize_position_grid(self.pos_embed, grid, self.pos_embed_mode)
+        tokens = self.patch_embed(image) + self._positions(self.pos_embed, grid, self.pos_embed_mode)
         wanted = self.variant.feature_blocks if return_levels else (self.variant.depth - 1,)
         levels: list[Tensor] = []
         for index, (block, adapter) in enumerate(
