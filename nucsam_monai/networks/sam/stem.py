@@ -25,7 +25,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the tokens, channels last."""
-        # Every block adds to these tokens; strided over the channels each addition would take ten times as long.
+        # Every block adds to these tokens; strided over the channels each addition would take three times as long.
         return self.proj(image).permute(0, 2, 3, 1).contiguous()
 
 
