@@ -71,8 +71,7 @@ def two_blocks(name, randomise, heads=None):
 def assert_blocks_equal(encoder, size, kind=None):
     variant = encoder.variant
     tokens = torch.randn(1, *variant.grid(size), variant.width, generator=torch.Generator().manual_seed(1))
-    full = dataclasses.replace(variant)
-    official = official_blocks(encoder, full)
+    official = official_blocks(encoder)
     for block, stock in zip(encoder.blocks, official, strict=True):
         torch.manual_seed(2)
         adapter = BlockAdapter() if kind is None else ADAPTERS[kind](variant.width)
@@ -84,9 +83,9 @@ def assert_blocks_equal(encoder, size, kind=None):
         assert (found - expected).abs().max() <= 1e-5 * update.abs().max()
 
 
-def official_blocks(encoder, variant):
+def official_blocks(encoder):
     with torch.device("meta"):
-        whole = ImageEncoder(variant)
+        whole = ImageEncoder(encoder.variant)
     for index, block in enumerate(encoder.blocks):
         whole.blocks[index] = block
     return official_encoder(whole).blocks[: len(encoder.blocks)]
@@ -109,10 +108,9 @@ def test_one_compact_head_of_1024_px_equals_the_official_one(randomise):
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("size", SIZES[:2])
 @pytest.mark.parametrize("name", SAM_VARIANTS)
-def test_adapted_blocks_equal_the_official_ones(randomise, name, size, kind):
-    assert_blocks_equal(two_blocks(name, randomise), size, kind)
+def test_adapted_blocks_equal_the_official_ones(randomise, name, kind):
+    assert_blocks_equal(two_blocks(name, randomise), (256, 384), kind)
 
 
 @pytest.mark.slow
