@@ -130,6 +130,7 @@ def main(
     dataset: str,
     predictions: str,
     split: str = "test",
+    split_protocol: str | None = None,
     classes: str | None = None,
     output_dir: str = "output/evaluation",
     radius_px: float | None = None,
@@ -143,7 +144,9 @@ def main(
     Args:
         dataset: a dataset folder.
         predictions: folder with one label map per image of the split.
-        split: ``training``, ``validation`` or ``test``.
+        split: ``training``, ``validation``, ``test``, several joined by "+", or ``all``, as after a
+            cross-validation in which every image was once a test image.
+        split_protocol: a named split of the dataset instead of the one that its ``dataset.json`` is split by.
         classes: folder with the classes of the predicted nuclei; without, classes are not measured.
         output_dir: where ``per_image.csv``, ``summary.csv``, ``summary.json`` and, where the dataset has tissues or
             classes, ``per_tissue.csv`` and ``per_class.csv`` go.
@@ -160,9 +163,9 @@ def main(
         raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
     folder, bootstrap = Path(str(dataset)), Bootstrap(seed=seed)
     content = read_dataset(folder)
-    items = load_items(folder, split)
+    items = load_items(folder, SPLITS if split == "all" else split.split("+"), protocol=split_protocol)
     ids = [item["id"] for item in items]
-    others = [item["id"] for name in SPLITS if name != split for item in content.splits[name]]
+    others = sorted({item["id"] for item in content.items()} - set(ids))
     paths = find_predictions(Path(str(predictions)), ids, others, split)
     class_paths = find_classes(Path(str(classes)), ids, content.metadata) if classes is not None else {}
     earlier = [] if compare_with is None else read_per_image(Path(str(compare_with)))
@@ -178,6 +181,7 @@ def main(
     facts = {
         "dataset": str(folder),
         "split": split,
+        "split_protocol": split_protocol or content.metadata.protocol,
         "predictions": str(predictions),
         "compared_with": compare_with,
     }

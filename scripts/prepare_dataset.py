@@ -3,6 +3,7 @@
 Examples::
 
     python scripts/prepare_dataset.py list
+    python scripts/prepare_dataset.py download dsb2018 --output_dir downloads
     python scripts/prepare_dataset.py dsb2018 --source stage1_train.zip --output_dir data/dsb2018
     python scripts/prepare_dataset.py monuseg --source "MoNuSeg 2018 Training Data.zip" \
         --test_source MoNuSegTestData.zip --output_dir data/monuseg
@@ -19,12 +20,16 @@ import functools
 import inspect
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import fire
 
 from nucsam_monai.data.converters import CONVERTERS, ConversionSummary, folder
+from nucsam_monai.data.converters.hosted_files import HOSTED_FILES, hosted_file
+from nucsam_monai.data.download import download as download_file
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
@@ -40,9 +45,27 @@ def list_datasets() -> str:
             f"{name:<10} {info.title}\n"
             f"{'':<10} {info.images} images, {info.size_px} px, {magnification}; {info.licence}\n"
             f"{'':<10} protocols: {', '.join(info.protocols)}\n"
-            f"{'':<10} {info.obtain}"
+            f"{'':<10} {info.obtain}{'; or: download ' + name if name in HOSTED_FILES else ''}"
         )
     return "\n".join(blocks)
+
+
+def download(dataset: str, output_dir: str = "downloads", **unknown: object) -> str:
+    """Download the archive of an openly hosted dataset (dsb2018, tnbc), and say how to convert it.
+
+    An interrupted download goes on when the command is repeated.
+    """
+    refuse_unknown(unknown, ("dataset", "output_dir"))
+    hosted = hosted_file(str(dataset))
+    archive = Path(str(output_dir)) / hosted.name
+    is_new = download_file(hosted.url, archive, sha256=hosted.sha256, max_bytes=hosted.max_bytes)
+    convert = ["python", "scripts/prepare_dataset.py", dataset, "--source", str(archive), "--output_dir"]
+    return "\n".join(
+        [
+            f"{archive}: {'downloaded' if is_new else 'is there already'}, sha256 as expected",
+            f"convert it with: {shlex.join([*convert, f'data/{dataset}'])}",
+        ]
+    )
 
 
 def validate(folder: str) -> str:
@@ -61,10 +84,7 @@ def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
 
     @functools.wraps(convert)
     def command(*args: object, **options: object) -> str:
-        unknown = sorted(set(options) - set(signature.parameters))
-        if unknown:
-            permitted = ", ".join(f"--{name}" for name in signature.parameters)
-            raise ConfigurationError(f"unknown option --{unknown[0]}; permitted are {permitted}.")
+        refuse_unknown(set(options) - set(signature.parameters), signature.parameters)
         if "workers" in signature.parameters:
             options.setdefault("workers", os.cpu_count() or 1)
         summary = convert(*args, **options)
@@ -79,6 +99,18 @@ def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
     return command
 
 
+def refuse_unknown(unknown: Iterable[str], permitted: Iterable[str]) -> None:
+    """Complain about a misspelt option.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for name in sorted(unknown):
+        raise ConfigurationError(
+            f"unknown option --{name}; permitted are {', '.join(f'--{known}' for known in permitted)}."
+        )
+
+
 def _count_lines(splits: Mapping[str, SplitCounts]) -> list[str]:
     return [
         f"  {name:<10} {count.images:>6} images {count.nuclei:>8} nuclei" for name, count in splits.items()
@@ -90,8 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     commands = {name: reporting(converter.convert) for name, converter in CONVERTERS.items()}
     commands["folder"] = reporting(folder.convert)
+    commands.update({"download": download, "validate": validate, "list": list_datasets})
     try:
-        fire.Fire({**commands, "validate": validate, "list": list_datasets}, command=arguments)
+        fire.Fire(commands, command=arguments)
     except (NucSAMError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

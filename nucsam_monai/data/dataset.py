@@ -66,7 +66,7 @@ class Dataset:
         folder: absolute path of the folder.
         metadata: what is known about the dataset.
         splits: ``{"training" | "validation" | "test": items}``; each item is ``{"image", "instances",
-            "classes"?, "domain", "id", "tissue"?, "group"?}`` with absolute paths as strings.
+            "classes"?, "domain", "id", "tissue"?, "group"?, "fold"?}`` with absolute paths as strings.
         unused: items that the protocol leaves out.
     """
 

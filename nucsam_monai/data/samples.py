@@ -41,12 +41,19 @@ class SampleJob:
             another process.
         tissue: organ or tissue.
         group: slide or patient, which a split should not divide.
+        fold: the fold of a published cross-validation that the sample belongs to.
     """
 
     sample_id: str
     decode: Callable[[], Sample]
     tissue: str | None = None
     group: str | None = None
+    fold: str | None = None
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """What an item says of the sample beside its files."""
+        return {"tissue": self.tissue, "group": self.group, "fold": self.fold}
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class DatasetWriter:
         self._reserve(split, sample_id, group)
         sample = Sample(image, instances, classes)
         written = write_sample(self._root, sample_id, sample, self.metadata.class_names)
-        self._record(split, sample_id, written, tissue, group)
+        self._record(split, sample_id, written, {"tissue": tissue, "group": group})
 
     def add_by_protocol(self, jobs: Iterable[SampleJob], *, workers: int = 1) -> None:
         """Decode and write samples, each to the split that the metadata's protocol gives it.
@@ -131,7 +131,7 @@ class DatasetWriter:
         written = map_in_order(write, self._reserved(jobs), workers=workers)
         for job, files in written:
             split = self._split_of_id.get(job.sample_id, UNUSED)
-            self._record(split, job.sample_id, files, job.tissue, job.group)
+            self._record(split, job.sample_id, files, job.facts)
             self.dropped.update(files.dropped)
 
     def note(self, **facts: Any) -> None:
@@ -169,10 +169,10 @@ class DatasetWriter:
             )
 
     def _record(
-        self, split: str, sample_id: str, written: WrittenSample, tissue: str | None, group: str | None
+        self, split: str, sample_id: str, written: WrittenSample, facts: Mapping[str, str | None]
     ) -> None:
         item = {**written.files, "domain": self.metadata.domain, "id": sample_id}
-        item |= {key: value for key, value in (("tissue", tissue), ("group", group)) if value is not None}
+        item |= {key: value for key, value in facts.items() if value is not None}
         self._items[split].append(item)
         self._nuclei[split] += written.nuclei
 

@@ -56,6 +56,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_all_splits_at_once(dataset: Path, predictions: Path, tmp_path: Path, capsys) -> None:
+    np.save(predictions / "other.npy", PAIRS["c"][1])
+    for split in ("all", "training+test"):
+        assert evaluate(dataset, predictions, "--split", split, "--output_dir", str(tmp_path / split)) == 0
+        assert {row["id"] for row in read_csv(tmp_path / split / "per_image.csv")} == {*IDS, "other"}
+    assert evaluate(dataset, predictions, "--split", "test+tests") == 1
+    assert "split 'tests'" in capsys.readouterr().err
+
+
 def test_tables_and_summary(dataset: Path, predictions: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     assert evaluate(dataset, predictions, "--output_dir", str(out)) == 0

@@ -51,6 +51,11 @@ PUBLISHED_COUNTS: Mapping[str, Mapping[str, int]] = {
 
 KNOWN_ARCHIVES = (
     KnownArchive(
+        "dcb6edc2690f137406638b2309581a71522c4dff19157d118453b448dcddcb68",
+        "DSB2018 stage 1 train, original annotation",
+        {"images": 670},
+    ),
+    KnownArchive(
         "85cab41c64e570eea04aad29f5b09c76260841bc68cee303f1676ec70389dd24",
         "DSB2018 stage 1 train, annotation corrected by the community",
         {"images": 664, "masks": 28_986},

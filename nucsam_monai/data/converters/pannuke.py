@@ -181,7 +181,7 @@ def _jobs(folds: Iterable[_Fold]) -> Iterator[SampleJob]:
                 ids = ids_row(
                     channels[..., : len(INFO.class_names)], f"{source.where(fold.masks)}, image {row}"
                 )
-                yield SampleJob(sample_id, partial(_decode, rgb, ids), tissue)
+                yield SampleJob(sample_id, partial(_decode, rgb, ids), tissue, fold=f"fold{fold.number}")
 
 
 def _decode(image: np.ndarray, channels: np.ndarray) -> Sample:

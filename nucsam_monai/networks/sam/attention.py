@@ -2,15 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
-from nucsam_monai.networks.sam.relative_position import (
-    fold_relative_positions,
-    relative_position_bias,
-    relative_position_terms,
-)
-from nucsam_monai.networks.sam.windows import merge_windows, split_windows
+from nucsam_monai.networks.sam.folded_attention import folded_attention
+from nucsam_monai.networks.sam.frozen_cache import FrozenCache
+from nucsam_monai.networks.sam.relative_position import relative_positions
+from nucsam_monai.networks.sam.windows import merge_windows, pad_to_windows, split_windows, window_spans
 
 
 class Attention(nn.Module):
@@ -18,11 +15,9 @@ class Attention(nn.Module):
 
     SAM pads the normalised tokens with zeros to whole windows; a padded token's queries, keys and values are
     therefore the bias of the qkv projection, and real tokens do attend to them. Here the projections see
-    real tokens only, and the padded cells are filled with that bias: the same numbers for less work.
-
-    The relative positions enter as a mask inside windows. Over the whole grid they are folded into queries
-    and keys: a mask that needs a gradient keeps PyTorch from its fused kernels and costs memory for every
-    pair.
+    real tokens only, and so does the attention on a CPU: the padded cells of a window act as one key. The
+    same numbers for less work. An accelerator is kept waiting by many small kernels rather than by padded
+    cells, so there all windows are filled up with the bias and attended to at once.
 
     Args:
         width: channels of a token.
@@ -39,29 +34,51 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
+        self._positions_h = FrozenCache(relative_positions)
+        self._positions_w = FrozenCache(relative_positions)
 
     def forward(self, tokens: Tensor, adapter: BlockAdapter) -> Tensor:
         """Attend from and to ``(B, h, w, C)`` tokens; the result has the same shape."""
-        _, height, width, _ = tokens.shape
         qkv = adapter.qkv(tokens, self.qkv(tokens))
         if not self.window:
             return adapter.windows(self.proj(self._attend(qkv)))
-        attended = self._attend(split_windows(qkv, self.window, fill=self.qkv.bias))
         if adapter.acts_in_windows:
-            return merge_windows(adapter.windows(self.proj(attended)), (height, width))
-        return self.proj(merge_windows(attended, (height, width)))
+            projected = self.proj(self._attend_whole_windows(qkv))
+            changed = adapter.windows(projected.flatten(0, 2)).view_as(projected)
+            return _crop(merge_windows(changed), like=tokens)
+        if qkv.is_cpu:
+            return self.proj(self._attend_real_tokens(qkv))
+        return self.proj(_crop(merge_windows(self._attend_whole_windows(qkv)), like=tokens))
+
+    def _attend_whole_windows(self, qkv: Tensor) -> Tensor:
+        """Attend also from the padded cells; ``(B, rows, columns, window, window, C)``."""
+        padded = pad_to_windows(qkv, self.window, fill=self.qkv.bias)
+        return self._attend(split_windows(padded, self.window, self.window))
+
+    def _attend_real_tokens(self, qkv: Tensor) -> Tensor:
+        """Attend in the regions of equally cut windows one after another; ``(B, h, w, C)``."""
+        _, height, width, _ = qkv.shape
+        bands = []
+        for top, bottom, rows in window_spans(height, self.window):
+            regions = []
+            for left, right, columns in window_spans(width, self.window):
+                windows = split_windows(qkv[:, top:bottom, left:right], rows, columns)
+                regions.append(merge_windows(self._attend(windows)))
+            bands.append(torch.cat(regions, dim=2))
+        return torch.cat(bands, dim=1)
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        batch, height, width, _ = qkv.shape
-        # (B, h, w, 3C) -> 3 x (B, heads, h * w, C / heads)
-        query, key, value = (
-            qkv.reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        """Attend among the ``(..., h, w, 3C)`` tokens of each window, which the border may have cut."""
+        height, width = qkv.shape[-3:-1]
+        rows, columns = (self.window, self.window) if self.window else (height, width)
+        return folded_attention(
+            qkv,
+            self.heads,
+            self._positions_h(self.rel_pos_h, rows),
+            self._positions_w(self.rel_pos_w, columns),
+            padding=self.qkv.bias if height < rows or width < columns else None,
         )
-        terms = relative_position_terms(query, self.rel_pos_h, self.rel_pos_w, (height, width))
-        if self.window:
-            bias = relative_position_bias(*terms)
-            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        else:
-            wide = fold_relative_positions(query, key, value, *terms)
-            attended = functional.scaled_dot_product_attention(*wide, scale=1.0)[..., : value.shape[-1]]
-        return attended.transpose(1, 2).reshape(batch, height, width, -1)
+
+
+def _crop(grid: Tensor, like: Tensor) -> Tensor:
+    return grid[:, : like.shape[1], : like.shape[2]]

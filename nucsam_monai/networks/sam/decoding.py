@@ -52,7 +52,7 @@ def decode_prompts(
     - prompts without masks share their image's dense embedding, and with it the image's side of the first
       layer's attention, which is computed once per image;
     - other projections of image cells are folded into the few prompt tokens, see
-      :mod:`~nucsam_monai.networks.sam.folded_attention`;
+      :mod:`~nucsam_monai.networks.sam.prompt_attention`;
     - the last attention, the hyper-networks and the product with the up-scaled features are computed for the
       masks that are returned.
 

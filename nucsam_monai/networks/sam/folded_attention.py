@@ -1,132 +1,74 @@
-"""Attention between a few prompt tokens and many image cells, with the large projections moved to the tokens."""
-
-import math
+"""Attention with relative positions and padded cells, as plain attention on widened heads."""
 
 import torch
-from segment_anything.modeling.transformer import Attention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from nucsam_monai.networks.sam.relative_position import padding_term, relative_position_terms
 
-def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute what the official layer computes, through PyTorch's fused kernels.
+
+def folded_attention(
+    qkv: Tensor, heads: int, positions_h: Tensor, positions_w: Tensor, padding: Tensor | None = None
+) -> Tensor:
+    """Attend among the tokens of each window with decomposed relative positions.
+
+    The query at (i, j) is ``[s q, term of every key row, term of every key column]`` and the key at (k, l) is
+    ``[k, one-hot k, one-hot l]``; their product is ``s q . k + row term + column term``. Attention at scale 1
+    over them never makes a tensor with an entry per pair, and needs no mask, whose gradient keeps PyTorch
+    from its fused kernels.
+
+    Where the windows are cut by the border of the grid, all padded cells together are one more key, which
+    has a component of its own (see :func:`~nucsam_monai.networks.sam.relative_position.padding_term`).
 
     Args:
-        attention: the layer.
-        query: ``(N, Q, C)``.
-        key: ``(N, K, C)``.
-        value: ``(N, K, C)``.
+        qkv: ``(..., h, w, 3 * heads * C)`` queries, keys and values of one window after another.
+        heads: attention heads.
+        positions_h: ``(rows, rows, C)`` relative positions along the height of a whole window.
+        positions_w: ``(columns, columns, C)`` along its width.
+        padding: ``(3 * heads * C,)`` query, key and value of the padded cells; needed where ``h < rows`` or
+            ``w < columns``.
 
     Returns:
-        ``(N, Q, C)``.
+        ``(..., h, w, heads * C)``.
     """
-    heads = attention.num_heads
-    mixed = functional.scaled_dot_product_attention(
-        split_heads(attention.q_proj(query), heads),
-        split_heads(attention.k_proj(key), heads),
-        split_heads(attention.v_proj(value), heads),
+    height, width = qkv.shape[-3:-1]
+    # (..., h, w, 3 * heads * C) -> 3 x (..., heads, h, w, C)
+    query, key, value = qkv.unflatten(-1, (3, heads, -1)).movedim((-3, -2), (0, -4)).unbind(0)
+    channels = query.shape[-1]
+    along_h, along_w = relative_position_terms(query, positions_h, positions_w)
+    parts = [query * channels**-0.5, along_h[..., :height], along_w[..., :width]]
+    if padding is not None:
+        parts.append(padding_term(along_h, along_w).to(query.dtype))
+    wide_query = torch.cat(parts, dim=-1)
+    extra = wide_query.shape[-1] - channels
+
+    one_hot = functional.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
+    wide_key = _flatten_cells(torch.cat([key, one_hot.expand(*key.shape[:-1], extra)], dim=-1))
+    wide_value = _flatten_cells(functional.pad(value, (0, extra)))  # fused kernels demand one width
+    if padding is not None:
+        _, padded_key, padded_value = padding.to(key.dtype).reshape(3, heads, 1, channels).unbind(0)
+        own = functional.pad(functional.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
+        wide_key = _append_cell(wide_key, own)
+        wide_value = _append_cell(wide_value, functional.pad(padded_value, (0, extra)))
+    attended = functional.scaled_dot_product_attention(
+        _flatten_cells(wide_query), wide_key, wide_value, scale=1.0
     )
-    return attention.out_proj(join_heads(mixed))
+    # (N, heads, h * w, C + extra) -> (..., h, w, heads * C)
+    return attended[..., :channels].transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
 
 
-def attend_to_image(attention: Attention, tokens: Tensor, placed: Tensor, cells: Tensor) -> Tensor:
-    """Let T tokens of each prompt attend to the P cells of the prompt's own image.
-
-    A score is ``(W_q t) . (W_k c + b)`` with token t and cell c; it equals ``(W_k' W_q t) . c`` plus a number
-    of the token alone. So the projection of P cells by ``W_k`` becomes one of T tokens by its transpose, and
-    likewise the cells are averaged before ``W_v`` is applied.
-
-    Args:
-        attention: the layer.
-        tokens: ``(N, T, C)`` queries.
-        placed: ``(N, P, C)`` keys: the cells with their position code.
-        cells: ``(N, P, C)`` values.
-
-    Returns:
-        ``(N, T, C)``.
-    """
-    if not _folding_pays(attention, tokens.shape[1]):
-        return attend(attention, tokens, placed, cells)
-    heads = attention.num_heads
-    query = split_heads(attention.q_proj(tokens), heads) / _root_of_head_width(attention)
-    weights = _scores(query, attention.k_proj, placed).softmax(dim=-1)
-    # (N, H * T, P) @ (N, P, C) -> (N, H, T, C)
-    means = (weights @ cells).unflatten(1, (heads, -1))
-    # Rows of a projection's weight belong to heads: (H, C / 2H, C).
-    rows = attention.v_proj.weight.unflatten(0, (heads, -1))
-    mixed = torch.einsum("nhtc,hdc->nthd", means, rows).flatten(2) + attention.v_proj.bias
-    return attention.out_proj(mixed)
+def _one_hot_positions(height: int, width: int, like: Tensor) -> Tensor:
+    """Return ``(h, w, h + w)``: the one-hot row and the one-hot column of each cell."""
+    rows = torch.eye(height, dtype=like.dtype, device=like.device)[:, None].expand(-1, width, -1)
+    columns = torch.eye(width, dtype=like.dtype, device=like.device)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=-1)
 
 
-def attend_to_tokens(attention: Attention, placed: Tensor, tokens: Tensor, values: Tensor) -> Tensor:
-    """Let the P cells of each prompt's own image attend to the prompt's T tokens.
-
-    The same exchange as in :func:`attend_to_image`: keys are folded with ``W_q`` and values with ``W_out``.
-
-    Args:
-        attention: the layer.
-        placed: ``(N, P, C)`` queries: the cells with their position code.
-        tokens: ``(N, T, C)`` keys.
-        values: ``(N, T, C)``.
-
-    Returns:
-        ``(N, P, C)``.
-    """
-    if not _folding_pays(attention, tokens.shape[1]):
-        return attend(attention, placed, tokens, values)
-    key = split_heads(attention.k_proj(tokens), attention.num_heads) / _root_of_head_width(attention)
-    return mix_tokens(attention, _scores(key, attention.q_proj, placed), values)
+def _flatten_cells(cells: Tensor) -> Tensor:
+    """Turn ``(..., heads, h, w, C)`` into ``(N, heads, h * w, C)``."""
+    return cells.flatten(-3, -2).flatten(0, -4)
 
 
-def mix_tokens(attention: Attention, scores: Tensor, values: Tensor) -> Tensor:
-    """Give each cell the mean of the tokens' projected values, weighted by softmax of scores.
-
-    Args:
-        attention: the layer.
-        scores: ``(N, H * T, P)``, scaled.
-        values: ``(N, T, C)``.
-
-    Returns:
-        ``(N, P, C)``.
-    """
-    heads = attention.num_heads
-    weights = scores.unflatten(1, (heads, -1)).softmax(dim=2)
-    projected = split_heads(attention.v_proj(values), heads)
-    if not _folding_pays(attention, values.shape[1]):
-        return attention.out_proj(join_heads(weights.mT @ projected))
-    columns = attention.out_proj.weight.unflatten(1, (heads, -1))
-    # The weights of a head add up to one, so a share of the bias in every head's values gives the bias.
-    folded = torch.einsum("nhtd,chd->nhtc", projected, columns) + attention.out_proj.bias / heads
-    return weights.flatten(1, 2).mT @ folded.flatten(1, 2)
-
-
-def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """Reshape ``(N, T, D)`` to ``(N, H, T, D / H)``."""
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def join_heads(tokens: Tensor) -> Tensor:
-    """Reshape ``(N, H, T, D / H)`` to ``(N, T, D)``."""
-    return tokens.transpose(1, 2).flatten(2)
-
-
-def _scores(side: Tensor, projection: nn.Linear, cells: Tensor) -> Tensor:
-    """Return ``side . projection(cells)`` as ``(N, H * T, P)`` without projecting the cells."""
-    rows = projection.weight.unflatten(0, (side.shape[1], -1))
-    offset = torch.einsum("nhtd,hd->nht", side, projection.bias.unflatten(0, (side.shape[1], -1)))
-    folded = torch.einsum("nhtd,hdc->nhtc", side, rows)
-    return torch.baddbmm(offset.flatten(1).unsqueeze(2), folded.flatten(1, 2), cells.mT)
-
-
-def _root_of_head_width(attention: Attention) -> float:
-    return math.sqrt(attention.internal_dim // attention.num_heads)
-
-
-def _folding_pays(attention: Attention, tokens: int) -> bool:
-    """Tell whether the tokens of all heads are fewer than the projection's channels.
-
-    A projection that is more than a plain linear layer, e.g. one with a low-rank update, is not taken apart.
-    """
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-    plain = all(type(projection) is nn.Linear for projection in projections)
-    return plain and tokens * attention.num_heads < attention.internal_dim
+def _append_cell(cells: Tensor, cell: Tensor) -> Tensor:
+    """Append ``(heads, 1, C)`` to each window of ``(N, heads, cells, C)``."""
+    return torch.cat([cells, cell.expand(cells.shape[0], -1, -1, -1)], dim=2)

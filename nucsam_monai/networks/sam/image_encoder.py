@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from nucsam_monai.networks.sam.adapter import BlockAdapter
 from nucsam_monai.networks.sam.attention import Attention
 from nucsam_monai.networks.sam.features import EncoderFeatures
+from nucsam_monai.networks.sam.frozen_cache import FrozenCache
 from nucsam_monai.networks.sam.layers import LayerNorm2d
 from nucsam_monai.networks.sam.relative_position import resize_position_grid
 from nucsam_monai.networks.sam.stem import PatchEmbed
@@ -55,9 +56,9 @@ class ImageEncoder(nn.Module):
     """The vision transformer of SAM with its neck.
 
     "Segment Anything" (Kirillov et al., 2023), section 3 and appendix A. The state-dict keys are the official
-    ones. The position tables keep their pretrained size and are interpolated in the forward pass: the
-    absolute table where the token grid differs from it, the relative tables of global blocks linearly; the
-    relative tables of windowed blocks are used as they are at every size.
+    ones. The position tables keep their pretrained size and are interpolated in the forward pass, once where
+    they are frozen: the absolute table where the token grid differs from it, the relative tables of global
+    blocks linearly; the relative tables of windowed blocks are used as they are at every size.
 
     Args:
         variant: the sizes.
@@ -87,6 +88,7 @@ class ImageEncoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(variant)
         self.pos_embed = nn.Parameter(torch.zeros(1, variant.pos_grid, variant.pos_grid, variant.width))
+        self._positions = FrozenCache(resize_position_grid)
         self.blocks = nn.ModuleList(
             EncoderBlock(variant, is_global=index in variant.global_blocks) for index in range(variant.depth)
         )
@@ -126,7 +128,7 @@ class ImageEncoder(nn.Module):
     def embed(self, image: Tensor) -> Tensor:
         """Turn images ``(B, 3, H, W)`` into the first block's input ``(B, h, w, C)``, positions added."""
         grid = self.variant.grid((image.shape[-2], image.shape[-1]))
-        return self.patch_embed(image) + resize_position_grid(self.pos_embed, grid, self.pos_embed_mode)
+        return self.patch_embed(image) + self._positions(self.pos_embed, grid, self.pos_embed_mode)
 
     def output_blocks(self, return_levels: bool) -> tuple[int, ...]:
         """Return the 0-based blocks whose outputs :meth:`features` needs, in ascending order."""

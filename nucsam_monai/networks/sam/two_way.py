@@ -10,7 +10,7 @@ from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.folded_attention import (
+from nucsam_monai.networks.sam.prompt_attention import (
     attend,
     attend_to_image,
     attend_to_tokens,

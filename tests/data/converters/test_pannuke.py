@@ -39,7 +39,7 @@ def test_instances_and_classes_of_overlapping_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_instances(item["instances"]), expected)
     assert read_classes(item["classes"]) == {1: 0, 2: 0, 3: 2, 4: 4}
     np.testing.assert_array_equal(read_image(item["image"]), noise(SIZE, SIZE, 3, 10))
-    assert (item["id"], item["tissue"]) == ("fold1_0000", "Breast")
+    assert (item["id"], item["tissue"], item["fold"]) == ("fold1_0000", "Breast", "fold1")
     assert summary.dropped == {"hidden nuclei": 3}
 
 

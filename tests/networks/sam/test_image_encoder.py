@@ -24,24 +24,9 @@ def assert_equal_to_official(encoder, size):
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.fixture(scope="module")
-def vit_b():
+def test_vit_b_equals_the_official_encoder(randomise):
     with torch.device("meta"):
-        return ImageEncoder(sam_variant("vit_b"))
-
-
-@pytest.mark.parametrize(
-    "size", [(256, 256), (512, 512), (256, 384), pytest.param((1024, 1024), marks=pytest.mark.slow)]
-)
-def test_vit_b_equals_the_official_encoder(vit_b, randomise, size):
-    assert_equal_to_official(randomise(vit_b), size)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_l", "vit_h"])
-def test_large_variants_equal_the_official_encoder(randomise, name):
-    with torch.device("meta"):
-        encoder = ImageEncoder(sam_variant(name))
+        encoder = ImageEncoder(sam_variant("vit_b"))
     assert_equal_to_official(randomise(encoder), (256, 256))
 
 
@@ -98,18 +83,6 @@ def test_sides_that_do_not_fit_the_patch_are_refused(encoder):
         encoder(torch.zeros(1, 3, 30, 24))
 
 
-def test_bfloat16_autocast_stays_near_float32():
-    torch.manual_seed(0)
-    encoder = ImageEncoder(sam_variant("vit_tiny")).eval()
-    image = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        expected = encoder(image).embedding
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = encoder(image).embedding
-    assert half.dtype == torch.bfloat16
-    assert (half.float() - expected).abs().mean() < 0.02 * expected.abs().mean()
-
-
 def test_every_parameter_of_the_compact_variant_gets_a_gradient():
     torch.manual_seed(0)
     encoder = ImageEncoder(sam_variant("vit_tiny"))
@@ -140,17 +113,3 @@ def test_activation_checkpointing_keeps_fewer_activations(encoder):
         return sum(sizes)
 
     assert saved_elements(True) < 0.5 * saved_elements(False)
-
-
-def test_trace_gives_the_same_numbers(encoder):
-    class Embed(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, image):
-            return self.encoder(image).embedding
-
-    traced = torch.jit.trace(Embed(), torch.randn(1, 3, 28, 24))
-    image = torch.randn(2, 3, 28, 24)
-    torch.testing.assert_close(traced(image), encoder(image).embedding)

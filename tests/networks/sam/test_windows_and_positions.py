@@ -1,64 +1,109 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nucsam_monai.networks.sam.folded_attention import folded_attention
 from nucsam_monai.networks.sam.relative_position import (
-    fold_relative_positions,
-    relative_position_bias,
+    padding_term,
     relative_position_terms,
     relative_positions,
     resize_position_grid,
 )
-from nucsam_monai.networks.sam.windows import merge_windows, split_windows
+from nucsam_monai.networks.sam.windows import merge_windows, pad_to_windows, split_windows, window_spans
+from tests.oracles.positioned_attention import attend_in_padded_window
 
 sides = st.integers(1, 9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batch=st.integers(1, 3), height=sides, width=sides, side=sides)
 def test_merging_undoes_splitting(batch, height, width, side):
     grid = torch.rand(batch, height, width, 2)
-    windows = split_windows(grid, side, fill=torch.tensor([7.0, 8.0]))
-    assert windows.shape[1:] == (side, side, 2)
-    padded = windows.flatten(0, 2).tolist().count([7.0, 8.0])
-    assert padded == len(windows) * side * side - batch * height * width
-    assert torch.equal(merge_windows(windows, (height, width)), grid)
+    padded = pad_to_windows(grid, side, fill=torch.tensor([7.0, 8.0]))
+    windows = split_windows(padded, side, side)
+    assert windows.shape[-3:] == (side, side, 2)
+    filled = windows.reshape(-1, 2).tolist().count([7.0, 8.0])
+    assert filled == windows.numel() // 2 - batch * height * width
+    assert torch.equal(merge_windows(windows)[:, :height, :width], grid)
 
 
 def test_windows_are_neighbourhoods_in_row_major_order():
-    grid = torch.arange(16.0).reshape(1, 4, 4, 1)
-    windows = split_windows(grid, 2, fill=torch.zeros(1))
-    assert windows[1].flatten().tolist() == [2, 3, 6, 7]
-    assert windows[2].flatten().tolist() == [8, 9, 12, 13]
+    grid = torch.arange(32.0).reshape(1, 4, 8, 1)
+    windows = split_windows(grid, 2, 4)
+    assert windows.shape == (1, 2, 2, 2, 4, 1)
+    assert windows[0, 0, 1].flatten().tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert windows[0, 1, 0].flatten().tolist() == [16, 17, 18, 19, 24, 25, 26, 27]
+    assert windows.data_ptr() == grid.data_ptr()
 
 
-@settings(deadline=None, max_examples=15)
-@given(height=st.integers(1, 4), width=st.integers(1, 4))
-def test_bias_equals_the_formula_written_as_loops(height, width):
-    query = torch.rand(2, 3, height * width, 5)
+@settings(max_examples=60)
+@given(length=st.integers(1, 70), side=st.integers(1, 20))
+def test_spans_are_the_windows_of_equal_extent(length, side):
+    extents = [min(side, length - start) for start in range(0, length, side)]
+    spans = window_spans(length, side)
+    assert [e for start, stop, e in spans for _ in range(start, stop, e)] == extents
+    assert len(spans) == len(set(extents))
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 2), (1, 4)])
+def test_terms_equal_the_formula_written_as_loops(height, width):
+    query = torch.rand(2, 3, height, width, 5)
     table_h, table_w = torch.rand(2 * height - 1, 5), torch.rand(2 * width - 1, 5)
-    bias = relative_position_bias(*relative_position_terms(query, table_h, table_w, (height, width)))
+    along_h, along_w = relative_position_terms(
+        query, relative_positions(table_h, height), relative_positions(table_w, width)
+    )
     for i in range(height):
         for j in range(width):
+            q = query[:, :, i, j]
             for k in range(height):
-                for m in range(width):
-                    q = query[:, :, i * width + j]
-                    expected = q @ table_h[i - k + height - 1] + q @ table_w[j - m + width - 1]
-                    torch.testing.assert_close(bias[:, :, i * width + j, k * width + m], expected)
+                torch.testing.assert_close(along_h[:, :, i, j, k], q @ table_h[i - k + height - 1])
+            for m in range(width):
+                torch.testing.assert_close(along_w[:, :, i, j, m], q @ table_w[j - m + width - 1])
 
 
-@settings(deadline=None, max_examples=20)
-@given(height=st.integers(1, 6), width=st.integers(1, 6))
-def test_folded_positions_give_the_logits_of_the_bias(height, width):
-    query, key, value = torch.rand(3, 2, 3, height * width, 5)
-    terms = relative_position_terms(
-        query, torch.rand(2 * height - 1, 5), torch.rand(2 * width - 1, 5), (height, width)
-    )
-    wide_query, wide_key, wide_value = fold_relative_positions(query, key, value, *terms)
-    expected = query @ key.transpose(-1, -2) * 5**-0.5 + relative_position_bias(*terms)
-    torch.testing.assert_close(wide_query @ wide_key.transpose(-1, -2), expected)
-    assert torch.equal(wide_value[..., :5], value)
-    assert not wide_value[..., 5:].any()
+@settings(max_examples=30)
+@given(height=st.integers(1, 4), width=st.integers(1, 4), scale=st.sampled_from([0.1, 30.0, 300.0]))
+def test_padding_term_is_the_sum_over_the_padded_cells(height, width, scale):
+    rows, columns = 4, 5
+    along_h = torch.randn(2, height, width, rows) * scale
+    along_w = torch.randn(2, height, width, columns) * scale
+    cells = along_h[..., :, None] + along_w[..., None, :]
+    cells[..., :height, :width] = -torch.inf
+    expected = cells.flatten(-2).logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(padding_term(along_h, along_w), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 3), (4, 2), (1, 3), (3, 2), (1, 1)])
+def test_folded_attention_equals_the_padded_window_query_by_query(height, width):
+    torch.manual_seed(0)
+    table_h, table_w = torch.randn(7, 5), torch.randn(5, 5)  # a window of 4 x 3
+    padding, qkv = torch.randn(30), torch.randn(2, 2, height, width, 30)
+    positions = relative_positions(table_h, 4), relative_positions(table_w, 3)
+    cut = (height, width) != (4, 3)
+    found = folded_attention(qkv, 2, *positions, padding=padding if cut else None)
+    for window, attended in zip(qkv.flatten(0, 1), found.flatten(0, 1), strict=True):
+        expected = attend_in_padded_window(window, 2, table_h, table_w, padding)
+        torch.testing.assert_close(attended, expected)
+
+
+def test_folded_attention_makes_no_tensor_of_all_pairs():
+    side = 24
+    sizes = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(
+                t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)
+            )
+            return result
+
+    positions = relative_positions(torch.rand(2 * side - 1, 4), side)
+    qkv = torch.rand(1, side, side, 12, requires_grad=True)
+    with Sizes():
+        folded_attention(qkv, 1, positions, positions).sum().backward()
+    assert max(sizes) < side**4 // 4
 
 
 def test_table_of_the_right_length_is_used_bit_by_bit():
