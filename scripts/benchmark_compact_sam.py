@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import math
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.io import write_json
 from nucsam_monai.networks.sam import SAM_VARIANTS
+from nucsam_monai.utils.machine import processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def main(
         print(json.dumps(row), flush=True)
         results.append(row)
     if output is not None:
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        machine = {"processor": processor_name(), "torch": torch.__version__}
         write_json(output, {"cpu_seconds": cpu_seconds, "seed": seed, **machine, "results": results})
 
 

@@ -34,6 +34,7 @@ from nucsam_monai.metrics import (
 )
 from nucsam_monai.metrics.detection import PointMatcher
 from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.utils.machine import processor_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references live beside the tests
 from tests.oracles import metrics_instance as slow_instance
@@ -80,7 +81,7 @@ def milliseconds(function: Callable[[], Any], repeats: int) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """Describe where the numbers come from."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -88,15 +89,6 @@ def machine() -> dict[str, Any]:
         "scipy": scipy.__version__,
         "nucsam_monai": nucsam_monai.__version__,
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def measure(y: np.ndarray, y_pred: np.ndarray, match: PointMatcher) -> tuple[InstanceMetrics, DetectionScore]:

@@ -50,7 +50,7 @@ def test_folder_never_imports_torch(folder: str) -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, nucsam_monai; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    code = "import sys, nucsam_monai, nucsam_monai.metrics; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from nucsam_monai.data.dataset import DATASET_FILE, DatasetMetadata, relative_items
-from nucsam_monai.data.parallel import map_in_order
 from nucsam_monai.data.protocols import UNUSED
 from nucsam_monai.data.samples import Sample, SampleJob, WrittenSample, check_sample_id, write_sample
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_directory
+from nucsam_monai.utils.parallel import map_in_order
 
 
 @dataclass(frozen=True)

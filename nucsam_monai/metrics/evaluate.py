@@ -1,10 +1,8 @@
 """From the ground truth and the predictions of a whole dataset to one report."""
 
 import itertools
-import multiprocessing
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, Skipped
 from nucsam_monai.metrics.statistics import Estimate, Statistic, estimate, mean_statistic
 from nucsam_monai.metrics.summary import ALL_IMAGES, resampling_units, summarise, table_statistics
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.parallel import map_in_order
 
 _Counts = Mapping[str, NDArray[np.float64]]
 
@@ -126,23 +125,8 @@ def _measure(
     """Yield the measurement of every sample; never hold more than a few samples."""
     if workers < 1:
         raise ConfigurationError(f"workers: expected at least 1, found {workers}.")
-    if workers == 1:
-        for sample in samples:
-            yield measure_image(sample, settings)
-        return
-    # forking a process that runs threads (of torch, for example) can hang, so the workers start afresh
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        pending: deque[Future[ImageMeasurement]] = deque()
-        try:
-            for sample in samples:
-                pending.append(pool.submit(measure_image, sample, settings))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    for _, measurement in map_in_order(partial(measure_image, settings=settings), samples, workers=workers):
+        yield measurement
 
 
 def _key(measurement: ImageMeasurement) -> tuple[str, str]:

@@ -55,18 +55,16 @@ def test_a_second_call_draws_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_two_processes_at_once_leave_one_whole_folder_of_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from nucsam_monai.data.demo import *; "
+        "import sys; from nucsam_monai.data.demo import *; print('ready', flush=True); "
         f"print(demo_dataset_dir(sys.argv[1], counts={TINY!r}))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "shared")]
-    processes = [
-        subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in processes:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert output.strip() == str(tmp_path / "shared")
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"  # its imports take longer than our drawing
+        ours = demo_dataset_dir(tmp_path / "shared", counts=TINY)
+        assert ours == other.stdout.read().strip() == str(tmp_path / "shared")
+    assert other.returncode == 0
     assert digests(tmp_path / "shared") == digests(tiny)
     assert [path.name for path in tmp_path.iterdir()] == ["shared"]
 

@@ -26,6 +26,7 @@ from nucsam_monai.metrics import (
 )
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.metrics.label_maps import pair_of_discs
+from tests.pickling_pool import without_processes
 
 FEW = Bootstrap(resamples=100)
 CLASSES = ("round", "oval", "rare")
@@ -310,7 +311,8 @@ def test_what_does_not_fit_is_refused(samples, options, message):
         evaluate(samples, bootstrap=FEW, **options)
 
 
-def test_error_of_a_worker_reaches_the_caller():
+def test_error_of_a_worker_reaches_the_caller(monkeypatch):
+    without_processes(monkeypatch)
     broken = [*SAMPLES[:2], replace(SAMPLES[2], y_pred=EMPTY[1:]), *SAMPLES[3:]]
     with pytest.raises(ConfigurationError, match="image 02: y has shape"):
         evaluate(broken, bootstrap=FEW, workers=2)

@@ -1,25 +1,28 @@
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import fire
+import pytest
+import torch
+
+from scripts.benchmark_metrics import main
 
 
-def test_times_and_values_are_written(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The benchmark runs torch on one thread; the tests after it need not."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_times_and_values_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "deep" / "metrics.json"
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.benchmark_metrics",
-        "--sizes=64",
-        "--repeats=2",
-        "--references_up_to_px=64",
-        f"--output={output}",
-    ]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "64 x 64 px" in finished.stdout
+    options = ["--sizes=64", "--repeats=2", "--references_up_to_px=64", f"--output={output}"]
+    fire.Fire(main, command=options)
+    printed = capsys.readouterr().out
+    assert "64 x 64 px" in printed
     report = json.loads(output.read_text())
     assert {"processor", "numpy", "scipy"} <= set(report["machine"])
     (row,) = report["sizes"]
@@ -30,6 +33,6 @@ def test_times_and_values_are_written(tmp_path: Path) -> None:
     assert row["detection"]["tp"] + row["detection"]["fn"] == row["nuclei"]
     assert row["slow_reference_difference"] < 1e-9
     assert row["monai_pq_difference"] < 1e-5
-    *_, titles, cells = finished.stdout.splitlines()
+    *_, titles, cells = printed.splitlines()
     assert "slow reference" in titles
     assert cells.split()[:3] == ["64", "px", "2"]

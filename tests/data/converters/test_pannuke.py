@@ -12,6 +12,7 @@ from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from tests.data.original_pannuke import SIZE, npy, pannuke_fold, pannuke_masks, with_array
 from tests.data.originals import noise, write_folder, write_zip
+from tests.pickling_pool import without_processes
 
 COUNTS = {1: 3, 2: 2, 3: 4}
 ALL = {name: content for fold, count in COUNTS.items() for name, content in pannuke_fold(fold, count).items()}
@@ -83,7 +84,8 @@ def test_layouts_as_distributed(tmp_path: Path, layout: str) -> None:
     assert set(dataset.metadata.protocols) == {"fold1", "fold2", "fold3"}
 
 
-def test_two_workers_write_the_same(tmp_path: Path) -> None:
+def test_two_workers_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
     source = write_folder(tmp_path / "PanNuke", archives())
     one = pannuke.convert(source, tmp_path / "one")
     two = pannuke.convert(source, tmp_path / "two", workers=2)

@@ -11,6 +11,7 @@ from tests.data.converters.folders import classes_of, image_of, instances_of, pr
 from tests.data.encoded import bmp, jpeg
 from tests.data.original_segpc import SHAPE, cell_mask, segpc_members
 from tests.data.originals import noise, write_folder, write_zip
+from tests.pickling_pool import without_processes
 
 
 def test_parts_are_instances_with_classes(tmp_path: Path) -> None:
@@ -62,8 +63,9 @@ def test_one_kind_of_instances(tmp_path: Path, target: str) -> None:
     validate_dataset(tmp_path / "out")
 
 
-def test_protocols_in_two_processes(tmp_path: Path) -> None:
+def test_protocols_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The archives of the challenge in one folder, each with the folder of its name once more."""
+    without_processes(monkeypatch)
     (tmp_path / "a").mkdir()
     for part in ("train", "validation", "test"):
         members = {

@@ -2,8 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from nucsam_monai.data.parallel import map_in_order
 from nucsam_monai.utils.errors import DatasetError
+from nucsam_monai.utils.parallel import map_in_order
+from tests.pickling_pool import without_processes
 
 
 def square_or_fail(number: int) -> int:
@@ -20,7 +21,8 @@ def test_results_come_in_order_and_errors_come_through(workers: int) -> None:
         next(results)
 
 
-def test_only_a_few_items_are_taken_ahead() -> None:
+def test_only_a_few_items_are_taken_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
     taken = []
 
     def items() -> Iterator[int]:
