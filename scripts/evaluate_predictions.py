@@ -23,8 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import fire
-
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.apps.prediction_folder import find_classes, find_predictions, read_samples
 from nucsam_monai.data import DatasetMetadata, load_items, read_dataset
 from nucsam_monai.data.converters.progress import with_progress
@@ -37,7 +36,7 @@ from nucsam_monai.metrics import (
     evaluate,
     matching_radius_px,
 )
-from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -194,13 +193,7 @@ def main(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        fire.Fire(main, command=arguments)
-    except (NucSAMError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(main, arguments)
 
 
 if __name__ == "__main__":

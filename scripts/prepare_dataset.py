@@ -18,21 +18,19 @@ images and label maps of one's own, paired by name. The options of one dataset a
 
 import functools
 import inspect
-import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import fire
-
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data.converters import CONVERTERS, ConversionSummary, folder
 from nucsam_monai.data.converters.hosted_files import HOSTED_FILES, hosted_file
 from nucsam_monai.data.download import download as download_file
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
-from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+from nucsam_monai.utils.errors import ConfigurationError
 
 
 def list_datasets() -> str:
@@ -119,16 +117,10 @@ def _count_lines(splits: Mapping[str, SplitCounts]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     commands = {name: reporting(converter.convert) for name, converter in CONVERTERS.items()}
     commands["folder"] = reporting(folder.convert)
     commands.update({"download": download, "validate": validate, "list": list_datasets})
-    try:
-        fire.Fire(commands, command=arguments)
-    except (NucSAMError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(commands, arguments)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ import pytest
 import torch
 from monai.utils import path_to_sqlite_uri
 
-from nucsam_monai.handlers.tracking_store import create_database
 from nucsam_monai.networks.sam import SAM_VARIANTS
 from tests.bundles.unsam_runs import TINY, train, write_datasets
-from tests.handlers.tracked_engines import Store
 from tests.networks.conftest import MICRO
 
 
@@ -40,23 +38,6 @@ def no_traces() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_datasets(tmp_path_factory.mktemp("datasets")))
-
-
-@pytest.fixture(scope="session")
-def template_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    create_database(database)
-    return database
-
-
-@pytest.fixture
-def store_uri(template_database: Path, tmp_path: Path) -> str:
-    return path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
-
-
-@pytest.fixture
-def store(store_uri: str) -> Store:
-    return Store(store_uri)
 
 
 @dataclass(frozen=True)

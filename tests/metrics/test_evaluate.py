@@ -195,7 +195,8 @@ def test_order_of_samples_does_not_matter():
     assert repr(shuffled) == repr(REPORT)
 
 
-def test_two_processes_find_the_same():
+def test_two_workers_find_the_same(monkeypatch):
+    without_processes(monkeypatch)
     parallel = evaluate(iter(SAMPLES), class_names=CLASSES, radius_px=6, bootstrap=FEW, workers=2)
     assert repr(parallel) == repr(REPORT)
 

@@ -27,6 +27,13 @@ def checkpoint(sam, tmp_path):
     return path
 
 
+def save(state, path):
+    if path.suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+
+
 def save_changed(sam, path, change):
     state = dict(sam.state_dict())
     change(state)
@@ -37,10 +44,7 @@ def save_changed(sam, path, change):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_official_layout_loads_every_tensor(small, sam, tmp_path, suffix, caplog):
     path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(sam.state_dict(), path)
-    else:
-        safetensors.torch.save_file(sam.state_dict(), path)
+    save(sam.state_dict(), path)
     with caplog.at_level("INFO"):
         loaded = build_sam(small, 28, checkpoint=path)
     for name, tensor in sam.state_dict().items():
@@ -143,10 +147,7 @@ def test_hostile_file_is_refused_and_not_run(small, tmp_path):
 @pytest.mark.parametrize("kept", [0, 7, 2000])
 def test_damaged_file_is_refused(small, sam, tmp_path, suffix, kept):
     path = tmp_path / f"damaged{suffix}"
-    if suffix == ".pth":
-        torch.save(sam.state_dict(), path)
-    else:
-        safetensors.torch.save_file(sam.state_dict(), path)
+    save(sam.state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="damaged"):
         load_official_checkpoint(path, small)

@@ -1,0 +1,30 @@
+"""What every command of the command line does around its work."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import fire
+
+from nucsam_monai.utils.errors import NucSAMError
+
+
+def run_command(component: object, arguments: Sequence[str] | None = None) -> int:
+    """Run a function, or one of a dictionary of functions, with options of the command line.
+
+    Log messages go to the standard error. An error of the user's input or files is one line there.
+
+    Args:
+        component: what ``fire.Fire`` takes.
+        arguments: the options; None takes those of this process.
+
+    Returns:
+        The exit code: 0, or 1 after an error.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        fire.Fire(component, command=None if arguments is None else list(arguments))
+    except (NucSAMError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
