@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nucsam_monai.networks import UNSAM
+from nucsam_monai.networks import SAC, UNSAM
 from nucsam_monai.networks.sam import SAM_VARIANTS, SAMVariant
 
 MICRO = SAMVariant(
@@ -35,6 +35,17 @@ def micro_unsam(micro):
     def build(**options):
         torch.manual_seed(0)
         return UNSAM(micro.name, ["a", "b", "c"], image_size=64, **options)
+
+    return build
+
+
+@pytest.fixture
+def micro_sac(micro):
+    """Build a micro SAC for 64 px images, the same one each time."""
+
+    def build(**options):
+        torch.manual_seed(0)
+        return SAC(micro.name, image_size=64, **options)
 
     return build
 
