@@ -1,6 +1,5 @@
 import json
 import logging
-import pathlib
 
 import pytest
 import torch
@@ -53,10 +52,11 @@ def test_stages_have_the_shapes_of_the_paper(monkeypatch):
     monkeypatch.setattr(PromptEncoder, "_get_device", lambda self: torch.device("cpu"))
     with torch.device("meta"):
         network = SAC("vit_b", generator={"n_points_test": 0}).eval()
-        image = torch.empty(1, 3, 1024, 1024)
-        assert network.generator(image).shape == (1, 1, 1024, 1024)
-        prompts, _ = network.prompts(image, (torch.empty(1, 3, 2), torch.empty(1, 3)))
-        assert network.decode(image, prompts).shape == (1, 1, 256, 256)
+    image = torch.empty(1, 3, 1024, 1024, device="meta")
+    points = torch.empty(1, 3, 2, device="meta"), torch.empty(1, 3, device="meta")
+    assert network.generator(image).shape == (1, 1, 1024, 1024)
+    prompts, _ = network.prompts(image, points)
+    assert network.decode(image, prompts).shape == (1, 1, 256, 256)
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora", "msa", "head", "full"])
@@ -201,7 +201,7 @@ def test_wrong_options_are_refused_and_the_permitted_named(micro_sac, options, m
 
 
 def test_options_can_come_from_a_configuration_file(micro, tmp_path):
-    path = pathlib.Path(tmp_path / "train.json")
+    path = tmp_path / "train.json"
     definition = {
         "sam_variant": micro.name,
         "image_size": 64,
