@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from nucsam_monai.losses import SACLoss, SACMaskLoss
+from nucsam_monai.losses.sac import target_at
 from nucsam_monai.networks import SACOutput
 from nucsam_monai.networks.blocks import PointPrompts
 from nucsam_monai.utils.errors import ConfigurationError
@@ -50,6 +51,13 @@ def test_mask_is_compared_at_its_own_size_and_the_generator_at_its(kind):
     expected += mean_cross_entropy(generator, truth.repeat(2, axis=2).repeat(2, axis=3))
     found = SACLoss(SACMaskLoss(kind))(output(logits, generator), torch.tensor(target))
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "pixel"), [(1, 0), (2, 1), (3, 1), (4, 2)])
+def test_cell_is_compared_with_the_pixel_at_its_centre(factor, pixel):
+    target = torch.rand(2, 1, 3 * factor, 5 * factor, generator=torch.Generator().manual_seed(0))
+    found = target_at(torch.zeros(2, 1, 3, 5), target)
+    assert torch.equal(found, target[..., pixel::factor, pixel::factor])
 
 
 def test_parts_that_do_not_train_are_left_out():

@@ -82,7 +82,7 @@ def select_points(
         raise ConfigurationError(
             f"{count} points with tau {tau}: expected 0 or more, and a probability from 0 to 1."
         )
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise ConfigurationError(
             "points are chosen outside of a traced graph. Trace the network without auto points "
             "(generator.n_points_test 0) and give it the points as an input."
