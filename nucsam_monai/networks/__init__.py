@@ -1,5 +1,6 @@
 """Networks of the methods."""
 
+from nucsam_monai.networks.sac import SAC, SACOutput
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
-__all__ = ["UNSAM", "UNSAMOutput", "trained_domains"]
+__all__ = ["SAC", "UNSAM", "SACOutput", "UNSAMOutput", "trained_domains"]

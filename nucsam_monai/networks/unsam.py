@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ from nucsam_monai.networks.blocks.self_prompt_generator import (
     binary_hint,
     thresholded_hint,
 )
+from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import (
     EmbeddingCache,
     EncoderFeatures,
@@ -83,12 +84,6 @@ class DecoderOptions:
     queries_per_domain: int | Mapping[str, int] = 1
 
 
-Options = TypeVar("Options", EncoderOptions, SelfPromptOptions, DecoderOptions)
-
-# A bool is an int to isinstance, and the text "false" is true; so types are compared exactly.
-_NUMBERS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
-
-
 class UNSAMOutput(NamedTuple):
     """What the losses need.
 
@@ -143,9 +138,9 @@ class UNSAM(nn.Module):
             raise ConfigurationError(
                 f"domains: expected a list of different names, at least one; found {domains!r}."
             )
-        self.encoder_options = _options(EncoderOptions, encoder, "encoder")
-        self.spgen_options = _options(SelfPromptOptions, spgen, "spgen")
-        self.decoder_options = _options(DecoderOptions, decoder, "decoder")
+        self.encoder_options = read_options(EncoderOptions, encoder, "encoder")
+        self.spgen_options = read_options(SelfPromptOptions, spgen, "spgen")
+        self.decoder_options = read_options(DecoderOptions, decoder, "decoder")
         self.variant = find_variant(sam_variant)
         self.masks_per_domain = self._masks_per_domain()
         self.embedding_cache = embedding_cache
@@ -323,19 +318,3 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
             f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'."
         )
     return list(json.loads(header["domains"]))
-
-
-def _options(kind: type[Options], values: Mapping[str, Any] | None, name: str) -> Options:
-    """Build an options dataclass and refuse names, types and choices that it does not know."""
-    values = dict(values or {})
-    permitted = get_type_hints(kind)
-    unknown = sorted(set(values) - set(permitted))
-    if unknown:
-        raise ConfigurationError(f"{name}: unknown option {unknown}; permitted are {sorted(permitted)}.")
-    for key, value in values.items():
-        expected = permitted[key]
-        if get_origin(expected) is Literal and value not in get_args(expected):
-            raise ConfigurationError(f"{name}.{key} {value!r}: expected one of {list(get_args(expected))}.")
-        if expected in _NUMBERS and type(value) not in _NUMBERS[expected]:
-            raise ConfigurationError(f"{name}.{key} {value!r}: expected {expected.__name__}.")
-    return kind(**values)

@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 import torch
 
-from nucsam_monai.networks import UNSAM
+from nucsam_monai.networks import SAC, UNSAM
+from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
 from nucsam_monai.networks.sam import SAM_VARIANTS, SAMVariant
 
 MICRO = SAMVariant(
@@ -35,6 +38,23 @@ def micro_unsam(micro):
     def build(**options):
         torch.manual_seed(0)
         return UNSAM(micro.name, ["a", "b", "c"], image_size=64, **options)
+
+    return build
+
+
+@pytest.fixture
+def thin_generator(monkeypatch):
+    """Build SAC's generator with an eighth of its channels."""
+    monkeypatch.setattr(auto_prompter, "UNetGenerator", functools.partial(UNetGenerator, channels=4))
+
+
+@pytest.fixture
+def micro_sac(micro, thin_generator):
+    """Build a micro SAC with a thin generator for 64 px images, the same one each time."""
+
+    def build(**options):
+        torch.manual_seed(0)
+        return SAC(micro.name, image_size=64, **options)
 
     return build
 

@@ -4,14 +4,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from nucsam_monai.networks.adapters.bottleneck import bottleneck
 from nucsam_monai.networks.sam import BlockAdapter
 from nucsam_monai.utils.errors import ConfigurationError
-
-
-def bottleneck(width: int, ratio: float) -> nn.Sequential:
-    """Return Linear ``width -> ratio * width``, GELU, Linear back to ``width``."""
-    hidden = max(1, round(ratio * width))
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class BlockBypass(BlockAdapter):

@@ -1,0 +1,96 @@
+"""The losses of SAC: focal + Dice or Dice + cross-entropy on the mask, cross-entropy on the generator."""
+
+from typing import Literal
+
+from monai.losses import DiceLoss, FocalLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nucsam_monai.networks.sac import SACOutput
+from nucsam_monai.utils.errors import ConfigurationError
+
+
+class SACMaskLoss(nn.Module):
+    """``w * focal + Dice``, or ``Dice + cross-entropy``, on mask logits (SAC, section on the losses).
+
+    Dice has squared sums in its denominator, and is computed per image. The paper gives no constants: the
+    focal loss has those of its authors (gamma 2, alpha 0.25), its weight is SAM's. The paper prints the
+    foreground's term of the cross-entropy alone, for which a mask of foreground only would be the best; here
+    it is the binary cross-entropy.
+
+    Args:
+        kind: ``focal_dice`` or ``dice_ce``.
+        focal_weight: w of ``focal_dice``.
+
+    Raises:
+        ConfigurationError: an unknown ``kind``.
+    """
+
+    def __init__(
+        self, kind: Literal["focal_dice", "dice_ce"] = "focal_dice", focal_weight: float = 20.0
+    ) -> None:
+        super().__init__()
+        if kind not in ("focal_dice", "dice_ce"):
+            raise ConfigurationError(f"loss kind '{kind}': expected 'focal_dice' or 'dice_ce'.")
+        self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)
+        focal = kind == "focal_dice"
+        self.pixel = FocalLoss(gamma=2.0, alpha=0.25) if focal else nn.BCEWithLogitsLoss()
+        self.pixel_weight = focal_weight if focal else 1.0
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of ``(B, 1, h, w)`` logits against a binary target ``(B, 1, H, W)``.
+
+        Raises:
+            ConfigurationError: logits and target differ in more than their size.
+        """
+        logits, target = logits.float(), target_at(logits, target)
+        return self.pixel_weight * self.pixel(logits, target) + self.dice(logits, target)
+
+
+class SACLoss(nn.Module):
+    """The loss of the mask plus the cross-entropy of the generator; whatever does not train is left out.
+
+    Args:
+        mask: the loss of the mask.
+    """
+
+    def __init__(self, mask: SACMaskLoss | None = None) -> None:
+        super().__init__()
+        self.mask = mask if mask is not None else SACMaskLoss()
+
+    def forward(self, output: SACOutput, target: Tensor) -> Tensor:
+        """Return the scalar loss.
+
+        Args:
+            output: of the network in training mode.
+            target: ``(B, 1, S, S)`` binary mask of all nuclei.
+
+        Raises:
+            ConfigurationError: the output holds no logits, or logits and target differ in more than their size.
+        """
+        losses = []
+        if output.mask_logits is not None:
+            losses.append(self.mask(output.mask_logits, target))
+        if output.generator_logits is not None:
+            logits = output.generator_logits.float()
+            losses.append(F.binary_cross_entropy_with_logits(logits, target_at(logits, target)))
+        if not losses:
+            raise ConfigurationError("output: found no logits, expected those of the mask or the generator.")
+        return sum(losses[1:], start=losses[0])
+
+
+def target_at(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the target in float32 at the size of the logits, from the pixel nearest to each cell's centre.
+
+    PyTorch's ``nearest`` takes the first pixel instead, which would shift the mask by 1.5 px at a fourth of the
+    size.
+
+    Raises:
+        ConfigurationError: the two differ in their numbers of images or channels.
+    """
+    if target.ndim != 4 or logits.shape[:2] != target.shape[:2]:
+        raise ConfigurationError(
+            f"target: found shape {tuple(target.shape)}, expected the {tuple(logits.shape)} of the logits but for "
+            "height and width. Give one mask of all nuclei per image."
+        )
+    return F.interpolate(target.float(), size=(logits.shape[-2], logits.shape[-1]), mode="nearest-exact")

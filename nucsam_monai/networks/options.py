@@ -1,0 +1,64 @@
+"""Options of a network from a bundle's JSON: an unknown name, type or choice is refused, never ignored."""
+
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from nucsam_monai.utils.errors import ConfigurationError
+
+Options = TypeVar("Options")
+
+# A bool is an int to isinstance, and the text "false" is true; so types are compared exactly.
+_EXACT: dict[Any, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    NoneType: (NoneType,),
+}
+
+
+def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: str) -> Options:
+    """Build an options dataclass from the values of a configuration.
+
+    Args:
+        kind: a dataclass; booleans, numbers, literals, None and unions of them are checked, types of any
+            other kind are left to the dataclass.
+        values: by field; fields that are not named keep their defaults.
+        name: the configuration's key, for messages.
+
+    Raises:
+        ConfigurationError: an unknown name, or a value of another type or outside the permitted choice.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Head:
+        ...     channels: int = 64
+        >>> read_options(Head, {"channels": 32}, "head")
+        Head(channels=32)
+    """
+    values = dict(values or {})
+    permitted = get_type_hints(kind)
+    unknown = sorted(set(values) - set(permitted))
+    if unknown:
+        raise ConfigurationError(f"{name}: unknown option {unknown}; permitted are {sorted(permitted)}.")
+    for key, value in values.items():
+        if not _fits(value, permitted[key]):
+            raise ConfigurationError(f"{name}.{key} {value!r}: expected {_describe(permitted[key])}.")
+    return kind(**values)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if get_origin(expected) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(expected))
+    if get_origin(expected) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(expected))
+    return expected not in _EXACT or type(value) in _EXACT[expected]
+
+
+def _describe(expected: Any) -> str:
+    if get_origin(expected) in (Union, UnionType):
+        return " or ".join(_describe(one) for one in get_args(expected))
+    if get_origin(expected) is Literal:
+        return f"one of {list(get_args(expected))}"
+    return "null" if expected is NoneType else expected.__name__
