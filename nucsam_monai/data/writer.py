@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nucsam_monai.data.dataset import DATASET_FILE, DatasetMetadata, relative_items
+from nucsam_monai.data.dataset import DATASET_FILE, relative_items
+from nucsam_monai.data.metadata import DatasetMetadata
 from nucsam_monai.data.protocols import UNUSED
 from nucsam_monai.data.samples import Sample, SampleJob, WrittenSample, check_sample_id, write_sample
 from nucsam_monai.data.splits import SPLITS

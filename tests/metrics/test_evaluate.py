@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nucsam_monai.metrics import (
-    Bootstrap,
     EvaluationSample,
     GreedyDetection,
     HovernetDetection,
@@ -24,34 +23,9 @@ from nucsam_monai.metrics import (
     threshold_mean,
     weighted_scores,
 )
-from nucsam_monai.utils.errors import ConfigurationError
-from tests.metrics.label_maps import pair_of_discs
+from tests.metrics.evaluation_samples import CLASSES, EMPTY, FEW, SAMPLES, sample
 from tests.pickling_pool import without_processes
 
-FEW = Bootstrap(resamples=100)
-CLASSES = ("round", "oval", "rare")
-EMPTY = np.zeros((96, 96), np.int32)
-
-
-def sample(index, **options):
-    """A crowded pair of maps with classes; every fourth image is empty in the ground truth."""
-    y, y_pred = pair_of_discs(index, count=12)
-    if index % 4 == 3:
-        y = EMPTY
-    rng = np.random.default_rng(index)
-    texts = {"tissue": f"tissue{index % 2}", "domain": "a", "fold": str(index % 3)}
-    return EvaluationSample(
-        id=f"{index:02}",
-        y=y,
-        y_pred=y_pred,
-        y_classes={int(i): int(rng.integers(2)) for i in np.unique(y) if i},
-        y_pred_classes={int(i): int(rng.integers(2)) for i in np.unique(y_pred) if i},
-        scores={int(i): float(rng.random()) for i in np.unique(y_pred) if i},
-        **{**texts, **options},
-    )
-
-
-SAMPLES = [sample(index) for index in range(9)]
 REPORT = evaluate(iter(SAMPLES), class_names=CLASSES, radius_px=6, bootstrap=FEW)
 
 
@@ -280,43 +254,6 @@ def test_report_becomes_plain_tables():
     assert document["per_class"][0]["class"] == "round"
     assert set(document["tissue_means"]) >= {"mpq_tissue", "mpq_tissue_ci_low"}
     assert document["per_image"][3]["id"] == "03"
-
-
-@pytest.mark.parametrize(
-    ("samples", "options", "message"),
-    [
-        ([], {}, "found no sample"),
-        ([SAMPLES[0], SAMPLES[0]], {}, "image 00 occurs twice"),
-        ([replace(SAMPLES[0], y_pred=EMPTY[1:])], {}, r"image 00: y has shape \(96, 96\)"),
-        (
-            [replace(SAMPLES[0], y_classes=None)],
-            {"class_names": CLASSES},
-            "image 00: y_classes: .* have no class",
-        ),
-        ([replace(SAMPLES[0], scores={})], {"radius_px": 6}, "image 00: scores: .* have no score"),
-        ([SAMPLES[0]], {"protocols": ["detection"]}, "radius_px: detection needs a positive radius"),
-        ([SAMPLES[0]], {"radius_px": -1}, "radius_px"),
-        (
-            [SAMPLES[0]],
-            {"protocols": ["instances"]},
-            r"expected some of foreground, .* found \['instances'\]",
-        ),
-        ([SAMPLES[0]], {"protocols": []}, "expected some of foreground"),
-        ([SAMPLES[0]], {"class_names": "ab"}, "expected a list of different names"),
-        ([SAMPLES[0]], {"class_names": ["a", "a"]}, "expected a list of different names"),
-        ([SAMPLES[0]], {"workers": 0}, "workers: expected at least 1"),
-    ],
-)
-def test_what_does_not_fit_is_refused(samples, options, message):
-    with pytest.raises(ConfigurationError, match=message):
-        evaluate(samples, bootstrap=FEW, **options)
-
-
-def test_error_of_a_worker_reaches_the_caller(monkeypatch):
-    without_processes(monkeypatch)
-    broken = [*SAMPLES[:2], replace(SAMPLES[2], y_pred=EMPTY[1:]), *SAMPLES[3:]]
-    with pytest.raises(ConfigurationError, match="image 02: y has shape"):
-        evaluate(broken, bootstrap=FEW, workers=2)
 
 
 def test_majority_of_pixels_decides_the_class():

@@ -7,7 +7,7 @@ from typing import Any
 
 from nucsam_monai.data.converters.progress import with_progress
 from nucsam_monai.data.converters.sources import Source, source_digests
-from nucsam_monai.data.dataset import DatasetMetadata
+from nucsam_monai.data.metadata import DatasetMetadata
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.samples import SampleJob
 from nucsam_monai.data.writer import DatasetWriter, SplitCounts
