@@ -13,12 +13,12 @@ from nucsam_monai.data.converters.class_vote import majority_values
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.data.label_files import read_classes
-from nucsam_monai.data.parallel import map_in_order
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, SPLITS, TRAIN_80_10_10, random_split
 from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_image, read_label_map
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from nucsam_monai.utils.parallel import map_in_order
 
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9 ._()+-]+")
 
