@@ -3,6 +3,7 @@ import torch
 
 from nucsam_monai.networks.blocks import DomainQueryDecoder
 from nucsam_monai.networks.sam import build_mask_decoder
+from tests.oracles.domain_query_decoder import decode_with_official_layers
 
 COUNTS = (1, 2, 1)
 
@@ -74,6 +75,28 @@ def test_masks_follow_the_definition_query_by_query(build, inputs, joint):
                 kernel = decoder.output_hypernetworks_mlps[domain][i](token)
                 expected = (kernel[:, None, None] * pixels).sum(0)
                 torch.testing.assert_close(masks[image, i], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("points", [0, 5])
+def test_masks_and_gradients_are_those_of_the_official_layers(build, inputs, joint, points):
+    generator = torch.Generator().manual_seed(7)
+    embedding, code = inputs
+    prompts = torch.randn(2, points, 32, generator=generator) if points else None
+    seen = torch.randn(2, COUNTS[1], 16, 12, generator=generator)
+    masks, gradients = [], []
+    for decode in (DomainQueryDecoder.forward, decode_with_official_layers):
+        decoder, leaf = build(joint_queries=joint), embedding.clone().requires_grad_()
+        masks.append(decode(decoder, leaf, code, 1, prompts))
+        masks[-1].backward(seen)
+        found = {name: weight.grad for name, weight in decoder.named_parameters()}
+        gradients.append({"embedding": leaf.grad, **found})
+    torch.testing.assert_close(*masks, atol=1e-5, rtol=1e-4)
+    fast, official = gradients
+    assert [name for name in fast if fast[name] is None] == [name for name in fast if official[name] is None]
+    for name, gradient in official.items():
+        if gradient is not None:
+            torch.testing.assert_close(fast[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("joint", [False, True])

