@@ -7,6 +7,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 
+# Without them every process would spend seconds on imports.
+_PRELOADED = ["torch._dynamo", "torch.utils.flop_counter", "nucsam_monai.inferers", "nucsam_monai.networks.sam"]
+
+
 class NoResultError(Exception):
     """A measurement gave no result: it took too long, was killed, or raised."""
 
@@ -14,14 +18,14 @@ class NoResultError(Exception):
 def run_isolated(function: Callable[..., Any], *arguments: Any, timeout_seconds: float) -> Any:
     """Return ``function(*arguments)``, computed in a new process.
 
-    The processes are forked from a server that has PyTorch imported but never computed anything: the start is
+    The processes are forked from a server that has imported everything but never computed anything: the start is
     quick, and no threads or caches are inherited.
 
     Raises:
         NoResultError: with the reason in words.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "segment_anything"])
+    context.set_forkserver_preload(_PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sender, function, arguments), daemon=False)
     process.start()

@@ -46,7 +46,7 @@ class Runner:
     def step(self) -> tuple[Tensor, ...]:
         """Do it once and return the outputs, detached."""
         if self.optimizer is None:
-            with torch.inference_mode(), autocast(self.precision, self.device):
+            with torch.no_grad(), autocast(self.precision, self.device):
                 return self.compute()
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.precision, self.device):
@@ -65,9 +65,9 @@ class Runner:
 
 
 def _loss(output: Tensor) -> Tensor:
-    """Weigh the elements by fixed random numbers: a norm of layer-normalised features has no gradient."""
+    """Weigh the elements by fixed random numbers: norm and sum of layer-normalised features have no gradient."""
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(output.shape[-2:], generator=generator).to(output.device)
+    weights = torch.randn(output.shape[1:], generator=generator).to(output.device)
     return (output.float() * weights).mean()
 
 
