@@ -94,10 +94,16 @@ def main(
         stock_chunk=stock_chunk,
         seed=seed,
     )
-    chosen = dict(
-        variants=variants, sizes=sizes, batches=batches, parts=parts, modes=modes, prompts=prompts,
-        precisions=precisions, implementations=implementations,
-    )  # fmt: skip
+    chosen = {
+        "variants": variants,
+        "sizes": sizes,
+        "batches": batches,
+        "precisions": precisions,
+        "parts": parts,
+        "modes": modes,
+        "prompts": prompts,
+        "implementations": implementations,
+    }
     selection = {axis: _checked(axis, value) for axis, value in chosen.items()}
     cases = select_cases(selection) if preset is None else _preset(preset)
     report = _open_report(Path(output), settings)
@@ -114,10 +120,13 @@ def main(
         report["cases"][case.key] = {"case": as_dict(case), **origin, **measured}
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n")
-    print(text_table({case.key: report["cases"][case.key] for case in cases}))
+    measured_cases = {case.key: report["cases"][case.key] for case in cases}
+    print(text_table(measured_cases))
     if markdown is not None:
         with atomic_path(markdown) as temporary:
             temporary.write_text(as_markdown(report))
+    if any(case.get("skipped", "").startswith("failed") for case in measured_cases.values()):
+        raise SystemExit("Some cases failed; their errors stand above.")
 
 
 def measure_case(case: Case, settings: Settings, implementations: Any, precisions: Any) -> dict[str, Any]:

@@ -58,7 +58,5 @@ def _decoder_macs(variant: SAMVariant, side: int) -> int:
     upscaling = pixels * channels**2 + 4 * pixels * channels**2 // 8
     hypernetworks = 4 * (2 * channels**2 + channels * channels // 8)
     masks = 4 * 16 * pixels * channels // 8
-    head = variant.iou_head_width * (
-        channels + (variant.iou_head_depth - 2) * variant.iou_head_width + 4
-    )
+    head = variant.iou_head_width * (channels + (variant.iou_head_depth - 2) * variant.iou_head_width + 4)
     return variant.decoder_depth * layer + cross_attention + upscaling + hypernetworks + masks + head

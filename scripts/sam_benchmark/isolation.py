@@ -1,14 +1,17 @@
 """Run a measurement in a process of its own, so that neither its memory nor its end touches the others."""
 
 import multiprocessing
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-
 # Without them every process would spend seconds on imports.
-_PRELOADED = ["torch._dynamo", "torch.utils.flop_counter", "nucsam_monai.inferers", "nucsam_monai.networks.sam"]
+_PRELOADED = [
+    "torch._dynamo",
+    "torch.utils.flop_counter",
+    "nucsam_monai.inferers",
+    "nucsam_monai.networks.sam",
+]
 
 
 class NoResultError(Exception):
@@ -34,6 +37,7 @@ def run_isolated(function: Callable[..., Any], *arguments: Any, timeout_seconds:
         if not receiver.poll(timeout_seconds):
             raise NoResultError(f"not finished in {timeout_seconds:.0f} s")
         succeeded, result = receiver.recv()
+        process.join(timeout=10)  # a failed one prints where it failed
     except EOFError:
         process.join()
         raise NoResultError(f"the process ended with exit code {process.exitcode}") from None
@@ -49,7 +53,6 @@ def _send_result(sender: Connection, function: Callable[..., Any], arguments: tu
     try:
         answer = (True, function(*arguments))
     except Exception as error:
-        traceback.print_exc()
-        answer = (False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        sender.send((False, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
+        raise
     sender.send(answer)
-    sender.close()

@@ -33,7 +33,9 @@ def time_contenders(case: Case, settings: Settings, contenders: list[Contender])
     for contender in contenders:
         try:
             runner = bench.runner(contender)
-            outputs, results[contender.key] = _first_step(runner, count=contender.implementation != "ours_compiled")
+            outputs, results[contender.key] = _first_step(
+                runner, count=contender.implementation != "ours_compiled"
+            )
         except ModuleNotFoundError as error:
             results[contender.key] = {"skipped": f"{error.name} is not installed"}
             continue

@@ -113,7 +113,9 @@ class Workbench:
             "counts": case.prompts_per_image,
         }
 
-    def _encoder_runner(self, implementation: str) -> tuple[Callable[[], tuple[Tensor, ...]], nn.Module | None]:
+    def _encoder_runner(
+        self, implementation: str
+    ) -> tuple[Callable[[], tuple[Tensor, ...]], nn.Module | None]:
         image = self.inputs["image"]
         updates = None
         if self.case.mode == "train":
@@ -138,7 +140,9 @@ class Workbench:
             encoder.compile()
         return encoder
 
-    def _decoder_runner(self, implementation: str) -> tuple[Callable[[], tuple[Tensor, ...]], nn.Module | None]:
+    def _decoder_runner(
+        self, implementation: str
+    ) -> tuple[Callable[[], tuple[Tensor, ...]], nn.Module | None]:
         embedding, code, sparse, dense, counts = self.inputs.values()
         training = self.case.mode == "train"
         if implementation == "stock":
