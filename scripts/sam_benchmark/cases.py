@@ -87,7 +87,7 @@ class Settings:
         repeats: rounds in which every contender is timed once.
         seconds_per_case: no further round begins after this time.
         timeout_seconds: a case that takes longer is given up.
-        memory_gb: a contender that needs more memory is left out.
+        memory_gb: a contender that needs more main memory, weights included, is left out.
         stock_chunk: prompts that the stock decoder gets at a time; 0 for all.
         seed: seed of weights and inputs.
     """

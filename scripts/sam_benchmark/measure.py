@@ -26,7 +26,11 @@ def time_contenders(case: Case, settings: Settings, contenders: list[Contender])
     The first step of each contender warms it up and gives outputs, gradients and operations. The first contender
     is the reference of the differences.
     """
-    bench = _prepare(case, settings)
+    try:
+        bench = _prepare(case, settings)
+    except (RuntimeError, MemoryError) as error:
+        reason = _memory_reason(error, settings)
+        return {contender.key: {"skipped": reason} for contender in contenders}
     runners: dict[str, Runner] = {}
     results: dict[str, Result] = {}
     reference: tuple[Tensor, ...] = ()
@@ -62,8 +66,8 @@ def peak_memory(case: Case, settings: Settings, contender: Contender) -> Result:
     On a CPU the resident memory of the process counts, everything that libraries keep included; on a GPU the
     memory that PyTorch allocated.
     """
-    bench = _prepare(case, settings)
     try:
+        bench = _prepare(case, settings)
         runner = bench.runner(contender)
         memory = _GpuMemory() if bench.device.type == "cuda" else _ResidentMemory()
         for _ in range(2):
@@ -78,9 +82,12 @@ def peak_memory(case: Case, settings: Settings, contender: Contender) -> Result:
 
 
 def limit_memory(settings: Settings) -> None:
-    """Make allocations fail beyond the limit, so that a case is skipped before the system kills processes."""
+    """Make allocations fail beyond the limit, so that a case is skipped before the system kills processes.
+
+    What the imported libraries occupy does not count.
+    """
     if settings.device == "cpu":
-        limit = int(settings.memory_gb * 1e9)
+        limit = _status_bytes("VmData") + int(settings.memory_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -162,10 +169,14 @@ class _ResidentMemory:
 
     @staticmethod
     def _high_water() -> int:
-        status = Path("/proc/self/status")
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-        kib = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return kib * 1024
+        return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status_bytes(entry: str) -> int:
+    """Return a size from the kernel's status of this process; 0 where there is none."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{entry}:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) * 1024 if found else 0
 
 
 def _weight_bytes(sam: SAM) -> int:
@@ -176,5 +187,5 @@ def _memory_reason(error: BaseException, settings: Settings) -> str:
     """Return why a contender is left out; an error that is not about memory goes on."""
     signs = ("allocate", "out of memory", "bad_alloc", "primitive")
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
-        return f"needs more than {settings.memory_gb:.0f} GB of memory"
+        return f"needs more than {settings.memory_gb:g} GB of memory"
     raise error

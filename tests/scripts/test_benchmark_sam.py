@@ -1,5 +1,6 @@
 """The benchmark of stock SAM against ours, on the compact SAM at 64 px."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -112,6 +113,13 @@ def test_the_encoder_has_no_prompts():
     cases = select_cases({**axes, "parts": ["encoder", "decoder"]})
     assert [case.prompts for case in cases] == [0, 0, 1, 32, 1, 32]
     assert len({case.key for case in cases}) == 6
+
+
+def test_a_contender_without_enough_memory_is_left_out():
+    starved = dataclasses.replace(SETTINGS, memory_gb=0.001)
+    results = run_isolated(time_contenders, TINY_CASES[0], starved, [STOCK, OURS], timeout_seconds=300)
+    assert set(results) == {"stock fp32", "ours fp32"}
+    assert all("of memory" in result["skipped"] for result in results.values())
 
 
 def test_what_gives_no_result_says_why():
