@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nucsam_monai.utils.machine import processor_name
 from sam_benchmark.cases import Settings
 from sam_benchmark.measure import seconds
 
@@ -22,10 +23,9 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def describe_machine(device: str, threads: int) -> dict[str, Any]:
     """Return the names of processor and GPU, and what of the processor matters here."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    model = re.search(r"model name\s*:\s*(.+)", cpuinfo)
     present = re.search(r"^flags\s*:\s*(.+)", cpuinfo, re.MULTILINE)
     return {
-        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "flags": [flag for flag in FLAGS if present and flag in present[1].split()],
