@@ -101,7 +101,7 @@ def table_and_centroids(y: ArrayLike, y_pred: ArrayLike) -> TableAndCentroids:
 
 
 class _RankedRuns(NamedTuple):
-    """Runs with the row and column of the table that they belong to, -1 for background."""
+    """Runs inside instances of either map, with the row and column of the table that they belong to, -1 for background."""
 
     runs: LabelRuns
     y_ids: NDArray[Any]
@@ -113,10 +113,15 @@ class _RankedRuns(NamedTuple):
 def _ranked_runs(y: ArrayLike, y_pred: ArrayLike) -> _RankedRuns:
     truth, prediction = as_integer_maps(y, y_pred)
     runs = label_runs(truth, prediction)
-    truth_values, prediction_values = truth.ravel()[runs.starts], prediction.ravel()[runs.starts]
+    truth_values, prediction_values = truth.ravel().take(runs.starts), prediction.ravel().take(runs.starts)
     refuse_negative_ids("y", truth_values)
     refuse_negative_ids("y_pred", prediction_values)
-    return _RankedRuns(runs, *rank_ids(truth_values), *rank_ids(prediction_values))
+    # What is background in both maps, a third of the runs, adds to nothing.
+    counted = np.flatnonzero((truth_values != 0) | (prediction_values != 0))
+    runs = LabelRuns(runs.starts.take(counted), runs.lengths.take(counted), runs.width)
+    return _RankedRuns(
+        runs, *rank_ids(truth_values.take(counted)), *rank_ids(prediction_values.take(counted))
+    )
 
 
 def _table(ranked: _RankedRuns) -> ContingencyTable:
