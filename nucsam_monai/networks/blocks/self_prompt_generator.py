@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.networks.blocks.patch_conv_transpose import PatchConvTranspose2d
 from nucsam_monai.networks.sam import LayerNorm2d
 
 
@@ -23,8 +24,8 @@ class PyramidSelfPromptGenerator(nn.Module):
     def __init__(self, in_channels: int, channels: int = 64) -> None:
         super().__init__()
         heads: list[nn.Module] = [
-            nn.ConvTranspose2d(in_channels, channels, kernel_size=4, stride=4),
-            nn.ConvTranspose2d(in_channels, channels, kernel_size=2, stride=2),
+            PatchConvTranspose2d(in_channels, channels, side=4),
+            PatchConvTranspose2d(in_channels, channels, side=2),
             nn.Conv2d(in_channels, channels, kernel_size=1),
             nn.Conv2d(in_channels, channels, kernel_size=2, stride=2),
         ]
@@ -64,14 +65,14 @@ class ReleasedSelfPromptGenerator(nn.Module):
         self.coarse = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(in_channels, 1, kernel_size=1))
         self.identity = nn.Conv2d(in_channels, 1, kernel_size=1)
         self.twice = nn.Sequential(
-            nn.ConvTranspose2d(in_channels, middle, kernel_size=2, stride=2),
+            PatchConvTranspose2d(in_channels, middle, side=2),
             nn.Conv2d(middle, 1, kernel_size=1),
         )
         self.fourfold = nn.Sequential(
-            nn.ConvTranspose2d(in_channels, middle, kernel_size=2, stride=2),
+            PatchConvTranspose2d(in_channels, middle, side=2),
             LayerNorm2d(middle),
             nn.GELU(),
-            nn.ConvTranspose2d(middle, thin, kernel_size=2, stride=2),
+            PatchConvTranspose2d(middle, thin, side=2),
             nn.Conv2d(thin, 1, kernel_size=1),
         )
 
