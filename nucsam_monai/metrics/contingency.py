@@ -101,7 +101,7 @@ def table_and_centroids(y: ArrayLike, y_pred: ArrayLike) -> TableAndCentroids:
 
 
 class _RankedRuns(NamedTuple):
-    """Runs inside instances of either map, with the row and column of the table that they belong to, -1 for background."""
+    """Runs inside instances of either map, with the table's row and column that they belong to, -1 for background."""
 
     runs: LabelRuns
     y_ids: NDArray[Any]
