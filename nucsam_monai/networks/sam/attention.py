@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from nucsam_monai.networks.sam.adapter import BlockAdapter
 from nucsam_monai.networks.sam.folded_attention import folded_attention
 from nucsam_monai.networks.sam.frozen_cache import FrozenCache
+from nucsam_monai.networks.sam.packed_linear import PackedLinear
 from nucsam_monai.networks.sam.relative_position import relative_positions
 from nucsam_monai.networks.sam.windows import merge_windows, pad_to_windows, split_windows, window_spans
 
@@ -30,8 +31,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window = window
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = PackedLinear(width, 3 * width)
+        self.proj = PackedLinear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self._positions_h = FrozenCache(relative_positions)

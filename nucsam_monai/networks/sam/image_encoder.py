@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
-from segment_anything.modeling.common import MLPBlock
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
@@ -13,12 +13,26 @@ from nucsam_monai.networks.sam.attention import Attention
 from nucsam_monai.networks.sam.features import EncoderFeatures
 from nucsam_monai.networks.sam.frozen_cache import FrozenCache
 from nucsam_monai.networks.sam.layers import LayerNorm2d
+from nucsam_monai.networks.sam.packed_linear import PackedLinear
 from nucsam_monai.networks.sam.relative_position import resize_position_grid
 from nucsam_monai.networks.sam.stem import PatchEmbed
 from nucsam_monai.networks.sam.variants import SAMVariant
 from nucsam_monai.utils.errors import ConfigurationError
 
 _UNCHANGED = BlockAdapter()
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them, from and to ``width`` channels, ``hidden`` inside."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.lin1 = PackedLinear(width, hidden)
+        self.lin2 = PackedLinear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform ``(..., width)`` tokens."""
+        return self.lin2(functional.gelu(self.lin1(tokens)))
 
 
 class EncoderBlock(nn.Module):
@@ -39,7 +53,7 @@ class EncoderBlock(nn.Module):
             window=0 if is_global else variant.window,
         )
         self.norm2 = nn.LayerNorm(variant.width, eps=1e-6)
-        self.mlp = MLPBlock(variant.width, int(variant.width * variant.mlp_ratio))
+        self.mlp = MLP(variant.width, int(variant.width * variant.mlp_ratio))
 
     def forward(self, tokens: Tensor, adapter: BlockAdapter = _UNCHANGED) -> Tensor:
         """Transform ``(B, h, w, C)`` tokens."""

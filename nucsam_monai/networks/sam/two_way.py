@@ -94,7 +94,9 @@ def _layer(
     found = attend_to_image(layer.cross_attn_token_to_image, queries + prompts, placed, cells)
     queries = _learn(layer, queries, found)
     told = attend_to_tokens(layer.cross_attn_image_to_token, placed, queries + prompts, queries)
-    return queries, layer.norm4(cells + told)
+    return queries, layer.norm4(
+        told.add_(cells)
+    )  # in place: a new tensor of this size costs as much as the sum
 
 
 def _shared_layer(
@@ -104,7 +106,7 @@ def _shared_layer(
     queries = _attend_to_each_other(layer, prompts, prompts)
     queries = _learn(layer, queries, _ask_images(layer, images, queries + prompts, counts))
     told = _tell_images(layer, images, queries + prompts, queries, counts)
-    return queries, layer.norm4(_per_prompt(images.cells, counts) + told)
+    return queries, layer.norm4(told.add_(_per_prompt(images.cells, counts)))
 
 
 def _learn(layer: TwoWayAttentionBlock, queries: Tensor, found: Tensor) -> Tensor:
