@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nucsam_monai.inferers.precision import autocast
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import MIN_DISTANCE_PX, InstanceRule, instances_of_foreground
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 logger = logging.getLogger(__name__)
@@ -153,15 +153,26 @@ class SemanticInferer(Inferer):
         return [{"domain": name} for name in (self.mean_domains if domain == "mean" else (str(domain),))]
 
 
-def prediction_from_probability(probability: np.ndarray, threshold: float = 0.5) -> NucleiPrediction:
-    """Turn a probability of nucleus into instances, the 8-connected components of its foreground.
+def prediction_from_probability(
+    probability: np.ndarray,
+    threshold: float = 0.5,
+    instances: InstanceRule = "components",
+    min_distance_px: int = MIN_DISTANCE_PX,
+) -> NucleiPrediction:
+    """Turn a probability of nucleus into instances.
 
     Args:
         probability: ``(H, W)`` in [0, 1].
         threshold: a pixel is foreground from this probability on.
+        instances: ``components`` or ``watershed``, see
+            :func:`~nucsam_monai.utils.instances.instances_of_foreground`.
+        min_distance_px: for ``watershed``: centres of touching nuclei are further apart than this.
+
+    Raises:
+        ConfigurationError: unknown ``instances``, or a distance below one pixel.
     """
-    instances = connected_components(probability >= threshold)
-    return prediction_from_instances(instances, foreground=probability)
+    label_map = instances_of_foreground(probability >= threshold, instances, min_distance_px)
+    return prediction_from_instances(label_map, foreground=probability)
 
 
 def _points_of_tiles(points: Points, slices: Sequence[Sequence[slice]]) -> Points:

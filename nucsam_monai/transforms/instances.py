@@ -9,8 +9,13 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import (
+    MIN_DISTANCE_PX,
+    InstanceRule,
+    check_instance_rule,
+    instances_of_foreground,
+)
 from nucsam_monai.utils.prediction import prediction_from_instances
 
 
@@ -66,23 +71,36 @@ class NucleusPointsd(Randomizable, MapTransform):
 
 
 class ProbabilityToInstancesd(MapTransform):
-    """Add the instances of a probability: the 8-connected components of its foreground.
+    """Add the instances of a probability: the components of its foreground, whole or cut where nuclei touch.
 
     Args:
         keys: the probability ``(1, H, W)``.
         output_key: key of the ``(1, H, W)`` int32 label map.
         threshold: a pixel is foreground from this probability on.
+        instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
+            :func:`~nucsam_monai.utils.instances.watershed_instances`.
+        min_distance_px: for ``watershed``: nuclei that touch are told apart when their centres are further
+            apart than this, about the radius of the smallest nucleus.
 
     Raises:
-        ConfigurationError: when called, a probability that has not exactly one channel.
+        ConfigurationError: unknown ``instances``, or a distance below one pixel; or, when called, a
+            probability that has not exactly one channel.
     """
 
     def __init__(
-        self, keys: KeysCollection = "pred", output_key: str = "pred_instances", threshold: float = 0.5
+        self,
+        keys: KeysCollection = "pred",
+        output_key: str = "pred_instances",
+        threshold: float = 0.5,
+        instances: InstanceRule = "components",
+        min_distance_px: int = MIN_DISTANCE_PX,
     ) -> None:
         super().__init__(keys)
+        check_instance_rule(instances, min_distance_px)
         self.output_key = output_key
         self.threshold = threshold
+        self.instances: InstanceRule = instances
+        self.min_distance_px = min_distance_px
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the label map added."""
@@ -95,7 +113,8 @@ class ProbabilityToInstancesd(MapTransform):
                     "Masks of several queries have to be merged first."
                 )
             foreground = probability[0] >= self.threshold
-            item[self.output_key] = torch.from_numpy(connected_components(foreground))[None]
+            label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
+            item[self.output_key] = torch.from_numpy(label_map)[None]
         return item
 
 

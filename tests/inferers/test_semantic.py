@@ -228,3 +228,11 @@ def test_prediction_from_probability():
     np.testing.assert_allclose(prediction.table["score"], [0.5, 0.8], atol=1e-6)
     assert prediction.foreground.dtype == np.float32
     assert len(prediction_from_probability(probability, threshold=0.95)) == 0
+
+
+def test_touching_nuclei_are_split_on_request():
+    y, x = np.mgrid[:20, :40]
+    probability = np.where((y - 10) ** 2 + np.minimum((x - 11) ** 2, (x - 28) ** 2) <= 81, 0.9, 0.1)
+    assert len(prediction_from_probability(probability)) == 1
+    assert len(prediction_from_probability(probability, instances="watershed", min_distance_px=7)) == 2
+    assert len(prediction_from_probability(probability, instances="watershed", min_distance_px=20)) == 1

@@ -95,3 +95,24 @@ def test_no_foreground_gives_no_instances():
 def test_several_masks_are_refused(shape):
     with pytest.raises(ConfigurationError, match=r"\(1, H, W\)"):
         ProbabilityToInstancesd()({"pred": torch.zeros(shape)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_touching_nuclei_are_split_on_request(kind):
+    y, x = np.mgrid[:20, :40]
+    probability = np.where((y - 10) ** 2 + np.minimum((x - 11) ** 2, (x - 28) ** 2) <= 81, 0.9, 0.1)[None]
+    for options, nuclei in (
+        ({}, 1),
+        ({"instances": "watershed"}, 2),
+        ({"instances": "watershed", "min_distance_px": 20}, 1),
+        ({"instances": "watershed", "threshold": 0.95}, 0),
+    ):
+        instances = ProbabilityToInstancesd(**options)({"pred": kind(probability)})["pred_instances"]
+        assert (instances.shape, instances.dtype) == ((1, 20, 40), torch.int32)
+        assert instances.max() == nuclei
+
+
+@pytest.mark.parametrize("options", [{"instances": "contours"}, {"min_distance_px": 0}])
+def test_unknown_rules_of_instances_are_refused(options):
+    with pytest.raises(ConfigurationError, match=r"contours|min_distance_px 0"):
+        ProbabilityToInstancesd(**options)

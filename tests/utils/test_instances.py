@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import instances_of_foreground, watershed_instances
+from tests.oracles.flood_fill import flood_fill
+
+CENTRES = st.lists(st.tuples(st.integers(0, 29), st.integers(0, 39), st.integers(1, 7)), max_size=12)
+DISTANCES = st.integers(1, 8)
+
+
+def discs(*centres, shape=(30, 40)):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    mask = np.zeros(shape, dtype=bool)
+    for row, column, radius in centres:
+        mask |= (y - row) ** 2 + (x - column) ** 2 <= radius**2
+    return mask
+
+
+def pixels_of(label_map):
+    return {
+        value: {(int(y), int(x)) for y, x in np.argwhere(label_map == value)}
+        for value in range(1, label_map.max() + 1)
+    }
+
+
+def check_properties(mask, label_map):
+    assert (label_map.dtype, label_map.shape) == (np.int32, mask.shape)
+    np.testing.assert_array_equal(label_map > 0, mask)
+    components = flood_fill(mask)
+    for pixels in pixels_of(label_map).values():
+        assert pixels  # the ids have no gap
+        assert sum(pixels <= component for component in components) == 1
+    for value in range(1, label_map.max() + 1):
+        assert len(flood_fill(label_map == value)) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(CENTRES, DISTANCES)
+def test_every_pixel_of_overlapping_discs_is_in_one_connected_piece_of_its_component(centres, distance):
+    mask = discs(*centres)
+    check_properties(mask, watershed_instances(mask, distance))
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), DISTANCES, st.booleans())
+def test_any_mask_is_divided_the_same_way_each_time(mask, distance, transposed):
+    mask = mask.T if transposed else mask  # not contiguous
+    label_map = watershed_instances(mask, distance)
+    check_properties(mask, label_map)
+    np.testing.assert_array_equal(watershed_instances(mask, distance), label_map)
+
+
+@pytest.mark.parametrize("gap", [16, 17, 18])
+@pytest.mark.parametrize("along", ["rows", "columns"])
+def test_two_touching_discs_are_split_between_their_centres(gap, along):
+    mask = discs((15, 11, 9), (15, 11 + gap, 9))
+    mask = mask if along == "columns" else mask.T
+    assert connected_components(mask).max() == 1
+    label_map = watershed_instances(mask, min_distance_px=7)
+    label_map = label_map if along == "columns" else label_map.T
+    assert label_map.max() == 2
+    middle = 11 + gap / 2
+    left, right = label_map[15, 11], label_map[15, 11 + gap]
+    assert left != right
+    columns = np.arange(mask.shape[0] if along == "rows" else mask.shape[1])
+    assert not (label_map[:, columns < middle - 1] == right).any()
+    assert not (label_map[:, columns > middle + 1] == left).any()
+
+
+def test_centres_that_are_nearer_than_the_distance_stay_together():
+    mask = discs((15, 11, 9), (15, 28, 9))
+    assert watershed_instances(mask, min_distance_px=20).max() == 1
+    assert watershed_instances(mask, min_distance_px=14).max() == 2
+
+
+def test_a_neighbour_does_not_hide_the_centres_of_another_component():
+    # The small discs lie nearer to the big one than to each other, but only they touch.
+    mask = discs((15, 8, 7), (9, 20, 4), (17, 20, 4), shape=(30, 30))
+    assert connected_components(mask).max() == 2
+    assert watershed_instances(mask, min_distance_px=6).max() == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (0, 5), (5, 0), (12, 12)])
+def test_full_and_empty_masks(shape):
+    full = np.ones(shape, dtype=bool)
+    np.testing.assert_array_equal(watershed_instances(full), full.astype(np.int32))
+    np.testing.assert_array_equal(watershed_instances(~full), np.zeros(shape, dtype=np.int32))
+
+
+def test_single_pixels_stay_instances():
+    mask = np.zeros((7, 9), dtype=bool)
+    mask[[0, 3, 6], [0, 4, 8]] = True
+    np.testing.assert_array_equal(watershed_instances(mask), connected_components(mask))
+
+
+@settings(max_examples=20, deadline=None)
+@given(CENTRES)
+def test_the_rule_is_chosen_by_name(centres):
+    mask = discs(*centres)
+    np.testing.assert_array_equal(instances_of_foreground(mask), connected_components(mask))
+    np.testing.assert_array_equal(
+        instances_of_foreground(mask, "watershed", 3), watershed_instances(mask, min_distance_px=3)
+    )
+
+
+@pytest.mark.parametrize(("rule", "distance"), [("contours", 5), ("watershed", 0), ("components", -1)])
+def test_unknown_rules_and_distances_are_refused(rule, distance):
+    with pytest.raises(ConfigurationError, match=r"expected (one of|at least)"):
+        instances_of_foreground(np.zeros((2, 2), dtype=bool), rule, distance)
