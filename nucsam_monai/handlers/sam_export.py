@@ -1,30 +1,34 @@
 """The SAM inside a trained network, as a file that other trainings start from."""
 
+import logging
 from pathlib import Path
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
+from nucsam_monai.handlers.weights_saver import BestWeightsSaver
 from nucsam_monai.networks.sam import read_header, save_sam
 from nucsam_monai.networks.sam.tensor_files import read_safetensors
 from nucsam_monai.networks.segmentor import Segmentor
+
+logger = logging.getLogger(__name__)
 
 
 class SAMExport:
     """Write the whole SAM of the best epoch when a training ends, one that was only resumed to its end too.
 
-    The file is what every bundle takes as ``sam_checkpoint``: the trained tensors of the weights file, and
-    those of the network that were not trained.
+    The file is what every bundle takes as ``sam_checkpoint``: the tensors that were trained, as they were in
+    the best epoch, and those that were not.
 
     Args:
         network: whose ``sam`` was trained.
-        weights: the file of the best weights, see :class:`~nucsam_monai.handlers.BestWeightsSaver`.
+        best_weights: wrote the trained tensors of the best epoch.
         path: the ``.safetensors`` file to be written.
     """
 
-    def __init__(self, network: Segmentor, weights: str | Path, path: str | Path) -> None:
+    def __init__(self, network: Segmentor, best_weights: BestWeightsSaver, path: str | Path) -> None:
         self.network = network
-        self.weights = Path(weights)
+        self.best_weights = best_weights
         self.path = Path(path)
 
     def attach(self, engine: Engine) -> None:
@@ -35,14 +39,17 @@ class SAMExport:
         """Write the file, completely or not at all.
 
         Raises:
-            CheckpointError: there are no weights, because no epoch was validated, or they are damaged.
+            CheckpointError: the file of the best weights is missing or damaged.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
             return
-        header = read_header(self.weights)
-        trained = read_safetensors(self.weights)
+        if not self.best_weights.owns_file:
+            logger.warning("%s: not written, because no epoch of this training was validated.", self.path)
+            return
+        header = read_header(self.best_weights.path)
+        trained = read_safetensors(self.best_weights.path)
         state = {
             name: trained.get(f"sam.{name}", tensor) for name, tensor in self.network.sam.state_dict().items()
         }
-        facts = {"trained_by": header["method"], **({"epoch": header["epoch"]} if "epoch" in header else {})}
+        facts = {"trained_by": header["method"], "epoch": header["epoch"]}
         save_sam(self.path, state, self.network.variant, self.network.image_size, facts)
