@@ -104,9 +104,7 @@ def test_a_training_resumed_in_its_second_epoch_ends_with_the_same_files(
         assert_same_tensors(tmp_path / name, pretraining.folder / name)
     (tmp_path / "sam.safetensors").unlink()
     run(**settings, resume=True)  # nothing is left to train
-    assert (tmp_path / "sam.safetensors").read_bytes() == (
-        pretraining.folder / "sam.safetensors"
-    ).read_bytes()
+    assert_same_tensors(tmp_path / "sam.safetensors", pretraining.folder / "sam.safetensors")
 
 
 def test_evaluation_repeats_the_metric_of_the_best_epoch(pretraining: Pretraining, tmp_path: Path) -> None:
