@@ -54,7 +54,7 @@ def test_batch_of_two_images_equals_two_single_images(decode, counts):
     found = decode(torch.tensor(counts), return_upscaled=True)
     first = decode([counts[0]], slice(0, 1), slice(0, counts[0]), return_upscaled=True)
     second = decode([counts[1]], slice(1, 2), slice(counts[0], sum(counts)), return_upscaled=True)
-    assert_same(found, [torch.cat(parts) for parts in zip(first, second, strict=True)])
+    assert_same(found[:3], [torch.cat(parts) for parts in zip(first[:3], second[:3], strict=True)])
 
 
 def test_as_many_prompts_as_images_are_not_paired_one_to_one(decode):
@@ -78,7 +78,7 @@ def test_any_counts_equal_prompts_decoded_one_by_one(decode):
                 multimask=True,
                 return_upscaled=True,
             )
-            assert_same([tensor[prompt : prompt + 1] for tensor in found], alone)
+            assert_same([tensor[prompt : prompt + 1] for tensor in found[:3]], alone[:3])
 
     check()
 
@@ -87,7 +87,7 @@ def test_any_counts_equal_prompts_decoded_one_by_one(decode):
 def test_no_prompts_give_empty_masks(decode, multimask):
     found = decode([0, 0], multimask=multimask, return_upscaled=True)
     masks = 3 if multimask else 1
-    assert [tuple(tensor.shape) for tensor in found] == [(0, masks, 20, 16), (0, masks), (0, 4, 20, 16)]
+    assert [tuple(tensor.shape) for tensor in found[:3]] == [(0, masks, 20, 16), (0, masks), (0, 4, 20, 16)]
 
 
 def test_one_dense_embedding_serves_all_prompts(decode):
