@@ -6,7 +6,9 @@ from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
 from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
+from nucsam_monai.handlers.nucleus_masks import DecollateNuclei
 from nucsam_monai.handlers.prediction_writer import PredictionWriter
+from nucsam_monai.handlers.sam_export import SAMExport
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
 from nucsam_monai.handlers.training_state import TrainingState
 from nucsam_monai.handlers.validation_loss import ValidationLoss
@@ -14,12 +16,14 @@ from nucsam_monai.handlers.weights_saver import BestWeightsSaver
 
 __all__ = [
     "BestWeightsSaver",
+    "DecollateNuclei",
     "DomainScheduleHandler",
     "EvaluationReport",
     "GradientClipping",
     "MLflowTracker",
     "NamedMetricsHandler",
     "PredictionWriter",
+    "SAMExport",
     "TrackedRun",
     "TrainingState",
     "ValidationLoss",

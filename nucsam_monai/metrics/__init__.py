@@ -66,6 +66,7 @@ from nucsam_monai.metrics.points import (
     matching_radius_px,
 )
 from nucsam_monai.metrics.pooled import PooledPanopticQuality, PooledQuality
+from nucsam_monai.metrics.prompted import mask_ious
 from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, SkippedImages
 from nucsam_monai.metrics.statistics import Estimate
 from nucsam_monai.metrics.summary import SubsetSummary
@@ -123,6 +124,7 @@ __all__ = [
     "instance_metrics_from_table",
     "iou",
     "majority_classes",
+    "mask_ious",
     "match_points",
     "match_points_hungarian",
     "matched_ids",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nucsam_monai.metrics.foreground import f1_mean_pr, foreground_metrics
 from nucsam_monai.metrics.instance import instance_metrics
+from nucsam_monai.metrics.prompted import mask_ious
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,41 @@ class ForegroundMetric(LabelMapMetric):
         rows = self.rows()
         precision, recall = self.columns.index("precision"), self.columns.index("recall")
         return {**super().aggregate(), "f1_mean_pr": f1_mean_pr(rows[:, precision], rows[:, recall])}
+
+
+class PromptedMaskMetric(LabelMapMetric):
+    """Mean IoU of the masks of an image's prompts, each against its own nucleus, and its distance from 1.
+
+    Called with lists of ``(n, H, W)`` masks, one per prompt: masks that overlap cannot be told apart in a
+    label map. Images without prompts have NaN rows and are left out of the means.
+
+    Example:
+        >>> metric = PromptedMaskMetric()
+        >>> masks = torch.tensor([[[1, 1, 0]], [[0, 1, 1]]])
+        >>> _ = metric(y_pred=[masks], y=[masks])
+        >>> metric.aggregate()
+        {'mask_iou': 1.0, 'jaccard_distance': 0.0}
+    """
+
+    columns = ("mask_iou", "jaccard_distance")
+    names = columns
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return the mean IoU of one image's masks ``(n, H, W)`` and one minus it; NaN if there are none."""
+        mean = _nan_mean(mask_ious(y, y_pred))
+        return mean, 1.0 - mean
+
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if y is None or y.ndim != 4 or y.shape != y_pred.shape:
+            found = None if y is None else tuple(y.shape)
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected y_pred and y as lists of masks (n, H, W) of one shape, found "
+                f"{tuple(y_pred.shape)} and {found}. Pass one mask per prompt."
+            )
+        masks = zip(convert_to_numpy(y), convert_to_numpy(y_pred), strict=True)
+        return torch.as_tensor(np.asarray([self.measure(*pair) for pair in masks], dtype=np.float64))
 
 
 def _nan_mean(values: NDArray[np.float64]) -> float:

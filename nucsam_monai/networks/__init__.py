@@ -2,6 +2,17 @@
 
 from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.sac import SAC, SACOutput
+from nucsam_monai.networks.segmentor import MaskPrediction, NucleusPrompts, Segmentor
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
-__all__ = ["SAC", "UNSAM", "SACOutput", "UNSAMOutput", "compile_modules", "trained_domains"]
+__all__ = [
+    "SAC",
+    "UNSAM",
+    "MaskPrediction",
+    "NucleusPrompts",
+    "SACOutput",
+    "Segmentor",
+    "UNSAMOutput",
+    "compile_modules",
+    "trained_domains",
+]

@@ -7,6 +7,12 @@ from nucsam_monai.transforms.instances import (
     nucleus_points,
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
+from nucsam_monai.transforms.nucleus_prompts import (
+    NucleusPromptsd,
+    PointPrompt,
+    prompt_with_neighbours,
+    random_points,
+)
 from nucsam_monai.transforms.reader import NucleiImageReader
 
 __all__ = [
@@ -14,7 +20,11 @@ __all__ = [
     "NormalizeSAMd",
     "NucleiImageReader",
     "NucleusPointsd",
+    "NucleusPromptsd",
+    "PointPrompt",
     "ProbabilityToInstancesd",
     "RandColorJitterd",
     "nucleus_points",
+    "prompt_with_neighbours",
+    "random_points",
 ]

@@ -2,7 +2,12 @@
 
 from nucsam_monai.networks.sam.adapter import BlockAdapter
 from nucsam_monai.networks.sam.cached_encoding import encode_cached
-from nucsam_monai.networks.sam.checkpoint import SAMWeights, load_official_checkpoint, load_strictly
+from nucsam_monai.networks.sam.checkpoint import (
+    SAMWeights,
+    load_official_checkpoint,
+    load_strictly,
+    save_sam,
+)
 from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks, decode_cropped
 from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_in_chunks, decode_prompts
 from nucsam_monai.networks.sam.embedding_cache import EmbeddingCache, build_embedding_cache
@@ -50,5 +55,6 @@ __all__ = [
     "load_trained",
     "read_header",
     "sam_variant",
+    "save_sam",
     "save_trained",
 ]

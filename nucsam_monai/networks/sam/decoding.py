@@ -24,11 +24,13 @@ class DecodedMasks(NamedTuple):
         logits: ``(N, M, 4h, 4w)`` mask logits, M = 1 or 3; a pixel is foreground above 0.
         iou: ``(N, M)`` predicted intersection over union of each mask.
         upscaled: ``(N, C / 8, 4h, 4w)`` image features after up-scaling, on request.
+        extra: ``(N, E, C)`` what became of the tokens that a method adds to the decoder's own.
     """
 
     logits: Tensor
     iou: Tensor
     upscaled: Tensor | None = None
+    extra: Tensor | None = None
 
 
 def decode_prompts(
@@ -41,6 +43,7 @@ def decode_prompts(
     *,
     multimask: bool = False,
     return_upscaled: bool = False,
+    extra_tokens: Tensor | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
 ) -> DecodedMasks:
     """Decode prompts that belong to different images, each against its own image's embedding.
@@ -66,6 +69,7 @@ def decode_prompts(
         prompts_per_image: ``(B,)`` integers with sum N; on the CPU they cost no synchronisation.
         multimask: return the three ambiguity masks instead of the single mask.
         return_upscaled: also return the up-scaled feature map of each prompt.
+        extra_tokens: ``(E, C)`` learned tokens that stand behind the decoder's own in every prompt.
         chunk_size: decode at most this many prompts at a time, which bounds the memory of inference; "auto"
             chooses by :func:`~nucsam_monai.networks.sam.prompt_chunks.prompts_per_chunk`; None decodes all
             at once.
@@ -88,15 +92,17 @@ def decode_prompts(
             prompts_per_image,
             multimask=multimask,
             return_upscaled=return_upscaled,
+            extra_tokens=extra_tokens,
             chunk_size=chunk_size,
         )
     )
     if not chunks:
-        return _no_masks(mask_decoder, embedding, multimask, return_upscaled)
+        return _no_masks(mask_decoder, embedding, multimask, return_upscaled, extra_tokens)
     if len(chunks) == 1:
         return chunks[0]
-    logits, iou, upscaled = zip(*chunks, strict=True)
-    return DecodedMasks(torch.cat(logits), torch.cat(iou), torch.cat(upscaled) if return_upscaled else None)
+    return DecodedMasks(
+        *(None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True))
+    )
 
 
 def decode_in_chunks(
@@ -109,6 +115,7 @@ def decode_in_chunks(
     *,
     multimask: bool = False,
     return_upscaled: bool = False,
+    extra_tokens: Tensor | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
 ) -> Iterator[DecodedMasks]:
     """Decode like :func:`decode_prompts`, handing out each chunk's masks before the next is decoded.
@@ -125,7 +132,8 @@ def decode_in_chunks(
         return
     size = chunk_size or len(sparse)
     if size == "auto":
-        size = prompts_per_chunk(mask_decoder, embedding, tokens=sparse.shape[1], upscaled=return_upscaled)
+        tokens = sparse.shape[1] + (0 if extra_tokens is None else len(extra_tokens))
+        size = prompts_per_chunk(mask_decoder, embedding, tokens=tokens, upscaled=return_upscaled)
     grid = (embedding.shape[2], embedding.shape[3])
     code = _cells(image_pe)
     shared = None
@@ -138,7 +146,15 @@ def decode_in_chunks(
             else ImageSide(*(tensor[images] for tensor in shared))
         )
         yield _decode_chunk(
-            mask_decoder, side, code, sparse[prompts], chunk_counts, grid, multimask, return_upscaled
+            mask_decoder,
+            side,
+            code,
+            sparse[prompts],
+            chunk_counts,
+            grid,
+            multimask,
+            return_upscaled,
+            extra_tokens,
         )
 
 
@@ -174,19 +190,21 @@ def _decode_chunk(
     grid: tuple[int, int],
     multimask: bool,
     return_upscaled: bool,
+    extra_tokens: Tensor | None,
 ) -> DecodedMasks:
     masks = _returned_masks(mask_decoder, multimask)
-    output_tokens = torch.cat([mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight])
+    own_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
+    output_tokens = torch.cat(own_tokens if extra_tokens is None else [*own_tokens, extra_tokens])
     prompts = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-    # The IoU token comes first, then the tokens of the masks.
-    tokens, cells = run_two_way(
-        mask_decoder.transformer, images, code, prompts, counts, answers=1 + masks.stop
-    )
+    # The IoU token comes first, then the tokens of the masks, then those that were added.
+    answers = 1 + masks.stop if extra_tokens is None else len(output_tokens)
+    tokens, cells = run_two_way(mask_decoder.transformer, images, code, prompts, counts, answers=answers)
     hypernetworks = mask_decoder.output_hypernetworks_mlps
     kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
     logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
     iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
-    return DecodedMasks(logits, iou, upscaled)
+    extra = None if extra_tokens is None else tokens[:, 1 + mask_decoder.num_mask_tokens :]
+    return DecodedMasks(logits, iou, upscaled, extra)
 
 
 def _draw(
@@ -209,7 +227,11 @@ def _draw(
 
 
 def _no_masks(
-    mask_decoder: MaskDecoder, embedding: Tensor, multimask: bool, return_upscaled: bool
+    mask_decoder: MaskDecoder,
+    embedding: Tensor,
+    multimask: bool,
+    return_upscaled: bool,
+    extra_tokens: Tensor | None,
 ) -> DecodedMasks:
     masks = len(_returned_masks(mask_decoder, multimask))
     height, width = 4 * embedding.shape[2], 4 * embedding.shape[3]
@@ -218,6 +240,7 @@ def _no_masks(
         embedding.new_zeros((0, masks, height, width)),
         embedding.new_zeros((0, masks)),
         upscaled if return_upscaled else None,
+        None if extra_tokens is None else embedding.new_zeros((0, *extra_tokens.shape)),
     )
 
 

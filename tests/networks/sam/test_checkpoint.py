@@ -11,6 +11,8 @@ from nucsam_monai.networks.sam import (
     load_official_checkpoint,
     load_strictly,
     sam_variant,
+    save_sam,
+    save_trained,
 )
 from nucsam_monai.utils.errors import CheckpointError
 
@@ -157,3 +159,67 @@ def test_damaged_file_is_refused(small, sam, tmp_path, suffix, kept):
 def test_missing_file_is_refused(small, tmp_path, name):
     with pytest.raises(CheckpointError, match=f"{name}: no such file"):
         build_sam(small, 24, checkpoint=tmp_path / name)
+
+
+@pytest.fixture
+def own_file(small, sam, tmp_path):
+    path = tmp_path / "sam.safetensors"
+    save_sam(path, sam.state_dict(), small, 24, {"epoch": "7"})
+    return path
+
+
+def with_header(path, change):
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = dict(file.metadata())
+    tensors = safetensors.torch.load_file(path)
+    change(header, tensors)
+    safetensors.torch.save_file(tensors, path, metadata=header)
+
+
+def test_a_saved_sam_is_a_checkpoint_that_names_what_it_is(small, sam, own_file):
+    loaded = build_sam(small, 28, checkpoint=own_file).state_dict()
+    assert loaded.keys() == sam.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in sam.state_dict().items())
+    with safetensors.safe_open(own_file, framework="pt") as file:
+        header = file.metadata()
+    assert (header["sam_variant"], header["image_size"], header["epoch"]) == (small.name, "24", "7")
+    assert len(header["tensors_sha256"]) == 64
+
+
+def change_a_tensor(_header, tensors):
+    tensors["mask_decoder.iou_token.weight"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_a_tensor, "its tensors are not what was written"),
+        (lambda header, _: header.update(sam_variant="vit_x"), "of SAM variant 'vit_x', but"),
+        (lambda header, _: header.pop("tensors_sha256"), "its tensors are not what was written"),
+    ],
+)
+def test_a_saved_sam_that_is_not_what_it_says_is_refused(small, own_file, change, message):
+    with_header(own_file, change)
+    with pytest.raises(CheckpointError, match=message):
+        build_sam(small, 24, checkpoint=own_file)
+
+
+def test_a_saved_sam_of_another_variant_is_refused(own_file):
+    with pytest.raises(CheckpointError, match="'vit_tiny' was asked for"):
+        build_sam("vit_tiny", 64, checkpoint=own_file)
+
+
+def test_trained_weights_of_a_method_are_no_sam(small, sam, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_trained(path, sam, {"method": "segmentor", "sam_variant": small.name})
+    with pytest.raises(CheckpointError, match="trained of 'segmentor', not a whole SAM"):
+        build_sam(small, 24, checkpoint=path)
+
+
+def test_only_a_sam_of_the_variant_is_saved_and_only_as_safetensors(small, sam, tmp_path):
+    state = sam.state_dict()
+    with pytest.raises(CheckpointError, match="not of SAM variant 'vit_tiny'"):
+        save_sam(tmp_path / "sam.safetensors", state, sam_variant("vit_tiny"), 24)
+    with pytest.raises(CheckpointError, match=r"ends with \.safetensors"):
+        save_sam(tmp_path / "sam.pth", state, small, 24)
+    assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,7 @@ def test_batch_of_two_images_equals_two_single_images(decode, counts):
     found = decode(torch.tensor(counts), return_upscaled=True)
     first = decode([counts[0]], slice(0, 1), slice(0, counts[0]), return_upscaled=True)
     second = decode([counts[1]], slice(1, 2), slice(counts[0], sum(counts)), return_upscaled=True)
-    assert_same(found, [torch.cat(parts) for parts in zip(first, second, strict=True)])
+    assert_same(found[:3], [torch.cat(parts) for parts in zip(first[:3], second[:3], strict=True)])
 
 
 def test_as_many_prompts_as_images_are_not_paired_one_to_one(decode):
@@ -78,7 +78,7 @@ def test_any_counts_equal_prompts_decoded_one_by_one(decode):
                 multimask=True,
                 return_upscaled=True,
             )
-            assert_same([tensor[prompt : prompt + 1] for tensor in found], alone)
+            assert_same([tensor[prompt : prompt + 1] for tensor in found[:3]], alone[:3])
 
     check()
 
@@ -87,7 +87,7 @@ def test_any_counts_equal_prompts_decoded_one_by_one(decode):
 def test_no_prompts_give_empty_masks(decode, multimask):
     found = decode([0, 0], multimask=multimask, return_upscaled=True)
     masks = 3 if multimask else 1
-    assert [tuple(tensor.shape) for tensor in found] == [(0, masks, 20, 16), (0, masks), (0, 4, 20, 16)]
+    assert [tuple(tensor.shape) for tensor in found[:3]] == [(0, masks, 20, 16), (0, masks), (0, 4, 20, 16)]
 
 
 def test_one_dense_embedding_serves_all_prompts(decode):
@@ -145,3 +145,25 @@ def test_batch_of_images_through_the_whole_sam(small, randomise):
     second = sam(images[1:], points[1:], labels[1:], torch.tensor([2]), multimask=True)
     assert together.logits.shape == (3, 3, 24, 28)
     assert_same(together[:2], [torch.cat([first[i], second[i]]) for i in range(2)])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_extra_tokens_act_like_prompt_tokens_and_are_answered(decode, chunk_size):
+    extra = torch.randn(2, 32, generator=torch.Generator().manual_seed(8))
+    found = decode([3, 2], extra_tokens=extra, chunk_size=chunk_size, return_upscaled=True)
+    sparse, dense = decode.prompt_encoder((decode.points[:5], torch.ones(5, 2)))
+    code = decode.prompt_encoder.position_code((5, 4))
+    as_prompts = torch.cat([extra.expand(5, -1, -1), sparse], dim=1)
+    expected = decode_prompts(decode.decoder, decode.embeddings[:2], code, as_prompts, dense, [3, 2])
+    assert_same((found.logits, found.iou), (expected.logits, expected.iou))
+    assert found.extra.shape == (5, 2, 32)
+    assert decode([3, 2]).extra is None
+    assert decode([0, 0], extra_tokens=extra).extra.shape == (0, 2, 32)
+
+
+def test_extra_tokens_are_answered_for_their_own_prompt(decode):
+    extra = torch.randn(1, 32, generator=torch.Generator().manual_seed(8))
+    together = decode([2, 1], extra_tokens=extra).extra
+    alone = decode([1], slice(1, 2), slice(2, 3), extra_tokens=extra).extra
+    torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(together[0], together[1])

@@ -1,0 +1,208 @@
+"""The segmentor of PromptNucSeg: SAM that turns each point into the mask of one nucleus."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from nucsam_monai.networks.options import read_options
+from nucsam_monai.networks.sam import build_sam, decode_prompts
+from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
+from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """What of SAM learns (PromptNucSeg, ablation FT: ``none`` is vanilla SAM).
+
+    The prompt encoder of a pretrained SAM stays as it is; from scratch its few tables may learn too.
+    """
+
+    trainable: Literal["all", "decoder", "none"] = "all"
+    train_prompt_encoder: bool = False
+    activation_checkpointing: bool = False
+
+
+class NucleusPrompts(NamedTuple):
+    """One prompt per nucleus, those of all images of a batch one after the other.
+
+    Attributes:
+        points: ``(N, 1 + K, 2)`` float32 (x, y) in pixels of the images: the nucleus, then K neighbours.
+        labels: ``(N, 1 + K)`` int64: 1 this nucleus, 0 another one, -1 padding.
+        prompts_per_image: ``(B,)`` int64 with sum N, best on the CPU; an image may have none.
+    """
+
+    points: Tensor
+    labels: Tensor
+    prompts_per_image: Tensor
+
+
+class MaskPrediction(NamedTuple):
+    """The masks of N prompts.
+
+    Attributes:
+        logits: ``(N, 1, 4h, 4w)`` mask logits; a pixel is nucleus above 0.
+        iou: ``(N, 1)`` predicted intersection over union of each mask.
+        class_logits: ``(N, C)``; None without a class head.
+    """
+
+    logits: Tensor
+    iou: Tensor
+    class_logits: Tensor | None = None
+
+
+class Segmentor(nn.Module):
+    """SAM for one prompt, one nucleus (PromptNucSeg, section on the segmentor).
+
+    Encode an image once and ask for as many of its nuclei as there are points, at any time::
+
+        embedding = segmentor.encode(image)
+        masks = segmentor.decode(embedding, prompts).logits > 0
+
+    Args:
+        sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
+        image_size: side of the tiles in pixels.
+        finetune: values of :class:`FineTuneOptions`.
+        classes: number of classes that a head on a token of its own tells apart (the paper's ablation; the
+            method takes classes from the prompter); 0 is no such head.
+        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
+
+    Raises:
+        ConfigurationError: an unknown option or value.
+        CheckpointError: the SAM weights are damaged or of another variant.
+
+    Example:
+        >>> import torch
+        >>> segmentor = Segmentor("vit_tiny", 256).eval()
+        >>> points, labels = torch.tensor([[[40.0, 60.0]]]), torch.tensor([[1]])
+        >>> prompts = NucleusPrompts(points, labels, torch.tensor([1]))
+        >>> segmentor(torch.zeros(1, 3, 256, 256), prompts).logits.shape
+        torch.Size([1, 1, 128, 128])
+    """
+
+    def __init__(
+        self,
+        sam_variant: str,
+        image_size: int = 256,
+        *,
+        finetune: Mapping[str, Any] | None = None,
+        classes: int = 0,
+        sam_checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if type(classes) is not int or classes < 0:
+            raise ConfigurationError(f"classes {classes!r}: expected 0 or a number of classes.")
+        self.options = read_options(FineTuneOptions, finetune, "finetune")
+        self.classes = classes
+        self.image_size = image_size
+        self.variant = find_variant(sam_variant)
+        self.sam = build_sam(
+            self.variant,
+            image_size,
+            sam_checkpoint,
+            activation_checkpointing=self.options.activation_checkpointing,
+        )
+        self.class_head = ClassHead(self.variant.embed_channels, classes) if classes else None
+        self._freeze(pretrained=sam_checkpoint is not None)
+
+    def forward(self, image: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
+        """Segment the prompted nuclei of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
+        return self.decode(self.encode(image), prompts)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Return the embeddings ``(B, C, h, w)`` of ``(B, 3, S, S)`` images."""
+        return self.sam.image_encoder(image).embedding
+
+    def decode(self, embedding: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
+        """Segment the prompted nuclei of encoded images, a bounded number of prompts at a time.
+
+        Args:
+            embedding: ``(B, C, h, w)`` of :meth:`encode`.
+            prompts: the nuclei; none at all are allowed. In training every tensor that masks would train then
+                gets a gradient of zero, so that several processes stay in step.
+
+        Raises:
+            ConfigurationError: the numbers of images and prompts do not fit together.
+        """
+        if self.training and not len(prompts.points):
+            masks = self.decode(embedding, _padding_prompt(prompts))
+            return MaskPrediction(*(None if part is None else part[:0] for part in masks))
+        rows, columns = embedding.shape[-2], embedding.shape[-1]
+        encoder, patch = self.sam.prompt_encoder, self.variant.patch
+        sparse, dense = encoder((prompts.points, prompts.labels), image_size=(rows * patch, columns * patch))
+        masks = decode_prompts(
+            self.sam.mask_decoder,
+            embedding,
+            encoder.position_code((rows, columns)),
+            sparse,
+            dense,
+            prompts.prompts_per_image,
+            extra_tokens=None if self.class_head is None else self.class_head.token.weight,
+        )
+        classes = None if self.class_head is None else self.class_head(masks.extra)
+        return MaskPrediction(masks.logits, masks.iou, classes)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        options = {"finetune": asdict(self.options), "classes": self.classes}
+        del options["finetune"]["activation_checkpointing"]  # costs time, changes nothing
+        return {
+            "method": "segmentor",
+            "sam_variant": self.variant.name,
+            "options": json.dumps(options, sort_keys=True),
+        }
+
+    def _freeze(self, *, pretrained: bool) -> None:
+        """Leave a gradient to what learns."""
+        trainable = self.options.trainable
+        self.requires_grad_(trainable == "all")
+        if trainable == "decoder":
+            self.sam.mask_decoder.requires_grad_(True)
+            if self.class_head is not None:
+                self.class_head.requires_grad_(True)
+        self.sam.prompt_encoder.requires_grad_(self.options.train_prompt_encoder)
+        if trainable == "none" and self.options.train_prompt_encoder:
+            raise ConfigurationError(
+                "finetune: found trainable 'none' with train_prompt_encoder true, expected false, as nothing "
+                "of vanilla SAM learns."
+            )
+        if not pretrained and trainable != "all":
+            logger.warning(
+                "no SAM weights: with finetune.trainable '%s' the encoder is random and stays so, which teaches "
+                "nothing. Give sam_checkpoint, or train 'all'.",
+                trainable,
+            )
+
+
+class ClassHead(nn.Module):
+    """A learned token among those of the mask decoder, and the MLP that reads a class off its result.
+
+    Args:
+        channels: of a token.
+        classes: number of classes.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(1, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, classes))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the class logits ``(N, classes)`` of the decoded tokens ``(N, 1, channels)``."""
+        return self.mlp(tokens[:, 0])
+
+
+def _padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
+    """Return one prompt of padding on the first image in place of none."""
+    points = prompts.points.new_zeros((1, *prompts.points.shape[1:]))
+    labels = prompts.labels.new_full((1, *prompts.labels.shape[1:]), PADDING_LABEL)
+    counts = prompts.prompts_per_image.clone()
+    counts[0] = 1
+    return NucleusPrompts(points, labels, counts)
