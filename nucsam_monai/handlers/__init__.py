@@ -1,11 +1,13 @@
 """Handlers for Ignite engines beyond those of MONAI."""
 
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
+from nucsam_monai.handlers.early_stopping import EarlyStopping
 from nucsam_monai.handlers.evaluation_report import EvaluationReport
 from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
 from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
+from nucsam_monai.handlers.network_epoch import NetworkEpoch
 from nucsam_monai.handlers.prediction_writer import PredictionWriter
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
 from nucsam_monai.handlers.training_state import TrainingState
@@ -15,10 +17,12 @@ from nucsam_monai.handlers.weights_saver import BestWeightsSaver
 __all__ = [
     "BestWeightsSaver",
     "DomainScheduleHandler",
+    "EarlyStopping",
     "EvaluationReport",
     "GradientClipping",
     "MLflowTracker",
     "NamedMetricsHandler",
+    "NetworkEpoch",
     "PredictionWriter",
     "TrackedRun",
     "TrainingState",

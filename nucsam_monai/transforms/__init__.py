@@ -7,9 +7,11 @@ from nucsam_monai.transforms.instances import (
     nucleus_points,
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
+from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
 
 __all__ = [
+    "ExpertPointsd",
     "ForegroundMaskd",
     "NormalizeSAMd",
     "NucleiImageReader",

@@ -10,7 +10,8 @@ import pytest
 from monai.utils import path_to_sqlite_uri
 
 from nucsam_monai.networks.sam import read_header
-from tests.bundles.unsam_runs import BUNDLE, CONFIGS, REPOSITORY
+from tests.bundles.runs import REPOSITORY
+from tests.bundles.unsam_runs import BUNDLE, CONFIGS
 from tests.handlers.tracked_engines import Store
 
 TRAINING = ["-m", "monai.bundle", "run", "training", "--config_file"]
