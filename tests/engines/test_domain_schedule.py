@@ -140,7 +140,9 @@ def test_rank_and_number_of_processes_come_from_torch(monkeypatch):
 
 
 def test_wrong_values_are_refused():
-    with pytest.raises(ConfigurationError, match="schedule 'random': expected one of sequential, interleaved, mixed"):
+    with pytest.raises(
+        ConfigurationError, match="schedule 'random': expected one of sequential, interleaved, mixed"
+    ):
         sampler([1], schedule="random")
     for options in ({"batch_size": 0}, {"epochs": 0}, {"samples_per_epoch": 0}):
         with pytest.raises(ConfigurationError, match="expected at least 1"):
