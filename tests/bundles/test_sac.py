@@ -207,9 +207,11 @@ def test_two_images_are_learned_by_heart(tmp_path: Path, thin_generator: None) -
             "output_dir": str(tmp_path / "out"),
             "sam_variant": "vit_tiny",
             "image_size": 64,
-            "epochs": 4,
-            "val_interval": 4,
-            "samples_per_epoch": 80,
+            "epochs": 2,
+            "val_interval": 2,
+            "samples_per_epoch": 50,
+            "lr": 0.002,
+            "warmup_epochs": 0,
             "train#augmentation": [],
         }
     )
