@@ -79,6 +79,10 @@ SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
         {"generator_input_size": 48},
         lambda run: network_of(run).generator_options.input_size == 48,
     ),
+    "nuclei cut by a watershed": (
+        {"instances": "watershed", "val_interval": 1},
+        lambda run: content(run, "validate::postprocessing").transforms[0].instances == "watershed",
+    ),
     "never stopped early": (
         {"early_stopping_patience": None},
         lambda run: content(run, "early_stopping").patience is None,
