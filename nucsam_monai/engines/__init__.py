@@ -3,12 +3,14 @@
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
-from nucsam_monai.engines.prepare_batch import PrepareDomainBatch
+from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
 
 __all__ = [
     "DomainBatchSampler",
     "PrepareDomainBatch",
     "PrepareNucleusBatch",
+    "PreparePointsBatch",
+    "PrepareTruthBatch",
     "ReadableImages",
     "collate_nuclei",
     "inference_items",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch.distributed as dist
@@ -10,13 +10,17 @@ from torch.utils.data import Sampler
 
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
+Schedule = Literal["sequential", "interleaved", "mixed"]
+
 
 class DomainBatchSampler(Sampler[list[int]]):
-    """Batches of one domain each, drawn anew and repeatably in every epoch.
+    """Batches of the images of several domains, drawn anew and repeatably in every epoch.
 
-    ``sequential`` trains ``epochs`` epochs on the first domain, then as many on the next (UN-SAM,
-    Algorithm 1). ``interleaved`` takes all batches of all domains in every epoch; each step draws one of
-    the domains that have batches left, as the authors' released code does.
+    ``sequential`` and ``interleaved`` give batches of one domain each. ``sequential`` trains ``epochs`` epochs
+    on the first domain, then as many on the next (UN-SAM, Algorithm 1). ``interleaved`` takes all batches of
+    all domains in every epoch; each step draws one of the domains that have batches left, as the authors'
+    released code does. ``mixed`` draws every batch from all images, for networks without domains; batch
+    normalisation then sees the same mixture all along.
 
     The batches of an epoch depend on ``seed`` and the epoch alone, so a resumed run sees the same ones. With
     several processes every step has one domain, and each process takes its share of a batch that is
@@ -26,9 +30,10 @@ class DomainBatchSampler(Sampler[list[int]]):
         items: the training items in the dataset's order; ``"domain"`` of each is used.
         domains: the domains in training order.
         batch_size: images per step and process.
-        epochs: epochs per domain (``sequential``) or in all (``interleaved``).
-        schedule: ``"sequential"`` or ``"interleaved"``.
-        samples_per_epoch: images drawn of each domain in an epoch; None takes every image once.
+        epochs: epochs per domain (``sequential``) or in all.
+        schedule: ``"sequential"``, ``"interleaved"`` or ``"mixed"``.
+        samples_per_epoch: images drawn in an epoch, of each domain or, ``mixed``, in all; None takes every image
+            once.
         seed: seed of the order.
 
     Raises:
@@ -43,12 +48,14 @@ class DomainBatchSampler(Sampler[list[int]]):
         batch_size: int,
         epochs: int,
         *,
-        schedule: Literal["sequential", "interleaved"] = "sequential",
+        schedule: Schedule = "sequential",
         samples_per_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        if schedule not in ("sequential", "interleaved"):
-            raise ConfigurationError(f"schedule '{schedule}': expected 'sequential' or 'interleaved'.")
+        if schedule not in get_args(Schedule):
+            raise ConfigurationError(
+                f"schedule '{schedule}': expected one of {', '.join(get_args(Schedule))}."
+            )
         if batch_size < 1 or epochs < 1 or (samples_per_epoch is not None and samples_per_epoch < 1):
             raise ConfigurationError(
                 "batch_size, epochs and samples_per_epoch: expected at least 1, "
@@ -63,6 +70,8 @@ class DomainBatchSampler(Sampler[list[int]]):
         for name, indices in zip(self.domains, self.items_of, strict=True):
             if len(indices) == 0:
                 raise DatasetError(f"domain '{name}': no training images. Check dataset_dir and domains.")
+        if schedule == "mixed":
+            self.items_of = [np.sort(np.concatenate(self.items_of))]
         self.batch_size = batch_size
         self.epochs = epochs
         self.schedule = schedule
@@ -104,13 +113,13 @@ class DomainBatchSampler(Sampler[list[int]]):
 
     def _active_domains(self) -> Sequence[int]:
         domain = self.domain_of_epoch(self.epoch)
-        return range(len(self.domains)) if domain is None else [domain]
+        return range(len(self.items_of)) if domain is None else [domain]
 
     def _samples(self, domain: int) -> int:
         return self.samples_per_epoch or len(self.items_of[domain])
 
     def _batches(self, domain: int, rng: np.random.Generator) -> list[list[int]]:
-        """Return the shuffled batches of one domain; more samples than images repeat the images evenly."""
+        """Return the shuffled batches of one group; more samples than images repeat the images evenly."""
         indices, wanted = self.items_of[domain], self._samples(domain)
         passes = [rng.permutation(indices) for _ in range(math.ceil(wanted / len(indices)))]
         order = np.concatenate(passes)[:wanted].tolist()

@@ -1,11 +1,13 @@
 """Handlers for Ignite engines beyond those of MONAI."""
 
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
+from nucsam_monai.handlers.early_stopping import EarlyStopping
 from nucsam_monai.handlers.evaluation_report import EvaluationReport
 from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
 from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
+from nucsam_monai.handlers.network_epoch import NetworkEpoch
 from nucsam_monai.handlers.nucleus_masks import DecollateNuclei
 from nucsam_monai.handlers.prediction_writer import PredictionWriter
 from nucsam_monai.handlers.sam_export import SAMExport
@@ -18,10 +20,12 @@ __all__ = [
     "BestWeightsSaver",
     "DecollateNuclei",
     "DomainScheduleHandler",
+    "EarlyStopping",
     "EvaluationReport",
     "GradientClipping",
     "MLflowTracker",
     "NamedMetricsHandler",
+    "NetworkEpoch",
     "PredictionWriter",
     "SAMExport",
     "TrackedRun",

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -17,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class BestWeightsSaver:
-    """Save what was trained whenever the validation loss is the lowest so far.
+    """Save what was trained whenever the validation's metric is the best so far.
 
-    With a sequential schedule the loss is that of the domain in training, and each domain starts the
+    With a sequential schedule the metric is that of the domain in training, and each domain starts the
     comparison anew: the best epoch of the first domain has not seen the last one.
 
     The file of the training before is kept under the name ``<stem>.previous<suffix>``.
@@ -28,8 +29,12 @@ class BestWeightsSaver:
         network: whose trained tensors are saved.
         path: the ``.safetensors`` file.
         header: describes the training, see :func:`nucsam_monai.networks.sam.save_trained`.
-        metric: name in the validator's metrics, lower is better.
+        metric: name in the validator's metrics.
         sampler: the schedule of the domains, where there is one.
+        mode: ``min`` where lower is better, ``max`` where higher is.
+
+    Raises:
+        ConfigurationError: an unknown mode.
     """
 
     def __init__(
@@ -39,13 +44,17 @@ class BestWeightsSaver:
         header: Mapping[str, str],
         metric: str = "val_loss",
         sampler: DomainBatchSampler | None = None,
+        mode: Literal["min", "max"] = "min",
     ) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigurationError(f"mode '{mode}': expected 'min' or 'max'.")
         self.network = network
         self.path = Path(path)
         self.header = dict(header)
         self.metric = metric
         self.sampler = sampler
-        self.best = math.inf
+        self.mode = mode
+        self.best = self._worst
         self.domain: int | None = None
         self.owns_file = False
 
@@ -70,7 +79,7 @@ class BestWeightsSaver:
             )
         value = float(engine.state.metrics[metric])
         if domain != self.domain:
-            self.best, self.domain = math.inf, domain
+            self.best, self.domain = self._worst, domain
         if math.isnan(value):
             logger.warning(
                 "epoch %d: %s is NaN, nothing saved. Either the domain has no validation images or the "
@@ -78,7 +87,8 @@ class BestWeightsSaver:
                 epoch,
                 metric,
             )
-        if not value < self.best:
+        better = value > self.best if self.mode == "max" else value < self.best
+        if not better:
             return
         self.best = value
         if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
@@ -93,9 +103,13 @@ class BestWeightsSaver:
     def load_state_dict(self, state: Mapping[str, float | int | bool | None]) -> None:
         """Take over the comparison of an interrupted training."""
         best, domain = state["best"], state["domain"]
-        self.best = math.inf if best is None else float(best)
+        self.best = self._worst if best is None else float(best)
         self.domain = None if domain is None else int(domain)
         self.owns_file = bool(state["owns_file"])
+
+    @property
+    def _worst(self) -> float:
+        return -math.inf if self.mode == "max" else math.inf
 
     def _keep_previous(self) -> None:
         if self.path.exists() and not self.owns_file:

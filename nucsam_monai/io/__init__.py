@@ -12,6 +12,7 @@ from nucsam_monai.io.label_maps import (
     read_label_map,
 )
 from nucsam_monai.io.overlay import overlay_image, write_png
+from nucsam_monai.io.points_file import Point, points_by_id, read_points, require_inside
 from nucsam_monai.io.predictions import write_prediction
 from nucsam_monai.io.table import nuclei_rows, write_json, write_table
 
@@ -19,6 +20,7 @@ __all__ = [
     "LABEL_MAP_SUFFIXES",
     "MAX_PIXELS",
     "SUPPORTED_SUFFIXES",
+    "Point",
     "comparison_overlay",
     "decode_label_channels",
     "decode_label_map",
@@ -27,8 +29,11 @@ __all__ = [
     "nuclei_rows",
     "output_stems",
     "overlay_image",
+    "points_by_id",
     "read_image",
     "read_label_map",
+    "read_points",
+    "require_inside",
     "write_evaluation",
     "write_geojson",
     "write_json",

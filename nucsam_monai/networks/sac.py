@@ -236,6 +236,11 @@ class SAC(nn.Module):
                     f"{self.sam_options.train_prompt_encoder}, expected 'none' and false, as nothing of vanilla "
                     "SAM learns."
                 )
+            if self.generator is not None and self.generator_options.training == "pretrain":
+                raise ConfigurationError(
+                    "sam.finetune false: found generator.training 'pretrain', expected 'joint' or 'warmup', as "
+                    "nothing is left to learn once the generator is frozen."
+                )
             self.sam.requires_grad_(False)
             return
         freeze_for(self.adapter, self.sam, train_prompt_encoder=self.sam_options.train_prompt_encoder)

@@ -13,9 +13,11 @@ from nucsam_monai.transforms.nucleus_prompts import (
     prompt_with_neighbours,
     random_points,
 )
+from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
 
 __all__ = [
+    "ExpertPointsd",
     "ForegroundMaskd",
     "NormalizeSAMd",
     "NucleiImageReader",

@@ -48,13 +48,18 @@ class NucleusPointsd(Randomizable, MapTransform):
     Args:
         keys: the instance map ``(1, H, W)``.
         max_points: number of points K of every image.
+        seed: of the selection, which then depends on the image alone and is the same every time; None draws
+            from the transform's random state.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64.
     """
 
-    def __init__(self, keys: KeysCollection = "instances", max_points: int = 256) -> None:
+    def __init__(
+        self, keys: KeysCollection = "instances", max_points: int = 256, seed: int | None = None
+    ) -> None:
         MapTransform.__init__(self, keys)
         self.max_points = max_points
+        self.seed = seed
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the points added."""
@@ -62,7 +67,8 @@ class NucleusPointsd(Randomizable, MapTransform):
         for key in self.key_iterator(item):
             found = nucleus_points(convert_to_numpy(item[key])[0])
             if len(found) > self.max_points:
-                found = found[self.R.permutation(len(found))[: self.max_points]]
+                random = self.R if self.seed is None else np.random.RandomState(self.seed)
+                found = found[random.permutation(len(found))[: self.max_points]]
             points = np.zeros((self.max_points, 2), dtype=np.float32)
             labels = np.full(self.max_points, -1, dtype=np.int64)
             points[: len(found)], labels[: len(found)] = found, 1

@@ -1,5 +1,6 @@
-"""One dataset, one micro network and one short training for all tests of a bundle."""
+"""One dataset, one micro network and one short training of each bundle for all of its tests."""
 
+import functools
 import os
 import shutil
 import sys
@@ -12,8 +13,11 @@ import pytest
 import torch
 from monai.utils import path_to_sqlite_uri
 
+from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
 from nucsam_monai.networks.sam import SAM_VARIANTS
-from tests.bundles.unsam_runs import TINY, train, write_datasets
+from tests.bundles.runs import BundleRuns, write_datasets
+from tests.bundles.sac_runs import SAC
+from tests.bundles.unsam_runs import UNSAM
 from tests.networks.conftest import MICRO
 
 
@@ -54,15 +58,38 @@ class Training:
         return self.folder / "model.safetensors"
 
 
+def train_once(runs: BundleRuns, folder: Path, dataset_dir: str, template_database: Path) -> Training:
+    """Train two epochs with tracking."""
+    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
+    settings = {**runs.tiny, "dataset_dir": dataset_dir}
+    workflow = runs.train(**{**settings, "epochs": 2, "output_dir": str(folder), "tracking_uri": uri})
+    return Training(folder, settings, workflow.evaluator.state.metrics["val_dice"], uri)
+
+
 @pytest.fixture(scope="session")
 def training(
     tmp_path_factory: pytest.TempPathFactory, dataset_dir: str, micro: None, template_database: Path
 ) -> Training:
-    folder = tmp_path_factory.mktemp("training")
-    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
-    settings = {**TINY, "dataset_dir": dataset_dir}
-    workflow = train(**{**settings, "epochs": 2, "output_dir": str(folder), "tracking_uri": uri})
-    return Training(folder, settings, workflow.evaluator.state.metrics["val_dice"], uri)
+    return train_once(UNSAM, tmp_path_factory.mktemp("training"), dataset_dir, template_database)
+
+
+@pytest.fixture(scope="package")
+def thin_generator() -> Iterator[None]:
+    """SAC's generator with an eighth of its channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto_prompter, "UNetGenerator", functools.partial(UNetGenerator, channels=4))
+        yield
+
+
+@pytest.fixture(scope="package")
+def sac_training(
+    tmp_path_factory: pytest.TempPathFactory,
+    dataset_dir: str,
+    micro: None,
+    thin_generator: None,
+    template_database: Path,
+) -> Training:
+    return train_once(SAC, tmp_path_factory.mktemp("sac_training"), dataset_dir, template_database)
 
 
 @pytest.fixture(scope="session")

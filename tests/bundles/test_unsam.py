@@ -15,17 +15,8 @@ from PIL import Image
 from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import CheckpointError, ImageReadError
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import (
-    HEIGHT,
-    WIDTH,
-    bundle,
-    draw,
-    evaluate,
-    network_of,
-    raised_from,
-    tensors,
-    train,
-)
+from tests.bundles.runs import HEIGHT, WIDTH, draw, network_of, raised_from, tensors
+from tests.bundles.unsam_runs import bundle, evaluate, train
 
 UNSURE = 0.4
 """A threshold that the answers of a hardly trained network lie around, so that there are nuclei."""

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import assert_same_tensors, bundle, evaluate, network_of, train
+from tests.bundles.runs import assert_same_tensors, network_of
+from tests.bundles.unsam_runs import bundle, evaluate, train
 
 
 @pytest.fixture(autouse=True)

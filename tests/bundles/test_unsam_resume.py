@@ -6,7 +6,8 @@ import pytest
 from ignite.engine import Engine, Events
 
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import assert_same_tensors, bundle, raised_from, train
+from tests.bundles.runs import assert_same_tensors, raised_from
+from tests.bundles.unsam_runs import bundle, train
 
 EPOCHS = {"interleaved": 3, "sequential": 2}  # sequential: of each of the two domains
 

@@ -8,7 +8,8 @@ import pytest
 
 from nucsam_monai.utils.errors import ImageReadError
 from tests.bundles.conftest import Training
-from tests.bundles.unsam_runs import IMAGES, bundle, evaluate, raised_from, train
+from tests.bundles.runs import IMAGES, raised_from
+from tests.bundles.unsam_runs import bundle, evaluate, train
 from tests.handlers.tracked_engines import Store
 
 EXPERIMENT = "nucsam/unsam"

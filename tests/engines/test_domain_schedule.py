@@ -140,7 +140,9 @@ def test_rank_and_number_of_processes_come_from_torch(monkeypatch):
 
 
 def test_wrong_values_are_refused():
-    with pytest.raises(ConfigurationError, match="schedule 'random': expected 'sequential' or 'interleaved'"):
+    with pytest.raises(
+        ConfigurationError, match="schedule 'random': expected one of sequential, interleaved, mixed"
+    ):
         sampler([1], schedule="random")
     for options in ({"batch_size": 0}, {"epochs": 0}, {"samples_per_epoch": 0}):
         with pytest.raises(ConfigurationError, match="expected at least 1"):
@@ -150,3 +152,26 @@ def test_wrong_values_are_refused():
     for domains in ([], ["a", "a"]):
         with pytest.raises(ConfigurationError, match="domains: expected different names"):
             DomainBatchSampler(items([1]), domains, 1, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, st.integers(1, 4), st.one_of(st.none(), st.integers(1, 25)))
+def test_mixed_batches_are_drawn_from_all_images(sizes, batch_size, samples):
+    source = sampler(sizes, batch_size, 2, schedule="mixed", samples_per_epoch=samples)
+    assert source.total_epochs == 2
+    for epoch in range(2):
+        drawn = batches(source, epoch)
+        assert len(drawn) == len(source)
+        assert sorted(len(batch) for batch in drawn)[1:] == [batch_size] * (len(drawn) - 1)
+        times = Counter(index for batch in drawn for index in batch)
+        assert sum(times.values()) == (samples or sum(sizes))
+        every = [times[index] for index in range(sum(sizes))]
+        assert max(every) - min(every) <= 1
+        assert source.domain_of_epoch(epoch) is None
+        assert batches(source, epoch) == drawn
+
+
+def test_mixed_batches_hold_several_domains():
+    assert any(
+        len(domains_of([9, 9], batch)) == 2 for batch in batches(sampler([9, 9], 6, schedule="mixed"), 0)
+    )

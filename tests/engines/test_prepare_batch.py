@@ -3,7 +3,7 @@ import torch
 from monai.data import list_data_collate
 from monai.engines import SupervisedEvaluator
 
-from nucsam_monai.engines.prepare_batch import PrepareDomainBatch
+from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -46,6 +46,21 @@ def test_everything_goes_to_the_device_in_the_type_asked_for():
 def test_batches_of_several_domains_are_refused():
     with pytest.raises(ConfigurationError, match=r"images of one domain, found \['a', 'b'\]"):
         PrepareDomainBatch()(collated(["b", "a"]))
+
+
+def test_networks_without_domains_are_not_told_of_any():
+    _, _, _, named = PreparePointsBatch()(
+        collated(["a", "b"], points=torch.ones(5, 2), point_labels=torch.ones(5))
+    )
+    assert list(named) == ["points"]
+
+
+def test_the_ground_truth_is_handed_over_beside_the_label():
+    batch = collated(["a", "b"], label=torch.ones(1, 4, 4))
+    _, label, _, named = PrepareTruthBatch()(batch, device="meta")
+    assert list(named) == ["truth"]
+    assert named["truth"].shape == label.shape
+    assert named["truth"].is_meta
 
 
 def test_monai_s_engines_call_the_network_with_it():

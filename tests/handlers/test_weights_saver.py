@@ -108,6 +108,20 @@ def test_missing_metric_is_an_error(path, options, metrics, message):
     assert not path.exists()
 
 
+def test_a_metric_that_grows_may_decide(path):
+    validations = Validations(path, metric="val_dice", mode="max")
+    dice = [0.0, math.nan, 0.4, 0.3, 0.5]
+    saved = [validations.after(epoch, val_dice=value) for epoch, value in enumerate(dice, start=1)]
+    assert saved == [1, 1, 3, 3, 5]
+    resumed = Validations(path, metric="val_dice", mode="max")
+    resumed.saver.load_state_dict(validations.saver.state_dict())
+    assert resumed.after(6, val_dice=0.45) == 5
+    resumed.saver.load_state_dict({"best": None, "domain": None, "owns_file": True})
+    assert resumed.after(7, val_dice=0.01) == 7
+    with pytest.raises(ConfigurationError, match="mode 'up': expected 'min' or 'max'"):
+        Validations(path, mode="up")
+
+
 def test_a_resumed_training_goes_on_comparing(path):
     first = Validations(path, sampler=schedule("sequential"))
     first.after(3, val_loss_b=0.5)

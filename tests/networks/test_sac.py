@@ -181,6 +181,10 @@ def test_frozen_random_encoder_is_announced(micro_sac, caplog):
         ({"sam": {"fine_tune": False}}, r"sam: unknown option \['fine_tune'\]"),
         ({"sam": {"finetune": False}}, "found adapter 'lora'"),
         (
+            {"adapter": "none", "sam": {"finetune": False}, "generator": {"training": "pretrain"}},
+            "found generator.training 'pretrain'",
+        ),
+        (
             {"adapter": "none", "sam": {"finetune": False, "train_prompt_encoder": True}},
             "expected 'none' and",
         ),

@@ -72,6 +72,15 @@ def test_selection_changes_from_call_to_call_and_follows_from_the_seed():
     assert torch.equal(transform.set_random_state(1)(item)["points"], drawn[0])
 
 
+def test_with_a_seed_an_image_gets_the_same_points_every_time():
+    item = {"instances": torch.arange(1, 65).view(1, 8, 8)}
+    transform = NucleusPointsd(max_points=8, seed=3)
+    first = transform(item)["points"]
+    transform({"instances": torch.arange(9).view(1, 3, 3)})
+    assert torch.equal(transform(item)["points"], first)
+    assert not torch.equal(NucleusPointsd(max_points=8, seed=4)(item)["points"], first)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_instances_are_the_8_connected_components(kind):
     probability = np.zeros((1, 4, 7), dtype=np.float32)

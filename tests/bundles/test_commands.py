@@ -1,4 +1,4 @@
-"""The UN-SAM bundle's commands exactly as a user types them."""
+"""The bundles' commands exactly as a user types them."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from monai.utils import path_to_sqlite_uri
 
 from nucsam_monai.networks.sam import read_header
-from tests.bundles.unsam_runs import BUNDLE, CONFIGS, REPOSITORY
+from tests.bundles.runs import BUNDLES, REPOSITORY
 from tests.handlers.tracked_engines import Store
 
 TRAINING = ["-m", "monai.bundle", "run", "training", "--config_file"]
@@ -43,14 +43,22 @@ def settings(dataset_dir: str, output: Path) -> list[str]:
     return [text for key, value in values.items() for text in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize("place", ["repository", "bundle", "elsewhere"])
+@pytest.mark.parametrize(
+    ("bundle", "place"),
+    [("unsam", "repository"), ("unsam", "bundle"), ("unsam", "elsewhere"), ("sac", "repository")],
+)
 def test_the_training_command_from_any_folder(
-    place: str, dataset_dir: str, store_uri: str, tmp_path: Path, user_environment: dict[str, str]
+    bundle: str,
+    place: str,
+    dataset_dir: str,
+    store_uri: str,
+    tmp_path: Path,
+    user_environment: dict[str, str],
 ) -> None:
     folder, config = {
-        "repository": (REPOSITORY, "bundles/unsam/configs/train.json"),
-        "bundle": (BUNDLE, "configs/train.json"),
-        "elsewhere": (tmp_path, str(CONFIGS / "train.json")),
+        "repository": (REPOSITORY, f"bundles/{bundle}/configs/train.json"),
+        "bundle": (BUNDLES / bundle, "configs/train.json"),
+        "elsewhere": (tmp_path, str(BUNDLES / bundle / "configs" / "train.json")),
     }[place]
     if place != "repository":  # stands for the installed package
         user_environment = {**user_environment, "PYTHONPATH": str(REPOSITORY)}
@@ -64,11 +72,12 @@ def test_the_training_command_from_any_folder(
     assert "Traceback" not in log
     assert read_header(output / "model.safetensors")["epoch"] == "1"
     if place == "repository":
-        assert Store(store_uri).only_run("nucsam/unsam").info.status == "FINISHED"
+        assert Store(store_uri).only_run(f"nucsam/{bundle}").info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("bundle", ["unsam", "sac"])
 def test_two_processes_train_one_model_in_one_run(
-    dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
+    bundle: str, dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
 ) -> None:
     uri = path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
     torchrun = [
@@ -79,7 +88,7 @@ def test_two_processes_train_one_model_in_one_run(
         "--nnodes=1",
         "--nproc_per_node=2",
     ]
-    files = json.dumps([f"bundles/unsam/configs/{name}.json" for name in ("train", "multi_gpu_train")])
+    files = json.dumps([f"bundles/{bundle}/configs/{name}.json" for name in ("train", "multi_gpu_train")])
     output = tmp_path / "output"
     run(
         [*torchrun, *TRAINING, files, *settings(dataset_dir, output), "--tracking_uri", uri],
@@ -88,6 +97,6 @@ def test_two_processes_train_one_model_in_one_run(
     )
     assert {path.name for path in output.iterdir()} == {"model.safetensors", "training_state.safetensors"}
     store = Store(uri)
-    finished = store.only_run("nucsam/unsam")
+    finished = store.only_run(f"nucsam/{bundle}")
     assert finished.info.status == "FINISHED"
     assert set(store.curve(finished, "val_dice")) == {1}

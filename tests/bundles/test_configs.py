@@ -1,0 +1,120 @@
+"""The files of every bundle: metadata, expressions and keys."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.bundle.properties import InferProperties, TrainProperties
+
+from tests.bundles.runs import BUNDLES, TINY
+
+SCHEMA = Path(__file__).with_name("meta_schema.json")
+CONFIG_FILES = sorted(path for path in BUNDLES.glob("*/configs/*.json") if path.name != "metadata.json")
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if path.is_dir())
+MODULES = {"torch", "monai", "nucsam_monai", "os", "logging", "dist"}
+BUILTINS = {"str", "int", "float", "sorted"}
+REFERENCE = re.compile(r"@[A-Za-z_][\w#:]*")
+
+
+every_bundle = pytest.mark.parametrize("bundle", NAMES)
+
+
+def configs(bundle: str) -> Path:
+    return BUNDLES / bundle / "configs"
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def expressions(file: Path) -> list[str]:
+    return [text[1:] for text in texts(read(file)) if text.startswith("$")]
+
+
+@pytest.mark.parametrize("file", CONFIG_FILES, ids=lambda file: f"{file.parents[1].name}/{file.stem}")
+def test_expressions_are_short_and_harmless(file: Path) -> None:
+    imports = read(file).get("imports", []) + read(file).get("+imports", [])
+    for text in imports:
+        assert re.fullmatch(r"\$import [a-z_.]+( as dist)?", text)
+    for text in expressions(file):
+        assert len(text) < 130, text
+        if "$" + text in imports:
+            continue
+        tree = ast.parse(REFERENCE.sub("reference", text), mode="eval")
+        bound = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        for node in ast.walk(tree):
+            assert not isinstance(node, (ast.Lambda, ast.NamedExpr, ast.Await)), text
+            if isinstance(node, ast.Name):
+                assert node.id in MODULES | BUILTINS | bound | {"reference"}, text
+            if isinstance(node, ast.Attribute):
+                assert not node.attr.startswith("_"), text
+        assert "__" not in text
+
+
+@every_bundle
+def test_the_keys_of_the_command_line_exist(bundle: str) -> None:
+    train, inference = read(configs(bundle) / "train.json"), read(configs(bundle) / "inference.json")
+    keys = {"dataset_dir", "output_dir", "epochs", "sam_variant", "sam_checkpoint", "checkpoint", "precision"}
+    assert keys | {"tracking_uri", "seed", "bundle_root", "device", "val_interval", "lr"} <= set(train)
+    assert {"checkpoint", "input", "output_dir", "precision", "compile", "run"} <= set(inference)
+    assert set(TINY) <= set(train)
+
+
+@every_bundle
+def test_every_workflow_has_its_own_run_id_beside_monais(bundle: str) -> None:
+    assert read(configs(bundle) / "train.json")["run"] == "%training"
+    assert read(configs(bundle) / "evaluate.json")["run"] == "%evaluating"
+
+
+@every_bundle
+@pytest.mark.parametrize(
+    ("name", "properties"), [("train.json", TrainProperties), ("inference.json", InferProperties)]
+)
+def test_every_required_property_has_its_place(bundle: str, name: str, properties: dict[str, Any]) -> None:
+    parser = ConfigParser(read(configs(bundle) / name))
+    required = [entry["id"] for entry in properties.values() if entry["required"]]
+    assert required
+    assert [key for key in required if key not in parser] == []
+
+
+@every_bundle
+def test_metadata_follows_monais_schema(bundle: str, tmp_path: Path) -> None:
+    # MONAI takes a schema that is there already instead of fetching it
+    verify_metadata(meta_file=str(configs(bundle) / "metadata.json"), filepath=str(SCHEMA))
+    metadata = read(configs(bundle) / "metadata.json")
+    assert metadata["version"] in metadata["changelog"]
+    del metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="Failed validating"):
+        verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(SCHEMA))
+
+
+@every_bundle
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_the_network_takes_and_gives_what_the_metadata_says(bundle: str, name: str) -> None:
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(configs(bundle) / "metadata.json"),
+        config_file=str(configs(bundle) / name),
+        device="cpu",
+        domains=["nuclei"],
+    )
