@@ -3,5 +3,13 @@
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.prepare_batch import PrepareDomainBatch
+from nucsam_monai.engines.prompter_batch import PreparePrompterBatch, collate_points
 
-__all__ = ["DomainBatchSampler", "PrepareDomainBatch", "ReadableImages", "inference_items"]
+__all__ = [
+    "DomainBatchSampler",
+    "PrepareDomainBatch",
+    "PreparePrompterBatch",
+    "ReadableImages",
+    "collate_points",
+    "inference_items",
+]

@@ -1,5 +1,6 @@
 """Inference on images of any size."""
 
+from nucsam_monai.inferers.detected_points import DetectedPoints, select_points, suppress_near_points
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
 from nucsam_monai.inferers.semantic import (
     ResizeInferer,
@@ -11,10 +12,13 @@ from nucsam_monai.utils.components import connected_components
 
 __all__ = [
     "AutocastInferer",
+    "DetectedPoints",
     "ResizeInferer",
     "SemanticInferer",
     "TileInferer",
     "autocast",
     "connected_components",
     "prediction_from_probability",
+    "select_points",
+    "suppress_near_points",
 ]

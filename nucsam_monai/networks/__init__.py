@@ -1,7 +1,17 @@
 """Networks of the methods."""
 
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.sac import SAC, SACOutput
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
-__all__ = ["SAC", "UNSAM", "SACOutput", "UNSAMOutput", "compile_modules", "trained_domains"]
+__all__ = [
+    "SAC",
+    "UNSAM",
+    "Prompter",
+    "PrompterOutput",
+    "SACOutput",
+    "UNSAMOutput",
+    "compile_modules",
+    "trained_domains",
+]

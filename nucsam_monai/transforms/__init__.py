@@ -1,5 +1,7 @@
 """Dictionary transforms beyond MONAI's own."""
 
+from nucsam_monai.transforms.centroids import NucleusCentroidsd
+from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.instances import (
     ForegroundMaskd,
     NucleusPointsd,
@@ -8,13 +10,17 @@ from nucsam_monai.transforms.instances import (
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
 from nucsam_monai.transforms.reader import NucleiImageReader
+from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
     "ForegroundMaskd",
     "NormalizeSAMd",
     "NucleiImageReader",
+    "NucleusCentroidsd",
     "NucleusPointsd",
     "ProbabilityToInstancesd",
     "RandColorJitterd",
+    "RandGridShuffled",
+    "RandZoomBlurd",
     "nucleus_points",
 ]

@@ -4,10 +4,9 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.tensor_files import read_safetensors, require_file, require_same_tensors
+from nucsam_monai.networks.sam.tensor_files import read_tensors, require_same_tensors
 from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant
 from nucsam_monai.utils.errors import CheckpointError
 
@@ -35,7 +34,7 @@ def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeight
         CheckpointError: the file is missing, damaged, holds anything but tensors, or is of another variant.
     """
     path = Path(path)
-    state = _read_tensors(path)
+    state = read_tensors(path)
     found, asked = _signature_of_state(path, state), _signature_of_variant(variant)
     if found != asked:
         known = [known.name for known in SAM_VARIANTS.values() if _signature_of_variant(known) == found]
@@ -77,25 +76,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     )
     module.load_state_dict(state, assign=any(tensor.is_meta for tensor in expected.values()))
     logger.info("%s: loaded %d tensors into %s.", source, len(state), type(module).__name__)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    require_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes the restricted unpickler raise any type
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run "
-            f"code ({type(error).__name__}: {reason}). Use the official file or a .safetensors one."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(
-            f"{path}: expected a state dict of tensors only, as the official SAM files are."
-        )
-    return state
 
 
 def _signature_of_variant(variant: SAMVariant) -> _Signature:
