@@ -1,6 +1,6 @@
 """Dictionary transforms beyond MONAI's own."""
 
-from nucsam_monai.transforms.centroids import NucleusCentroidsd
+from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
 from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.instances import (
     ForegroundMaskd,
@@ -22,5 +22,6 @@ __all__ = [
     "RandColorJitterd",
     "RandGridShuffled",
     "RandZoomBlurd",
+    "nucleus_centroids",
     "nucleus_points",
 ]

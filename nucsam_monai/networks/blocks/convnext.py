@@ -21,20 +21,17 @@ class ConvNeXtShape:
     Attributes:
         depths: blocks of each stage.
         widths: channels of each stage.
-        layer_scale: start of the factor on the residual branches. ConvNeXt's 1e-6 suits its 300 epochs of
-            ImageNet; a short training from scratch would hardly see the branches.
         neck_channels: width of what is built on the backbone.
     """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
-    layer_scale: float
     neck_channels: int
 
 
 BACKBONES: dict[BackboneName, ConvNeXtShape] = {
-    "convnext_small": ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768), 1e-6, 256),
-    "compact": ConvNeXtShape((2, 2, 2, 1), (32, 64, 128, 192), 1.0, 64),
+    "convnext_small": ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768), 256),
+    "compact": ConvNeXtShape((2, 2, 2, 1), (32, 64, 128, 192), 64),
 }
 """The paper's backbone, and a narrow one that learns from scratch on a CPU."""
 
@@ -55,7 +52,7 @@ class ConvNeXtBackbone(nn.Module):
         super().__init__()
         below = (*shape.widths[1:], None)
         stages = [CNBlockConfig(*stage) for stage in zip(shape.widths, below, shape.depths, strict=True)]
-        self.features = ConvNeXt(stages, layer_scale=shape.layer_scale).features
+        self.features = ConvNeXt(stages).features
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the stages' maps at a 4th, 8th, 16th and 32nd of ``(B, 3, H, W)`` images, rounded down."""
