@@ -16,10 +16,11 @@ class RandGridShuffled(RandomizableTransform, MapTransform):
 
     Parts of a nucleus in different cells are scattered. Each becomes a nucleus of its own with the class of
     the whole, as at the border of a crop; the item's ``classes_key`` gains their ids where there are classes.
-    Rows and columns that are left over at the bottom and right stay where they are, as cells of their own.
+    Rows and columns that are left over at the bottom and right stay where they are, as cells of their own. An
+    image of fewer pixels than cells along a side stays as it is.
 
     Args:
-        keys: ``(C, H, W)`` images that move together.
+        keys: ``(C, H, W)`` images of one size that move together.
         instances_key: which of them is the instance map.
         prob: share of the items that are changed.
         grid: n.
@@ -44,7 +45,8 @@ class RandGridShuffled(RandomizableTransform, MapTransform):
         """Return the item; what it was made from stays as it is."""
         item = dict(data)
         self.randomize(None)
-        if not self._do_transform:
+        height, width = item[self.instances_key].shape[-2:]
+        if not self._do_transform or min(height, width) < self.grid:
             return item
         order = torch.from_numpy(self.R.permutation(self.grid**2))
         for key in self.key_iterator(item):
@@ -80,8 +82,8 @@ def shuffle_cells(pixels: Tensor, order: Tensor, grid: int) -> Tensor:
 def _one_id_per_part(instances: Tensor, grid: int) -> tuple[Tensor, dict[int, int]]:
     """Number the parts of nuclei in each cell of a ``(1, H, W)`` map anew; return ``{new id: old id}`` too."""
     height, width = instances.shape[-2:]
-    row = np.minimum(np.arange(height) // max(height // grid, 1), grid)
-    column = np.minimum(np.arange(width) // max(width // grid, 1), grid)
+    row = np.minimum(np.arange(height) // (height // grid), grid)
+    column = np.minimum(np.arange(width) // (width // grid), grid)
     cell = row[:, None] * (grid + 1) + column
     ids = instances[0].round().to(torch.int64).numpy()
     parts, numbers = np.unique(ids[ids > 0] * (grid + 1) ** 2 + cell[ids > 0], return_inverse=True)

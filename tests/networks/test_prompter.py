@@ -166,7 +166,8 @@ def test_the_mask_is_registered_with_the_image():
     image = torch.zeros(1, 3, 61, 62)
     image[..., 16:32, 32:48] = 1
     mask = network(image).mask_logits
-    assert torch.equal(mask > 0.5, image[:, :1] > 0.5)
+    # bilinear edges have 0.625 inside and 0.375 outside; at a corner 0.625 squared is left
+    assert torch.equal(mask > 0.38, image[:, :1] > 0.5)
 
 
 def test_images_of_a_batch_do_not_influence_each_other():

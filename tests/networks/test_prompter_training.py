@@ -37,7 +37,7 @@ def test_two_images_are_learnt_by_heart():
     images, target = two_images()
     network = Prompter(2, options={"backbone": "compact", "channels": 32}).train()
     optimizer, loss = torch.optim.AdamW(network.parameters(), 1e-3), PrompterLoss()
-    for _ in range(120):
+    for _ in range(100):
         optimizer.zero_grad()
         loss(network(images), target).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -43,6 +43,7 @@ class ConvNeXtBackbone(nn.Module):
         shape: the size.
 
     Example:
+        >>> import torch
         >>> maps = ConvNeXtBackbone(BACKBONES["compact"])(torch.zeros(1, 3, 64, 64))
         >>> [tuple(stage.shape[1:]) for stage in maps]
         [(32, 16, 16), (64, 8, 8), (128, 4, 4), (192, 2, 2)]

@@ -18,6 +18,7 @@ class FeaturePyramid(nn.Module):
         levels: number of maps that are returned, the finest first.
 
     Example:
+        >>> import torch
         >>> stages = [torch.zeros(1, 8, 16, 16), torch.zeros(1, 16, 8, 8)]
         >>> FeaturePyramid([8, 16], channels=4, levels=1)(stages)[0].shape
         torch.Size([1, 4, 16, 16])
@@ -30,7 +31,7 @@ class FeaturePyramid(nn.Module):
             nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(levels)
         )
         for convolution in self.modules():
-            if isinstance(convolution, nn.Conv2d):
+            if isinstance(convolution, nn.Conv2d) and convolution.bias is not None:
                 nn.init.xavier_uniform_(convolution.weight)
                 nn.init.zeros_(convolution.bias)
 
