@@ -4,14 +4,17 @@ from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
 from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
+from nucsam_monai.engines.prompter_batch import PreparePrompterBatch, collate_points
 
 __all__ = [
     "DomainBatchSampler",
     "PrepareDomainBatch",
     "PrepareNucleusBatch",
     "PreparePointsBatch",
+    "PreparePrompterBatch",
     "PrepareTruthBatch",
     "ReadableImages",
     "collate_nuclei",
+    "collate_points",
     "inference_items",
 ]

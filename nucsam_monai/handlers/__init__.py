@@ -14,6 +14,7 @@ from nucsam_monai.handlers.sam_export import SAMExport
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
 from nucsam_monai.handlers.training_state import TrainingState
 from nucsam_monai.handlers.validation_loss import ValidationLoss
+from nucsam_monai.handlers.weight_averaging import WeightAveraging
 from nucsam_monai.handlers.weights_saver import BestWeightsSaver
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TrackedRun",
     "TrainingState",
     "ValidationLoss",
+    "WeightAveraging",
     "resolve_tracking_uri",
     "tracking_uri",
 ]

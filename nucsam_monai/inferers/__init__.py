@@ -1,6 +1,7 @@
 """Inference on images of any size."""
 
 from nucsam_monai.inferers.automatic import AutomaticMaskInferer
+from nucsam_monai.inferers.detected_points import DetectedPoints, select_points, suppress_near_points
 from nucsam_monai.inferers.painting import paint_masks
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
 from nucsam_monai.inferers.semantic import (
@@ -14,6 +15,7 @@ from nucsam_monai.utils.components import connected_components
 __all__ = [
     "AutocastInferer",
     "AutomaticMaskInferer",
+    "DetectedPoints",
     "ResizeInferer",
     "SemanticInferer",
     "TileInferer",
@@ -21,4 +23,6 @@ __all__ = [
     "connected_components",
     "paint_masks",
     "prediction_from_probability",
+    "select_points",
+    "suppress_near_points",
 ]

@@ -1,5 +1,6 @@
 """Losses of the papers, MONAI's own ones reused."""
 
+from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
 from nucsam_monai.losses.sac import SACLoss, SACMaskLoss
 from nucsam_monai.losses.segmentor import NucleusMasks, SegmentorLoss
 from nucsam_monai.losses.unsam import BatchFocalLoss, MaskLoss, UNSAMLoss
@@ -8,6 +9,8 @@ __all__ = [
     "BatchFocalLoss",
     "MaskLoss",
     "NucleusMasks",
+    "PrompterLoss",
+    "PrompterTarget",
     "SACLoss",
     "SACMaskLoss",
     "SegmentorLoss",

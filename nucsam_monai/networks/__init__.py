@@ -1,6 +1,7 @@
 """Networks of the methods."""
 
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.sac import SAC, SACOutput
 from nucsam_monai.networks.segmentor import MaskPrediction, NucleusPrompts, Segmentor
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
@@ -10,6 +11,8 @@ __all__ = [
     "UNSAM",
     "MaskPrediction",
     "NucleusPrompts",
+    "Prompter",
+    "PrompterOutput",
     "SACOutput",
     "Segmentor",
     "UNSAMOutput",

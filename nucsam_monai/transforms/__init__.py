@@ -1,5 +1,7 @@
 """Dictionary transforms beyond MONAI's own."""
 
+from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
+from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.instances import (
     ForegroundMaskd,
     NucleusPointsd,
@@ -15,17 +17,22 @@ from nucsam_monai.transforms.nucleus_prompts import (
 )
 from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
+from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
     "ExpertPointsd",
     "ForegroundMaskd",
     "NormalizeSAMd",
     "NucleiImageReader",
+    "NucleusCentroidsd",
     "NucleusPointsd",
     "NucleusPromptsd",
     "PointPrompt",
     "ProbabilityToInstancesd",
     "RandColorJitterd",
+    "RandGridShuffled",
+    "RandZoomBlurd",
+    "nucleus_centroids",
     "nucleus_points",
     "prompt_with_neighbours",
     "random_points",

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 import nucsam_monai
 from nucsam_monai.networks.sam.tensor_files import (
     digest_of_tensors,
     open_safetensors,
-    read_safetensors,
-    require_file,
+    read_tensors,
     require_same_tensors,
 )
 from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant
@@ -48,7 +46,7 @@ def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeight
         CheckpointError: the file is missing, damaged, holds anything but tensors, or is of another variant.
     """
     path = Path(path)
-    state = _read_tensors(path)
+    state = read_tensors(path)
     if path.suffix == ".safetensors":
         _check_header(path, state, variant)
     found, asked = _signature_of_state(path, state), _signature_of_variant(variant)
@@ -138,25 +136,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     )
     module.load_state_dict(state, assign=any(tensor.is_meta for tensor in expected.values()))
     logger.info("%s: loaded %d tensors into %s.", source, len(state), type(module).__name__)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    require_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes the restricted unpickler raise any type
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run "
-            f"code ({type(error).__name__}: {reason}). Use the official file or a .safetensors one."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(
-            f"{path}: expected a state dict of tensors only, as the official SAM files are."
-        )
-    return state
 
 
 def _check_header(path: Path, state: dict[str, Tensor], variant: SAMVariant) -> None:

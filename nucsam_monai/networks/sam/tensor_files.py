@@ -37,6 +37,32 @@ def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in names}
 
 
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read a state dict from a safetensors file or from one written by ``torch.save``, without unpickling.
+
+    Args:
+        path: ``.safetensors``, or any other suffix for a file written by ``torch.save``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    require_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes the restricted unpickler raise any type
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run "
+            f"code ({type(error).__name__}: {reason}). Use the official file or a .safetensors one."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path}: expected a state dict of tensors only, as the official files are.")
+    return state
+
+
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over the names, types, shapes and bytes of tensors, whatever their order.
 

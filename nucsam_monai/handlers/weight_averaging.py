@@ -1,0 +1,56 @@
+"""An exponential moving average of the weights, which is what is evaluated and exported."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class WeightAveraging:
+    """Keep an average of a network's parameters and buffers beside it, updated after every step.
+
+    In the first epochs the average is a copy, as weights move far then. Name it among the parts of
+    :class:`~nucsam_monai.handlers.TrainingState`, so that a resumed training goes on averaging.
+
+    Args:
+        network: what is trained, on its device and without a wrapper of distributed training.
+        decay: share of the average that stays in every step.
+        copy_epochs: number of epochs at whose steps the weights are copied.
+
+    Example::
+
+        "weight_averaging": {"_target_": "nucsam_monai.handlers.WeightAveraging", "network": "@network"}
+        "evaluator": {"network": "$@weight_averaging.averaged", ...}
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.99, copy_epochs: int = 5) -> None:
+        self.network = network
+        self.copy_epochs = copy_epochs
+        self._average = AveragedModel(
+            network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
+        ).eval()
+
+    @property
+    def averaged(self) -> nn.Module:
+        """A network like the trained one, in evaluation mode, that holds the average."""
+        return self._average.module
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def update(self, engine: Engine) -> None:
+        """Take the weights of this step into the average."""
+        if engine.state.epoch <= self.copy_epochs:
+            self._average.n_averaged.zero_()  # the model copies while it has averaged nothing
+        self._average.update_parameters(self.network)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the average and how many steps are in it."""
+        return self._average.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the average of an interrupted training."""
+        self._average.load_state_dict(state)
