@@ -1,6 +1,9 @@
 """Inference on images of any size."""
 
+from nucsam_monai.inferers.detected_points import DetectedPoints, oracle_prompts
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
+from nucsam_monai.inferers.prompted import PromptedInferer, PromptedPrediction
+from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter
 from nucsam_monai.inferers.semantic import (
     ResizeInferer,
     SemanticInferer,
@@ -11,10 +14,16 @@ from nucsam_monai.utils.components import connected_components
 
 __all__ = [
     "AutocastInferer",
+    "DetectedPoints",
+    "FindPoints",
+    "PromptedInferer",
+    "PromptedPrediction",
+    "PromptedSegmenter",
     "ResizeInferer",
     "SemanticInferer",
     "TileInferer",
     "autocast",
     "connected_components",
+    "oracle_prompts",
     "prediction_from_probability",
 ]

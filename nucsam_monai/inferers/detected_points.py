@@ -1,0 +1,118 @@
+"""The points that prompt a segmenter, whoever found them: a prompter, an annotator or the truth."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.prediction import NucleiPrediction
+
+
+class DetectedPoints(NamedTuple):
+    """One point for each of n nuclei of one image.
+
+    Attributes:
+        points: ``(n, 2)`` float as (x, y) in pixels, pixel centres at integers.
+        scores: ``(n,)`` confidence.
+        class_ids: ``(n,)`` integers from 0 on.
+    """
+
+    points: Tensor | NDArray[Any]
+    scores: Tensor | NDArray[Any]
+    class_ids: Tensor | NDArray[Any]
+
+
+class ImagePoints(NamedTuple):
+    """Checked points of one image.
+
+    Attributes:
+        xy: ``(n, 2)`` float64 position in pixels, pixel centres at integers.
+        pixels: ``(n, 2)`` int64 column and row of the pixel that each point lies in.
+        class_ids: ``(n,)`` int64.
+    """
+
+    xy: NDArray[np.float64]
+    pixels: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+def check_points(
+    found: DetectedPoints, image_size: tuple[int, int], class_names: Sequence[str]
+) -> ImagePoints:
+    """Check that every point lies in the image and has a class that exists.
+
+    Args:
+        found: points on the CPU or any other device.
+        image_size: height and width in pixels.
+        class_names: names of the classes.
+
+    Raises:
+        ConfigurationError: shapes that do not fit together, a point outside of the image or not finite, or an
+            unknown class.
+    """
+    xy, scores, class_ids = (_numbers(values) for values in found)
+    if not xy.size:
+        xy = xy.reshape(0, 2)
+    if xy.ndim != 2 or xy.shape[1] != 2 or scores.shape != xy.shape[:1] or class_ids.shape != xy.shape[:1]:
+        raise ConfigurationError(
+            f"prompts: points {xy.shape}, scores {scores.shape} and class_ids {class_ids.shape}; "
+            "expected (n, 2), (n,) and (n,)."
+        )
+    height, width = image_size
+    # A pixel reaches half a pixel to each side of its centre; NaN is inside of nothing.
+    inside = ((xy >= -0.5) & (xy <= np.array([width, height]) - 0.5)).all(axis=1)
+    if not inside.all():
+        first = int(np.argmin(inside))
+        raise ConfigurationError(
+            f"prompts: {np.count_nonzero(~inside)} of {len(xy)} points lie outside of the image; number "
+            f"{first} is at x={xy[first, 0]:g}, y={xy[first, 1]:g}. Expected pixels (x, y) in an image "
+            f"{width} wide and {height} high."
+        )
+    unknown = ~np.isin(class_ids, np.arange(len(class_names)))
+    if unknown.any():
+        raise ConfigurationError(
+            f"prompts: class id {class_ids[unknown][0]:g}; expected a whole number in "
+            f"0..{len(class_names) - 1} for the classes {', '.join(class_names)}."
+        )
+    last = np.array([max(width, 1) - 1, max(height, 1) - 1])
+    pixels = np.clip(np.floor(xy + 0.5).astype(np.int64), 0, last)
+    return ImagePoints(xy, pixels, class_ids.astype(np.int64))
+
+
+def oracle_prompts(truth: NucleiPrediction) -> DetectedPoints:
+    """Take the prompts from the ground truth, which shows what a perfect prompter would give.
+
+    A point is the nucleus's centre of mass, or its pixel nearest to that where the centre lies outside. Source:
+    PromptNucSeg, ablation with oracle points.
+
+    Args:
+        truth: annotated nuclei, for example of
+            :func:`~nucsam_monai.utils.prediction.prediction_from_instances`.
+
+    Example:
+        >>> from nucsam_monai.utils.prediction import prediction_from_instances
+        >>> oracle_prompts(prediction_from_instances(np.array([[0, 5, 5, 5]]))).points
+        array([[2., 0.]])
+    """
+    table = truth.table
+    points = np.stack([table["centroid_x_px"], table["centroid_y_px"]], axis=1)
+    columns, rows = np.floor(points + 0.5).astype(np.int64).T
+    for row in np.flatnonzero(truth.instances[rows, columns] != table["id"]):
+        nucleus = table[row]
+        x, y = nucleus["box_x_min_px"], nucleus["box_y_min_px"]
+        crop = truth.instances[y : nucleus["box_y_max_px"], x : nucleus["box_x_max_px"]]
+        own = np.argwhere(crop == nucleus["id"])[:, ::-1] + (x, y)
+        points[row] = own[np.argmin(((own - points[row]) ** 2).sum(axis=1))]
+    return DetectedPoints(points, np.ones(len(table)), table["class_id"].astype(np.int64))
+
+
+def _numbers(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()  # NumPy has no bfloat16
+    return np.asarray(values, dtype=np.float64)
