@@ -80,9 +80,9 @@ def check_points(
             f"prompts: class id {class_ids[unknown][0]:g}; expected a whole number in "
             f"0..{len(class_names) - 1} for the classes {', '.join(class_names)}."
         )
-    last = np.array([max(width, 1) - 1, max(height, 1) - 1])
-    pixels = np.clip(np.floor(xy + 0.5).astype(np.int64), 0, last)
-    return ImagePoints(xy, pixels, class_ids.astype(np.int64))
+    # On the rim half a pixel may lie between a point and the nearest centre; no tile has anything beyond those.
+    xy = np.clip(xy, 0, np.maximum([width - 1, height - 1], 0))
+    return ImagePoints(xy, np.floor(xy + 0.5).astype(np.int64), class_ids.astype(np.int64))
 
 
 def oracle_prompts(truth: NucleiPrediction) -> DetectedPoints:

@@ -1,5 +1,7 @@
 """From overlapping masks to one label map."""
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +17,13 @@ def paint(
     largest_component: bool = False,
     fill_holes: bool = False,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Draw every mask where no better one lies.
-
-    That is what painting from the worst mask to the best gives. In this order a mask is cleaned once it is known
-    which of its pixels can be seen, and what it gives up is left to the worse ones.
+    """Draw every mask where no better one lies (PromptNucSeg, released procedure).
 
     Args:
         masks: the best first.
         image_size: height and width in pixels.
-        largest_component: keep only the largest 8-connected part of what can be seen of a mask.
+        largest_component: keep only the largest 8-connected part of what can be seen of a mask; the rest is left
+            to the worse masks.
         fill_holes: fill the holes of a mask, background that is 4-connected to nothing outside of it.
 
     Returns:
@@ -34,18 +34,40 @@ def paint(
     ids = np.empty(len(masks), dtype=np.int32)
     ids[by_prompt] = np.arange(1, len(masks) + 1)
     canvas = np.zeros(image_size, dtype=np.int32)
+    if largest_component or fill_holes:
+        _paint_clean(canvas, masks, ids, largest_component, fill_holes)
+    else:
+        for mask, (x0, y0, x1, y1), label in _with_boxes(masks, ids, step=-1):
+            np.copyto(canvas[y0:y1, x0:x1], label, where=mask)
     seen = np.zeros(len(masks) + 1, dtype=np.bool_)
-    for mask, (x0, y0, x1, y1), label in zip(masks.masks, masks.boxes.tolist(), ids.tolist(), strict=True):
+    seen[canvas.ravel()] = True
+    if not seen[1:].all():
+        seen[0] = False
+        canvas = np.where(seen, np.cumsum(seen), 0).astype(np.int32)[canvas]
+    return canvas, by_prompt[seen[1:]]
+
+
+def _paint_clean(
+    canvas: NDArray[np.int32],
+    masks: NucleusMasks,
+    ids: NDArray[np.int32],
+    largest_component: bool,
+    fill_holes: bool,
+) -> None:
+    """Draw the best mask first: what a mask gives up is only known once all better ones are drawn."""
+    for mask, (x0, y0, x1, y1), label in _with_boxes(masks, ids, step=1):
         place = canvas[y0:y1, x0:x1]
         visible = (_without_holes(mask) if fill_holes else mask) & (place == 0)
         if largest_component:
             visible = _largest_part(visible)
-        if visible.any():
-            np.copyto(place, label, where=visible)
-            seen[label] = True
-    if not seen[1:].all():
-        canvas = np.where(seen, np.cumsum(seen), 0).astype(np.int32)[canvas]
-    return canvas, by_prompt[seen[1:]]
+        np.copyto(place, label, where=visible)
+
+
+def _with_boxes(
+    masks: NucleusMasks, ids: NDArray[np.int32], step: int
+) -> Iterator[tuple[NDArray[np.bool_], list[int], int]]:
+    """Yield each mask with its box and id, from the first (step 1) or from the last (step -1) on."""
+    return zip(masks.masks[::step], masks.boxes[::step].tolist(), ids[::step].tolist(), strict=True)
 
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
