@@ -8,8 +8,8 @@ from monai.data import list_data_collate
 from monai.engines import PrepareBatch
 from torch import Tensor
 
-from nucsam_monai.losses.segmentor import NucleusMasks
-from nucsam_monai.networks.segmentor import NucleusPrompts
+from nucsam_monai.losses.segmentor import NucleusTargets
+from nucsam_monai.networks.nucleus_prompts import NucleusPrompts
 
 RAGGED_KEYS = ("points", "point_labels", "masks", "class_ids")
 """Keys of an item with one row per prompt, as :class:`~nucsam_monai.transforms.NucleusPromptsd` gives them."""
@@ -45,7 +45,7 @@ class PrepareNucleusBatch(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, NucleusMasks, tuple[()], dict[str, Any]]:
+    ) -> tuple[Tensor, NucleusTargets, tuple[()], dict[str, Any]]:
         """Return ``(image, masks, (), {"prompts": ...})`` on ``device``; the numbers of prompts stay on the CPU.
 
         Args:
@@ -63,4 +63,4 @@ class PrepareNucleusBatch(PrepareBatch):
         prompts = NucleusPrompts(
             on_device("points"), on_device("point_labels"), batchdata["prompts_per_image"]
         )
-        return image, NucleusMasks(on_device("masks"), classes), (), {"prompts": prompts}
+        return image, NucleusTargets(on_device("masks"), classes), (), {"prompts": prompts}

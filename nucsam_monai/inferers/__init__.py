@@ -1,9 +1,12 @@
 """Inference on images of any size."""
 
+from nucsam_monai.inferers.anchor_selection import select_points, suppress_near_points
 from nucsam_monai.inferers.automatic import AutomaticMaskInferer
-from nucsam_monai.inferers.detected_points import DetectedPoints, select_points, suppress_near_points
+from nucsam_monai.inferers.detected_points import DetectedPoints, oracle_prompts
 from nucsam_monai.inferers.painting import paint_masks
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
+from nucsam_monai.inferers.prompted import PromptedInferer, PromptedPrediction
+from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter
 from nucsam_monai.inferers.semantic import (
     ResizeInferer,
     SemanticInferer,
@@ -16,11 +19,16 @@ __all__ = [
     "AutocastInferer",
     "AutomaticMaskInferer",
     "DetectedPoints",
+    "FindPoints",
+    "PromptedInferer",
+    "PromptedPrediction",
+    "PromptedSegmenter",
     "ResizeInferer",
     "SemanticInferer",
     "TileInferer",
     "autocast",
     "connected_components",
+    "oracle_prompts",
     "paint_masks",
     "prediction_from_probability",
     "select_points",

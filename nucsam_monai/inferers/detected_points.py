@@ -1,116 +1,123 @@
-"""From the prompter's anchor points to one point per nucleus."""
+"""The points that prompt a segmenter, whoever found them: a prompter, an annotator or the truth."""
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from scipy.spatial import KDTree
+from numpy.typing import NDArray
+from torch import Tensor
 
-from nucsam_monai.networks.prompter import PrompterOutput
 from nucsam_monai.utils.errors import ConfigurationError
-
-logger = logging.getLogger(__name__)
+from nucsam_monai.utils.prediction import NucleiPrediction
 
 
 @dataclass(frozen=True)
 class DetectedPoints:
-    """The n nuclei that were found in an image, the most certain first.
+    """One point for each of n nuclei of one image.
 
     Attributes:
-        points: ``(n, 2)`` float32 as (x, y) in pixels, inside of the image.
-        scores: ``(n,)`` float32, probability of the class.
-        class_ids: ``(n,)`` int64, from 0.
+        points: ``(n, 2)`` float as (x, y) in pixels, pixel centres at integers.
+        scores: ``(n,)`` confidence.
+        class_ids: ``(n,)`` integers from 0 on.
     """
 
-    points: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
+    points: Tensor | NDArray[Any]
+    scores: Tensor | NDArray[Any]
+    class_ids: Tensor | NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.points)
 
 
-@torch.no_grad()
-def select_points(
-    output: PrompterOutput, image_size: tuple[int, int], *, mask_filter: bool, radius: float
-) -> DetectedPoints:
-    """Keep one anchor point per nucleus (PromptNucSeg, sections on the nuclei prompter and on inference).
+class ImagePoints(NamedTuple):
+    """Checked points of one image.
 
-    An anchor counts if background is not its likeliest class. Points are clipped to the image; the mask filter
-    (MAPF) takes those away that lie where the auxiliary mask sees no nucleus; of points near to each other
-    only the best stays.
+    Attributes:
+        xy: ``(n, 2)`` float64 position in pixels, pixel centres at integers.
+        pixels: ``(n, 2)`` int64 column and row of the pixel that each point lies in.
+        class_ids: ``(n,)`` int64.
+    """
+
+    xy: NDArray[np.float64]
+    pixels: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+def check_points(
+    found: DetectedPoints, image_size: tuple[int, int], class_names: Sequence[str]
+) -> ImagePoints:
+    """Check that every point lies in the image and has a class that exists.
 
     Args:
-        output: of the network for one image.
-        image_size: height and width of the image in pixels.
-        mask_filter: use the auxiliary mask.
-        radius: largest distance in pixels of points that are taken for the same nucleus.
+        found: points on the CPU or any other device.
+        image_size: height and width in pixels.
+        class_names: names of the classes.
 
     Raises:
-        ConfigurationError: several images, a negative radius, or a mask filter without a mask.
+        ConfigurationError: shapes that do not fit together, a point outside of the image or not finite, or an
+            unknown class.
     """
-    _check_request(output, mask_filter, radius)
-    points = output.points[0].float().cpu().numpy()
-    probabilities = output.class_logits[0].float().softmax(dim=-1).cpu().numpy()
-    class_ids = probabilities.argmax(axis=1)
-    scores = probabilities.max(axis=1)
-    usable = np.isfinite(points).all(axis=1) & np.isfinite(scores)
-    if not usable.all():
-        logger.warning(
-            "%d of %d points are not finite and were dropped; the weights are damaged or have diverged.",
-            len(usable) - usable.sum(),
-            len(usable),
+    xy, scores, class_ids = map(_numbers, (found.points, found.scores, found.class_ids))
+    if not xy.size:
+        xy = xy.reshape(0, 2)
+    if xy.ndim != 2 or xy.shape[1] != 2 or scores.shape != xy.shape[:1] or class_ids.shape != xy.shape[:1]:
+        raise ConfigurationError(
+            f"prompts: points {xy.shape}, scores {scores.shape} and class_ids {class_ids.shape}; "
+            "expected (n, 2), (n,) and (n,)."
         )
-    keep = usable & (class_ids < probabilities.shape[1] - 1)
-    points, scores, class_ids = points[keep], scores[keep], class_ids[keep]
     height, width = image_size
-    points = points.clip(0, np.array([width - 1, height - 1], dtype=np.float32))
-    if mask_filter and output.mask_logits is not None:
-        x, y = points.astype(np.int64).T
-        on_nucleus = output.mask_logits[0, 0].float().cpu().numpy()[y, x] > 0  # logit 0 is probability 0.5
-        points, scores, class_ids = points[on_nucleus], scores[on_nucleus], class_ids[on_nucleus]
-    best = suppress_near_points(points, scores, radius)
-    return DetectedPoints(points[best], scores[best], class_ids[best])
+    # A pixel reaches half a pixel to each side of its centre; NaN is inside of nothing.
+    inside = ((xy >= -0.5) & (xy <= np.array([width, height]) - 0.5)).all(axis=1)
+    if not inside.all():
+        first = int(np.argmin(inside))
+        raise ConfigurationError(
+            f"prompts: {np.count_nonzero(~inside)} of {len(xy)} points lie outside of the image; number "
+            f"{first} is at x={xy[first, 0]:g}, y={xy[first, 1]:g}. Expected pixels (x, y) in an image "
+            f"{width} wide and {height} high."
+        )
+    unknown = ~np.isin(class_ids, np.arange(len(class_names)))
+    if unknown.any():
+        raise ConfigurationError(
+            f"prompts: class id {class_ids[unknown][0]:g}; expected a whole number in "
+            f"0..{len(class_names) - 1} for the classes {', '.join(class_names)}."
+        )
+    # On the rim half a pixel may lie between a point and the nearest centre; no tile has anything beyond those.
+    xy = np.clip(xy, 0, np.maximum([width - 1, height - 1], 0))
+    return ImagePoints(xy, np.floor(xy + 0.5).astype(np.int64), class_ids.astype(np.int64))
 
 
-def suppress_near_points(points: np.ndarray, scores: np.ndarray, radius: float) -> np.ndarray:
-    """Go through points from the best to the worst and drop all within ``radius`` of one that was kept.
+def oracle_prompts(truth: NucleiPrediction) -> DetectedPoints:
+    """Take the prompts from the ground truth, which shows what a perfect prompter would give.
+
+    A point is the nucleus's centre of mass, or its pixel nearest to that where the centre lies outside. Source:
+    PromptNucSeg, ablation with oracle points.
 
     Args:
-        points: ``(n, 2)``, finite.
-        scores: ``(n,)``; of equal ones the first goes first.
-        radius: in the unit of ``points``; a point at exactly this distance is dropped.
-
-    Returns:
-        ``(k,)`` int64, the indices of the kept points from the best to the worst.
+        truth: annotated nuclei, for example of
+            :func:`~nucsam_monai.utils.prediction.prediction_from_instances`.
 
     Example:
-        >>> suppress_near_points(np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]]), np.array([0.5, 0.9, 0.6]), 2)
-        array([1, 2])
+        >>> from nucsam_monai.utils.prediction import prediction_from_instances
+        >>> oracle_prompts(prediction_from_instances(np.array([[0, 5, 5, 5]]))).points
+        array([[2., 0.]])
     """
-    if not len(points):
-        return np.zeros(0, dtype=np.int64)
-    tree = KDTree(points)
-    dropped = np.zeros(len(points), dtype=bool)
-    kept = []
-    for index in np.argsort(-scores, kind="stable"):
-        if dropped[index]:
-            continue
-        kept.append(index)
-        dropped[tree.query_ball_point(points[index], radius)] = True
-    return np.array(kept, dtype=np.int64)
+    table = truth.table
+    points = np.stack([table["centroid_x_px"], table["centroid_y_px"]], axis=1)
+    columns, rows = np.floor(points + 0.5).astype(np.int64).T
+    for row in np.flatnonzero(truth.instances[rows, columns] != table["id"]):
+        nucleus = table[row]
+        x, y = nucleus["box_x_min_px"], nucleus["box_y_min_px"]
+        crop = truth.instances[y : nucleus["box_y_max_px"], x : nucleus["box_x_max_px"]]
+        own = np.argwhere(crop == nucleus["id"])[:, ::-1] + (x, y)
+        points[row] = own[np.argmin(((own - points[row]) ** 2).sum(axis=1))]
+    return DetectedPoints(points, np.ones(len(table)), table["class_id"].astype(np.int64))
 
 
-def _check_request(output: PrompterOutput, mask_filter: bool, radius: float) -> None:
-    if len(output.points) != 1:
-        raise ConfigurationError(
-            f"output: found {len(output.points)} images, expected one. Select points image by image."
-        )
-    if not radius >= 0:
-        raise ConfigurationError(f"radius {radius}: expected a distance of 0 px or more.")
-    if mask_filter and output.mask_logits is None:
-        raise ConfigurationError(
-            "mask_filter: the output holds no mask. Switch options.aux_mask on in training and with_mask in "
-            "inference, or the filter off."
-        )
+def _numbers(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()  # NumPy has no bfloat16
+    return np.asarray(values, dtype=np.float64)

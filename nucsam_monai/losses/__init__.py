@@ -2,13 +2,13 @@
 
 from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
 from nucsam_monai.losses.sac import SACLoss, SACMaskLoss
-from nucsam_monai.losses.segmentor import NucleusMasks, SegmentorLoss
+from nucsam_monai.losses.segmentor import NucleusTargets, SegmentorLoss
 from nucsam_monai.losses.unsam import BatchFocalLoss, MaskLoss, UNSAMLoss
 
 __all__ = [
     "BatchFocalLoss",
     "MaskLoss",
-    "NucleusMasks",
+    "NucleusTargets",
     "PrompterLoss",
     "PrompterTarget",
     "SACLoss",

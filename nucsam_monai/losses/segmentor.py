@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.losses.sac import target_at
-from nucsam_monai.networks.segmentor import MaskPrediction
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.utils.errors import ConfigurationError
 
 _NEARLY_NOTHING = 1e-7
 
 
-class NucleusMasks(NamedTuple):
+class NucleusTargets(NamedTuple):
     """The ground truth of N prompts.
 
     Attributes:
@@ -62,7 +62,7 @@ class SegmentorLoss(nn.Module):
         self.detach_iou_target = detach_iou_target
         self.loss_at = loss_at
 
-    def forward(self, output: MaskPrediction, target: NucleusMasks) -> Tensor:
+    def forward(self, output: MaskPrediction, target: NucleusTargets) -> Tensor:
         """Return the scalar loss; without prompts a zero with a gradient of zero.
 
         Raises:

@@ -1,9 +1,10 @@
 """Networks of the methods."""
 
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.sac import SAC, SACOutput
-from nucsam_monai.networks.segmentor import MaskPrediction, NucleusPrompts, Segmentor
+from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
 __all__ = [

@@ -4,10 +4,11 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
@@ -27,34 +28,6 @@ class FineTuneOptions:
     trainable: Literal["all", "decoder", "none"] = "all"
     train_prompt_encoder: bool = False
     activation_checkpointing: bool = False
-
-
-class NucleusPrompts(NamedTuple):
-    """One prompt per nucleus, those of all images of a batch one after the other.
-
-    Attributes:
-        points: ``(N, 1 + K, 2)`` float32 (x, y) in pixels of the images: the nucleus, then K neighbours.
-        labels: ``(N, 1 + K)`` int64: 1 this nucleus, 0 another one, -1 padding.
-        prompts_per_image: ``(B,)`` int64 with sum N, best on the CPU; an image may have none.
-    """
-
-    points: Tensor
-    labels: Tensor
-    prompts_per_image: Tensor
-
-
-class MaskPrediction(NamedTuple):
-    """The masks of N prompts.
-
-    Attributes:
-        logits: ``(N, 1, 4h, 4w)`` mask logits; a pixel is nucleus above 0.
-        iou: ``(N, 1)`` predicted intersection over union of each mask.
-        class_logits: ``(N, C)``; None without a class head.
-    """
-
-    logits: Tensor
-    iou: Tensor
-    class_logits: Tensor | None = None
 
 
 class Segmentor(nn.Module):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss, FocalLoss
 
-from nucsam_monai.losses import NucleusMasks, SegmentorLoss
+from nucsam_monai.losses import NucleusTargets, SegmentorLoss
 from nucsam_monai.networks import MaskPrediction
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles import segmentor_losses as oracle
@@ -19,7 +19,7 @@ def draw(prompts=3, side=8, seed=0):
 
 def loss_of(logits, iou, truth, classes=None, class_logits=None, **options):
     output = MaskPrediction(torch.as_tensor(logits), torch.as_tensor(iou), class_logits)
-    return SegmentorLoss(**options)(output, NucleusMasks(torch.as_tensor(truth)[:, 0], classes))
+    return SegmentorLoss(**options)(output, NucleusTargets(torch.as_tensor(truth)[:, 0], classes))
 
 
 @pytest.mark.parametrize("dice", ["pooled", "per_mask"])
@@ -82,7 +82,7 @@ def test_class_head_adds_the_focal_loss_of_the_classes():
 def test_no_prompts_cost_nothing_and_reach_everything():
     parts = [torch.ones(shape, requires_grad=True) for shape in ((2, 1, 4, 4), (2, 1), (2, 3))]
     output = MaskPrediction(*(part[:0] for part in parts))
-    loss = SegmentorLoss()(output, NucleusMasks(torch.zeros(0, 8, 8), torch.zeros(0, dtype=torch.long)))
+    loss = SegmentorLoss()(output, NucleusTargets(torch.zeros(0, 8, 8), torch.zeros(0, dtype=torch.long)))
     loss.backward()
     assert loss.item() == 0
     assert all(part.grad is not None and not part.grad.any() for part in parts)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nucsam_monai.losses import NucleusMasks, SegmentorLoss
+from nucsam_monai.losses import NucleusTargets, SegmentorLoss
 from nucsam_monai.metrics import mask_ious
 from nucsam_monai.networks import NucleusPrompts, Segmentor
 from nucsam_monai.networks.sam import build_sam, save_sam
@@ -29,7 +29,7 @@ def prompts_for(counts, negatives=1, seed=0):
 
 
 def loss_of(output, side=64):
-    target = NucleusMasks(
+    target = NucleusTargets(
         torch.ones(len(output.logits), side, side), torch.zeros(len(output.logits), dtype=torch.long)
     )
     return SegmentorLoss()(output, target)
@@ -177,7 +177,7 @@ def test_two_images_are_learned_by_heart(segmentor):
     for step in range(250):
         optimizer.zero_grad()
         output = network(images, draw())
-        loss(output, NucleusMasks(masks)).backward()
+        loss(output, NucleusTargets(masks)).backward()
         optimizer.step()
         scheduler.step()
         if step % 25 == 0 and ious_of(output, masks).mean() > 0.9:

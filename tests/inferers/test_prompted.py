@@ -1,0 +1,303 @@
+"""Merging: nothing is lost, nothing is doubled, and the fast way gives what the slow one gives."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nucsam_monai.inferers import DetectedPoints, PromptedInferer, oracle_prompts
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.prediction import prediction_from_instances
+from tests.inferers.synthetic_segmenters import (
+    NoiseSegmenter,
+    TruthSegmenter,
+    convex_nuclei,
+    image_of,
+    image_of_positions,
+    random_blob,
+)
+from tests.oracles.prompted_merge import slow_segmentation
+
+SEEDS = st.integers(0, 2**32 - 1)
+SIDES_PX = st.one_of(st.integers(1, 250), st.integers(250, 900))
+
+
+def prompts_at(points, class_ids=None):
+    points = np.array(points, dtype=float).reshape(-1, 2)
+    return DetectedPoints(
+        points, np.ones(len(points)), np.zeros(len(points)) if class_ids is None else class_ids
+    )
+
+
+def oracle_segmentation(instances, segmenter=None, **options):
+    truth = prediction_from_instances(instances)
+    return PromptedInferer(precision="fp32", **options)(
+        image_of(instances), segmenter or TruthSegmenter(), oracle_prompts(truth)
+    )
+
+
+@settings(max_examples=20)
+@given(
+    SIDES_PX,
+    SIDES_PX,
+    st.sampled_from([(64, 32), (96, 48), (128, 70), (256, 64)]),
+    st.sampled_from(["all", "best"]),
+    SEEDS,
+)
+def test_nuclei_smaller_than_the_overlap_are_found_exactly(height, width, tile, crossing, seed):
+    tile_px, overlap_px = tile
+    truth = convex_nuclei(height, width, 3, overlap_px - 15, seed)
+    found = oracle_segmentation(truth, tile_px=tile_px, overlap_px=overlap_px, crossing=crossing)
+    np.testing.assert_array_equal(found.instances, truth)
+    np.testing.assert_array_equal(found.nucleus_of_prompt, found.table["id"])
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.integers(0, 63),
+    st.integers(0, 20),
+    st.integers(20, 90),
+    st.sampled_from(["all", "best"]),
+    SEEDS,
+)
+def test_nuclei_of_any_size_are_found_once(height, width, overlap_px, edge_px, largest, crossing, seed):
+    truth = convex_nuclei(height, width, 3, largest, seed)
+    options = {"tile_px": 64, "overlap_px": overlap_px, "edge_px": edge_px, "crossing": crossing}
+    found = oracle_segmentation(truth, nms="mask", **options)
+    np.testing.assert_array_equal(found.nucleus_of_prompt, np.arange(1, truth.max() + 1))
+    assert len(found) == truth.max()
+    drawn = found.instances > 0
+    np.testing.assert_array_equal(found.instances[drawn], truth[drawn])
+
+
+@settings(max_examples=20)
+@given(st.integers(20, 400), st.integers(20, 400), st.sampled_from(["all", "best"]), SEEDS)
+def test_coarse_logits_lose_and_double_nothing(height, width, crossing, seed):
+    truth = convex_nuclei(height, width, 12, 26, seed)
+    # A sliver at the border has too little of every coarse logit to be positive.
+    areas = np.bincount(truth.ravel())
+    truth[(areas < 100)[truth]] = 0
+    found = oracle_segmentation(
+        truth, TruthSegmenter(pixels_per_logit=4), tile_px=96, overlap_px=44, crossing=crossing
+    )
+    np.testing.assert_array_equal(found.nucleus_of_prompt, found.table["id"])
+    assert len(found) == len(np.unique(truth[truth > 0]))
+
+
+def test_a_nucleus_of_120_px_survives_between_small_ones():
+    truth = np.zeros((450, 450), dtype=np.int32)
+    rows, columns = np.ogrid[:450, :450]
+    for label, (y, x) in enumerate(np.mgrid[12:450:25, 12:450:25].reshape(2, -1).T, 1):
+        truth[(rows - y) ** 2 + (columns - x) ** 2 <= 100] = label
+    large = (rows - 220) ** 2 + (columns - 220) ** 2 <= 3600
+    truth[np.isin(truth, truth[large])] = 0
+    truth[large] = truth.max() + 1
+    ids = np.unique(truth)
+    truth = np.searchsorted(ids, truth).astype(np.int32)
+    found = oracle_segmentation(truth)
+    assert len(found) == truth.max()
+    small = truth < truth.max()
+    np.testing.assert_array_equal(found.instances[small], truth[small])
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([31, 32, 45]), SEEDS)
+def test_six_views_of_the_truth_are_the_truth(height, width, tile_px, seed):
+    truth = convex_nuclei(height, width, 3, 12, seed)
+    segmenter = TruthSegmenter()
+    plain = oracle_segmentation(truth, tile_px=tile_px, overlap_px=20)
+    six = oracle_segmentation(truth, segmenter, tile_px=tile_px, overlap_px=20, test_time_augmentation=True)
+    np.testing.assert_array_equal(six.instances, plain.instances)
+    np.testing.assert_allclose(six.table["score"], plain.table["score"], atol=1e-6)
+    assert len(segmenter.encoded) % 6 == 0
+
+
+@settings(max_examples=100)
+@given(
+    st.data(),
+    st.integers(1, 80),
+    st.integers(1, 80),
+    st.integers(0, 31),
+    st.integers(0, 8),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    st.sampled_from(["box", "mask"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_equals_the_slow_reference(data, height, width, overlap, edge, threshold, rule, largest, fill):
+    pixel = st.tuples(st.integers(0, width - 1), st.integers(0, height - 1))
+    points = data.draw(st.lists(pixel, max_size=12))
+    inferer = PromptedInferer(
+        tile_px=32,
+        overlap_px=overlap,
+        edge_px=edge,
+        nms=rule,
+        nms_threshold=threshold,
+        largest_component=largest,
+        fill_holes=fill,
+        tiles_per_batch=3,
+        prompts_per_call=5,
+        precision="fp32",
+    )
+    found = inferer(image_of_positions(height, width), NoiseSegmenter(), prompts_at(points))
+    expected = slow_segmentation(
+        points,
+        random_blob,
+        (height, width),
+        tile=32,
+        overlap=overlap,
+        edge=edge,
+        threshold=threshold,
+        rule=rule,
+        largest=largest,
+        fill=fill,
+    )
+    np.testing.assert_array_equal(found.instances, expected)
+    for (x, y), nucleus in zip(points, found.nucleus_of_prompt, strict=True):
+        assert nucleus in {0, *found.table["id"]}
+        assert nucleus or not found.instances[y, x]
+
+
+def test_tiles_are_encoded_once_and_only_where_prompts_are():
+    truth = np.zeros((600, 600), dtype=np.int32)
+    truth[20:30, 20:30], truth[215:235, 20:30], truth[590:, 590:] = 1, 2, 3
+    segmenter = TruthSegmenter()
+    assert len(oracle_segmentation(truth, segmenter, tiles_per_batch=2)) == 3
+    assert len(segmenter.encoded) == 3  # of nine: top left, the one below it, bottom right
+    assert segmenter.decoded == 4  # the second nucleus is in two tiles
+    best = TruthSegmenter()
+    assert len(oracle_segmentation(truth, best, crossing="best")) == 3
+    assert (len(best.encoded), best.decoded) == (3, 3)
+
+
+def test_a_click_where_four_tiles_meet_encodes_one_tile_if_it_may():
+    truth = np.zeros((448, 448), dtype=np.int32)
+    truth[220:240, 210:230] = 1
+    counts = {}
+    for crossing in ("all", "best"):
+        segmenter = TruthSegmenter()
+        np.testing.assert_array_equal(
+            oracle_segmentation(truth, segmenter, crossing=crossing).instances, truth
+        )
+        counts[crossing] = len(segmenter.encoded)
+    assert counts == {"all": 4, "best": 1}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 20), (40, 500), (0, 7)])
+def test_no_prompts_are_no_nuclei_and_no_work(size):
+    found = PromptedInferer()(torch.zeros(1, 3, *size), object(), prompts_at([]))
+    assert found.instances.shape == size
+    assert found.instances.dtype == np.int32
+    assert len(found) == len(found.nucleus_of_prompt) == 0
+
+
+def test_all_prompts_in_one_corner():
+    truth = np.zeros((400, 700), dtype=np.int32)
+    truth[:4, :6] = 1
+    points = [(x, y) for x in range(6) for y in range(4)] * 3
+    segmenter = TruthSegmenter()
+    found = PromptedInferer()(image_of(truth), segmenter, prompts_at(points))
+    np.testing.assert_array_equal(found.instances, truth)
+    assert set(found.nucleus_of_prompt) == {1}
+    assert len(segmenter.encoded) == 1
+
+
+def test_two_clicks_on_one_nucleus_and_one_beside():
+    truth = np.zeros((50, 40), dtype=np.int32)
+    truth[10:30, 5:25], truth[35:45, 30:38] = 1, 2
+    clicks = [(32, 36), (6, 12), (20, 25), (39, 0)]
+    found = PromptedInferer(class_names=("a", "b"))(
+        image_of(truth), TruthSegmenter(), prompts_at(clicks, [0, 1, 1, 0])
+    )
+    assert found.nucleus_of_prompt.tolist() == [1, 2, 2, 0]
+    assert found.table["class_id"].tolist() == [0, 1]
+    assert found.class_names == ("a", "b")
+    assert found.table["area_px"].tolist() == [80, 400]
+    assert ((found.table["score"] >= 0) & (found.table["score"] <= 1)).all()
+
+
+def test_slender_diagonal_neighbours_need_masks():
+    truth = np.zeros((60, 60), dtype=np.int32)
+    rows, columns = np.indices(truth.shape)
+    truth[(rows >= 10) & (columns >= 10) & (rows < 40) & (columns < 40) & (abs(rows - columns) <= 2)] = 1
+    truth[
+        (rows >= 10)
+        & (columns >= 14)
+        & (rows < 36)
+        & (columns < 40)
+        & (rows - columns < -3)
+        & (rows - columns > -8)
+    ] = 2
+    assert len(oracle_segmentation(truth, nms="mask")) == 2
+    assert len(oracle_segmentation(truth, nms="box")) == 1
+
+
+def test_a_prompter_is_asked_for_the_whole_image():
+    truth = convex_nuclei(300, 310, 5, 20, seed=3)
+    points = oracle_prompts(prediction_from_instances(truth))
+    seen = []
+
+    def find_points(image):
+        seen.append(tuple(image.shape))
+        return DetectedPoints(*map(torch.from_numpy, (points.points, points.scores, points.class_ids)))
+
+    inferer = PromptedInferer(tile_px=128, overlap_px=48)
+    np.testing.assert_array_equal(inferer(image_of(truth), TruthSegmenter(), find_points).instances, truth)
+    assert seen == [(1, 3, 300, 310)]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (prompts_at([(5, 5), (20, 5)]), "number 1 is at x=20, y=5"),
+        (prompts_at([(5, -0.6)]), "outside"),
+        (prompts_at([(float("nan"), 5)]), "outside"),
+        (prompts_at([(1, 1)], [1]), "class id 1; expected a whole number in 0..0"),
+        (prompts_at([(1, 1)], [-1]), "class id -1"),
+        (prompts_at([(1, 1)], [0.5]), "class id 0.5"),
+        (DetectedPoints(np.zeros((2, 2)), np.ones(1), np.zeros(2)), r"scores \(1,\)"),
+        (DetectedPoints(np.zeros((2, 3)), np.ones(2), np.zeros(2)), r"points \(2, 3\)"),
+    ],
+)
+def test_impossible_prompts_are_refused(found, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PromptedInferer()(torch.zeros(1, 3, 10, 20), TruthSegmenter(), found)
+
+
+def test_prompts_on_the_rim_of_the_image_are_in_it():
+    truth = np.zeros((10, 300), dtype=np.int32)
+    truth[:5, :5], truth[5:, 290:] = 1, 2
+    found = PromptedInferer()(image_of(truth), TruthSegmenter(), prompts_at([(-0.5, -0.5), (299.5, 9.5)]))
+    np.testing.assert_array_equal(found.instances, truth)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("tile_px", 0),
+        ("overlap_px", 256),
+        ("overlap_px", -1),
+        ("edge_px", -1),
+        ("negatives", -1),
+        ("tiles_per_batch", 0),
+        ("prompts_per_call", 0),
+        ("class_names", ()),
+        ("nms_threshold", 1.5),
+        ("nms_threshold", float("nan")),
+        ("nms", "soft"),
+        ("crossing", "none"),
+        ("classifier", "both"),
+        ("precision", "int8"),
+    ],
+)
+def test_impossible_options_are_refused(option, value):
+    with pytest.raises(ConfigurationError, match=r"expected"):
+        PromptedInferer(**{option: value})
+
+
+def test_several_images_are_refused():
+    with pytest.raises(ConfigurationError, match=r"expected one image"):
+        PromptedInferer()(torch.zeros(2, 3, 8, 8), TruthSegmenter(), prompts_at([]))
