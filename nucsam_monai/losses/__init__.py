@@ -1,6 +1,15 @@
 """Losses of the papers, MONAI's own ones reused."""
 
+from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
 from nucsam_monai.losses.sac import SACLoss, SACMaskLoss
 from nucsam_monai.losses.unsam import BatchFocalLoss, MaskLoss, UNSAMLoss
 
-__all__ = ["BatchFocalLoss", "MaskLoss", "SACLoss", "SACMaskLoss", "UNSAMLoss"]
+__all__ = [
+    "BatchFocalLoss",
+    "CFRSAMLoss",
+    "CFRSAMTarget",
+    "MaskLoss",
+    "SACLoss",
+    "SACMaskLoss",
+    "UNSAMLoss",
+]

@@ -1,7 +1,20 @@
 """Networks of the methods."""
 
+from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.sac import SAC, SACOutput
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
-__all__ = ["SAC", "UNSAM", "SACOutput", "UNSAMOutput", "compile_modules", "trained_domains"]
+__all__ = [
+    "CFRSAM",
+    "SAC",
+    "UNSAM",
+    "CFRSAMOutput",
+    "MaskPrediction",
+    "NucleusPrompts",
+    "SACOutput",
+    "UNSAMOutput",
+    "compile_modules",
+    "trained_domains",
+]
