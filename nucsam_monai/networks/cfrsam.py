@@ -16,6 +16,7 @@ from nucsam_monai.networks.blocks.boundary_refinement import (
     BoundaryRefinement,
     ImageGuides,
     PixelRefinement,
+    build_refinement,
 )
 from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
 from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
@@ -153,9 +154,8 @@ class CFRSAM(nn.Module):
             self.variant, image_size, sam_checkpoint, activation_checkpointing=activation_checkpointing
         )
         channels = self.variant.embed_channels
-        fuses = self.hmfm_options.fusion != "none"
-        self.hmfm = HMFM(channels, self.hmfm_options) if fuses else None
-        self.bgmr = _build_refinement(channels, self.variant.patch // 4, self.bgmr_options)
+        self.hmfm = HMFM(channels, self.hmfm_options) if self.hmfm_options.fusion != "none" else None
+        self.bgmr = build_refinement(channels, self.variant.patch // 4, self.bgmr_options)
         freeze_for(adapter, self.sam)
         if sam_checkpoint is None and adapter != "full":
             logger.warning(
@@ -258,16 +258,6 @@ class CFRSAM(nn.Module):
             prompts.prompts_per_image,
             return_upscaled=self.bgmr is not None,
         )
-
-
-def _build_refinement(
-    channels: int, pixels_per_logit: int, options: BGMROptions
-) -> BoundaryRefinement | PixelRefinement | None:
-    if options.kind == "none":
-        return None
-    if options.kind == "mlp":
-        return PixelRefinement(channels, pixels_per_logit)
-    return BoundaryRefinement(channels, pixels_per_logit, options)
 
 
 def _refinement_inputs(

@@ -81,9 +81,10 @@ def _by_matrix(cells: Tensor, kernels: Tensor, reach: int) -> Tensor:
 
 def _by_shifts(cells: Tensor, kernels: Tensor, reach: int) -> Tensor:
     height, width = cells.shape[1:3]
+    cells = cells.to(torch.promote_types(cells.dtype, kernels.dtype))
     padded = F.pad(cells.permute(0, 3, 1, 2), [reach] * 4, mode="reflect").permute(0, 2, 3, 1).contiguous()
     side = 2 * reach + 1
-    total = torch.zeros_like(cells, dtype=torch.promote_types(cells.dtype, kernels.dtype))
+    total = torch.zeros_like(cells)
     for tap in range(side * side):
         top, left = divmod(tap, side)
         shifted = padded[:, top : top + height, left : left + width]
@@ -92,14 +93,14 @@ def _by_shifts(cells: Tensor, kernels: Tensor, reach: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept must also serve training
 def _neighbours(height: int, width: int, reach: int, device: torch.device) -> Tensor:
     """Return ``(h * w, K * K)`` int64: the cells that the taps of each cell's kernel fall on."""
-    offsets = torch.arange(-reach, reach + 1, device=device)
-    rows = _mirror(torch.arange(height, device=device)[:, None] + offsets, height)
-    columns = _mirror(torch.arange(width, device=device)[:, None] + offsets, width)
-    # (h, 1, K, 1) and (1, w, 1, K)
-    return (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(2).flatten(0, 1)
+    with torch.inference_mode(False):  # what is kept must also serve training
+        offsets = torch.arange(-reach, reach + 1, device=device)
+        rows = _mirror(torch.arange(height, device=device)[:, None] + offsets, height)
+        columns = _mirror(torch.arange(width, device=device)[:, None] + offsets, width)
+        # (h, 1, K, 1) and (1, w, 1, K)
+        return (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def _mirror(index: Tensor, length: int) -> Tensor:

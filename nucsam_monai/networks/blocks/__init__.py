@@ -9,6 +9,7 @@ from nucsam_monai.networks.blocks.boundary_refinement import (
     ImageGuides,
     PixelRefinement,
     RefinedMasks,
+    build_refinement,
 )
 from nucsam_monai.networks.blocks.convolutions import ModulatedDeformConv
 from nucsam_monai.networks.blocks.domain_query_decoder import DomainQueryDecoder
@@ -42,6 +43,7 @@ __all__ = [
     "SpatialAttention",
     "UNetGenerator",
     "binary_hint",
+    "build_refinement",
     "select_points",
     "thresholded_hint",
 ]

@@ -191,6 +191,17 @@ class PixelRefinement(nn.Module):
         return _enlarged(self.layers(upscaled), self.pixels_per_logit)
 
 
+def build_refinement(
+    channels: int, pixels_per_logit: int, options: BGMROptions
+) -> BoundaryRefinement | PixelRefinement | None:
+    """Build the refinement that the options name; see its class for the arguments."""
+    if options.kind == "none":
+        return None
+    if options.kind == "mlp":
+        return PixelRefinement(channels, pixels_per_logit)
+    return BoundaryRefinement(channels, pixels_per_logit, options)
+
+
 def _enlarged(maps: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return maps
