@@ -1,5 +1,6 @@
 """Losses of the papers, MONAI's own ones reused."""
 
+from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
 from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
 from nucsam_monai.losses.sac import SACLoss, SACMaskLoss
 from nucsam_monai.losses.segmentor import NucleusTargets, SegmentorLoss
@@ -7,6 +8,8 @@ from nucsam_monai.losses.unsam import BatchFocalLoss, MaskLoss, UNSAMLoss
 
 __all__ = [
     "BatchFocalLoss",
+    "CFRSAMLoss",
+    "CFRSAMTarget",
     "MaskLoss",
     "NucleusTargets",
     "PrompterLoss",

@@ -1,5 +1,6 @@
 """Networks of the methods."""
 
+from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
 from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
@@ -8,8 +9,10 @@ from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
 __all__ = [
+    "CFRSAM",
     "SAC",
     "UNSAM",
+    "CFRSAMOutput",
     "MaskPrediction",
     "NucleusPrompts",
     "Prompter",

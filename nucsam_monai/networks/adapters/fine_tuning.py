@@ -6,11 +6,12 @@ from torch import nn
 
 from nucsam_monai.networks.adapters.bottleneck import BottleneckAdapters
 from nucsam_monai.networks.adapters.lora import LoRA
+from nucsam_monai.networks.adapters.mala import BlockMALA, MALAKernel
 from nucsam_monai.networks.sam import SAM, SAMVariant
 from nucsam_monai.utils.errors import ConfigurationError
 
-FineTuning = Literal["none", "lora", "msa", "head", "full"]
-"""What learns (SAC, ablation of the adapters; the last two are ours):
+FineTuning = Literal["none", "lora", "msa", "head", "full", "mala"]
+"""What learns (SAC, ablation of the adapters; CFR-SAM, comparison of fine-tuning methods):
 
 ======== ========== ==================== =====================
 key      adapters   of the image encoder the mask decoder
@@ -20,6 +21,7 @@ key      adapters   of the image encoder the mask decoder
 ``msa``  bottleneck nothing              learns (Med-SA)
 ``head`` no         nothing              learns
 ``full`` no         everything           learns
+``mala`` MALA       nothing              learns (CFR-SAM)
 ======== ========== ==================== =====================
 """
 
@@ -32,6 +34,8 @@ def build_adapters(
     ratio: float = 0.25,
     scale: float = 0.5,
     init: Literal["zero_last", "torch_default"] = "zero_last",
+    kernel: MALAKernel = "learnable",
+    dropout: float = 0.1,
 ) -> nn.ModuleList | None:
     """Build one adapter per encoder block, or none where this way of fine-tuning has none.
 
@@ -39,9 +43,12 @@ def build_adapters(
         kind: the way of fine-tuning.
         variant: the sizes of SAM.
         rank: of ``lora``; a quarter of the encoder's width by default, which SAC's parameter table implies.
+            Of ``mala``; 64 by default.
         ratio: of ``msa``, see :class:`BottleneckAdapters`.
         scale: of ``msa``.
-        init: of ``msa``.
+        init: of ``msa`` and ``mala``.
+        kernel: of ``mala``, see :class:`~nucsam_monai.networks.adapters.mala.MALA`.
+        dropout: of ``mala``.
 
     Raises:
         ConfigurationError: an unknown ``kind`` or a value that the adapter refuses.
@@ -59,6 +66,11 @@ def build_adapters(
     if kind == "msa":
         return nn.ModuleList(
             BottleneckAdapters(variant.width, ratio, scale, init) for _ in range(variant.depth)
+        )
+    if kind == "mala":
+        rank = 64 if rank is None else rank
+        return nn.ModuleList(
+            BlockMALA(variant.width, rank, kernel, dropout, init) for _ in range(variant.depth)
         )
     return None
 

@@ -1,7 +1,19 @@
 """Parts that networks are put together from."""
 
 from nucsam_monai.networks.blocks.auto_prompter import AutoPrompter, GeneratorOptions
+from nucsam_monai.networks.blocks.boundary_evidence import BoundaryEvidence
+from nucsam_monai.networks.blocks.boundary_fusion import BoundaryFusion, SpatialAttention
+from nucsam_monai.networks.blocks.boundary_refinement import (
+    BGMROptions,
+    BoundaryRefinement,
+    ImageGuides,
+    PixelRefinement,
+    RefinedMasks,
+    build_refinement,
+)
+from nucsam_monai.networks.blocks.convolutions import ModulatedDeformConv
 from nucsam_monai.networks.blocks.domain_query_decoder import DomainQueryDecoder
+from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
 from nucsam_monai.networks.blocks.point_selection import PointPrompts, select_points
 from nucsam_monai.networks.blocks.self_prompt_generator import (
     PyramidSelfPromptGenerator,
@@ -12,14 +24,26 @@ from nucsam_monai.networks.blocks.self_prompt_generator import (
 from nucsam_monai.networks.blocks.unet_generator import UNetGenerator
 
 __all__ = [
+    "HMFM",
     "AutoPrompter",
+    "BGMROptions",
+    "BoundaryEvidence",
+    "BoundaryFusion",
+    "BoundaryRefinement",
     "DomainQueryDecoder",
     "GeneratorOptions",
+    "HMFMOptions",
+    "ImageGuides",
+    "ModulatedDeformConv",
+    "PixelRefinement",
     "PointPrompts",
     "PyramidSelfPromptGenerator",
+    "RefinedMasks",
     "ReleasedSelfPromptGenerator",
+    "SpatialAttention",
     "UNetGenerator",
     "binary_hint",
+    "build_refinement",
     "select_points",
     "thresholded_hint",
 ]

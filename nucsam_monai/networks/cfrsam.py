@@ -1,0 +1,296 @@
+"""CFR-SAM: frozen SAM with local adapters, fused levels, and masks refined along their boundaries."""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nucsam_monai.networks.adapters import FineTuning, MALAKernel, build_adapters, freeze_for
+from nucsam_monai.networks.blocks.boundary_refinement import (
+    BGMROptions,
+    BoundaryRefinement,
+    ImageGuides,
+    PixelRefinement,
+    build_refinement,
+)
+from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
+from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
+from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.options import read_options
+from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
+from nucsam_monai.networks.sam import DecodedMasks, build_sam, decode_prompts
+from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
+from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+_FEWEST_FOR_STATISTICS = 2
+"""Prompts from which batch normalisation takes the statistics of the batch."""
+
+PromptKind = Literal["point", "box"]
+
+
+@dataclass(frozen=True)
+class MALAOptions:
+    """MALA: see :class:`~nucsam_monai.networks.adapters.mala.MALA`; the paper compares ranks 16 to 128."""
+
+    kernel: MALAKernel = "learnable"
+    rank: int = 64
+    dropout: float = 0.1
+    init: Literal["zero_last", "torch_default"] = "zero_last"
+
+
+class EncodedImages(NamedTuple):
+    """What the prompts of B images are decoded from; computed once per image.
+
+    Attributes:
+        embedding: ``(B, C, g, g)`` fused levels of the encoder.
+        guides: what the refinement takes from the images; None without it.
+    """
+
+    embedding: Tensor
+    guides: ImageGuides | None
+
+
+class CFRSAMOutput(NamedTuple):
+    """The masks of N prompts in both stages, as the loss needs them.
+
+    Attributes:
+        coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder.
+        refined: ``(N, 1, S, S)`` logits after the refinement; None without one.
+        iou: ``(N, 1)`` predicted intersection over union.
+        boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without boundary supervision.
+    """
+
+    coarse: Tensor
+    refined: Tensor | None
+    iou: Tensor
+    boundary: Tensor | None
+
+
+class CFRSAM(nn.Module):
+    """SAM for one prompt, one nucleus, with fine-grained refinement (CFR-SAM, section on the method).
+
+    Encode an image once and ask for as many of its nuclei as there are prompts, at any time::
+
+        encoded = network.encode(image)
+        masks = network.decode(encoded, prompts).logits > 0
+
+    The rows of the paper's comparison of fine-tuning methods have neither HMFM nor BGMR; those of its ablation
+    "no MALA" are ``adapter: head``.
+
+    Args:
+        sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
+        image_size: side of the tiles in pixels.
+        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.adapters.FineTuning`.
+        mala: values of :class:`MALAOptions`, for ``adapter: mala``.
+        lora: values of :class:`~nucsam_monai.networks.sac.LoRAOptions`, for ``adapter: lora``.
+        msa: values of :class:`~nucsam_monai.networks.sac.MSAOptions`, for ``adapter: msa``.
+        hmfm: values of :class:`~nucsam_monai.networks.blocks.hmfm.HMFMOptions`.
+        bgmr: values of :class:`~nucsam_monai.networks.blocks.boundary_refinement.BGMROptions`.
+        prompt: ``point``, or ``box`` (the paper's ablation): the two points of a prompt are then the corners
+            (x_min, y_min) and (x_max, y_max) of a box, and the labels do not matter.
+        refine_margin_px: in evaluation :meth:`decode` refines each mask only in the box around its coarse mask
+            and this far beyond it, which saves most of the work, see
+            :func:`~nucsam_monai.networks.blocks.box_refinement.refine_in_boxes`; None refines the whole image,
+            as the paper does.
+        activation_checkpointing: recompute the encoder's blocks in the backward pass to save memory.
+        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
+
+    Raises:
+        ConfigurationError: an unknown option or value.
+        CheckpointError: the SAM weights are damaged or of another variant.
+
+    Example:
+        >>> network = CFRSAM("vit_tiny", 64, adapter="full").eval()
+        >>> points, labels = torch.tensor([[[40.0, 60.0]]]), torch.tensor([[1]])
+        >>> prompts = NucleusPrompts(points, labels, torch.tensor([1]))
+        >>> network.decode(network.encode(torch.zeros(1, 3, 64, 64)), prompts).logits.shape
+        torch.Size([1, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        sam_variant: str,
+        image_size: int = 256,
+        *,
+        adapter: FineTuning = "mala",
+        mala: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
+        msa: Mapping[str, Any] | None = None,
+        hmfm: Mapping[str, Any] | None = None,
+        bgmr: Mapping[str, Any] | None = None,
+        prompt: PromptKind = "point",
+        refine_margin_px: int | None = None,
+        activation_checkpointing: bool = False,
+        sam_checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if prompt not in get_args(PromptKind):
+            raise ConfigurationError(f"prompt '{prompt}': expected 'point' or 'box'.")
+        if refine_margin_px is not None and (type(refine_margin_px) is not int or refine_margin_px < 0):
+            raise ConfigurationError(
+                f"refine_margin_px {refine_margin_px!r}: expected null or a number of pixels from 0 on."
+            )
+        self.adapter = adapter
+        self.prompt = prompt
+        self.refine_margin_px = refine_margin_px
+        self.image_size = image_size
+        self.mala_options = read_options(MALAOptions, mala, "mala")
+        self.lora_options = read_options(LoRAOptions, lora, "lora")
+        self.msa_options = read_options(MSAOptions, msa, "msa")
+        self.hmfm_options = read_options(HMFMOptions, hmfm, "hmfm")
+        self.bgmr_options = read_options(BGMROptions, bgmr, "bgmr")
+        self.variant = find_variant(sam_variant)
+        self.adapters = build_adapters(adapter, self.variant, **self._adapter_values())
+        self.sam = build_sam(
+            self.variant, image_size, sam_checkpoint, activation_checkpointing=activation_checkpointing
+        )
+        channels = self.variant.embed_channels
+        self.hmfm = HMFM(channels, self.hmfm_options) if self.hmfm_options.fusion != "none" else None
+        self.bgmr = build_refinement(channels, self.variant.patch // 4, self.bgmr_options)
+        freeze_for(adapter, self.sam)
+        if sam_checkpoint is None and adapter != "full":
+            logger.warning(
+                "no SAM weights: with adapter '%s' the encoder is random and stays so, which teaches little. "
+                "Give sam_checkpoint, or train everything with adapter 'full'.",
+                adapter,
+            )
+
+    def forward(self, image: Tensor, prompts: NucleusPrompts) -> CFRSAMOutput:
+        """Segment the prompted nuclei of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
+        return self.decode_stages(self.encode(image), prompts)
+
+    def encode(self, image: Tensor) -> EncodedImages:
+        """Encode ``(B, 3, S, S)`` images, normalised with SAM's constants."""
+        features = self.sam.image_encoder(image, adapters=self.adapters, return_levels=self.hmfm is not None)
+        embedding = features.embedding if self.hmfm is None else self.hmfm(features.levels)
+        if not isinstance(self.bgmr, BoundaryRefinement):
+            return EncodedImages(embedding, None)
+        return EncodedImages(embedding, self.bgmr.guides(embedding, image))
+
+    def decode(self, encoded: EncodedImages, prompts: NucleusPrompts) -> MaskPrediction:
+        """Return the final masks of the prompts: the refined ones, or the coarse ones where none are refined.
+
+        Raises:
+            ConfigurationError: the numbers of images and prompts do not fit together.
+        """
+        margin = None if self.training else self.refine_margin_px
+        if margin is not None and len(prompts.points) and isinstance(self.bgmr, BoundaryRefinement):
+            decoded = self._decoded(encoded.embedding, prompts)
+            inputs = _refinement_inputs(encoded, decoded, prompts)
+            return MaskPrediction(refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin), decoded.iou)
+        output = self.decode_stages(encoded, prompts)
+        return MaskPrediction(output.coarse if output.refined is None else output.refined, output.iou)
+
+    def decode_stages(self, encoded: EncodedImages, prompts: NucleusPrompts) -> CFRSAMOutput:
+        """Return the masks of the prompts before and after the refinement.
+
+        Args:
+            encoded: of :meth:`encode`.
+            prompts: the nuclei of all images; none at all are allowed. In training every tensor that masks
+                would train then gets a gradient of zero, so that several processes stay in step. One prompt
+                alone is too few for statistics: batch normalisation then uses its running ones.
+
+        Raises:
+            ConfigurationError: the numbers of images and prompts do not fit together.
+        """
+        if not len(prompts.points):
+            some = self.decode_stages(encoded, _padding_prompt(prompts))
+            return CFRSAMOutput(*(None if part is None else part[:0] for part in some))
+        decoded = self._decoded(encoded.embedding, prompts)
+        if self.bgmr is None or decoded.upscaled is None:
+            return CFRSAMOutput(decoded.logits, None, decoded.iou, None)
+        if isinstance(self.bgmr, PixelRefinement):
+            return CFRSAMOutput(decoded.logits, self.bgmr(decoded.upscaled), decoded.iou, None)
+        too_few = self.training and len(prompts.points) < _FEWEST_FOR_STATISTICS
+        with fixed_statistics(self.bgmr) if too_few else nullcontext():
+            refined = refine_in_chunks(self.bgmr, *_refinement_inputs(encoded, decoded, prompts))
+        return CFRSAMOutput(decoded.logits, refined.logits, decoded.iou, refined.boundary)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        options: dict[str, Any] = {
+            "adapter": self.adapter,
+            "hmfm": asdict(self.hmfm_options),
+            "bgmr": asdict(self.bgmr_options),
+            "prompt": self.prompt,
+        }
+        used = {"mala": self.mala_options, "lora": self.lora_options, "msa": self.msa_options}
+        if self.adapter in used:
+            options[self.adapter] = asdict(used[self.adapter])
+        return {
+            "method": "cfrsam",
+            "sam_variant": self.variant.name,
+            "options": json.dumps(options, sort_keys=True),
+        }
+
+    def _adapter_values(self) -> dict[str, Any]:
+        """Return the arguments of the chosen adapter for ``build_adapters``."""
+        if self.adapter == "mala":
+            return asdict(self.mala_options)
+        if self.adapter == "lora":
+            return {"rank": None if self.lora_options.rank == "d/4" else self.lora_options.rank}
+        return asdict(self.msa_options) if self.adapter == "msa" else {}
+
+    def _decoded(self, embedding: Tensor, prompts: NucleusPrompts) -> DecodedMasks:
+        encoder, patch = self.sam.prompt_encoder, self.variant.patch
+        grid = (embedding.shape[-2], embedding.shape[-1])
+        size = (grid[0] * patch, grid[1] * patch)
+        if self.prompt == "box":
+            sparse, dense = encoder(boxes=_boxes(prompts.points), image_size=size)
+        else:
+            sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
+        return decode_prompts(
+            self.sam.mask_decoder,
+            embedding,
+            encoder.position_code(grid),
+            sparse,
+            dense,
+            prompts.prompts_per_image,
+            return_upscaled=self.bgmr is not None,
+        )
+
+
+def _refinement_inputs(
+    encoded: EncodedImages, decoded: DecodedMasks, prompts: NucleusPrompts
+) -> tuple[ImageGuides, Tensor, Tensor]:
+    """Return what the images share, the up-scaled features of the prompts, and the image of each prompt.
+
+    Raises:
+        ConfigurationError: the images were encoded by a network without refinement.
+    """
+    if encoded.guides is None or decoded.upscaled is None:
+        raise ConfigurationError(
+            "encoded: found no guides of the refinement, expected what the encode of this network returns."
+        )
+    counts = prompts.prompts_per_image.cpu()
+    owners = torch.arange(len(counts)).repeat_interleave(counts)
+    return encoded.guides, decoded.upscaled, owners.to(decoded.logits.device)
+
+
+def _boxes(corners: Tensor) -> Tensor:
+    """Return ``(N, 4)`` boxes from ``(N, 2, 2)`` corners."""
+    if corners.shape[1:] != (2, 2):
+        raise ConfigurationError(
+            f"prompts: found points of shape {tuple(corners.shape)}, expected (N, 2, 2), the two corners of a box, "
+            "because the network is built with prompt 'box'."
+        )
+    return corners.flatten(1)
+
+
+def _padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
+    """Return one prompt of padding on the first image in place of none."""
+    points = prompts.points.new_zeros((1, *prompts.points.shape[1:]))
+    labels = prompts.labels.new_full((1, *prompts.labels.shape[1:]), PADDING_LABEL)
+    counts = prompts.prompts_per_image.clone()
+    counts[0] = 1
+    return NucleusPrompts(points, labels, counts)

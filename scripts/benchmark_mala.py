@@ -1,0 +1,112 @@
+"""Time MALA's dynamic convolution: neighbourhoods unfolded for each kernel size, and what the package does.
+
+Both get the same tokens and kernels on the maps that the encoder has at tiles of 256 px (windows of 14, grids of 16)
+and at 1024 px (grids of 64). Memory is what a contender keeps for the backward pass, which is what limits training.
+
+Example:
+    python scripts/benchmark_mala.py --output mala.json
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from torch import Tensor
+
+from nucsam_monai.io import write_json
+from nucsam_monai.networks.adapters.dynamic_convolution import convolve_dynamically, nest_kernels
+from nucsam_monai.networks.adapters.mala import KERNEL_SIDES
+from nucsam_monai.utils.machine import processor_name
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
+from tests.oracles.dynamic_convolution import convolve as unfolded_convolution
+
+MAPS = ((4, 14), (1, 16), (25, 14), (1, 64))
+"""Number of maps and their side in cells: one image's windows and its global grid at 256 and at 1024 px."""
+
+
+def main(
+    rank: int = 64, repeats: int = 15, threads: int = 1, device: str = "cpu", output: str | None = None
+) -> None:
+    """Print one line for each kind of map.
+
+    Args:
+        rank: channels inside MALA.
+        repeats: measurements of each contender, whose median is taken.
+        threads: of PyTorch on a CPU.
+        device: of the computation.
+        output: JSON file for the results.
+    """
+    torch.set_num_threads(threads)
+    results = [measure(count, side, rank, repeats, device) for count, side in MAPS]
+    for row in results:
+        print(json.dumps(row))
+    if output is not None:
+        name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
+        machine = {"processor": name, "torch": torch.__version__, "threads": threads}
+        write_json(output, {"rank": rank, "repeats": repeats, "machine": machine, "maps": results})
+
+
+def measure(count: int, side: int, rank: int, repeats: int, device: str) -> dict[str, Any]:
+    """Measure forward and backward pass of both contenders, taking turns."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randn(count, side, side, rank, generator=generator).to(device).requires_grad_()
+    kernels = [
+        torch.rand(count, side, side, k * k, generator=generator).softmax(-1).to(device).requires_grad_()
+        for k in KERNEL_SIDES
+    ]
+    contenders: dict[str, Callable[[], Tensor]] = {
+        "unfolded": lambda: torch.stack([unfolded_convolution(cells, kernel) for kernel in kernels]).sum(0),
+        "ours": lambda: convolve_dynamically(cells, nest_kernels(kernels)),
+    }
+    row: dict[str, Any] = {"maps": count, "side": side}
+    reference = contenders["unfolded"]()
+    row["max_difference"] = (contenders["ours"]() - reference).abs().max().item()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, convolve in contenders.items():
+            elapsed = seconds(convolve, [cells, *kernels], device)
+            if repeat:  # the first time warms up
+                times[name].append(elapsed)
+    for name, convolve in contenders.items():
+        row[name] = {
+            "median_ms": round(1e3 * statistics.median(times[name]), 3),
+            "min_ms": round(1e3 * min(times[name]), 3),
+            "kept_mib": round(kept_bytes(convolve, [cells, *kernels]) / 2**20, 2),
+        }
+    return row
+
+
+def seconds(convolve: Callable[[], Tensor], inputs: list[Tensor], device: str) -> float:
+    """Return the wall time of one forward and backward pass."""
+    start = time.perf_counter()
+    torch.autograd.grad(convolve().sum(), inputs)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def kept_bytes(convolve: Callable[[], Tensor], inputs: list[Tensor]) -> int:
+    """Return the bytes that autograd keeps for the backward pass, the inputs not counted."""
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = convolve()
+    total = sum(size for address, size in kept.items() if address not in {each.data_ptr() for each in inputs})
+    del result
+    return total
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

@@ -1,0 +1,85 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from nucsam_monai.losses import CFRSAMLoss, CFRSAMTarget
+from nucsam_monai.networks import CFRSAM, NucleusPrompts
+from nucsam_monai.networks.sam import SAM_VARIANTS
+
+THIN = dataclasses.replace(
+    SAM_VARIANTS["vit_tiny"],
+    name="thin",
+    width=64,
+    heads=2,
+    embed_channels=32,
+    decoder_heads=4,
+    decoder_mlp_width=64,
+)
+
+
+@pytest.fixture(autouse=True)
+def thin(monkeypatch):
+    """The compact SAM with a fourth of its channels in the decoder and the refinement."""
+    monkeypatch.setitem(SAM_VARIANTS, THIN.name, THIN)
+
+
+def example():
+    """Two noisy images of two bright discs each, a point in each disc, and the discs' masks."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    centres = torch.tensor([[18.0, 20.0], [45.0, 42.0], [20.0, 44.0], [44.0, 16.0]])
+    masks = torch.stack([(columns - x) ** 2 + (rows - y) ** 2 <= 11**2 for x, y in centres])
+    foreground = torch.stack([masks[:2].any(dim=0), masks[2:].any(dim=0)])
+    noise = 0.1 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    counts = torch.tensor([2, 2])
+    prompts = NucleusPrompts(centres[:, None], torch.ones(4, 1, dtype=torch.long), counts)
+    images = 2 * foreground[:, None].float() - 1 + noise
+    return images, prompts, CFRSAMTarget(masks, foreground, counts)
+
+
+def train(network, steps, learning_rate=1e-3):
+    images, prompts, target = example()
+    loss = CFRSAMLoss()
+    optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=learning_rate)
+    network.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(network(images, prompts), target).backward()
+        optimizer.step()
+
+
+def test_one_step_changes_what_learns_and_nothing_else():
+    torch.manual_seed(0)
+    network = CFRSAM("thin", 64)
+    before = copy.deepcopy(network.state_dict())
+    train(network, steps=1)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = ("sam.image_encoder.", "sam.prompt_encoder.")
+    assert not [name for name in moved if name.startswith(frozen)]
+    parts = [
+        "adapters.0.attention.up.",
+        "adapters.3.block.up.",
+        "hmfm.gates.",
+        "bgmr.semantic.",
+        "bgmr.mask.",
+    ]
+    parts += [
+        "bgmr.fusion.deformable.predict.",
+        "bgmr.evidence.edges.",
+        "sam.mask_decoder.transformer.layers.1.mlp.",
+    ]
+    for part in parts:
+        assert [name for name in moved if name.startswith(part)], part
+
+
+def test_two_images_are_learned_by_heart():
+    torch.manual_seed(0)
+    network = CFRSAM("thin", 64, adapter="full")
+    train(network, steps=40, learning_rate=3e-3)
+    images, prompts, target = example()
+    with torch.no_grad():
+        output = network(images, prompts)  # with the statistics of the batch, as in the steps before
+    found = output.refined[:, 0] > 0
+    shared = (found & target.masks).sum()
+    assert 2 * shared / (found.sum() + target.masks.sum()) > 0.95
