@@ -1,5 +1,7 @@
 """Dictionary transforms beyond MONAI's own."""
 
+from nucsam_monai.transforms.augmented_copies import AugmentedCopiesd
+from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
 from nucsam_monai.transforms.instances import (
     ForegroundMaskd,
     NucleusPointsd,
@@ -10,7 +12,9 @@ from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
 from nucsam_monai.transforms.reader import NucleiImageReader
 
 __all__ = [
+    "AugmentedCopiesd",
     "ForegroundMaskd",
+    "HoVerNetInstancesd",
     "NormalizeSAMd",
     "NucleiImageReader",
     "NucleusPointsd",

@@ -2,23 +2,34 @@
 
 from nucsam_monai.networks.blocks.auto_prompter import AutoPrompter, GeneratorOptions
 from nucsam_monai.networks.blocks.domain_query_decoder import DomainQueryDecoder
+from nucsam_monai.networks.blocks.max_blur_pool import MaxBlurPool
 from nucsam_monai.networks.blocks.point_selection import PointPrompts, select_points
+from nucsam_monai.networks.blocks.sam_guidance import SAMGuidance
 from nucsam_monai.networks.blocks.self_prompt_generator import (
     PyramidSelfPromptGenerator,
     ReleasedSelfPromptGenerator,
     binary_hint,
     thresholded_hint,
 )
+from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.networks.blocks.unet_generator import UNetGenerator
+from nucsam_monai.networks.blocks.x_gated_fusion import XGatedFusionBlock, XGFBOptions
 
 __all__ = [
+    "ORIGINAL_UNET3PLUS",
     "AutoPrompter",
     "DomainQueryDecoder",
     "GeneratorOptions",
+    "MaxBlurPool",
     "PointPrompts",
     "PyramidSelfPromptGenerator",
     "ReleasedSelfPromptGenerator",
+    "SAMGuidance",
+    "UNet3Plus",
+    "UNet3PlusOptions",
     "UNetGenerator",
+    "XGFBOptions",
+    "XGatedFusionBlock",
     "binary_hint",
     "select_points",
     "thresholded_hint",
