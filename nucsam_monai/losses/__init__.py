@@ -1,6 +1,8 @@
 """Losses of the papers, MONAI's own ones reused."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
+from nucsam_monai.losses.eunet3p import EUNet3PLoss, EUNet3PMaskLoss
+from nucsam_monai.losses.hovernet import HoVerNetBranchLoss
 from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
 from nucsam_monai.losses.sac import SACLoss, SACMaskLoss
 from nucsam_monai.losses.segmentor import NucleusTargets, SegmentorLoss
@@ -10,6 +12,9 @@ __all__ = [
     "BatchFocalLoss",
     "CFRSAMLoss",
     "CFRSAMTarget",
+    "EUNet3PLoss",
+    "EUNet3PMaskLoss",
+    "HoVerNetBranchLoss",
     "MaskLoss",
     "NucleusTargets",
     "PrompterLoss",

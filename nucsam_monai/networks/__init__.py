@@ -1,7 +1,9 @@
 """Networks of the methods."""
 
+from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.sac import SAC, SACOutput
@@ -12,7 +14,10 @@ __all__ = [
     "CFRSAM",
     "SAC",
     "UNSAM",
+    "Baseline",
     "CFRSAMOutput",
+    "EUNet3P",
+    "EUNet3POutput",
     "MaskPrediction",
     "NucleusPrompts",
     "Prompter",

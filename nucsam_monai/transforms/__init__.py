@@ -1,7 +1,9 @@
 """Dictionary transforms beyond MONAI's own."""
 
+from nucsam_monai.transforms.augmented_copies import AugmentedCopiesd
 from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
 from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
+from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
 from nucsam_monai.transforms.instances import (
     ForegroundMaskd,
     NucleusPointsd,
@@ -20,8 +22,10 @@ from nucsam_monai.transforms.reader import NucleiImageReader
 from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
+    "AugmentedCopiesd",
     "ExpertPointsd",
     "ForegroundMaskd",
+    "HoVerNetInstancesd",
     "NormalizeSAMd",
     "NucleiImageReader",
     "NucleusCentroidsd",

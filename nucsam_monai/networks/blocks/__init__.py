@@ -14,17 +14,22 @@ from nucsam_monai.networks.blocks.boundary_refinement import (
 from nucsam_monai.networks.blocks.convolutions import ModulatedDeformConv
 from nucsam_monai.networks.blocks.domain_query_decoder import DomainQueryDecoder
 from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
+from nucsam_monai.networks.blocks.max_blur_pool import MaxBlurPool
 from nucsam_monai.networks.blocks.point_selection import PointPrompts, select_points
+from nucsam_monai.networks.blocks.sam_guidance import SAMGuidance
 from nucsam_monai.networks.blocks.self_prompt_generator import (
     PyramidSelfPromptGenerator,
     ReleasedSelfPromptGenerator,
     binary_hint,
     thresholded_hint,
 )
+from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.networks.blocks.unet_generator import UNetGenerator
+from nucsam_monai.networks.blocks.x_gated_fusion import XGatedFusionBlock, XGFBOptions
 
 __all__ = [
     "HMFM",
+    "ORIGINAL_UNET3PLUS",
     "AutoPrompter",
     "BGMROptions",
     "BoundaryEvidence",
@@ -34,14 +39,20 @@ __all__ = [
     "GeneratorOptions",
     "HMFMOptions",
     "ImageGuides",
+    "MaxBlurPool",
     "ModulatedDeformConv",
     "PixelRefinement",
     "PointPrompts",
     "PyramidSelfPromptGenerator",
     "RefinedMasks",
     "ReleasedSelfPromptGenerator",
+    "SAMGuidance",
     "SpatialAttention",
+    "UNet3Plus",
+    "UNet3PlusOptions",
     "UNetGenerator",
+    "XGFBOptions",
+    "XGatedFusionBlock",
     "binary_hint",
     "build_refinement",
     "select_points",

@@ -1,0 +1,200 @@
+"""Networks to compare the methods with: MONAI's, and U-Net 3+, behind one interface."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, HoVerNet, SwinUNETR, UNet
+from monai.utils import optional_import
+from torch import Tensor, nn
+
+from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
+from nucsam_monai.utils.errors import ConfigurationError
+
+Size = Literal["small", "standard"]
+
+
+class _Built(NamedTuple):
+    network: nn.Module
+    side_multiple: int
+
+
+class Baseline(nn.Module):
+    """A network that is trained from scratch, by its name.
+
+    ================== ================================================ ======= ==========
+    name               network; millions of parameters                  small   standard
+    ================== ================================================ ======= ==========
+    ``unet``           U-Net, residual units (Ronneberger et al., 2015) 0.4     6.5
+    ``unetpp``         U-Net++ (Zhou et al., 2018)                      0.6     2.4
+    ``attention_unet`` Attention U-Net (Oktay et al., 2018)             0.5     7.9
+    ``unet3p``         U-Net 3+ (Huang et al., 2020)                    1.7     27.0
+    ``nnunet``         2D network of nnU-Net (Isensee et al., 2021)     0.5     20.6
+    ``swin_unetr``     Swin UNETR (Hatamizadeh et al., 2022)            1.6     6.3
+    ``hovernet``       HoVer-Net (Graham et al., 2019)                          33.6
+    ================== ================================================ ======= ==========
+
+    All but HoVer-Net give one logit of nucleus in training and evaluation, so that any mask loss and
+    :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net only the
+    network is here, not its choice of sizes, augmentation and schedule. ``swin_unetr`` needs the package einops.
+    For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
+
+    Args:
+        name: see above.
+        size: ``small`` for quick trials, ``standard`` for comparisons.
+
+    Raises:
+        ConfigurationError: an unknown name or size, or a package that is missing.
+
+    Example:
+        >>> Baseline("unet", "small").eval()(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1, 64, 64])
+    """
+
+    def __init__(self, name: str, size: Size = "standard") -> None:
+        super().__init__()
+        if name not in _BUILDERS or size not in get_args(Size):
+            raise ConfigurationError(
+                f"baseline '{name}' of size '{size}': expected one of {', '.join(_BUILDERS)} and one of "
+                f"{', '.join(get_args(Size))}."
+            )
+        self.name = name
+        self.size = size
+        self.network, self.side_multiple = _BUILDERS[name](size == "small")
+
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        """Segment a batch of images.
+
+        Args:
+            image: ``(B, 3, H, W)``, normalised.
+
+        Returns:
+            Logits of nucleus ``(B, 1, H, W)``; of HoVer-Net what :class:`HoVerNetBranches` says.
+
+        Raises:
+            ConfigurationError: sides that the network cannot halve often enough.
+        """
+        height, width = image.shape[-2:]
+        if height % self.side_multiple or width % self.side_multiple:
+            raise ConfigurationError(
+                f"{self.name}: found an image of {height} x {width} px, expected sides that are multiples of "
+                f"{self.side_multiple} px. Pad or resize the image."
+            )
+        return self.network(image)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        return {"method": self.name, "sam_variant": "none", "options": json.dumps({"size": self.size})}
+
+
+class HoVerNetBranches(nn.Module):
+    """HoVer-Net with its nucleus branch and its maps of horizontal and vertical distances.
+
+    Images have exactly 256 x 256 px, as MONAI's fast mode has it; the decoder pads, so that the output has the
+    same size. Nuclear types are left out.
+
+    In training the output is MONAI's dictionary, for ``monai.apps.pathology.losses.HoVerNetLoss``. In
+    evaluation it is ``(B, 3, 256, 256)``: the logit of nucleus, and the two maps so that a sigmoid turns them
+    into 0..1 with 0.5 at a nucleus's centre; then tiles blend like any probability, and
+    :class:`~nucsam_monai.transforms.HoVerNetInstancesd` parts touching nuclei.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = HoVerNet(mode=HoVerNet.Mode.FAST, decoder_padding=True)
+
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        """Segment images ``(B, 3, 256, 256)``; see the class.
+
+        Raises:
+            ConfigurationError: images of another size.
+        """
+        if image.shape[-2:] != (256, 256):
+            raise ConfigurationError(
+                f"hovernet: found an image of {image.shape[-2]} x {image.shape[-1]} px, expected 256 x 256 px. "
+                "Tile the image."
+            )
+        branches: dict[str, Tensor] = self.network(image)
+        if self.training:
+            return branches
+        nucleus = branches[HoVerNet.Branch.NP.value].float()
+        distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
+        return torch.cat([nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)], dim=1)
+
+
+class _FinestOutput(nn.Module):
+    """The network's own output, of a network that returns a list of outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image)[-1]
+
+
+def _unet(small: bool) -> _Built:
+    channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
+    strides = (2,) * (len(channels) - 1)
+    network = UNet(2, in_channels=3, out_channels=1, channels=channels, strides=strides, num_res_units=2)
+    return _Built(network, 2 ** len(strides))
+
+
+def _unetpp(small: bool) -> _Built:
+    features = (16, 16, 32, 64, 128, 16) if small else (32, 32, 64, 128, 256, 32)
+    return _Built(_FinestOutput(BasicUNetPlusPlus(2, in_channels=3, out_channels=1, features=features)), 16)
+
+
+def _attention_unet(small: bool) -> _Built:
+    channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
+    strides = (2,) * (len(channels) - 1)
+    network = AttentionUnet(2, in_channels=3, out_channels=1, channels=channels, strides=strides)
+    return _Built(network, 2 ** len(strides))
+
+
+def _unet3p(small: bool) -> _Built:
+    compact = UNet3PlusOptions(filters=(16, 32, 64, 128, 256), activation="relu", pool="max", dropout=0.0)
+    network = UNet3Plus(3, 1, compact if small else ORIGINAL_UNET3PLUS)
+    return _Built(network, network.stride)
+
+
+def _nnunet(small: bool) -> _Built:
+    filters = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512, 512)
+    strides = (1, *(2,) * (len(filters) - 1))
+    network = DynUNet(
+        2,
+        in_channels=3,
+        out_channels=1,
+        kernel_size=(3,) * len(filters),
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        filters=filters,
+    )
+    return _Built(network, 2 ** (len(filters) - 1))
+
+
+def _swin_unetr(small: bool) -> _Built:
+    _, found = optional_import("einops")
+    if not found:
+        raise ConfigurationError("swin_unetr: MONAI's network needs the package einops. pip install einops")
+    network = SwinUNETR(in_channels=3, out_channels=1, feature_size=12 if small else 24, spatial_dims=2)
+    return _Built(network, 32)
+
+
+def _hovernet(small: bool) -> _Built:
+    if small:
+        raise ConfigurationError("hovernet: found size 'small', expected 'standard', its only one.")
+    return _Built(HoVerNetBranches(), 256)
+
+
+_BUILDERS: Mapping[str, Callable[[bool], _Built]] = {
+    "unet": _unet,
+    "unetpp": _unetpp,
+    "attention_unet": _attention_unet,
+    "unet3p": _unet3p,
+    "nnunet": _nnunet,
+    "swin_unetr": _swin_unetr,
+    "hovernet": _hovernet,
+}
