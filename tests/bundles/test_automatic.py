@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.networks.sam import SAM
-from tests.bundles.unsam_runs import IMAGES, REPOSITORY, TINY
+from tests.bundles.runs import IMAGES, REPOSITORY, TINY
 
 BUNDLES = REPOSITORY / "bundles"
 AUTOMATIC = BUNDLES / "sac" / "configs" / "automatic.json"

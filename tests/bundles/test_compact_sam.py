@@ -14,8 +14,8 @@ from safetensors import safe_open
 from nucsam_monai.networks import SAC, UNSAM, Segmentor
 from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import CheckpointError
-from tests.bundles.compact_sam_runs import CONFIGS, TINY, bundle, run
-from tests.bundles.unsam_runs import assert_same_tensors, network_of, raised_from, tensors
+from tests.bundles.compact_sam_runs import COMPACT_SAM, CONFIGS, bundle, run
+from tests.bundles.runs import assert_same_tensors, network_of, raised_from, tensors
 
 FILES = ("model.safetensors", "sam.safetensors", "training_state.safetensors")
 
@@ -152,4 +152,4 @@ def test_metadata_follows_monais_schema() -> None:
 
 
 def test_tiny_settings_name_keys_that_exist() -> None:
-    assert set(TINY) <= set(json.loads((CONFIGS / "train.json").read_text()))
+    assert set(COMPACT_SAM.tiny) <= set(json.loads((CONFIGS / "train.json").read_text()))
