@@ -144,7 +144,10 @@ def _unet(small: bool) -> _Built:
 
 def _unetpp(small: bool) -> _Built:
     features = (16, 16, 32, 64, 128, 16) if small else (32, 32, 64, 128, 256, 32)
-    return _Built(_FinestOutput(BasicUNetPlusPlus(2, in_channels=3, out_channels=1, features=features)), 16)
+    network = BasicUNetPlusPlus(2, in_channels=3, out_channels=1, features=features)
+    # Heads that only deep supervision needs: weights without a gradient stop distributed training.
+    network.final_conv_0_1 = network.final_conv_0_2 = network.final_conv_0_3 = nn.Identity()
+    return _Built(_FinestOutput(network), 16)
 
 
 def _attention_unet(small: bool) -> _Built:

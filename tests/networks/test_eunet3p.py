@@ -63,8 +63,8 @@ SWITCHES = [
       for choice in product(("glu", "released"), ("gated", "ungated", "sam"), (False, True))),
     *({"fusion": fusion, "advanced": advanced}
       for fusion, advanced in (("none", False), ("concat", False), ("concat", True), ("xgfb", True))),
-    *({"unet": dict(zip(("activation", "pool", "dropout", "deep_supervision"), choice, strict=True))}
-      for choice in product(("glu", "relu"), ("maxblur", "max"), (0.0, 0.3), (False, True))),
+    *({"unet": choice}
+      for choice in ({"activation": "relu"}, {"pool": "max"}, {"dropout": 0.0}, {"deep_supervision": True})),
     *({"sam": {"input_scale": scale}} for scale in (1, 2, 4)),
 ]  # fmt: skip
 
@@ -150,6 +150,7 @@ def test_tiles_of_a_larger_image_make_a_probability(build):
 
 def test_network_can_be_traced(build, images):
     network = build(advanced=True).eval()
+    images = images[..., :32]
     with torch.no_grad():
         traced = torch.jit.trace(network, images, check_trace=False)
         torch.testing.assert_close(traced(images.flip(0)), network(images.flip(0)), rtol=1e-4, atol=1e-5)
