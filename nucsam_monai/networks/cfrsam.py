@@ -143,13 +143,19 @@ class CFRSAM(nn.Module):
         self.prompt = prompt
         self.refine_margin_px = refine_margin_px
         self.image_size = image_size
-        self.mala_options = read_options(MALAOptions, mala, "mala")
-        self.lora_options = read_options(LoRAOptions, lora, "lora")
-        self.msa_options = read_options(MSAOptions, msa, "msa")
+        adapter_options: dict[str, MALAOptions | LoRAOptions | MSAOptions] = {
+            "mala": read_options(MALAOptions, mala, "mala"),
+            "lora": read_options(LoRAOptions, lora, "lora"),
+            "msa": read_options(MSAOptions, msa, "msa"),
+        }
+        self.adapter_options = adapter_options.get(adapter)
         self.hmfm_options = read_options(HMFMOptions, hmfm, "hmfm")
         self.bgmr_options = read_options(BGMROptions, bgmr, "bgmr")
         self.variant = find_variant(sam_variant)
-        self.adapters = build_adapters(adapter, self.variant, **self._adapter_values())
+        values = {} if self.adapter_options is None else asdict(self.adapter_options)
+        if values.get("rank") == "d/4":
+            values["rank"] = None  # the default of build_adapters
+        self.adapters = build_adapters(adapter, self.variant, **values)
         self.sam = build_sam(
             self.variant, image_size, sam_checkpoint, activation_checkpointing=activation_checkpointing
         )
@@ -204,7 +210,12 @@ class CFRSAM(nn.Module):
         """
         if not len(prompts.points):
             some = self.decode_stages(encoded, _padding_prompt(prompts))
-            return CFRSAMOutput(*(None if part is None else part[:0] for part in some))
+            return CFRSAMOutput(
+                some.coarse[:0],
+                None if some.refined is None else some.refined[:0],
+                some.iou[:0],
+                None if some.boundary is None else some.boundary[:0],
+            )
         decoded = self._decoded(encoded.embedding, prompts)
         if self.bgmr is None or decoded.upscaled is None:
             return CFRSAMOutput(decoded.logits, None, decoded.iou, None)
@@ -224,22 +235,13 @@ class CFRSAM(nn.Module):
             "bgmr": asdict(self.bgmr_options),
             "prompt": self.prompt,
         }
-        used = {"mala": self.mala_options, "lora": self.lora_options, "msa": self.msa_options}
-        if self.adapter in used:
-            options[self.adapter] = asdict(used[self.adapter])
+        if self.adapter_options is not None:
+            options[self.adapter] = asdict(self.adapter_options)
         return {
             "method": "cfrsam",
             "sam_variant": self.variant.name,
             "options": json.dumps(options, sort_keys=True),
         }
-
-    def _adapter_values(self) -> dict[str, Any]:
-        """Return the arguments of the chosen adapter for ``build_adapters``."""
-        if self.adapter == "mala":
-            return asdict(self.mala_options)
-        if self.adapter == "lora":
-            return {"rank": None if self.lora_options.rank == "d/4" else self.lora_options.rank}
-        return asdict(self.msa_options) if self.adapter == "msa" else {}
 
     def _decoded(self, embedding: Tensor, prompts: NucleusPrompts) -> DecodedMasks:
         encoder, patch = self.sam.prompt_encoder, self.variant.patch

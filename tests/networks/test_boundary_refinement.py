@@ -114,9 +114,27 @@ def test_shared_maps_are_convolved_like_concatenated_ones():
 def test_deformable_convolution_starts_as_half_a_plain_one():
     torch.manual_seed(0)
     layer, maps = ModulatedDeformConv(3, 2), torch.randn(2, 3, 7, 7)
-    found, reach = layer(maps, layer.predict(maps))
-    torch.testing.assert_close(found, 0.5 * F.conv2d(maps, layer.conv.weight, padding=1))
+    found, reach = layer(layer.taps(maps), layer.predict(maps))
+    weight = layer.taps.weight.view(3, 3, 2, 3).permute(2, 3, 0, 1)
+    torch.testing.assert_close(found, 0.5 * F.conv2d(maps, weight, padding=1), rtol=1e-4, atol=1e-5)
     assert reach.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [(9, 9), (7, 12)])
+def test_deformable_convolution_equals_torchvision_s_with_its_gradients(size):
+    torch.manual_seed(0)
+    layer = ModulatedDeformConv(3, 2)
+    torch.nn.init.normal_(layer.predict.weight, std=0.5)  # moves across the border as well
+    maps = torch.randn(2, 3, *size, requires_grad=True)
+    found, reach = layer(layer.taps(maps), layer.predict(maps))
+    expected = oracle.deform(layer, maps)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    largest = layer.predict(maps)[:, :18].abs().amax(dim=(1, 2, 3))
+    torch.testing.assert_close(reach, largest.detach())
+    direction = torch.randn_like(found)
+    inputs = (maps, *layer.parameters())
+    gradients = (torch.autograd.grad(result, inputs, direction) for result in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
 def test_spatial_attention_is_bounded_in_the_paper_and_not_in_the_released_code():
@@ -145,7 +163,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_statistics_can_be_fixed_for_a_while():
     network = build().train()
-    norm = network.join[1]
+    norm = network.join.norm
     before = norm.running_mean.clone()
     with fixed_statistics(network):
         refine(network, *inputs())

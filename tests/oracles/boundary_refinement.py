@@ -14,7 +14,7 @@ def refine(network, embedding, image, upscaled, owners):
     semantic = embedding
     for conv in network.semantic:
         semantic = conv(twice(semantic))
-    features = network.join(torch.cat([semantic[owners], upscaled], dim=1))
+    features = unit(network.join, torch.cat([semantic[owners], upscaled], dim=1))
     for conv in network.upscale:
         features = conv(twice(features))
     edges = evidence(network.evidence, image)[owners]
@@ -37,10 +37,14 @@ def evidence(network, image):
 
 def fuse(network, edges, features):
     first, second = features.chunk(2, dim=1)
-    plain = F.relu(network.plain_norm(network.plain(torch.cat([edges, first], dim=1))))
+    plain = unit(network.plain, torch.cat([edges, first], dim=1))
     moved = F.relu(network.deformable_norm(deform(network.deformable, torch.cat([edges, second], dim=1))))
     attended = [attend(network.plain_attention, plain), attend(network.deformable_attention, moved)]
     return network.merge(torch.cat(attended, dim=1))
+
+
+def unit(layer, maps):
+    return F.relu(layer.norm(layer.conv(maps)))
 
 
 def attend(attention, maps):
@@ -52,6 +56,6 @@ def attend(attention, maps):
 
 def deform(layer, maps):
     prediction = layer.predict(maps)
-    return deform_conv2d(
-        maps, prediction[:, :18], layer.conv.weight, padding=1, mask=prediction[:, 18:].sigmoid()
-    )
+    # (9 * outputs, inputs, 1, 1) -> (outputs, inputs, 3, 3)
+    weight = layer.taps.weight.view(3, 3, -1, maps.shape[1]).permute(2, 3, 0, 1)
+    return deform_conv2d(maps, prediction[:, :18], weight, padding=1, mask=prediction[:, 18:].sigmoid())

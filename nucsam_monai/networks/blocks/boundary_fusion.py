@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks.convolutions import ModulatedDeformConv, convolve_joined
+from nucsam_monai.networks.blocks.convolutions import JoinedConv, ModulatedDeformConv, convolve_joined
 
 AttentionOrder = Literal["paper", "released"]
 
@@ -49,8 +49,7 @@ class BoundaryFusion(nn.Module):
     def __init__(self, width: int, order: AttentionOrder = "paper", side: Literal[1, 3] = 1) -> None:
         super().__init__()
         half = width // 2
-        self.plain = nn.Conv2d(width + half, half, side, padding=side // 2, bias=False)
-        self.plain_norm = nn.BatchNorm2d(half)
+        self.plain = JoinedConv(width + half, half, side)
         self.plain_attention = SpatialAttention(order)
         self.deformable = ModulatedDeformConv(width + half, half)
         self.deformable_norm = nn.BatchNorm2d(half)
@@ -71,10 +70,10 @@ class BoundaryFusion(nn.Module):
             ``(N, width, H, W)``, and the largest move of a tap ``(N,)`` in pixels.
         """
         first, second = features.chunk(2, dim=1)
-        plain = F.relu(self.plain_norm(convolve_joined(self.plain, evidence, first, owners)))
+        plain = self.plain(evidence, first, owners)
         prediction = convolve_joined(self.deformable.predict, evidence, second, owners)
-        joined = torch.cat([evidence.index_select(0, owners), second], dim=1)
-        moved, reach = self.deformable(joined, prediction)
+        mixed = convolve_joined(self.deformable.taps, evidence, second, owners)
+        moved, reach = self.deformable(mixed, prediction)
         moved = F.relu(self.deformable_norm(moved))
         both = torch.cat([self.plain_attention(plain), self.deformable_attention(moved)], dim=1)
         return self.merge(both), reach

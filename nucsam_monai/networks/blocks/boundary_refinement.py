@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.blocks.boundary_evidence import BoundaryEvidence
 from nucsam_monai.networks.blocks.boundary_fusion import AttentionOrder, BoundaryFusion
-from nucsam_monai.networks.blocks.convolutions import ModulatedDeformConv, conv_bn_relu, convolve_joined
+from nucsam_monai.networks.blocks.convolutions import JoinedConv, ModulatedDeformConv, conv_bn_relu
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -93,13 +93,13 @@ class BoundaryRefinement(nn.Module):
         self.semantic = nn.ModuleList(
             [conv_bn_relu(channels, channels // 4, 3), conv_bn_relu(channels // 4, width, 3)]
         )
-        self.join = conv_bn_relu(2 * width, width, 3)
+        self.join = JoinedConv(2 * width, width, 3)
         self.upscale = nn.ModuleList(conv_bn_relu(width, width, 3) for _ in self.steps)
         self.evidence = BoundaryEvidence(width, multiscale=options.mcbe)
         self.fusion = (
             BoundaryFusion(width, options.attention, options.plain_side)
             if options.bgff
-            else conv_bn_relu(2 * width, width, 1)
+            else JoinedConv(2 * width, width, 1)
         )
         self.boundary = None
         if options.boundary_sup:
@@ -134,17 +134,14 @@ class BoundaryRefinement(nn.Module):
         features = self._upscaled(guides.semantic, upscaled, owners)
         fused, fusion_reach = self._fused(guides.evidence, features, owners)
         weighted = self.reduce(torch.sigmoid(fused) * features)
-        moved, reach = self.deformable(weighted, self.deformable.predict(weighted))
+        moved, reach = self.deformable(self.deformable.taps(weighted), self.deformable.predict(weighted))
         logits = self.mask(features + self.expand(moved))
         boundary = None if self.boundary is None else self.boundary(fused)
         return RefinedMasks(logits, boundary, reach + fusion_reach)
 
     def _upscaled(self, semantic: Tensor, upscaled: Tensor, owners: Tensor) -> Tensor:
         """Return the features ``(N, w, S, S)`` of each mask."""
-        joint, *norm = self.join
-        features = convolve_joined(joint, semantic, upscaled, owners)
-        for layer in norm:
-            features = layer(features)
+        features = self.join(semantic, upscaled, owners)
         for step, conv in zip(self.steps, self.upscale, strict=True):
             features = conv(_enlarged(features, step))
         return features
@@ -153,10 +150,7 @@ class BoundaryRefinement(nn.Module):
         """Return evidence and features in one, ``(N, w, S, S)``, and the moves of taps ``(N,)``."""
         if isinstance(self.fusion, BoundaryFusion):
             return self.fusion(evidence, features, owners)
-        joint, *norm = self.fusion
-        fused = convolve_joined(joint, evidence, features, owners)
-        for layer in norm:
-            fused = layer(fused)
+        fused = self.fusion(evidence, features, owners)
         return fused, fused.new_zeros(len(fused), dtype=torch.float32)
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import DeformConv2d
 
 _TAPS = 9
 
@@ -29,10 +28,33 @@ def convolve_joined(conv: nn.Conv2d, shared: Tensor, own: Tensor, owners: Tensor
     return once.index_select(0, owners) + F.conv2d(own, theirs, None, conv.stride, conv.padding)
 
 
+class JoinedConv(nn.Module):
+    """Convolution without bias, BN and ReLU of the maps of images beside those of their prompts.
+
+    Args:
+        inputs: channels of both together.
+        outputs: channels of the result.
+        side: odd kernel side; the size is kept.
+    """
+
+    def __init__(self, inputs: int, outputs: int, side: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, shared: Tensor, own: Tensor, owners: Tensor) -> Tensor:
+        """Return ``(N, outputs, h, w)``; for the arguments see :func:`convolve_joined`."""
+        return F.relu(self.norm(convolve_joined(self.conv, shared, own, owners)))
+
+
 class ModulatedDeformConv(nn.Module):
     """3 x 3 convolution whose taps are moved and weighted at every pixel ("Deformable ConvNets v2", Zhu 2019).
 
-    At first no tap is moved, and each has weight one half.
+    At first no tap is moved, and each has weight one half. Interpolation and the mixing of channels can change
+    places; so the channels are mixed first, each tap for itself, which leaves fewer of them to interpolate and lets
+    prompts share what belongs to their image. Both inputs of :meth:`forward` are the results of plain layers::
+
+        layer(layer.taps(maps), layer.predict(maps))
 
     Args:
         inputs: channels of the input.
@@ -42,22 +64,38 @@ class ModulatedDeformConv(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.predict = nn.Conv2d(inputs, 3 * _TAPS, 3, padding=1)
-        nn.init.zeros_(self.predict.weight)
-        nn.init.zeros_(self.predict.bias)
-        self.conv = DeformConv2d(inputs, outputs, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        for parameter in self.predict.parameters():
+            nn.init.zeros_(parameter)
+        self.taps = nn.Conv2d(inputs, _TAPS * outputs, 1, bias=False)
+        nn.init.kaiming_normal_(self.taps.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, maps: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, mixed: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve in float32.
 
         Args:
-            maps: ``(N, inputs, h, w)``.
-            prediction: ``(N, 27, h, w)`` of :attr:`predict`, or of the same layer applied in parts.
+            mixed: ``(N, 9 * outputs, h, w)`` of :attr:`taps`, one tap after the other, row by row.
+            prediction: ``(N, 27, h, w)`` of :attr:`predict`: the moves of each tap down and to the right in pixels,
+                then the logits of their weights.
 
         Returns:
             ``(N, outputs, h, w)`` and the largest move of a tap along an axis, ``(N,)`` in pixels.
         """
         moves, weights = prediction.float().split([2 * _TAPS, _TAPS], dim=1)
-        with torch.autocast(device_type=maps.device.type, enabled=False):
-            convolved = self.conv(maps.float(), moves, torch.sigmoid(weights))
-        return convolved.to(maps.dtype), moves.detach().abs().amax(dim=(1, 2, 3))
+        with torch.autocast(device_type=mixed.device.type, enabled=False):
+            grid = _places(moves.unflatten(1, (_TAPS, 2)))
+            maps = mixed.float().unflatten(1, (_TAPS, -1)).flatten(0, 1)
+            sampled = F.grid_sample(maps, grid.flatten(0, 1), padding_mode="zeros", align_corners=False)
+            weighted = sampled.unflatten(0, (-1, _TAPS)) * torch.sigmoid(weights).unsqueeze(2)
+            convolved = weighted.sum(dim=1)
+        return convolved.to(mixed.dtype), moves.detach().abs().amax(dim=(1, 2, 3))
+
+
+def _places(moves: Tensor) -> Tensor:
+    """Return where the taps look, as ``grid_sample`` wants it: ``(N, 9, h, w, 2)`` from ``(N, 9, 2, h, w)``."""
+    height, width = moves.shape[-2:]
+    tap = torch.arange(_TAPS, device=moves.device).view(_TAPS, 1, 1)
+    rows = torch.arange(height, device=moves.device).view(height, 1) + tap // 3 - 1
+    columns = torch.arange(width, device=moves.device) + tap % 3 - 1
+    across = (2 * (columns + moves[:, :, 1]) + 1) / width - 1
+    down = (2 * (rows + moves[:, :, 0]) + 1) / height - 1
+    return torch.stack([across, down], dim=-1)

@@ -19,8 +19,8 @@ DEVICE_PROMPTS = 64
 def bytes_per_refinement(width: int, pixels: int, element_bytes: int = 4) -> int:
     """Estimate the memory that refining one more mask takes at the peak of inference.
 
-    The peak lies in the first deformable convolution, which lays out nine taps of 3/2 w channels, beside about
-    eight maps of w channels.
+    The peak lies in a deformable convolution, which has nine taps of w / 2 channels each before and after they are
+    moved and once more weighted, beside about eight maps of w channels.
 
     Args:
         width: channels w.
