@@ -82,7 +82,7 @@ class SegmentorLoss(nn.Module):
         loss = loss + self._dice(shared, found, true)
         iou = (shared + _NEARLY_NOTHING) / (found + true - shared + _NEARLY_NOTHING)
         loss = loss + F.mse_loss(output.iou[:, 0].float(), iou.detach() if self.detach_iou_target else iou)
-        if output.class_logits is not None:
+        if output.class_logits is not None and target.classes is not None:
             loss = loss + multiclass_focal(output.class_logits.float(), target.classes)
         return loss
 

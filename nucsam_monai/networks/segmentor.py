@@ -104,8 +104,8 @@ class Segmentor(nn.Module):
             ConfigurationError: the numbers of images and prompts do not fit together.
         """
         if self.training and not len(prompts.points):
-            masks = self.decode(embedding, _padding_prompt(prompts))
-            return MaskPrediction(*(None if part is None else part[:0] for part in masks))
+            logits, iou, classes = self.decode(embedding, _padding_prompt(prompts))
+            return MaskPrediction(logits[:0], iou[:0], None if classes is None else classes[:0])
         rows, columns = embedding.shape[-2], embedding.shape[-1]
         encoder, patch = self.sam.prompt_encoder, self.variant.patch
         sparse, dense = encoder((prompts.points, prompts.labels), image_size=(rows * patch, columns * patch))
@@ -124,8 +124,9 @@ class Segmentor(nn.Module):
     @property
     def header(self) -> dict[str, str]:
         """What a weights file says of this network and must say of the one it is loaded into."""
-        options = {"finetune": asdict(self.options), "classes": self.classes}
-        del options["finetune"]["activation_checkpointing"]  # costs time, changes nothing
+        finetune = asdict(self.options)
+        del finetune["activation_checkpointing"]  # costs time, changes nothing
+        options = {"finetune": finetune, "classes": self.classes}
         return {
             "method": "segmentor",
             "sam_variant": self.variant.name,

@@ -100,8 +100,12 @@ def decode_prompts(
         return _no_masks(mask_decoder, embedding, multimask, return_upscaled, extra_tokens)
     if len(chunks) == 1:
         return chunks[0]
+    logits, iou, upscaled, extra = zip(*chunks, strict=True)
     return DecodedMasks(
-        *(None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True))
+        torch.cat(logits),
+        torch.cat(iou),
+        torch.cat(upscaled) if return_upscaled else None,
+        None if extra_tokens is None else torch.cat(extra),
     )
 
 
