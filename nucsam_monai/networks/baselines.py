@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, HoVerNet, SwinUNETR, UNet
-from monai.utils import optional_import
 from torch import Tensor, nn
 
 from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
@@ -37,7 +36,7 @@ class Baseline(nn.Module):
 
     All but HoVer-Net give one logit of nucleus in training and evaluation, so that any mask loss and
     :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net only the
-    network is here, not its choice of sizes, augmentation and schedule. ``swin_unetr`` needs the package einops.
+    network is here, not its choice of sizes, augmentation and schedule.
     For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
 
     Args:
@@ -45,7 +44,7 @@ class Baseline(nn.Module):
         size: ``small`` for quick trials, ``standard`` for comparisons.
 
     Raises:
-        ConfigurationError: an unknown name or size, or a package that is missing.
+        ConfigurationError: an unknown name or size.
 
     Example:
         >>> Baseline("unet", "small").eval()(torch.zeros(1, 3, 64, 64)).shape
@@ -179,11 +178,8 @@ def _nnunet(small: bool) -> _Built:
 
 
 def _swin_unetr(small: bool) -> _Built:
-    _, found = optional_import("einops")
-    if not found:
-        raise ConfigurationError("swin_unetr: MONAI's network needs the package einops. pip install einops")
     network = SwinUNETR(in_channels=3, out_channels=1, feature_size=12 if small else 24, spatial_dims=2)
-    return _Built(network, 32)
+    return _Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
 
 
 def _hovernet(small: bool) -> _Built:
