@@ -12,6 +12,7 @@ from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.localised_start import start_localised
 from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -44,7 +45,8 @@ class Segmentor(nn.Module):
         finetune: values of :class:`FineTuneOptions`.
         classes: number of classes that a head on a token of its own tells apart (the paper's ablation; the
             method takes classes from the prompter); 0 is no such head.
-        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
+        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
+            :func:`~nucsam_monai.networks.sam.localised_start.start_localised`.
 
     Raises:
         ConfigurationError: an unknown option or value.
@@ -82,6 +84,8 @@ class Segmentor(nn.Module):
             activation_checkpointing=self.options.activation_checkpointing,
         )
         self.class_head = ClassHead(self.variant.embed_channels, classes) if classes else None
+        if sam_checkpoint is None:
+            start_localised(self.sam.mask_decoder)
         self._freeze(pretrained=sam_checkpoint is not None)
 
     def forward(self, image: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
