@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.label_runs import areas_px, centroids_xy_of, label_runs, moments, rank_ids
 
 NUCLEUS_DTYPE = np.dtype(
     [
@@ -69,30 +70,32 @@ def prediction_from_instances(
     instances = np.asarray(instances)
     foreground = None if foreground is None else np.asarray(foreground)
     _check_maps(instances, foreground)
-    rows, columns = np.nonzero(instances)
-    ids, nucleus = np.unique(instances[rows, columns], return_inverse=True)
+    runs = label_runs(instances)
+    ids, nucleus = rank_ids(instances.ravel()[runs.starts])
     count = len(ids)
     for name, values in (("scores", scores), ("class_ids", class_ids)):
         if values is not None and len(values) != count:
             raise ConfigurationError(f"{name}: expected one per nucleus ({count}), found {len(values)}.")
     table = np.zeros(count, dtype=NUCLEUS_DTYPE)
     table["id"] = ids
-    area = np.bincount(nucleus, minlength=count)
+    area = areas_px(runs, nucleus, count)
     table["area_px"] = area
-    if count:
-        table["centroid_x_px"] = np.bincount(nucleus, weights=columns, minlength=count) / area
-        table["centroid_y_px"] = np.bincount(nucleus, weights=rows, minlength=count) / area
-        for axis, positions in (("x", columns), ("y", rows)):
-            lowest = np.full(count, np.iinfo(np.int32).max)
-            highest = np.full(count, -1)
-            np.minimum.at(lowest, nucleus, positions)
-            np.maximum.at(highest, nucleus, positions)
-            table[f"box_{axis}_min_px"] = lowest
-            table[f"box_{axis}_max_px"] = highest + 1
+    centroids = centroids_xy_of(moments(runs), nucleus, area)
+    table["centroid_x_px"], table["centroid_y_px"] = centroids.T
+    drawn = nucleus >= 0
+    rows, columns = np.divmod(runs.starts[drawn], max(runs.width, 1))
+    for axis, first, end in (("x", columns, columns + runs.lengths[drawn]), ("y", rows, rows + 1)):
+        lowest = np.full(count, np.iinfo(np.int32).max)
+        highest = np.zeros(count, dtype=np.int64)
+        np.minimum.at(lowest, nucleus[drawn], first)
+        np.maximum.at(highest, nucleus[drawn], end)
+        table[f"box_{axis}_min_px"] = lowest
+        table[f"box_{axis}_max_px"] = highest
     if scores is not None:
         table["score"] = scores
     elif foreground is not None and count:
-        table["score"] = np.bincount(nucleus, weights=foreground[rows, columns], minlength=count) / area
+        sums = np.add.reduceat(foreground.ravel(), runs.starts, dtype=np.float64)
+        table["score"] = np.bincount(nucleus[drawn], weights=sums[drawn], minlength=count) / area
     else:
         table["score"] = 1.0
     if class_ids is not None:
