@@ -9,7 +9,7 @@ from nucsam_monai.inferers.prompt_tiles import Visits
 def nearest_others(
     xy: NDArray[np.float64], visits: Visits, everyone: Visits, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Find the nearest other points of the same tile (PromptNucSeg, section 3.2, negative prompts).
+    """Find the nearest other points of the same tile (PromptNucSeg, negative prompts).
 
     A point at the very position of the prompt is no neighbour: as a negative point it would contradict it.
 

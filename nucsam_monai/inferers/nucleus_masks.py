@@ -108,5 +108,5 @@ def place_masks(
         iou=cropped.iou[drawn],
         prompts=prompts[drawn],
         class_ids=class_ids[drawn],
-        cut=(cut_before | cut_after).any(axis=1),
+        cut=np.any(cut_before | cut_after, axis=1),
     )

@@ -1,6 +1,6 @@
 """From prompts to masks, a batch of tiles at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +141,7 @@ class TileDecoder:
         guided = self._predict(encoded, slots[rows], points[rows], labels[rows])
         better = guided.iou[:, 0] > alone.iou[rows, 0]
         replaced = torch.from_numpy(rows).to(better.device)[better]
-        merged = (
-            None if old is None else old.index_copy(0, replaced, new[better])
-            for old, new in zip(alone, guided, strict=True)
-        )
-        return MaskPrediction(*merged)
+        return _combine(lambda old, new: old.index_copy(0, replaced, new[better]), alone, guided)
 
     def _predict(
         self,
@@ -172,12 +168,12 @@ class TileDecoder:
             prompts = NucleusPrompts(view.of_points(xy, side), marks, counts)
             answer = self.segmenter.decode(embedding, prompts)
             self._check(answer, len(slots))
-            total = _sum(total, answer._replace(logits=view.undo(answer.logits)))
+            # In float32, whatever the network computes in.
+            answer = _combine(Tensor.float, answer._replace(logits=view.undo(answer.logits)))
+            total = answer if total is None else _combine(torch.add, total, answer)
         if total is None:
             raise ConfigurationError("views: expected at least one.")
-        return MaskPrediction(
-            *(None if values is None else values / len(self.options.views) for values in total)
-        )
+        return _combine(lambda values: values / len(self.options.views), total)
 
     def _check(self, answer: MaskPrediction, count: int) -> None:
         """Refuse masks of wrong shapes, and numbers that no mask can be made of."""
@@ -195,17 +191,13 @@ class TileDecoder:
             )
 
 
-def _sum(total: MaskPrediction | None, answer: MaskPrediction) -> MaskPrediction:
-    """Add in float32 whatever the network computes in."""
-    terms = MaskPrediction(*(None if values is None else values.float() for values in answer))
-    if total is None:
-        return terms
+def _combine(function: Callable[..., Tensor], *predictions: MaskPrediction) -> MaskPrediction:
+    """Apply a function to the logits, the IoUs and, where all have them, the class logits of predictions."""
+    classes = [one.class_logits for one in predictions if one.class_logits is not None]
     return MaskPrediction(
-        total.logits + terms.logits,
-        total.iou + terms.iou,
-        None
-        if total.class_logits is None or terms.class_logits is None
-        else total.class_logits + terms.class_logits,
+        function(*(one.logits for one in predictions)),
+        function(*(one.iou for one in predictions)),
+        function(*classes) if len(classes) == len(predictions) else None,
     )
 
 

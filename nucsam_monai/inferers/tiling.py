@@ -77,7 +77,7 @@ class Tiling:
 
 
 def plan_tiles(image_size: Sequence[int], tile_px: int, overlap_px: int) -> Tiling:
-    """Cover an image with tiles (PromptNucSeg, section 4.2: sliding windows of 256 px that overlap by 64 px).
+    """Cover an image with tiles (PromptNucSeg, inference by sliding windows of 256 px that overlap by 64 px).
 
     Args:
         image_size: height and width in pixels.

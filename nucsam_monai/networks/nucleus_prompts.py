@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class NucleusPrompts(NamedTuple):
-    """N nuclei of B images, each with its positive point and K negative ones (PromptNucSeg, section 3.2).
+    """N nuclei of B images, each with its positive point and K negative ones (PromptNucSeg, negative prompts).
 
     Attributes:
         points: ``(N, 1 + K, 2)`` float as (x, y) in pixels of the image, pixel centres at integers. The nuclei
