@@ -3,14 +3,12 @@
 from typing import Literal, NamedTuple
 
 import torch
-from monai.losses import FocalLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.losses.nucleus_masks import NucleusMaskLoss
 from nucsam_monai.networks.cfrsam import CFRSAMOutput
 from nucsam_monai.utils.errors import ConfigurationError
-
-_NEARLY_NOTHING = 1e-7
 
 
 class CFRSAMTarget(NamedTuple):
@@ -31,14 +29,13 @@ class CFRSAMTarget(NamedTuple):
 class CFRSAMLoss(nn.Module):
     """``L(coarse) + L(refined) + 0.01 * BCE(boundary)``, ``L = 20 * focal + Dice + (predicted IoU - IoU)^2``.
 
-    CFR-SAM, section on the training objective. Coarse logits are enlarged to the image bilinearly; the focal
-    loss has gamma 2 and no balance of the classes; the IoU is the soft one of probabilities and mask.
+    CFR-SAM, section on the training objective; ``L`` is
+    :class:`~nucsam_monai.losses.nucleus_masks.NucleusMaskLoss`. Coarse logits are enlarged to the image bilinearly.
 
     Args:
         focal_weight: of the focal loss.
         boundary_weight: of the boundary's cross-entropy.
-        dice: ``pooled`` sums over all masks of the batch before dividing, as the authors do; ``per_mask`` gives
-            small nuclei the weight of large ones.
+        dice: ``pooled`` or ``per_mask``.
         iou_target: the one predicted IoU has to fit ``both`` masks, as in the paper, or the ``refined`` one.
         detach_iou_target: stop the gradient of the IoU term through the masks; the authors let it pass.
         boundary_target: ``inner`` is the mask without its 3 x 3 erosion: one pixel wide and different for
@@ -60,18 +57,14 @@ class CFRSAMLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, permitted in (
-            ("dice", dice, ("pooled", "per_mask")),
             ("iou_target", iou_target, ("both", "refined")),
             ("boundary_target", boundary_target, ("inner", "sobel_semantic")),
         ):
             if value not in permitted:
                 raise ConfigurationError(f"loss {name} '{value}': expected one of {permitted}.")
-        self.focal = FocalLoss(gamma=2.0, alpha=None)
-        self.focal_weight = focal_weight
+        self.masks = NucleusMaskLoss(focal_weight, dice, detach_iou_target)
         self.boundary_weight = boundary_weight
-        self.dice = dice
         self.iou_target = iou_target
-        self.detach_iou_target = detach_iou_target
         self.boundary_target = boundary_target
 
     def forward(self, output: CFRSAMOutput, target: CFRSAMTarget) -> Tensor:
@@ -90,31 +83,13 @@ class CFRSAMLoss(nn.Module):
         size = (truth.shape[-2], truth.shape[-1])
         coarse = F.interpolate(output.coarse.float(), size=size, mode="bilinear", align_corners=False)
         fits_coarse = self.iou_target == "both" or output.refined is None
-        loss = self._mask_loss(coarse, truth, output.iou if fits_coarse else None)
+        loss = self.masks(coarse, truth, output.iou if fits_coarse else None)
         if output.refined is not None:
-            loss = loss + self._mask_loss(output.refined.float(), truth, output.iou)
+            loss = loss + self.masks(output.refined.float(), truth, output.iou)
         if output.boundary is not None:
             boundary = F.binary_cross_entropy_with_logits(output.boundary.float(), self._boundary(target))
             loss = loss + self.boundary_weight * boundary
         return loss
-
-    def _mask_loss(self, logits: Tensor, truth: Tensor, iou: Tensor | None) -> Tensor:
-        """Return the loss of ``(N, 1, S, S)`` logits; its IoU term only where a predicted IoU is given."""
-        loss = self.focal_weight * self.focal(logits, truth)
-        probability, mask = torch.sigmoid(logits).flatten(1), truth.flatten(1)
-        shared, found, true = (probability * mask).sum(1), probability.sum(1), mask.sum(1)
-        loss = loss + self._dice(shared, found, true)
-        if iou is None:
-            return loss
-        soft_iou = (shared + _NEARLY_NOTHING) / (found + true - shared + _NEARLY_NOTHING)
-        return loss + F.mse_loss(iou[:, 0].float(), soft_iou.detach() if self.detach_iou_target else soft_iou)
-
-    def _dice(self, shared: Tensor, found: Tensor, true: Tensor) -> Tensor:
-        """Return the Dice loss from sums ``(N,)`` over the pixels; masks without a pixel have none."""
-        if self.dice == "pooled":
-            shared, found, true = shared.sum(), found.sum(), true.sum()
-        loss = 1 - 2 * shared / (found + true).clamp_min(_NEARLY_NOTHING)
-        return (loss * (true > 0)).mean()
 
     def _boundary(self, target: CFRSAMTarget) -> Tensor:
         if self.boundary_target == "inner":

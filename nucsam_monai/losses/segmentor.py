@@ -3,15 +3,13 @@
 from typing import Literal, NamedTuple
 
 import torch
-from monai.losses import FocalLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.losses.nucleus_masks import NucleusMaskLoss
 from nucsam_monai.losses.sac import target_at
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.utils.errors import ConfigurationError
-
-_NEARLY_NOTHING = 1e-7
 
 
 class NucleusTargets(NamedTuple):
@@ -29,14 +27,12 @@ class NucleusTargets(NamedTuple):
 class SegmentorLoss(nn.Module):
     """``20 * focal + Dice + (predicted IoU - soft IoU)^2`` (PromptNucSeg, section on the segmentor).
 
-    The focal loss has gamma 2 and no balance of the classes. With class logits the multi-class focal loss of
-    gamma 2 is added.
+    With class logits the multi-class focal loss of gamma 2 is added.
 
     Args:
-        focal_weight: of the focal loss; the other terms have weight 1.
-        dice: ``pooled`` sums over all masks of the batch before dividing, as the authors do; ``per_mask``
-            gives small nuclei the weight of large ones.
-        detach_iou_target: stop the gradient of the third term through the masks; the authors let it pass.
+        focal_weight: see :class:`~nucsam_monai.losses.nucleus_masks.NucleusMaskLoss`, as the next two.
+        dice: ``pooled`` or ``per_mask``.
+        detach_iou_target: whether the predicted IoU leaves the masks alone.
         loss_at: compare at the size of the ``image``, to which logits are enlarged bilinearly, or at that of
             the ``logits``, with the mask's pixel in the middle of each cell, which costs less.
 
@@ -52,14 +48,9 @@ class SegmentorLoss(nn.Module):
         loss_at: Literal["image", "logits"] = "image",
     ) -> None:
         super().__init__()
-        if dice not in ("pooled", "per_mask"):
-            raise ConfigurationError(f"loss dice '{dice}': expected 'pooled' or 'per_mask'.")
         if loss_at not in ("image", "logits"):
             raise ConfigurationError(f"loss loss_at '{loss_at}': expected 'image' or 'logits'.")
-        self.focal = FocalLoss(gamma=2.0, alpha=None)
-        self.focal_weight = focal_weight
-        self.dice = dice
-        self.detach_iou_target = detach_iou_target
+        self.masks = NucleusMaskLoss(focal_weight, dice, detach_iou_target)
         self.loss_at = loss_at
 
     def forward(self, output: MaskPrediction, target: NucleusTargets) -> Tensor:
@@ -76,12 +67,7 @@ class SegmentorLoss(nn.Module):
         if not len(output.logits):
             return torch.stack([part.float().sum() for part in output if part is not None]).sum()
         logits, masks = self._at_one_size(output.logits.float(), target.masks.unsqueeze(1))
-        loss = self.focal_weight * self.focal(logits, masks)
-        probability, truth = torch.sigmoid(logits).flatten(1), masks.flatten(1)
-        shared, found, true = (probability * truth).sum(1), probability.sum(1), truth.sum(1)
-        loss = loss + self._dice(shared, found, true)
-        iou = (shared + _NEARLY_NOTHING) / (found + true - shared + _NEARLY_NOTHING)
-        loss = loss + F.mse_loss(output.iou[:, 0].float(), iou.detach() if self.detach_iou_target else iou)
+        loss = self.masks(logits, masks, output.iou)
         if output.class_logits is not None and target.classes is not None:
             loss = loss + multiclass_focal(output.class_logits.float(), target.classes)
         return loss
@@ -92,13 +78,6 @@ class SegmentorLoss(nn.Module):
                 logits, size=(masks.shape[-2], masks.shape[-1]), mode="bilinear", align_corners=False
             )
         return logits, target_at(logits, masks)
-
-    def _dice(self, shared: Tensor, found: Tensor, true: Tensor) -> Tensor:
-        """Return the Dice loss from sums ``(N,)`` over the pixels; masks without a pixel have none."""
-        if self.dice == "pooled":
-            shared, found, true = shared.sum(), found.sum(), true.sum()
-        loss = 1 - 2 * shared / (found + true).clamp_min(_NEARLY_NOTHING)
-        return (loss * (true > 0)).mean()
 
 
 def multiclass_focal(logits: Tensor, classes: Tensor, gamma: float = 2.0) -> Tensor:

@@ -21,12 +21,11 @@ from nucsam_monai.networks.blocks.boundary_refinement import (
 from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
 from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
 from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, padding_prompt
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
 from nucsam_monai.networks.sam import DecodedMasks, build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
-from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -209,7 +208,7 @@ class CFRSAM(nn.Module):
             ConfigurationError: the numbers of images and prompts do not fit together.
         """
         if not len(prompts.points):
-            some = self.decode_stages(encoded, _padding_prompt(prompts))
+            some = self.decode_stages(encoded, padding_prompt(prompts))
             return CFRSAMOutput(
                 some.coarse[:0],
                 None if some.refined is None else some.refined[:0],
@@ -287,12 +286,3 @@ def _boxes(corners: Tensor) -> Tensor:
             "because the network is built with prompt 'box'."
         )
     return corners.flatten(1)
-
-
-def _padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
-    """Return one prompt of padding on the first image in place of none."""
-    points = prompts.points.new_zeros((1, *prompts.points.shape[1:]))
-    labels = prompts.labels.new_full((1, *prompts.labels.shape[1:]), PADDING_LABEL)
-    counts = prompts.prompts_per_image.clone()
-    counts[0] = 1
-    return NucleusPrompts(points, labels, counts)

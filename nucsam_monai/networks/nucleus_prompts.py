@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
+
 
 class NucleusPrompts(NamedTuple):
     """N nuclei of B images, each with its positive point and K negative ones (PromptNucSeg, negative prompts).
@@ -33,3 +35,15 @@ class MaskPrediction(NamedTuple):
     logits: Tensor
     iou: Tensor
     class_logits: Tensor | None = None
+
+
+def padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
+    """Return one prompt of padding on the first image in place of none.
+
+    Decoding it and dropping the result keeps every trained tensor in the graph of a batch without nuclei.
+    """
+    points = prompts.points.new_zeros((1, *prompts.points.shape[1:]))
+    labels = prompts.labels.new_full((1, *prompts.labels.shape[1:]), PADDING_LABEL)
+    counts = prompts.prompts_per_image.clone()
+    counts[0] = 1
+    return NucleusPrompts(points, labels, counts)

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, padding_prompt
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.localised_start import start_localised
-from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class Segmentor(nn.Module):
             ConfigurationError: the numbers of images and prompts do not fit together.
         """
         if self.training and not len(prompts.points):
-            logits, iou, classes = self.decode(embedding, _padding_prompt(prompts))
+            logits, iou, classes = self.decode(embedding, padding_prompt(prompts))
             return MaskPrediction(logits[:0], iou[:0], None if classes is None else classes[:0])
         rows, columns = embedding.shape[-2], embedding.shape[-1]
         encoder, patch = self.sam.prompt_encoder, self.variant.patch
@@ -175,12 +174,3 @@ class ClassHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the class logits ``(N, classes)`` of the decoded tokens ``(N, 1, channels)``."""
         return self.mlp(tokens[:, 0])
-
-
-def _padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
-    """Return one prompt of padding on the first image in place of none."""
-    points = prompts.points.new_zeros((1, *prompts.points.shape[1:]))
-    labels = prompts.labels.new_full((1, *prompts.labels.shape[1:]), PADDING_LABEL)
-    counts = prompts.prompts_per_image.clone()
-    counts[0] = 1
-    return NucleusPrompts(points, labels, counts)
