@@ -83,8 +83,9 @@ def test_evaluation_refuses_weights_trained_with_sam_where_there_is_none(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_inference_tiles_images_larger_than_the_working_size(
-    eunet3p_training: Training, tmp_path: Path
+@pytest.mark.parametrize("fit", ["tile", "resize"])
+def test_inference_writes_four_files_per_image_larger_than_the_working_size(
+    eunet3p_training: Training, tmp_path: Path, fit: str
 ) -> None:
     (tmp_path / "images").mkdir()
     for name, seed in (("one.png", 1), ("two.png", 2)):
@@ -97,6 +98,7 @@ def test_inference_tiles_images_larger_than_the_working_size(
         input=str(tmp_path / "images"),
         output_dir=str(tmp_path / "out"),
         instances="watershed",
+        fit=fit,
     )
     assert workflow.check_properties() == []
     workflow.run()

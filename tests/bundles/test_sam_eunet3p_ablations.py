@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from nucsam_monai.inferers import ResizeInferer
+from nucsam_monai.inferers import ResizeInferer, TileInferer
 from nucsam_monai.networks import EUNet3P
 from nucsam_monai.networks.blocks.max_blur_pool import MaxBlurPool
 from nucsam_monai.networks.blocks.sam_guidance import ConcatFusion
@@ -110,6 +110,7 @@ def test_the_papers_recipe_is_that_of_the_paper(settings: dict[str, Any]) -> Non
     assert (sampler.epochs, sampler.batch_size, sampler.samples_per_epoch) == (50, 16, None)
     assert content(workflow, "train#copies").copies == 50
     assert isinstance(content(workflow, "validate#spatial_inferer"), ResizeInferer)
+    assert isinstance(content(EUNET3P.bundle(**settings), "validate#spatial_inferer"), TileInferer)
     network = network_of(workflow)
     assert (network.fusion, network.advanced, network.sam_options.input_scale) == ("xgfb", False, 4)
     assert (network.xgfb_options.gate, network.xgfb_options.kv) == ("glu", "gated")
