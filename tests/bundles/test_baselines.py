@@ -132,8 +132,6 @@ def test_a_resumed_training_ends_with_the_same_weights(unet: Training, tmp_path:
 
 @pytest.mark.parametrize("baseline", sorted(SIDES))
 def test_every_baseline_trains_and_validates(settings: dict[str, Any], tmp_path: Path, baseline: str) -> None:
-    if baseline == "swin_unetr":
-        pytest.importorskip("einops")
     changed = {"baseline": baseline, "image_size": SIDES[baseline], "samples_per_epoch": 2}
     workflow = BASELINES.train(**{**settings, **changed})
     parser = workflow.parser
