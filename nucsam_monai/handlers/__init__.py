@@ -2,6 +2,7 @@
 
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
 from nucsam_monai.handlers.early_stopping import EarlyStopping
+from nucsam_monai.handlers.embedding_cache_log import EmbeddingCacheLog
 from nucsam_monai.handlers.evaluation_report import EvaluationReport
 from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
@@ -11,6 +12,7 @@ from nucsam_monai.handlers.network_epoch import NetworkEpoch
 from nucsam_monai.handlers.nucleus_masks import DecollateNuclei
 from nucsam_monai.handlers.prediction_writer import PredictionWriter
 from nucsam_monai.handlers.sam_export import SAMExport
+from nucsam_monai.handlers.shared_statistics import SharedStatistics
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
 from nucsam_monai.handlers.training_state import TrainingState
 from nucsam_monai.handlers.validation_loss import ValidationLoss
@@ -22,6 +24,7 @@ __all__ = [
     "DecollateNuclei",
     "DomainScheduleHandler",
     "EarlyStopping",
+    "EmbeddingCacheLog",
     "EvaluationReport",
     "GradientClipping",
     "MLflowTracker",
@@ -29,6 +32,7 @@ __all__ = [
     "NetworkEpoch",
     "PredictionWriter",
     "SAMExport",
+    "SharedStatistics",
     "TrackedRun",
     "TrainingState",
     "ValidationLoss",

@@ -12,6 +12,7 @@ from nucsam_monai.inferers.semantic import (
     SemanticInferer,
     TileInferer,
     prediction_from_probability,
+    spatial_inferer,
 )
 from nucsam_monai.utils.components import connected_components
 
@@ -32,5 +33,6 @@ __all__ = [
     "paint_masks",
     "prediction_from_probability",
     "select_points",
+    "spatial_inferer",
     "suppress_near_points",
 ]

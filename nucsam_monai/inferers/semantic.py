@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Predictor = Callable[..., Tensor]
 Points = tuple[Tensor, Tensor]
+Fit = Literal["tile", "resize"]
+"""How an image of any size meets a network of one: covered by tiles, or stretched."""
 
 
 class TileInferer(Inferer):
@@ -75,6 +77,22 @@ class ResizeInferer(Inferer):
         stretched = F.interpolate(inputs, size=size, mode="bilinear", align_corners=False)
         probability = network(stretched, *args, **kwargs)
         return F.interpolate(probability, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInferer | ResizeInferer:
+    """Return what fits images to a network's working size.
+
+    Args:
+        fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training.
+        image_size: side of the working image in pixels.
+        overlap: of the tiles, as a share of their side.
+
+    Raises:
+        ConfigurationError: an unknown ``fit``.
+    """
+    if fit not in get_args(Fit):
+        raise ConfigurationError(f"fit '{fit}': expected one of {', '.join(get_args(Fit))}.")
+    return TileInferer(image_size, overlap) if fit == "tile" else ResizeInferer(image_size)
 
 
 class SemanticInferer(Inferer):

@@ -16,6 +16,7 @@ from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
 
 from nucsam_monai.metrics.foreground import f1_mean_pr, foreground_metrics
+from nucsam_monai.metrics.foreground_variants import weighted_scores
 from nucsam_monai.metrics.instance import instance_metrics
 from nucsam_monai.metrics.prompted import mask_ious
 from nucsam_monai.utils.errors import ConfigurationError
@@ -157,6 +158,21 @@ class ForegroundMetric(LabelMapMetric):
         rows = self.rows()
         precision, recall = self.columns.index("precision"), self.columns.index("recall")
         return {**super().aggregate(), "f1_mean_pr": f1_mean_pr(rows[:, precision], rows[:, recall])}
+
+
+class WeightedForegroundMetric(LabelMapMetric):
+    """F1 and IoU of background and foreground weighted by their areas, per image, and their means.
+
+    The tables of eU-Net3+ hold these; see :func:`~nucsam_monai.metrics.foreground_variants.weighted_scores`.
+    They lie far above those of the foreground and are never compared with them.
+    """
+
+    columns = ("weighted_f1", "weighted_iou")
+    names = columns
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return the weighted F1 and IoU of one image."""
+        return weighted_scores(y, y_pred)
 
 
 class PromptedMaskMetric(LabelMapMetric):

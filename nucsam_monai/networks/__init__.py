@@ -3,7 +3,7 @@
 from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
 from nucsam_monai.networks.compilation import compile_modules
-from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput
+from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.sac import SAC, SACOutput
@@ -26,5 +26,6 @@ __all__ = [
     "Segmentor",
     "UNSAMOutput",
     "compile_modules",
+    "default_fusion",
     "trained_domains",
 ]

@@ -206,6 +206,20 @@ class EUNet3P(nn.Module):
         return features
 
 
+def default_fusion(sam_checkpoint: str | None) -> Fusion:
+    """Return the paper's fusion where there are SAM weights, and ``none`` where there are none.
+
+    A random SAM knows nothing of images: it would cost time and guide nobody.
+    """
+    if sam_checkpoint is not None:
+        return "xgfb"
+    logger.info(
+        "no SAM weights: eU-Net3+ without SAM's guidance (fusion 'none'). For guidance give sam_checkpoint, for "
+        "example what the bundle compact_sam writes."
+    )
+    return "none"
+
+
 def _require_fusion(fusion: str, advanced: bool) -> None:
     if fusion not in get_args(Fusion):
         raise ConfigurationError(f"fusion '{fusion}': expected one of {', '.join(get_args(Fusion))}.")

@@ -8,6 +8,8 @@ from monai.transforms import Compose, Randomizable, Transform
 
 from nucsam_monai.utils.errors import ConfigurationError
 
+_ENDLESS = 1 << 31
+
 
 class AugmentedCopiesd(Randomizable, Transform):
     """Give one of a fixed number of augmented copies of an item, chosen anew each time.
@@ -18,7 +20,7 @@ class AugmentedCopiesd(Randomizable, Transform):
 
     Args:
         transforms: dictionary transforms that take all their randomness from MONAI's ``set_random_state``.
-        copies: of each item.
+        copies: of each item; None draws from so many that none comes again.
         id_key: what tells the items apart.
         seed: another seed makes other copies.
 
@@ -37,13 +39,13 @@ class AugmentedCopiesd(Randomizable, Transform):
     def __init__(
         self,
         transforms: Sequence[Callable],
-        copies: int = 50,
+        copies: int | None = 50,
         id_key: str = "id",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if copies < 1:
-            raise ConfigurationError(f"augmented copies {copies}: expected 1 or more.")
+        if copies is not None and copies < 1:
+            raise ConfigurationError(f"augmented copies {copies}: expected 1 or more, or None.")
         self.augmentation = Compose(transforms)
         self.copies = copies
         self.id_key = id_key
@@ -51,7 +53,7 @@ class AugmentedCopiesd(Randomizable, Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the chosen copy of the item; the item itself is left as it is."""
-        return self.copy_of(data, int(self.R.randint(self.copies)))
+        return self.copy_of(data, int(self.R.randint(self.copies or _ENDLESS)))
 
     def copy_of(self, data: Mapping[Hashable, Any], copy: int) -> dict[Hashable, Any]:
         """Return copy number ``copy`` of the item, from 0 on."""

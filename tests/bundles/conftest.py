@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import monai
@@ -14,7 +14,8 @@ import torch
 from monai.utils import path_to_sqlite_uri
 
 from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
-from nucsam_monai.networks.sam import SAM_VARIANTS
+from nucsam_monai.networks.sam import SAM_VARIANTS, build_sam
+from tests.bundles.eunet3p_runs import EUNET3P
 from tests.bundles.runs import BundleRuns, write_datasets
 from tests.bundles.sac_runs import SAC
 from tests.bundles.unsam_runs import UNSAM
@@ -90,6 +91,26 @@ def sac_training(
     template_database: Path,
 ) -> Training:
     return train_once(SAC, tmp_path_factory.mktemp("sac_training"), dataset_dir, template_database)
+
+
+@pytest.fixture(scope="session")
+def sam_weights(tmp_path_factory: pytest.TempPathFactory, micro: None) -> str:
+    """Weights of a micro SAM in the official layout."""
+    path = tmp_path_factory.mktemp("sam") / "sam_micro.pth"
+    torch.manual_seed(7)
+    torch.save(build_sam("micro", 32).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def eunet3p_training(
+    tmp_path_factory: pytest.TempPathFactory, dataset_dir: str, sam_weights: str, template_database: Path
+) -> Training:
+    """A training with SAM's guidance."""
+    folder = tmp_path_factory.mktemp("eunet3p_training")
+    guided = {"sam_checkpoint": sam_weights, "embedding_cache": str(folder / "embeddings")}
+    runs = replace(EUNET3P, tiny={**EUNET3P.tiny, **guided})
+    return train_once(runs, folder, dataset_dir, template_database)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def test_the_training_command_from_any_folder(
         assert Store(store_uri).only_run(f"nucsam/{bundle}").info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("bundle", ["unsam", "sac"])
+@pytest.mark.parametrize("bundle", ["unsam", "sac", "sam_eunet3p"])
 def test_two_processes_train_one_model_in_one_run(
     bundle: str, dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
 ) -> None:

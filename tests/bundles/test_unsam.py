@@ -16,7 +16,7 @@ from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import CheckpointError, ImageReadError
 from tests.bundles.conftest import Training
 from tests.bundles.runs import HEIGHT, WIDTH, draw, network_of, raised_from, tensors
-from tests.bundles.unsam_runs import bundle, evaluate, train
+from tests.bundles.unsam_runs import bundle, evaluate
 
 UNSURE = 0.4
 """A threshold that the answers of a hardly trained network lie around, so that there are nuclei."""
@@ -178,14 +178,3 @@ def test_only_what_was_trained_is_saved_and_the_frozen_encoder_stays_as_it_was(
     evaluated = evaluate(**shared, output_dir=str(tmp_path / "evaluate"))
     trained, reloaded = (run.evaluator.state.metrics for run in (workflow, evaluated))
     assert {key: trained[key] for key in reloaded if key in trained} == dict(reloaded)
-
-
-def test_the_unet_baseline_trains_and_evaluates(training: Training, tmp_path: Path) -> None:
-    settings = {**training.settings, "network_def#channels": [4, 8, 16, 16, 16], "output_dir": str(tmp_path)}
-    train("baseline_unet", **settings)
-    weights = tmp_path / "model.safetensors"
-    assert read_header(weights)["method"] == "unet"
-    workflow = train("evaluate", "baseline_unet", **settings, checkpoint=str(weights))
-    assert workflow.parser.get_parsed_content("tracked_run").tags["bundle"] == "baseline_unet"
-    assert summary(tmp_path)["summary"][0]["domain"] == "bright"
-    assert workflow.check_properties() == []

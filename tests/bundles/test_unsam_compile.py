@@ -62,11 +62,5 @@ def test_inference_compiles(training: Training, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.geojson"))
 
 
-def test_the_baseline_compiles_as_a_whole(training: Training, tmp_path: Path) -> None:
-    settings = {**training.settings, "network_def#channels": [4, 8, 16, 16, 16], "output_dir": str(tmp_path)}
-    network = network_of(bundle("baseline_unet", **settings, compile=True))
-    assert compiled_modules(network) == [network]
-
-
 def test_nothing_is_compiled_unless_asked_for(training: Training, tmp_path: Path) -> None:
     assert compiled_modules(network_of(bundle(**training.settings, output_dir=str(tmp_path)))) == []

@@ -14,6 +14,7 @@ from nucsam_monai.inferers import (
     SemanticInferer,
     TileInferer,
     prediction_from_probability,
+    spatial_inferer,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -236,3 +237,14 @@ def test_touching_nuclei_are_split_on_request():
     assert len(prediction_from_probability(probability)) == 1
     assert len(prediction_from_probability(probability, instances="watershed", min_distance_px=7)) == 2
     assert len(prediction_from_probability(probability, instances="watershed", min_distance_px=20)) == 1
+
+
+def test_images_are_fitted_by_tiles_or_by_stretching():
+    tiles = spatial_inferer("tile", TILE, overlap=0.5)
+    assert isinstance(tiles, TileInferer)
+    assert (tiles.tile_px, tiles.tiles.overlap) == (TILE, 0.5)
+    stretched = spatial_inferer("resize", TILE)
+    assert isinstance(stretched, ResizeInferer)
+    assert stretched.image_size == TILE
+    with pytest.raises(ConfigurationError, match="fit 'crop': expected one of tile, resize"):
+        spatial_inferer("crop", TILE)

@@ -9,12 +9,17 @@ import torch
 import torch.distributed as dist
 from monai.data import MetaTensor
 
-from nucsam_monai.metrics import f1_mean_pr, foreground_metrics, instance_metrics
-from nucsam_monai.metrics.cumulative import ForegroundMetric, InstanceSegmentationMetric, LabelMapMetric
+from nucsam_monai.metrics import f1_mean_pr, foreground_metrics, instance_metrics, weighted_scores
+from nucsam_monai.metrics.cumulative import (
+    ForegroundMetric,
+    InstanceSegmentationMetric,
+    LabelMapMetric,
+    WeightedForegroundMetric,
+)
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.metrics.label_maps import pair_of_discs
 
-METRICS = [InstanceSegmentationMetric, ForegroundMetric]
+METRICS = [InstanceSegmentationMetric, ForegroundMetric, WeightedForegroundMetric]
 
 
 def pairs(count: int, side: int = 32) -> list[list[np.ndarray]]:
@@ -42,6 +47,14 @@ def test_rows_and_means_are_those_of_the_functions() -> None:
     means = dict(zip(foreground.columns, foreground_rows.mean(0), strict=True))
     f1 = f1_mean_pr(foreground_rows[:, 2], foreground_rows[:, 3])
     assert foreground.aggregate() == pytest.approx({**means, "f1_mean_pr": f1})
+
+
+def test_weighted_rows_and_means_are_those_of_the_function() -> None:
+    images = pairs(3)
+    metric = fed(WeightedForegroundMetric(), images)
+    rows = np.array([weighted_scores(*image) for image in images])
+    np.testing.assert_array_equal(metric.rows(), rows)
+    assert metric.aggregate() == pytest.approx(dict(zip(metric.columns, rows.mean(0), strict=True)))
 
 
 @pytest.mark.parametrize("metric_type", METRICS)

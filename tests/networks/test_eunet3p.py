@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nucsam_monai.inferers import SemanticInferer, TileInferer
-from nucsam_monai.networks import EUNet3P, EUNet3POutput
+from nucsam_monai.networks import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.transforms.intensity import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -218,3 +218,8 @@ def test_options_can_come_from_a_configuration_file(micro, tmp_path):
         "xgfb": {"gate": "glu", "kv": "gated", "residual": False},
         "sam": {"input_scale": 4},
     }
+
+
+def test_guidance_is_the_default_where_there_is_a_sam():
+    assert default_fusion("sam.pth") == "xgfb"
+    assert default_fusion(None) == "none"

@@ -81,6 +81,12 @@ def test_item_itself_stays_as_it_is():
     assert torch.equal(original["instances"], item()["instances"])
 
 
+def test_without_a_number_no_copy_comes_again():
+    copies = AugmentedCopiesd([RandGaussianNoised("image", prob=1.0)], copies=None)
+    copies.set_random_state(seed=0)
+    assert len({copies(item())["image"].numpy().tobytes() for _ in range(30)}) == 30
+
+
 def test_one_copy_is_the_least():
     with pytest.raises(ConfigurationError, match="augmented copies 0: expected 1 or more"):
         AugmentedCopiesd([], copies=0)

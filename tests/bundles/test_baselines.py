@@ -1,0 +1,196 @@
+"""The bundle of baselines from training to evaluation and inference, in one process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from nucsam_monai.losses import HoVerNetBranchLoss, MaskLoss
+from nucsam_monai.networks import baselines
+from nucsam_monai.networks.sam import read_header
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+from tests.bundles.baselines_runs import BASELINES
+from tests.bundles.conftest import Training, train_once
+from tests.bundles.runs import HEIGHT, WIDTH, assert_same_tensors, draw, network_of, raised_from
+from tests.handlers.tracked_engines import Store
+
+SIDES = {"unet": 32, "unetpp": 32, "attention_unet": 32, "unet3p": 32, "nnunet": 32, "swin_unetr": 64}
+"""Sides of the smallest images that each small network trains with."""
+
+
+class TinyHoVerNet(nn.Module):
+    """What HoVer-Net gives, from one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.Conv2d(3, 4, kernel_size=3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        background, nucleus, distances = self.branches(image).split([1, 1, 2], dim=1)
+        if self.training:
+            return {
+                "nucleus_prediction": torch.cat([background, nucleus], 1),
+                "horizontal_vertical": distances,
+            }
+        return torch.cat([nucleus - background, distances], dim=1)
+
+
+@pytest.fixture
+def tiny_hovernet(monkeypatch: pytest.MonkeyPatch) -> None:
+    builders = {**baselines._BUILDERS, "hovernet": lambda small: baselines._Built(TinyHoVerNet(), 1)}
+    monkeypatch.setattr(baselines, "_BUILDERS", builders)
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory, dataset_dir: str, template_database: Path) -> Training:
+    return train_once(BASELINES, tmp_path_factory.mktemp("baseline"), dataset_dir, template_database)
+
+
+@pytest.fixture
+def settings(dataset_dir: str, tmp_path: Path) -> dict[str, Any]:
+    return {**BASELINES.tiny, "dataset_dir": dataset_dir, "output_dir": str(tmp_path / "train")}
+
+
+def evaluate(training: Training, output: Path, **settings: Any) -> Any:
+    shared = {**training.settings, "checkpoint": str(training.weights), "output_dir": str(output)}
+    return BASELINES.evaluate(**{**shared, **settings})
+
+
+def infer(settings: dict[str, Any], weights: Path, folder: Path, **others: Any) -> Path:
+    """Segment an image and return the folder of the results."""
+    (folder / "images").mkdir()
+    Image.fromarray(draw(np.random.default_rng(1), 4)[0]).save(folder / "images" / "one.png")
+    names = ("device", "baseline", "baseline_size", "image_size", "precision")
+    workflow = BASELINES.bundle(
+        base="inference",
+        **{key: settings[key] for key in names},
+        **others,
+        checkpoint=str(weights),
+        input=str(folder / "images"),
+        output_dir=str(folder / "out"),
+    )
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    return folder / "out"
+
+
+def test_training_is_one_tracked_run_whose_weights_name_the_network(unet: Training) -> None:
+    header = read_header(unet.weights)
+    assert (header["method"], header["options"]) == ("unet", '{"size": "small"}')
+    store = Store(unet.store_uri)
+    run = store.only_run("nucsam/baselines")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["baseline"] == "unet"
+    assert store.curve(run, "val_dice")[2] == unet.val_dice
+    for metric in ("train_loss", "lr_group_0", "val_pq", "val_loss"):
+        assert set(store.curve(run, metric)) == {1, 2}
+
+
+def test_evaluation_repeats_the_numbers_of_the_training(unet: Training, tmp_path: Path) -> None:
+    evaluated = evaluate(unet, tmp_path, splits=["validation"]).evaluator.state.metrics["val_dice"]
+    assert repr(evaluated) == read_header(unet.weights)["val_dice"]
+    facts = json.loads((tmp_path / "summary.json").read_text())
+    assert facts["baseline"] == "unet"
+    assert {row["domain"] for row in facts["summary"]} >= {"bright", "dark"}
+
+
+def test_evaluation_refuses_weights_of_another_baseline(unet: Training, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as error:
+        evaluate(unet, tmp_path, baseline="attention_unet")
+    assert "its method is 'unet'" in (raised_from(error.value, CheckpointError) or "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("instances", ["components", "watershed"])
+def test_inference_writes_the_instances_of_either_rule(
+    unet: Training, tmp_path: Path, instances: str
+) -> None:
+    output = infer(dict(unet.settings), unet.weights, tmp_path, instances=instances)
+    assert tifffile.imread(output / "one_instances.tif").shape == (HEIGHT, WIDTH)
+    assert len(list(output.iterdir())) == 4
+
+
+def test_a_resumed_training_ends_with_the_same_weights(unet: Training, tmp_path: Path) -> None:
+    shared = {**unet.settings, "epochs": 3, "samples_per_epoch": 4}
+    for name, steps in (("whole", [3]), ("parts", [1, 3])):
+        for step in steps:
+            BASELINES.train(
+                **{**shared, "train#trainer#max_epochs": step},
+                output_dir=str(tmp_path / name),
+                resume=step != steps[0],
+            )
+    for name in ("model.safetensors", "training_state.safetensors"):
+        assert_same_tensors(tmp_path / "parts" / name, tmp_path / "whole" / name)
+
+
+@pytest.mark.parametrize("baseline", sorted(SIDES))
+def test_every_baseline_trains_and_validates(settings: dict[str, Any], tmp_path: Path, baseline: str) -> None:
+    changed = {"baseline": baseline, "image_size": SIDES[baseline], "samples_per_epoch": 2}
+    workflow = BASELINES.train(**{**settings, **changed})
+    parser = workflow.parser
+    assert isinstance(parser.get_parsed_content("loss_function"), MaskLoss)
+    assert read_header(tmp_path / "train" / "model.safetensors")["method"] == baseline
+    assert workflow.evaluator.state.output[0]["pred"].shape == (1, HEIGHT, WIDTH)
+
+
+def test_there_is_a_test_of_every_baseline() -> None:
+    assert {*SIDES, "hovernet"} == set(baselines._BUILDERS)
+
+
+@pytest.mark.usefixtures("tiny_hovernet")
+def test_hovernet_learns_distances_and_parts_nuclei_by_them(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings |= {"baseline": "hovernet", "baseline_size": "standard"}
+    workflow = BASELINES.train(**settings)
+    parser = workflow.parser
+    assert isinstance(parser.get_parsed_content("loss_function"), HoVerNetBranchLoss)
+    label = workflow.trainer.state.batch["label"]
+    assert label.shape[1:] == (3, 32, 32)
+    assert (label[:, 1:].min(), label[:, 1:].max()) == (-1, 1)
+    output = workflow.evaluator.state.output[0]
+    assert output["pred"].shape == output["pred_instances"].shape == (1, HEIGHT, WIDTH)
+    steps = [type(step).__name__ for step in parser.get_parsed_content("validate#postprocessing").transforms]
+    assert steps == ["HoVerNetInstancesd", "CopyItemsd"]
+    weights = tmp_path / "train" / "model.safetensors"
+    assert len(list(infer(settings, weights, tmp_path).iterdir())) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"baseline": "vnet"}, {"baseline": "hovernet"}])
+def test_an_unknown_baseline_or_size_is_refused(settings: dict[str, Any], wrong: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError) as error:
+        BASELINES.bundle(**{**settings, **wrong})
+    assert raised_from(error.value, ConfigurationError)
+
+
+def test_one_domain_after_the_other_is_a_schedule_too(settings: dict[str, Any]) -> None:
+    workflow = BASELINES.train(**settings, schedule="sequential")
+    assert workflow.trainer.state.epoch == 2
+
+
+def test_the_whole_network_is_what_is_compiled(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr("nucsam_monai.networks.compile_modules", lambda modules, _: compiled.extend(modules))
+    workflow = BASELINES.bundle(**settings, compile=True)
+    assert compiled == [network_of(workflow)]
+
+
+def test_every_property_that_monai_asks_for_is_there(unet: Training, tmp_path: Path) -> None:
+    shared = {**unet.settings, "output_dir": str(tmp_path)}
+    assert BASELINES.bundle(**shared).check_properties() == []
+    assert BASELINES.bundle("evaluate", **shared, checkpoint=str(unet.weights)).check_properties() == []
+
+
+def test_train_and_inference_build_the_same_network() -> None:
+    train, inference = (
+        json.loads((BASELINES.configs / name).read_text()) for name in ("train.json", "inference.json")
+    )
+    for key in ("network_def", "baseline", "baseline_size", "image_size"):
+        assert train[key] == inference[key]
