@@ -106,7 +106,9 @@ class NucleiEvaluation:
             y=true,
             y_pred=prediction.instances,
             y_classes=dict(zip(ids, item["point_classes"].tolist(), strict=True)) if with_classes else None,
-            y_pred_classes=dict(zip(predicted, table["class_id"].tolist(), strict=True)) if with_classes else None,
+            y_pred_classes=dict(zip(predicted, table["class_id"].tolist(), strict=True))
+            if with_classes
+            else None,
             scores=dict(zip(predicted, table["score"].tolist(), strict=True)),
             tissue=item.get("tissue"),
             group=item.get("group"),

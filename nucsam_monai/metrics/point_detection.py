@@ -48,7 +48,9 @@ class PointDetectionMetric(LabelMapMetric):
             y_pred: ``(n, 4)`` prediction.
         """
         image = GreedyDetection(self.protocol.class_count, self.protocol.radius_px)
-        image.update(y[:, :2], y[:, 2].astype(np.int64), y_pred[:, :2], y_pred[:, 2].astype(np.int64), y_pred[:, 3])
+        image.update(
+            y[:, :2], y[:, 2].astype(np.int64), y_pred[:, :2], y_pred[:, 2].astype(np.int64), y_pred[:, 3]
+        )
         return image.counts.astype(np.float64).ravel().tolist()
 
     def aggregate(self) -> dict[str, float]:

@@ -60,9 +60,7 @@ class PromptNucSeg(nn.Module):
         if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
             raise ConfigurationError(f"class_names {class_names!r}: expected a list of different names.")
         self.class_names = tuple(class_names)
-        self.prompter = Prompter(
-            len(class_names), options=prompter, backbone_checkpoint=backbone_checkpoint
-        )
+        self.prompter = Prompter(len(class_names), options=prompter, backbone_checkpoint=backbone_checkpoint)
         self.segmentor = Segmentor(
             sam_variant,
             image_size,
