@@ -109,8 +109,8 @@ TESTING: dict[str, tuple[dict[str, Any], Effect]] = {
 @pytest.mark.parametrize("switch", TRAINING)
 def test_a_switch_trains_a_step(promptnucseg_training: TwoStageTraining, tmp_path: Path, switch: str) -> None:
     stage, settings, took_effect = TRAINING[switch]
-    shared = {**promptnucseg_training.settings, "samples_per_epoch": 1, "epochs": 1, "val_interval": 1}
-    shared |= {"output_dir": str(tmp_path), "segmentor_batch_size": 3, "warmup_epochs": 0}
+    shared = {**promptnucseg_training.settings, "samples_per_epoch": 3, "epochs": 1, "val_interval": 1}
+    shared |= {"output_dir": str(tmp_path), "batch_size": 3, "warmup_epochs": 0}
     if switch == "decoder alone":
         torch.save(build_sam("micro", 32).state_dict(), tmp_path / "sam.pth")
         shared |= {"sam_checkpoint": str(tmp_path / "sam.pth")}

@@ -53,7 +53,7 @@ def small(promptnucseg_training: TwoStageTraining, tmp_path: Path) -> dict[str, 
         "dataset_dir",
     )
     settings = {key: promptnucseg_training.settings[key] for key in names}
-    return {**settings, "backbone": "compact", "output_dir": str(tmp_path)}
+    return {**settings, "backbone": "compact", "split_protocol": None, "output_dir": str(tmp_path)}
 
 
 @pytest.mark.parametrize("dataset", RECIPES)
@@ -91,14 +91,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("dataset", RECIPES)
 def test_a_recipe_trains_its_augmented_images(dataset: str, small: dict[str, Any], tmp_path: Path) -> None:
-    settings = {
-        **small,
-        "epochs": 1,
-        "prompter_batch_size": 2,
-        "segmentor_batch_size": 2,
-        "samples_per_epoch": 2,
-    }
-    settings |= {"val_interval": 1}
+    settings = {**small, "epochs": 1, "val_interval": 1, "samples_per_epoch": 1, "prompter_batch_size": 1}
     for stage in ("prompter", "segmentor"):
         PROMPTNUCSEG.train(f"paper_{dataset}", **settings, run_id=stage)
     assert {"prompter.safetensors", "segmentor.safetensors"} <= {path.name for path in tmp_path.iterdir()}
