@@ -15,7 +15,7 @@ from monai.utils import path_to_sqlite_uri
 
 from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
 from nucsam_monai.networks.sam import SAM_VARIANTS
-from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, write_typed_dataset
+from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, joint_metrics, write_typed_dataset
 from tests.bundles.runs import BundleRuns, write_datasets
 from tests.bundles.sac_runs import SAC
 from tests.bundles.unsam_runs import UNSAM
@@ -110,8 +110,9 @@ def promptnucseg_training(
     folder = tmp_path_factory.mktemp("promptnucseg")
     uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
     settings = {**PROMPTNUCSEG.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
-    workflow = PROMPTNUCSEG.train(**settings, output_dir=str(folder / "train"), tracking_uri=uri)
-    return TwoStageTraining(folder / "train", settings, dict(workflow.evaluator.state.metrics), uri)
+    tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
+    workflow = PROMPTNUCSEG.train(**tracked)
+    return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.data import DatasetWriter
 from nucsam_monai.data.metadata import DatasetMetadata
@@ -30,3 +31,8 @@ def write_typed_dataset(root: Path) -> Path:
                 }
                 writer.add(split, f"{split}_{number}", image, instances, classes=classes, tissue="skin")
     return root
+
+
+def joint_metrics(workflow: ConfigWorkflow) -> dict[str, float]:
+    """Return what the validation of both networks together measured."""
+    return dict(workflow.parser.get_parsed_content("joint::evaluator").state.metrics)

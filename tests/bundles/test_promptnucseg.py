@@ -15,7 +15,7 @@ from nucsam_monai.networks import Prompter
 from nucsam_monai.networks.sam import build_sam, read_header
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from tests.bundles.conftest import TwoStageTraining
-from tests.bundles.promptnucseg_runs import CLASS_NAMES, PROMPTNUCSEG
+from tests.bundles.promptnucseg_runs import CLASS_NAMES, PROMPTNUCSEG, joint_metrics
 from tests.bundles.runs import (
     HEIGHT,
     WIDTH,
@@ -92,7 +92,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     if cut == "in the second stage":
         PROMPTNUCSEG.train(**settings, **{"train#trainer#max_epochs": 1}, run_id="segmentor")
     workflow = PROMPTNUCSEG.train(**settings, resume=True)
-    assert workflow.evaluator.state.metrics == promptnucseg_training.metrics
+    assert joint_metrics(workflow) == promptnucseg_training.metrics
     for name in (*WEIGHTS, *STATES):
         assert_same_tensors(tmp_path / name, promptnucseg_training.folder / name)
 
@@ -236,7 +236,7 @@ def test_points_of_a_user_take_the_prompters_place(
     assert len(workflow.evaluator.state.output[0]["pred"].nucleus_of_prompt) == 2
     rows = rows_of(tmp_path / "out" / "two_nuclei.csv")
     assert len(rows) <= 2
-    assert all(row["class"] in CLASS_NAMES for row in rows)
+    assert all(row["class_name"] in CLASS_NAMES for row in rows)
 
 
 def test_a_point_on_background_is_refused(
@@ -252,5 +252,5 @@ def test_data_without_classes_trains_one_class(dataset_dir: str, micro: None, tm
     settings = {**PROMPTNUCSEG.tiny, "dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
     workflow = PROMPTNUCSEG.train(**settings)
     assert network_of(workflow).class_names == ("nucleus",)
-    assert "val_pq" in workflow.evaluator.state.metrics
-    assert "val_mpq" not in workflow.evaluator.state.metrics
+    assert "val_pq" in joint_metrics(workflow)
+    assert "val_mpq" not in joint_metrics(workflow)

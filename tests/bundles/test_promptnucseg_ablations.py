@@ -10,7 +10,7 @@ from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.networks.sam import build_sam
 from tests.bundles.conftest import TwoStageTraining
-from tests.bundles.promptnucseg_runs import PROMPTNUCSEG
+from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, joint_metrics
 from tests.bundles.runs import network_of
 
 Effect = Callable[[ConfigWorkflow], bool]
@@ -90,18 +90,18 @@ TRAINING: dict[str, tuple[str, dict[str, Any], Effect]] = {
 TESTING: dict[str, tuple[dict[str, Any], Effect]] = {
     "no mask filter": (
         {"mask_filter": False},
-        lambda run: not content(run, "validate::find_points").mask_filter,
+        lambda run: not content(run, "joint::find_points").mask_filter,
     ),
-    "negatives": ({"neg_test": 1}, lambda run: content(run, "validate::inferer").decoding.negatives == 1),
-    "six views": ({"tta": True}, lambda run: len(content(run, "validate::inferer").decoding.views) == 6),
-    "another overlap": ({"overlap_px": 16}, lambda run: content(run, "validate::inferer").overlap_px == 16),
+    "negatives": ({"neg_test": 1}, lambda run: content(run, "joint::inferer").decoding.negatives == 1),
+    "six views": ({"tta": True}, lambda run: len(content(run, "joint::inferer").decoding.views) == 6),
+    "another overlap": ({"overlap_px": 16}, lambda run: content(run, "joint::inferer").overlap_px == 16),
     "another threshold": (
         {"nms_threshold": 0.3},
-        lambda run: content(run, "validate::inferer").nms_threshold == 0.3,
+        lambda run: content(run, "joint::inferer").nms_threshold == 0.3,
     ),
     "another radius": (
         {"point_radius_px": 9.0},
-        lambda run: content(run, "validate::find_points").radius_px == 9.0,
+        lambda run: content(run, "joint::find_points").radius_px == 9.0,
     ),
 }
 
@@ -141,5 +141,5 @@ def test_classes_of_the_segmentor_are_those_of_the_result(
 ) -> None:
     settings = {**promptnucseg_training.settings, "epochs": 1, "classifier": "segmentor"}
     workflow = PROMPTNUCSEG.train(**settings, output_dir=str(tmp_path))
-    assert content(workflow, "validate::inferer").decoding.segmenter_classifies
-    assert "val_mpq" in workflow.evaluator.state.metrics
+    assert content(workflow, "joint::inferer").decoding.segmenter_classifies
+    assert "val_mpq" in joint_metrics(workflow)

@@ -26,8 +26,8 @@ def read(name: str) -> dict[str, Any]:
 def test_train_and_inference_build_the_same_networks_and_results() -> None:
     train, inference = read("train.json"), read("inference.json")
     assert train["network_def"] == inference["network_def"]
-    assert train["validate"]["inferer"] == inference["inferer"]
-    assert train["validate"]["find_points"] == inference["find_points"]
+    assert train["joint"]["inferer"] == inference["inferer"]
+    assert train["joint"]["find_points"] == inference["find_points"]
     parts = json.dumps([inference[name] for name in ("network_def", "inferer", "find_points")])
     shared = {name for name in train if f'"@{name}"' in parts} - {"class_names"}
     assert {name: train[name] for name in shared} == {name: inference.get(name) for name in shared}
@@ -53,7 +53,13 @@ def small(promptnucseg_training: TwoStageTraining, tmp_path: Path) -> dict[str, 
         "dataset_dir",
     )
     settings = {key: promptnucseg_training.settings[key] for key in names}
-    return {**settings, "backbone": "compact", "split_protocol": None, "output_dir": str(tmp_path)}
+    return {
+        **settings,
+        "backbone": "compact",
+        "split_protocol": None,
+        "overlap_px": 8,
+        "output_dir": str(tmp_path),
+    }
 
 
 @pytest.mark.parametrize("dataset", RECIPES)
@@ -68,7 +74,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
     network, prompts, finder = (
         network_of(workflow),
         content("train::prompts")[0],
-        content("validate::find_points"),
+        content("joint::find_points"),
     )
     optimizer = content("prompter_stage::optimizer")
     assert (
@@ -79,10 +85,10 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
         prompts.negatives,
         finder.radius_px,
         finder.mask_filter,
-        content("validate::inferer").nms_threshold,
+        content("joint::inferer").nms_threshold,
         optimizer.param_groups[0]["initial_lr"],
     ) == RECIPES[dataset]
-    assert content("validate::inferer").decoding.negatives == prompts.negatives
+    assert content("joint::inferer").decoding.negatives == prompts.negatives
     assert type(content("optimizer")) is type(optimizer) is torch.optim.AdamW
     assert content("optimizer").defaults["weight_decay"] == optimizer.defaults["weight_decay"] == 1e-4
     for stage in ("prompter_stage", "train"):
