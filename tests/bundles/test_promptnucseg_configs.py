@@ -86,7 +86,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
         finder.radius_px,
         finder.mask_filter,
         content("joint::inferer").nms_threshold,
-        optimizer.param_groups[0]["initial_lr"],
+        optimizer.param_groups[0]["lr"],
     ) == RECIPES[dataset]
     assert content("joint::inferer").decoding.negatives == prompts.negatives
     assert type(content("optimizer")) is type(optimizer) is torch.optim.AdamW
