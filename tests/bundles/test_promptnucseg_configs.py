@@ -91,6 +91,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
     assert content("joint::inferer").decoding.negatives == prompts.negatives
     assert type(content("optimizer")) is type(optimizer) is torch.optim.AdamW
     assert content("optimizer").defaults["weight_decay"] == optimizer.defaults["weight_decay"] == 1e-4
+    assert recipe["ema_decay"] == 0.99
     for stage in ("prompter_stage", "train"):
         assert content(f"{stage}::sampler").epochs == 200
 
