@@ -2,6 +2,7 @@
 
 from nucsam_monai.data.dataset import (
     Dataset,
+    class_names,
     find_datasets,
     load_items,
     read_dataset,
@@ -17,6 +18,7 @@ __all__ = [
     "DatasetMetadata",
     "DatasetSummary",
     "DatasetWriter",
+    "class_names",
     "find_datasets",
     "load_items",
     "random_split",

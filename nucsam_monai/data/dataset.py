@@ -9,6 +9,7 @@
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,10 @@ from nucsam_monai.data.protocols import UNUSED
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
+logger = logging.getLogger(__name__)
+
 DATASET_FILE = "dataset.json"
+NO_CLASSES = ("nucleus",)
 FILE_KEYS = ("image", "instances", "classes")
 REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
@@ -189,6 +193,23 @@ def training_domains(dataset_dir: Path | str, protocol: str | Mapping[str, str] 
     """
     datasets = _read_datasets(dataset_dir, protocol)
     return sorted({dataset.metadata.domain for dataset in datasets if dataset.splits["training"]})
+
+
+def class_names(dataset_dir: Path | str) -> list[str]:
+    """Return the names of the classes that all datasets have in common, or ``["nucleus"]`` where they differ.
+
+    Args:
+        dataset_dir: one dataset folder, or a folder of several.
+
+    Raises:
+        DatasetError: there is no dataset.
+    """
+    datasets = _read_datasets(dataset_dir, None)
+    different = {dataset.metadata.class_names for dataset in datasets}
+    if len(different) == 1:
+        return list(different.pop())
+    logger.warning("%s: the datasets have different classes, so all nuclei count as one class.", dataset_dir)
+    return [*NO_CLASSES]
 
 
 def _read_datasets(dataset_dir: Path | str, protocol: str | Mapping[str, str] | None) -> list[Dataset]:

@@ -5,6 +5,7 @@ from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
 from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
 from nucsam_monai.engines.prompter_batch import PreparePrompterBatch, collate_points
+from nucsam_monai.engines.prompts_batch import PreparePromptsBatch
 
 __all__ = [
     "DomainBatchSampler",
@@ -12,6 +13,7 @@ __all__ = [
     "PrepareNucleusBatch",
     "PreparePointsBatch",
     "PreparePrompterBatch",
+    "PreparePromptsBatch",
     "PrepareTruthBatch",
     "ReadableImages",
     "collate_nuclei",

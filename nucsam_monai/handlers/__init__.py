@@ -1,5 +1,6 @@
 """Handlers for Ignite engines beyond those of MONAI."""
 
+from nucsam_monai.handlers.decollate_points import DecollatePoints, DecollatePrediction
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
 from nucsam_monai.handlers.early_stopping import EarlyStopping
 from nucsam_monai.handlers.embedding_cache_log import EmbeddingCacheLog
@@ -9,6 +10,7 @@ from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
 from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
 from nucsam_monai.handlers.network_epoch import NetworkEpoch
+from nucsam_monai.handlers.nuclei_evaluation import NucleiEvaluation
 from nucsam_monai.handlers.nucleus_masks import DecollateNuclei
 from nucsam_monai.handlers.prediction_writer import PredictionWriter
 from nucsam_monai.handlers.sam_export import SAMExport
@@ -22,6 +24,8 @@ from nucsam_monai.handlers.weights_saver import BestWeightsSaver
 __all__ = [
     "BestWeightsSaver",
     "DecollateNuclei",
+    "DecollatePoints",
+    "DecollatePrediction",
     "DomainScheduleHandler",
     "EarlyStopping",
     "EmbeddingCacheLog",
@@ -30,6 +34,7 @@ __all__ = [
     "MLflowTracker",
     "NamedMetricsHandler",
     "NetworkEpoch",
+    "NucleiEvaluation",
     "PredictionWriter",
     "SAMExport",
     "SharedStatistics",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy, string_list_all_gather
+from numpy.typing import NDArray
 
 from nucsam_monai.io import comparison_overlay, read_image, write_evaluation, write_png
 from nucsam_monai.metrics import matched_ids
@@ -62,7 +63,11 @@ class EvaluationReport:
         """Note the images of one iteration and draw those that get an overlay."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             if Counter(self._domains)[item["domain"]] < self.overlays_per_domain:
-                self._draw(item, output)
+                maps = (
+                    convert_to_numpy(output[key])[0].astype(np.int32)
+                    for key in ("label_instances", "pred_instances")
+                )
+                write_comparison(self.output_dir, item, *maps)
             self._ids.append(item["id"])
             self._domains.append(item["domain"])
             self._groups.append(item.get("group") or "")
@@ -85,18 +90,27 @@ class EvaluationReport:
         ]
         write_report(self.output_dir, rows, self.facts)
 
-    def _draw(self, item: Mapping[str, Any], output: Mapping[str, Any]) -> None:
-        true = convert_to_numpy(output["label_instances"])[0].astype(np.int32)
-        predicted = convert_to_numpy(output["pred_instances"])[0].astype(np.int32)
-        matched_true, matched_predicted = matched_ids(true, predicted)
-        overlay = comparison_overlay(
-            read_image(item["image_path"]),
-            true,
-            predicted,
-            matched_true=matched_true,
-            matched_predicted=matched_predicted,
-        )
-        write_png(self.output_dir / "overlays" / f"{item['domain']}_{item['id']}.png", overlay)
+
+def write_comparison(
+    output_dir: Path, item: Mapping[str, Any], true: NDArray[np.int32], predicted: NDArray[np.int32]
+) -> None:
+    """Draw truth and prediction over an image, in ``overlays/<domain>_<id>.png``.
+
+    Args:
+        output_dir: of the evaluation.
+        item: with ``id``, ``domain`` and ``image_path``.
+        true: ``(H, W)`` label map.
+        predicted: ``(H, W)`` label map.
+    """
+    matched_true, matched_predicted = matched_ids(true, predicted)
+    overlay = comparison_overlay(
+        read_image(item["image_path"]),
+        true,
+        predicted,
+        matched_true=matched_true,
+        matched_predicted=matched_predicted,
+    )
+    write_png(output_dir / "overlays" / f"{item['domain']}_{item['id']}.png", overlay)
 
 
 def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:

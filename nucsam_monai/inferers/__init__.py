@@ -4,6 +4,7 @@ from nucsam_monai.inferers.anchor_selection import select_points, suppress_near_
 from nucsam_monai.inferers.automatic import AutomaticMaskInferer
 from nucsam_monai.inferers.detected_points import DetectedPoints, oracle_prompts
 from nucsam_monai.inferers.painting import paint_masks
+from nucsam_monai.inferers.point_finder import PointFinder
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
 from nucsam_monai.inferers.prompted import PromptedInferer, PromptedPrediction
 from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter
@@ -21,6 +22,7 @@ __all__ = [
     "AutomaticMaskInferer",
     "DetectedPoints",
     "FindPoints",
+    "PointFinder",
     "PromptedInferer",
     "PromptedPrediction",
     "PromptedSegmenter",

@@ -12,7 +12,7 @@ from nucsam_monai.metrics.contingency import (
 )
 from nucsam_monai.metrics.detection import GreedyDetection, HovernetDetection
 from nucsam_monai.metrics.detection_score import DetectionResult, DetectionScore
-from nucsam_monai.metrics.evaluate import evaluate
+from nucsam_monai.metrics.evaluate import evaluate, evaluation_of, evaluation_settings
 from nucsam_monai.metrics.foreground import (
     ForegroundCounts,
     ForegroundMetrics,
@@ -45,7 +45,13 @@ from nucsam_monai.metrics.instance import (
     matched_ids,
     panoptic_quality,
 )
-from nucsam_monai.metrics.measurement import EvaluationSample, majority_classes
+from nucsam_monai.metrics.measurement import (
+    EvaluationSample,
+    EvaluationSettings,
+    ImageMeasurement,
+    majority_classes,
+    measure_image,
+)
 from nucsam_monai.metrics.objects import COCO_THRESHOLDS, ObjectScores, dice2, object_scores
 from nucsam_monai.metrics.paired import PairedComparison, compare
 from nucsam_monai.metrics.pannuke import (
@@ -83,11 +89,13 @@ __all__ = [
     "DetectionScore",
     "Estimate",
     "EvaluationSample",
+    "EvaluationSettings",
     "ForegroundCounts",
     "ForegroundMeans",
     "ForegroundMetrics",
     "GreedyDetection",
     "HovernetDetection",
+    "ImageMeasurement",
     "InstanceMetrics",
     "ObjectScores",
     "OverlapScores",
@@ -115,6 +123,8 @@ __all__ = [
     "dice",
     "dice2",
     "evaluate",
+    "evaluation_of",
+    "evaluation_settings",
     "f1_mean_pr",
     "foreground_counts",
     "foreground_metrics",
@@ -129,6 +139,7 @@ __all__ = [
     "match_points_hungarian",
     "matched_ids",
     "matching_radius_px",
+    "measure_image",
     "object_scores",
     "pannuke_summary",
     "panoptic_quality",

@@ -36,7 +36,7 @@ class LabelMapMetric(CumulativeIterationMetric):
         names: names of the values that :meth:`aggregate` returns.
     """
 
-    columns: ClassVar[tuple[str, ...]]
+    columns: tuple[str, ...]
     names: ClassVar[tuple[str, ...]]
 
     @abstractmethod

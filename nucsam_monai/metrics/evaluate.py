@@ -74,9 +74,25 @@ def evaluate(
         >>> report.summary[0].estimates["aji"].value
         0.5
     """
-    settings = _settings(class_names, radius_px, protocols)
+    settings = evaluation_settings(class_names, radius_px, protocols)
+    return evaluation_of(_measure(samples, settings, workers), settings, bootstrap)
+
+
+def evaluation_of(
+    measured: Iterable[ImageMeasurement], settings: EvaluationSettings, bootstrap: Bootstrap | None = None
+) -> DatasetEvaluation:
+    """Summarise images that were measured one by one, where no iterable of samples is at hand.
+
+    Args:
+        measured: of every image, by :func:`nucsam_monai.metrics.measure_image`.
+        settings: what was measured.
+        bootstrap: as in :func:`evaluate`.
+
+    Raises:
+        ConfigurationError: there is no image, or one occurs twice.
+    """
     bootstrap = bootstrap or Bootstrap()
-    measurements = sorted(_measure(samples, settings, workers), key=_key)
+    measurements = sorted(measured, key=_key)
     _check_images(measurements)
     rows = tuple({**found.texts, **found.metrics} for found in measurements)
     counts = {
@@ -98,9 +114,16 @@ def evaluate(
     )
 
 
-def _settings(
-    class_names: Sequence[str], radius_px: float | None, protocols: Collection[Protocol] | None
+def evaluation_settings(
+    class_names: Sequence[str] = ("nucleus",),
+    radius_px: float | None = None,
+    protocols: Collection[Protocol] | None = None,
 ) -> EvaluationSettings:
+    """Return what :func:`evaluate` measures for these arguments.
+
+    Raises:
+        ConfigurationError: names that are not different, an unknown protocol, or detection without a radius.
+    """
     if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
         raise ConfigurationError(f"class_names: expected a list of different names, found {class_names!r}.")
     if protocols is None:

@@ -6,6 +6,7 @@ from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
+from nucsam_monai.networks.promptnucseg import PromptNucSeg, trained_classes
 from nucsam_monai.networks.sac import SAC, SACOutput
 from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
@@ -20,6 +21,7 @@ __all__ = [
     "EUNet3POutput",
     "MaskPrediction",
     "NucleusPrompts",
+    "PromptNucSeg",
     "Prompter",
     "PrompterOutput",
     "SACOutput",
@@ -27,5 +29,6 @@ __all__ = [
     "UNSAMOutput",
     "compile_modules",
     "default_fusion",
+    "trained_classes",
     "trained_domains",
 ]

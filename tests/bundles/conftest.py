@@ -16,6 +16,7 @@ from monai.utils import path_to_sqlite_uri
 from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
 from nucsam_monai.networks.sam import SAM_VARIANTS, build_sam
 from tests.bundles.eunet3p_runs import EUNET3P
+from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, joint_metrics, write_typed_dataset
 from tests.bundles.runs import BundleRuns, write_datasets
 from tests.bundles.sac_runs import SAC
 from tests.bundles.unsam_runs import UNSAM
@@ -91,6 +92,28 @@ def sac_training(
     template_database: Path,
 ) -> Training:
     return train_once(SAC, tmp_path_factory.mktemp("sac_training"), dataset_dir, template_database)
+
+
+@dataclass(frozen=True)
+class TwoStageTraining:
+    """A finished training of both stages that many tests only read."""
+
+    folder: Path
+    settings: dict[str, object]
+    metrics: dict[str, float]
+    store_uri: str
+
+
+@pytest.fixture(scope="package")
+def promptnucseg_training(
+    tmp_path_factory: pytest.TempPathFactory, micro: None, template_database: Path
+) -> TwoStageTraining:
+    folder = tmp_path_factory.mktemp("promptnucseg")
+    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
+    settings = {**PROMPTNUCSEG.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
+    tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
+    workflow = PROMPTNUCSEG.train(**tracked)
+    return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ SCHEMA = Path(__file__).with_name("meta_schema.json")
 CONFIG_FILES = sorted(path for path in BUNDLES.glob("*/configs/*.json") if path.name != "metadata.json")
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if path.is_dir())
 MODULES = {"torch", "monai", "nucsam_monai", "os", "logging", "dist"}
-BUILTINS = {"str", "int", "float", "sorted"}
+BUILTINS = {"str", "int", "float", "sorted", "len"}
 WITHOUT_SAM = {"baselines"}
 REFERENCE = re.compile(r"@[A-Za-z_][\w#:]*")
 
