@@ -1,7 +1,7 @@
 """The results as an aligned table and as Markdown.
 
 Example:
-    python scripts/sam_benchmark/report.py docs/results/sam_cpu.json docs/results/sam_cpu.md
+    PYTHONPATH=scripts python -m sam_benchmark.report docs/results/sam_cpu.json docs/results/sam_cpu.md
 """
 
 import json
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
+
+from sam_benchmark.cases import Case
 
 HEADINGS = (
     "case", "contender", "median ms", "min ms", "x stock fp32", "x stock same", "peak MiB", "working MiB",
@@ -73,11 +75,7 @@ def markdown(report: dict[str, Any]) -> str:
     """Return the report as a Markdown document."""
     machine, settings = report["machine"], report["settings"]
     place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
-    peaks = {
-        f"{value:.0f} GFLOP/s in {name}": None
-        for case in report["cases"].values()
-        for name, value in case.get("peak_gflops", {}).items()
-    }
+    in_order = dict(sorted(report["cases"].items(), key=lambda item: Case(**item[1]["case"])))
     lines = [
         "# Stock SAM and ours side by side",
         "",
@@ -87,7 +85,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{min(case['date'] for case in report['cases'].values())} to "
         f"{max(case['date'] for case in report['cases'].values())}; seed {settings['seed']}.",
         "",
-        f"Large matrix products reached {', '.join(peaks) or 'an unknown speed'}. Times are of interleaved steps in "
+        f"Large matrix products reached {_peaks(in_order)}. Times are of interleaved steps in "
         "one process, on the same random weights. The difference is the largest one to the first contender, relative "
         "to the largest value of each output and, in training, of the gradients. Memory is measured in a process "
         "of its own: all of it, and without the weights. `GMAC` are the multiply-accumulate operations that "
@@ -96,10 +94,20 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|---" + "|---:" * (len(HEADINGS) - 2) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows(report["cases"])),
+        *("| " + " | ".join(row) + " |" for row in rows(in_order)),
         "",
     ]
     return "\n".join(lines)
+
+
+def _peaks(cases: dict[str, Any]) -> str:
+    """Say between which speeds the peaks lay that were measured beside the cases."""
+    measured: dict[str, list[float]] = {}
+    for case in cases.values():
+        for precision, gflops in case.get("peak_gflops", {}).items():
+            measured.setdefault(precision, []).append(gflops)
+    spans = [f"{min(found):.0f} to {max(found):.0f} GFLOP/s in {name}" for name, found in measured.items()]
+    return ", ".join(spans) or "an unknown speed"
 
 
 def main(results: str, output: str) -> None:
