@@ -63,10 +63,10 @@ TRAINING: dict[str, tuple[str, dict[str, Any], Effect]] = {
         )
         for count in (0, 1, 2)
     },
-    "Dice of each mask": (
+    "Dice over all masks": (
         "segmentor",
-        {"dice": "per_mask"},
-        lambda run: content(run, "loss").dice == "per_mask",
+        {"dice": "pooled"},
+        lambda run: content(run, "loss").masks.dice == "pooled",
     ),
     "loss at the size of the image": (
         "segmentor",
