@@ -7,4 +7,4 @@ ruff check .
 ruff format --check .
 mypy
 # One thread per worker: two workers on two cores, and sums in the same order everywhere.
-OMP_NUM_THREADS=1 python -m pytest -n "${PYTEST_WORKERS:-2}" --dist loadfile "$@"
+OMP_NUM_THREADS=1 python -m pytest -n "${PYTEST_WORKERS:-2}" --dist loadfile --durations=25 "$@"

@@ -12,4 +12,6 @@ def connected_components(foreground: np.ndarray) -> np.ndarray:
         array([[1, 0, 0],
                [0, 1, 0]], dtype=int32)
     """
+    if not foreground.size:
+        return np.zeros(foreground.shape, np.int32)
     return cv2.connectedComponents(np.ascontiguousarray(foreground, dtype=np.uint8), connectivity=8)[1]

@@ -7,8 +7,8 @@ import torch
 
 from nucsam_monai.inferers import SemanticInferer, TileInferer
 from nucsam_monai.networks import EUNet3P, EUNet3POutput, default_fusion
-from nucsam_monai.transforms.intensity import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 SMALL = {"filters": [4, 4, 8, 8, 16]}
 

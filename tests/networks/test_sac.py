@@ -6,8 +6,8 @@ import torch
 
 from nucsam_monai.networks import SAC, SACOutput
 from nucsam_monai.networks.sam import PromptEncoder
-from nucsam_monai.transforms.intensity import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 CLICKS = (torch.tensor([[[10.0, 20.0]], [[30.0, 8.0]]]), torch.ones(2, 1, dtype=torch.long))
 TRAINED = {"sam": {"train_prompt_encoder": True}}

@@ -5,13 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from nucsam_monai.transforms.intensity import (
-    SAM_PIXEL_MEAN,
-    SAM_PIXEL_STD,
-    NormalizeSAMd,
-    RandColorJitterd,
-)
+from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 
 def image(seed=0, height=4, width=6):

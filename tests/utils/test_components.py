@@ -21,3 +21,7 @@ def test_components_equal_those_of_a_flood_fill(mask, transposed):
         for value in range(1, labels.max() + 1)
     }
     assert found == {frozenset(component) for component in flood_fill(mask)}
+
+
+def test_an_image_without_pixels_has_no_components():
+    assert connected_components(np.zeros((0, 5), dtype=bool)).shape == (0, 5)

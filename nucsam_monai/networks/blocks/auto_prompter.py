@@ -9,10 +9,8 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.blocks.point_selection import DEFAULT_TAU, PointPrompts, select_points
 from nucsam_monai.networks.blocks.unet_generator import UNetGenerator
+from nucsam_monai.networks.blocks.unit_rgb import UnitRGB
 from nucsam_monai.utils.errors import ConfigurationError
-
-_PIXEL_MEAN = (123.675, 116.28, 103.53)
-_PIXEL_STD = (58.395, 57.12, 57.375)
 
 Stage = Literal["joint", "generator", "segmenter", "truth"]
 """What an epoch trains: both parts, one of them alone, or both with points chosen from the ground truth."""
@@ -81,16 +79,12 @@ class AutoPrompter(nn.Module):
         options: of the generator.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, options: GeneratorOptions) -> None:
         super().__init__()
         self.options = options
         self.frozen = False
         self.unet = UNetGenerator()
-        self.register_buffer("pixel_mean", torch.tensor(_PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(_PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.unit_rgb = UnitRGB()
 
     @property
     def count(self) -> int:
@@ -118,7 +112,7 @@ class AutoPrompter(nn.Module):
         Args:
             image: ``(B, 3, H, W)``, normalised with SAM's constants.
         """
-        rgb = (image.float() * self.pixel_std + self.pixel_mean) / 255
+        rgb = self.unit_rgb(image)
         if self.options.input_size is not None:
             size = (self.options.input_size, self.options.input_size)
             rgb = F.interpolate(rgb, size=size, mode="bilinear", align_corners=False)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-_PIXEL_MEAN = (123.675, 116.28, 103.53)
-_PIXEL_STD = (58.395, 57.12, 57.375)
+from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 
 class UnitRGB(nn.Module):
@@ -20,8 +19,8 @@ class UnitRGB(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(_PIXEL_MEAN).view(3, 1, 1) / 255, persistent=False)
-        self.register_buffer("std", torch.tensor(_PIXEL_STD).view(3, 1, 1) / 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(SAM_PIXEL_MEAN).view(3, 1, 1) / 255, persistent=False)
+        self.register_buffer("std", torch.tensor(SAM_PIXEL_STD).view(3, 1, 1) / 255, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return float32 RGB ``(B, 3, H, W)`` from images that were normalised with SAM's constants."""
