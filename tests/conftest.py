@@ -12,6 +12,20 @@ settings.register_profile("nucsam", deadline=None, derandomize=bool(os.environ.g
 settings.load_profile("nucsam")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "slow: takes more than ten seconds on one core; NUCSAM_SLOW_TESTS=1 runs it"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("NUCSAM_SLOW_TESTS"):
+        skip = pytest.mark.skip(reason="slow: set NUCSAM_SLOW_TESTS=1 to run it")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
+
+
 # The fixtures import what they need themselves: most tests do without MLflow and torch, which take seconds.
 
 

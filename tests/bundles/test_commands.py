@@ -45,7 +45,12 @@ def settings(dataset_dir: str, output: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("bundle", "place"),
-    [("unsam", "repository"), ("unsam", "bundle"), ("unsam", "elsewhere"), ("sac", "repository")],
+    [
+        ("unsam", "repository"),
+        ("unsam", "elsewhere"),
+        pytest.param("unsam", "bundle", marks=pytest.mark.slow),
+        pytest.param("sac", "repository", marks=pytest.mark.slow),
+    ],
 )
 def test_the_training_command_from_any_folder(
     bundle: str,
@@ -75,7 +80,9 @@ def test_the_training_command_from_any_folder(
         assert Store(store_uri).only_run(f"nucsam/{bundle}").info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("bundle", ["unsam", "sac", "sam_eunet3p"])
+@pytest.mark.parametrize(
+    "bundle", ["unsam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "sam_eunet3p"))]
+)
 def test_two_processes_train_one_model_in_one_run(
     bundle: str, dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
 ) -> None:

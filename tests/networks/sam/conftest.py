@@ -1,23 +1,7 @@
-import os
-
 import pytest
 import torch
 
 from nucsam_monai.networks.sam.variants import SAMVariant
-
-
-def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "slow: takes more than ten seconds on one core; NUCSAM_SLOW_TESTS=1 runs it"
-    )
-
-
-def pytest_collection_modifyitems(items):
-    if not os.environ.get("NUCSAM_SLOW_TESTS"):
-        skip = pytest.mark.skip(reason="slow: set NUCSAM_SLOW_TESTS=1 to run it")
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(skip)
 
 
 @pytest.fixture
