@@ -48,7 +48,7 @@ def test_new_weights_go_to_a_new_run_and_are_served(
     assert not set(facts["weights_sha256"].values()) & set(shipped.values())
     for file in shipped:
         assert read_header(file)["method"] == read_header(run / file.name)["method"]
-    assert [one.info.status for one in Store(store_uri).runs()][0] == "FINISHED"
+    assert {one.info.status for one in Store(store_uri).runs(f"nucsam/{name}")} == {"FINISHED"}
     again = Weights(name, runs.weights(facts["run"]), own.settings).served()
     assert (again.class_names, again.domains) == (served.class_names, served.domains)
     assert again.network is not None
