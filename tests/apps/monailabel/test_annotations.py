@@ -27,8 +27,8 @@ def test_asap_is_read_back(tmp_path: Path) -> None:
     assert write_annotations(file, "asap", NUCLEI, FACTS) == 2
     first, second = read_polygons(file)
     assert (first.name, second.name) == FACTS.class_names
-    assert first.corners.tolist() == [[100, 200], [103, 200], [103, 202], [100, 202]]
-    assert second.corners.tolist() == [[110, 220], [111, 220], [111, 221], [110, 221]]
+    assert sorted(first.corners.tolist()) == [[100, 200], [100, 202], [103, 200], [103, 202]]
+    assert sorted(second.corners.tolist()) == [[110, 220], [110, 221], [111, 220], [111, 221]]
     colours = [one.get("Color") for one in ElementTree.parse(file).iter("Annotation")]
     assert colours == ["#00be3c", "#0096ff"]
 
@@ -38,7 +38,7 @@ def test_dsa_is_read_back(tmp_path: Path) -> None:
     assert write_annotations(file, "dsa", NUCLEI, FACTS) == 2
     document = json.loads(file.read_text())
     assert [one["type"] for one in document["elements"]] == ["polyline"] * 2
-    assert document["elements"][1]["points"][0] == [110, 220, 0]
+    assert sorted(document["elements"][1]["points"])[0] == [110, 220, 0]
     assert [one.name for one in read_polygons(file)] == list(FACTS.class_names)
 
 
@@ -52,10 +52,9 @@ def test_no_nuclei_are_a_valid_file(kind: str, tmp_path: Path) -> None:
 def test_small_nuclei_are_left_out_and_levels_are_scaled() -> None:
     facts = AnnotationFacts("unsam", ("a", "b"), (100, 200), (60, 40), scale=4.0, smallest_px=2)
     record = annotation_record(NUCLEI, facts)
-    assert [one["contours"] for one in record["elements"]] == [
-        [[[100, 200], [112, 200], [112, 208], [100, 208]]],
-        [],
-    ]
+    contours = [one["contours"] for one in record["elements"]]
+    assert [len(own) for own in contours] == [1, 0]
+    assert sorted(contours[0][0]) == [[100, 200], [100, 208], [112, 200], [112, 208]]
 
 
 def test_painted_polygons_are_the_masks_again(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nucsam_monai.apps.monailabel.image_source import ArrayImage, Region
@@ -17,6 +17,7 @@ def same_up_to_ids(one: np.ndarray, other: np.ndarray) -> bool:
     return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(20, 150), st.integers(20, 150))
 def test_windows_find_what_the_whole_image_shows(seed: int, height: int, width: int) -> None:
     rng = np.random.default_rng(seed)
