@@ -93,7 +93,7 @@ class RequestGuard:
             if not _headers(scope).get("content-type", "").startswith(_FORMS):
                 check_json(scope["path"], await body.whole(_LARGEST_JSON))
         except RequestRefusedError as error:
-            logger.warning("%s %s: %d %s", scope["method"], scope["path"], error.status, error)
+            logger.warning("%s %r: %d %s", scope["method"], scope["path"], error.status, error)
             await _answer(send, error)
             return
         await self._serve(scope, body, send)
