@@ -4,6 +4,7 @@ import logging
 import secrets
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
         # MONAI Label calls it its own fault when a request names no image.
         forgotten = error.status_code == 500 and str(error.detail).startswith("Neither")
         known = 400 if forgotten else error.status_code, str(error.detail)
+    if known is None and isinstance(error, TypeError) and _raised_in_endpoint(error):
+        known = 400, "the request does not have the expected form: expected JSON objects."
     if known is None and isinstance(error, MONAILabelException):
         known = (404 if "not found" in str(error.msg).lower() else 400), str(error.msg)
     if known is None and isinstance(error, ValueError) and type(error).__module__.startswith("pydantic"):
@@ -188,3 +191,9 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         known = 500, f"{type(error).__name__}: see the server's log."
     return JSONResponse({"detail": known[1]}, status_code=known[0])
+
+
+def _raised_in_endpoint(error: BaseException) -> bool:
+    """Return whether MONAI Label stumbled as it read the request, before anything was done."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and "/monailabel/endpoints/" in Path(frames[-1]).as_posix()

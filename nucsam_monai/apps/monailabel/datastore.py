@@ -146,10 +146,15 @@ class NucleiDatastore(LocalDatastore):
         ]
 
     def _inside(self, path: str) -> str:
-        if not path or Path(path).resolve().is_relative_to(self.root):
-            return path
-        logger.error("%s: leads out of the studies folder, so that it is not served.", Path(path).name)
-        return ""
+        return path if path and Path(path).resolve().is_relative_to(self.root) else ""
+
+    def _list_files(self, path: str, patterns: Any) -> dict[str, str]:
+        """Leave out links to files elsewhere when the folder is read."""
+        found: dict[str, str] = super()._list_files(path, patterns)
+        outside = {name for name in found if not self._inside(str(Path(path) / name))}
+        for name in sorted(outside):
+            logger.warning("%s: a link out of the studies folder; not served.", name)
+        return {name: file for name, file in found.items() if name not in outside}
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """Split a file's name into id and suffix; MONAI Label's own removes the suffix wherever it occurs."""

@@ -88,9 +88,10 @@ class SlideImage(ImageSource):
     """
 
     def __init__(self, slide: Any, level: int = 0) -> None:
-        if not 0 <= level < slide.level_count:
+        highest = slide.level_count - 1
+        if not 0 <= level <= highest:
             slide.close()
-            raise RequestRefusedError(f"level {level}: the slide has the levels 0..{slide.level_count - 1}.")
+            raise RequestRefusedError(f"level {level}: the slide has the levels 0..{highest}.")
         self.slide = slide
         self.level = level
         self.width, self.height = slide.level_dimensions[level]

@@ -1,7 +1,7 @@
 """MONAI Label's tasks for a bundle: segmenting, training and choosing the next image."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +175,19 @@ class LeastCertain(Strategy):
 class NucleiBatchInferTask(BatchInferTask):
     """All images of the folder one after the other, on whatever device there is."""
 
-    def __call__(self, request: Mapping[str, Any], datastore: Any, infer: Any) -> Any:
-        """Run; several GPUs are not shared out, as MONAI Label does by default even where there is none."""
+    def __call__(self, request: Mapping[str, Any], datastore: Any, infer: Callable[..., Any]) -> Any:
+        """Run; an image that cannot be segmented is reported and does not stop the others.
+
+        Several GPUs are not shared out, as MONAI Label does by default even where there is none.
+        """
+
+        def infer_or_report(one: Mapping[str, Any], *rest: Any) -> dict[str, Any]:
+            try:
+                return dict(infer(one, *rest))
+            except NucSAMError as error:
+                logger.error("%s: %s", one.get("image"), error)
+                return {"error": str(error)}
+
         device = read_device(request.get("device"))
-        return super().__call__(
-            {**request, "device": device, "multi_gpu": False, "max_workers": 1}, datastore, infer
-        )
+        own = {**request, "device": device, "multi_gpu": False, "max_workers": 1}
+        return super().__call__(own, datastore, infer_or_report)

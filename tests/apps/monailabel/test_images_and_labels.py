@@ -58,7 +58,7 @@ def test_an_image_is_decoded_once_until_it_changes(tmp_path: Path) -> None:
 class Slide:
     """What of OpenSlide is used: a transparent right half."""
 
-    level_count = 2
+    closed = False
     level_dimensions = ((50, 30), (25, 15))
     level_downsamples = (1.0, 2.0)
 
@@ -68,8 +68,13 @@ class Slide:
         pixels[:, 25:] = 0
         return Image.fromarray(pixels[y::step, x::step][: size[1], : size[0]])
 
+    @property
+    def level_count(self) -> int:
+        assert not self.closed
+        return 2
+
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 def test_slides_are_white_where_nothing_was_scanned() -> None:

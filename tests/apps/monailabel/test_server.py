@@ -173,7 +173,7 @@ def test_info_names_models_options_trainers_and_strategies(server: Server, clien
     assert "tta" in info["models"]["promptnucseg"]["config"]
     assert set(info["trainers"]) == set(BUNDLE_NAMES)
     assert "least_certain" in info["strategies"]
-    assert info["datastore"]["total"] == 5  # four images and the link
+    assert info["datastore"]["total"] == 4  # not the link to a file elsewhere
 
 
 @pytest.mark.parametrize("name", BUNDLE_NAMES)
