@@ -4,6 +4,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -55,8 +57,8 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
             )
         label_suffix(request.get("result_extension"), 0)
         nuclei = list(task.nuclei())
-        file = new_file(label_suffix(request.get("result_extension"), len(nuclei)))
-        write_label(file, paint_nuclei(nuclei, (task.region.height, task.region.width)))
+        with _result_file(label_suffix(request.get("result_extension"), len(nuclei))) as file:
+            write_label(file, paint_nuclei(nuclei, (task.region.height, task.region.width)))
         record = annotation_record(nuclei, task.facts)
         scores = [round(nucleus.score, 4) for nucleus in nuclei]
         return Answer(file, {**task.params(len(nuclei)), "annotation": record, "scores": scores})
@@ -86,16 +88,21 @@ def answer_with_polygons(
             record = annotation_record(task.nuclei(), task.facts)
             count = sum(len(element["contours"]) for element in record["elements"])
             return Answer(None, {**task.params(count), "annotations": [{"annotation": record}]})
-        file = new_file(".xml" if kind == "asap" else ".json")
-        count = write_annotations(file, _file_kind(kind), task.nuclei(), task.facts)
+        with _result_file(".xml" if kind == "asap" else ".json") as file:
+            count = write_annotations(file, _file_kind(kind), task.nuclei(), task.facts)
         return Answer(file, task.params(count))
 
 
-def new_file(suffix: str) -> Path:
-    """Return the path of a new, empty file in the folder for temporary files."""
+@contextmanager
+def _result_file(suffix: str) -> Iterator[Path]:
+    """Give a new file in the folder for temporary files, which an error does not leave behind."""
     handle, name = tempfile.mkstemp(suffix=suffix)
     os.close(handle)
-    return Path(name)
+    try:
+        yield Path(name)
+    except BaseException:
+        Path(name).unlink()
+        raise
 
 
 class _Task:
@@ -134,12 +141,13 @@ class _Task:
             yield from self.model.nuclei(self.prepared, self.source, self.region)
             return
         clicks = clicks_of_request(self.request, self.source)
+        class_id = self._clicked_class()
         for nucleus in self.model.clicked_nuclei(self.prepared, self.source, clicks):
             inside = nucleus.moved(-self.region.x, -self.region.y).cut_off(
                 self.region.width, self.region.height
             )
             if inside.mask.size:
-                yield inside
+                yield replace(inside, class_id=class_id)
 
     def params(self, count: int) -> dict[str, Any]:
         """Return what is said beside the file."""
@@ -152,6 +160,11 @@ class _Task:
             "label_names": {name: number for number, name in enumerate(self.facts.class_names, start=1)},
             "latencies": {"total": seconds},
         }
+
+    def _clicked_class(self) -> int:
+        """Return the class that the annotator chose as ``label``; clients also send names of their own there."""
+        names, label = self.facts.class_names, self.request.get("label")
+        return list(names).index(label) if label in names else 0
 
     def _facts(self) -> AnnotationFacts:
         scale = self.source.downsample

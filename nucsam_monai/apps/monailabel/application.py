@@ -39,6 +39,18 @@ logger = logging.getLogger(__name__)
 
 CLICK_SUFFIX = "_click"
 
+_ANSWERED = (
+    Exception,
+    RuntimeError,
+    OSError,
+    TypeError,
+    ValueError,
+    MONAILabelException,
+    NucSAMError,
+    HTTPException,
+)
+"""What gets an answer of :func:`_answer_error`; the server looks for the nearest class."""
+
 
 class NucleiLabelApp(MONAILabelApp):
     """The bundles of this project behind MONAI Label.
@@ -134,15 +146,7 @@ class NucleiLabelApp(MONAILabelApp):
         super().on_init_complete()
 
     def _guard(self, server: Any) -> None:
-        for kind in (
-            Exception,
-            RuntimeError,
-            OSError,
-            ValueError,
-            MONAILabelException,
-            NucSAMError,
-            HTTPException,
-        ):
+        for kind in _ANSWERED:
             server.add_exception_handler(kind, _answer_error)
         options = GuardOptions(self.own.token, self.own.max_upload_bytes, self.own.origins)
         server.middleware_stack = RequestGuard(server.build_middleware_stack(), options)
