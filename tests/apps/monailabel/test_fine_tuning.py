@@ -1,12 +1,19 @@
 """Fine-tuning by a bundle's own training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nucsam_monai.apps.monailabel.annotated_dataset import AnnotatedImage
-from nucsam_monai.apps.monailabel.fine_tuning import FineTuning, fine_tune, training_options
+from nucsam_monai.apps.monailabel.fine_tuning import (
+    FROM_SCRATCH,
+    FineTuning,
+    fine_tune,
+    training_options,
+    training_overrides,
+)
 from nucsam_monai.apps.monailabel.image_source import ImageOpener
 from nucsam_monai.apps.monailabel.runs import ORIGINAL, BundleRuns
 from nucsam_monai.networks.sam import read_header
@@ -14,7 +21,6 @@ from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import sha256_of_file
 from tests.apps.monailabel.conftest import Weights
 from tests.apps.monailabel.test_annotated_dataset import annotated
-from tests.handlers.tracked_engines import Store
 
 WANTED = FineTuning(
     epochs=1, learning_rate=0.01, validation_share=0.3, start=ORIGINAL, domain=None, serve=True, device="cpu"
@@ -54,13 +60,15 @@ def test_new_weights_go_to_a_new_run_and_are_served(
     assert again.network is not None
 
 
-def test_mlflow_shows_the_run(weights: dict[str, Weights], tmp_path: Path, store_uri: str) -> None:
-    own = weights["sac"]
-    images = some_annotations(tmp_path)
-    fine_tune(
-        own.served(), runs_of(own, tmp_path), images, ImageOpener(10**6), WANTED, tracking_uri=store_uri
-    )
-    assert Store(store_uri).only_run("nucsam/sac").info.status == "FINISHED"
+def test_training_gets_what_the_weights_were_made_with(weights: dict[str, Weights], tmp_path: Path) -> None:
+    own = weights["unsam"].served()
+    overrides = training_overrides(own, WANTED, tmp_path, "nuclei", "sqlite:///runs.db")
+    assert overrides["sam_variant"] == "micro"
+    assert overrides["checkpoint"] == str(weights["unsam"].path)
+    assert overrides["tracking_uri"] == "sqlite:///runs.db"
+    assert (overrides["domains"], overrides["network_def#domains"]) == (["nuclei"], ["nuclei"])
+    scratch = training_overrides(own, replace(WANTED, start=FROM_SCRATCH), tmp_path, "nuclei", None)
+    assert not {"checkpoint", "tracking_uri"} & scratch.keys()
 
 
 def test_annotations_that_cannot_be_used_leave_nothing(weights: dict[str, Weights], tmp_path: Path) -> None:
