@@ -164,7 +164,7 @@ class _Task:
     def _clicked_class(self) -> int:
         """Return the class that the annotator chose as ``label``; clients also send names of their own there."""
         names, label = self.facts.class_names, self.request.get("label")
-        return list(names).index(label) if label in names else 0
+        return list(names).index(str(label)) if label in names else 0
 
     def _facts(self) -> AnnotationFacts:
         scale = self.source.downsample

@@ -93,7 +93,7 @@ class ClickSegmenter:
 
     def _embedding(self, source: ImageSource, tiling: Tiling, origin: NDArray[np.int64]) -> Any:
         height, width = tiling.covered_size
-        pixels = np.ascontiguousarray(source.read(Region(*origin.tolist(), width, height)))
+        pixels = np.ascontiguousarray(source.read(Region(int(origin[0]), int(origin[1]), width, height)))
         key = hashlib.blake2b(pixels.data, digest_size=16, person=f"{width}x{height}".encode()).digest()
         if key not in self._kept:
             image = F.pad(self.prepare(pixels), (0, self.tile_px - width, 0, self.tile_px - height))

@@ -1,6 +1,5 @@
 """Annotated outlines of the viewers, read into polygons with names: ASAP's XML, DSA's JSON and GeoJSON."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from nucsam_monai.utils.untrusted_xml import parse_xml
 POLYGON_SUFFIXES = (".xml", ".json", ".geojson")
 
 _FEWEST_CORNERS = 3
+_FARTHEST_PX = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,6 @@ def _ring(ring: Any, where: str) -> NDArray[np.float64]:
         points = np.array([[float(point[0]), float(point[1])] for point in ring], dtype=np.float64)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise DatasetError(f"{where}: a corner is no pair of numbers ({error}).") from error
-    if points.size and not (np.isfinite(points).all() and np.abs(points).max() < math.exp2(40)):
+    if points.size and not (np.isfinite(points).all() and np.abs(points).max() < _FARTHEST_PX):
         raise DatasetError(f"{where}: a corner is not a finite number of pixels.")
     return points.reshape(-1, 2)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -49,7 +50,7 @@ class NucleiInferTask(InferTask):
     def config(self) -> dict[str, Any]:
         """Return the options with their defaults; a list is a choice."""
         names = self.model.class_names
-        colours = colours_of(range(len(names))).tolist()
+        colours = colours_of(np.arange(len(names))).tolist()
         shown = {option.name: option.shown for option in self.model.options()}
         return {**shown, "label_colors": dict(zip(names, colours, strict=True))}
 
