@@ -89,35 +89,11 @@ def fine_tune(
         DatasetError: the annotations cannot be used.
         ConfigurationError: the bundle cannot be trained.
     """
-    domains = bundle.domains
-    domain = wanted.domain or (domains[0] if domains else "annotated")
     name = runs.new_name(now or datetime.now())
     partial = runs.folder / f".{name}.partial"
     partial.mkdir(parents=True)
     try:
-        counts = write_annotated_dataset(
-            partial / "dataset",
-            images,
-            opener,
-            domain=domain,
-            class_names=bundle.class_names,
-            validation_share=wanted.validation_share,
-        )
-        overrides = training_overrides(bundle, wanted, partial, domain, tracking_uri)
-        logger.info("%s: training on %s", bundle.folder.name, counts)
-        _train(bundle.folder, overrides)
-        facts = {
-            "run": name,
-            "bundle": bundle.folder.name,
-            "images": counts,
-            "epochs": wanted.epochs,
-            "domain": domain,
-            "start": wanted.start,
-            "weights_sha256": _digests(partial),
-        }
-        shutil.rmtree(partial / "dataset")
-        for state in partial.glob("*state.safetensors"):
-            state.unlink()
+        facts = {"run": name, **_train_in(partial, bundle, images, opener, wanted, tracking_uri)}
         if not runs.weights_in(partial).exists() or not facts["weights_sha256"]:
             raise ConfigurationError(
                 f"{bundle.folder.name}: the training kept no weights. Train more epochs."
@@ -129,6 +105,40 @@ def fine_tune(
     if wanted.serve:
         runs.serve(name)
     return facts
+
+
+def _train_in(
+    run_dir: Path,
+    bundle: ServedBundle,
+    images: Sequence[AnnotatedImage],
+    opener: ImageOpener,
+    wanted: FineTuning,
+    tracking_uri: str | None,
+) -> dict[str, Any]:
+    """Train and leave nothing but weights in the folder; return what is to be told of the run."""
+    domain = wanted.domain or next(iter(bundle.domains), "annotated")
+    dataset = run_dir / "dataset"
+    counts = write_annotated_dataset(
+        dataset,
+        images,
+        opener,
+        domain=domain,
+        class_names=bundle.class_names,
+        validation_share=wanted.validation_share,
+    )
+    logger.info("%s: training on %s", bundle.folder.name, counts)
+    _train(bundle.folder, training_overrides(bundle, wanted, run_dir, domain, tracking_uri))
+    shutil.rmtree(dataset)
+    for state in run_dir.glob("*state.safetensors"):
+        state.unlink()
+    return {
+        "bundle": bundle.folder.name,
+        "images": counts,
+        "epochs": wanted.epochs,
+        "domain": domain,
+        "start": wanted.start,
+        "weights_sha256": {file.name: sha256_of_file(file) for file in sorted(run_dir.glob("*.safetensors"))},
+    }
 
 
 def training_overrides(
@@ -185,8 +195,3 @@ def _train_config(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{file}: cannot be read ({error}), so the bundle cannot be trained."
         ) from error
-
-
-def _digests(run_dir: Path) -> dict[str, str]:
-    files = sorted(run_dir.glob("*.safetensors"))
-    return {file.name: sha256_of_file(file) for file in files if not file.name.endswith("state.safetensors")}

@@ -90,7 +90,7 @@ class RequestGuard:
         try:
             self.check(scope)
             body = _LimitedBody(receive, self.options.max_body_bytes)
-            if not _headers(scope).get("content-type", "").startswith(_FORMS):
+            if not _headers(scope).get("content-type", "").lower().startswith(_FORMS):
                 check_json(scope["path"], await body.whole(_LARGEST_JSON))
         except RequestRefusedError as error:
             logger.warning("%s %r: %d %s", scope["method"], scope["path"], error.status, error)
