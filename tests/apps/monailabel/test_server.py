@@ -312,6 +312,19 @@ def test_training_adds_a_run_that_is_served_on_request(server: Server, client: A
     assert (tuned != original).any()
 
 
+def test_training_in_the_background(server: Server, client: Any) -> None:
+    client.train_start("sac", {"max_epochs": 1, "val_split": 0.5})
+    until = time.monotonic() + STARTS_WITHIN_S
+    while (status := client.train_status())["status"] in (
+        "SUBMITTED",
+        "RUNNING",
+    ) and time.monotonic() < until:
+        time.sleep(1)
+    assert status["status"] == "DONE", status
+    (run,) = (server.runs_dir / "sac").iterdir()
+    assert client.info()["models"]["sac"]["config"]["weights"] == ["original", run.name]
+
+
 def test_the_least_certain_image_comes_next(client: Any) -> None:
     sample = client.next_sample("least_certain", {"model": "promptnucseg"})
     assert sample["id"] in {"image png", "image jpg", "plain.v1", "slide"}
