@@ -168,7 +168,6 @@ class _Pipeline:
         )
         self.evaluator = parser.get_parsed_content("evaluator")
         self.evaluator.logger.setLevel(logging.WARNING)
-        self.class_names = ("nucleus",)
 
     def prepare(self, image: np.ndarray, **item: str) -> dict[str, Any]:
         """Return the batch of one image."""

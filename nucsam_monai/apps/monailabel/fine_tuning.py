@@ -22,7 +22,6 @@ from nucsam_monai.utils.files import sha256_of_file
 logger = logging.getLogger(__name__)
 
 FROM_SCRATCH = "scratch"
-_NOT_OURS = ("checkpoint", "threshold", "overlap", "input", "points", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class FineTuning:
         start: name of the weights to go on from, or :data:`FROM_SCRATCH`.
         domain: of the images, for methods with domains.
         serve: whether the server answers with the new weights from then on.
-        device: to train on.
     """
 
     epochs: int
@@ -45,7 +43,6 @@ class FineTuning:
     start: str
     domain: str | None
     serve: bool
-    device: str
 
 
 def training_options(runs: BundleRuns, domains: Sequence[str], devices: Sequence[str]) -> tuple[Option, ...]:
@@ -150,7 +147,7 @@ def training_overrides(
         ConfigurationError: the bundle has no ``train.json``.
     """
     config = _train_config(bundle.folder)
-    shared = {key: value for key, value in bundle.settings.items() if key in config and key not in _NOT_OURS}
+    shared = {key: value for key, value in bundle.settings.items() if key in config}
     own: dict[str, Scalar | list[str]] = {
         "bundle_root": str(bundle.folder.resolve()),
         "dataset_dir": str(run_dir / "dataset"),

@@ -107,7 +107,6 @@ class NucleiTrainTask(TrainTask):
             start=start,
             domain=str(values["domain"]) if "domain" in values else None,
             serve=bool(values["serve"]),
-            device=device,
         )
         self.last = fine_tune(
             bundle,

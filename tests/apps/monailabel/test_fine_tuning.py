@@ -23,7 +23,7 @@ from tests.apps.monailabel.conftest import Weights
 from tests.apps.monailabel.test_annotated_dataset import annotated
 
 WANTED = FineTuning(
-    epochs=1, learning_rate=0.01, validation_share=0.3, start=ORIGINAL, domain=None, serve=True, device="cpu"
+    epochs=1, learning_rate=0.01, validation_share=0.3, start=ORIGINAL, domain=None, serve=True
 )
 
 
