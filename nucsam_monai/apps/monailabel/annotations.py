@@ -1,0 +1,158 @@
+"""Nuclei as the annotations that viewers read: ASAP's XML for QuPath, the JSON of the Digital Slide Archive."""
+
+import html
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from nucsam_monai.apps.monailabel.nuclei import Nucleus
+from nucsam_monai.io.palette import colours_of
+from nucsam_monai.utils.files import atomic_path
+
+AnnotationFormat = Literal["asap", "dsa", "json"]
+ANNOTATION_FORMATS = get_args(AnnotationFormat)
+
+_FEWEST_CORNERS = 3
+
+
+@dataclass(frozen=True)
+class AnnotationFacts:
+    """What is said of the annotations of a region, and where it lies.
+
+    Attributes:
+        model: name of the model.
+        class_names: names that class ids index.
+        location: first pixel (x, y) of the region at full resolution.
+        size: width and height of the region at full resolution.
+        scale: pixels of full resolution per pixel of the region.
+        smallest_px: nuclei of a smaller area in pixels of the region are left out.
+    """
+
+    model: str
+    class_names: Sequence[str]
+    location: tuple[int, int]
+    size: tuple[int, int]
+    scale: float = 1.0
+    smallest_px: int = 0
+
+    @property
+    def colours(self) -> list[list[int]]:
+        """RGB of every class."""
+        return colours_of(np.arange(len(self.class_names))).tolist()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The outline of a nucleus: corners of pixels at full resolution, and its class."""
+
+    contour: list[list[int]]
+    class_id: int
+
+
+def outlines(nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> Iterator[Outline]:
+    """Yield the outline of each nucleus that is not too small, in coordinates of the whole image."""
+    for nucleus in nuclei:
+        if nucleus.area_px < facts.smallest_px:
+            continue
+        contour = nucleus.contour(facts.scale, *facts.location)
+        if len(contour) >= _FEWEST_CORNERS:
+            yield Outline(contour, nucleus.class_id)
+
+
+def write_annotations(
+    path: Path | str, kind: Literal["asap", "dsa"], nuclei: Iterable[Nucleus], facts: AnnotationFacts
+) -> int:
+    """Write one polygon per nucleus, as they come.
+
+    Args:
+        path: the file; it appears complete or not at all.
+        kind: ``asap`` for XML that QuPath's extension reads, ``dsa`` for JSON of the Digital Slide Archive.
+        nuclei: of the region.
+        facts: about the region.
+
+    Returns:
+        The number of polygons.
+    """
+    start, separator, end, entry = _DIALECTS[kind](facts)
+    count = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(start)
+        for count, outline in enumerate(outlines(nuclei, facts), start=1):
+            file.write((separator if count > 1 else "") + entry(outline))
+        file.write(end)
+    return count
+
+
+def annotation_record(nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> dict[str, Any]:
+    """Return the annotations as MONAI Label's own record: contours by class."""
+    contours: dict[str, list[list[list[int]]]] = {name: [] for name in facts.class_names}
+    for outline in outlines(nuclei, facts):
+        contours[facts.class_names[outline.class_id]].append(outline.contour)
+    return {
+        "location": list(facts.location),
+        "size": list(facts.size),
+        "elements": [{"label": name, "contours": found} for name, found in contours.items()],
+        "labels": dict(zip(facts.class_names, facts.colours, strict=True)),
+    }
+
+
+_Dialect = tuple[str, str, str, Callable[[Outline], str]]
+
+
+def _asap(facts: AnnotationFacts) -> _Dialect:
+    names = [_attribute(name) for name in facts.class_names]
+    colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in facts.colours]
+    model, (x, y), (width, height) = _attribute(facts.model), facts.location, facts.size
+    start = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<ASAP_Annotations>\n'
+        f'<Annotations Name="{model}" Model="{model}" X="{x}" Y="{y}" W="{width}" H="{height}">\n'
+    )
+    groups = "".join(
+        f'<Group Name="{name}" PartOfGroup="None" Color="{colour}"><Attributes /></Group>\n'
+        for name, colour in zip(names, colours, strict=True)
+    )
+    end = f"</Annotations>\n<AnnotationGroups>\n{groups}</AnnotationGroups>\n</ASAP_Annotations>\n"
+
+    def entry(outline: Outline) -> str:
+        name, colour = names[outline.class_id], colours[outline.class_id]
+        corners = "".join(
+            f'<Coordinate Order="{order}" X="{column}" Y="{row}" />'
+            for order, (column, row) in enumerate(outline.contour)
+        )
+        return (
+            f'<Annotation Name="{name}" Type="Polygon" PartOfGroup="{name}" Color="{colour}">'
+            f"<Coordinates>{corners}</Coordinates></Annotation>\n"
+        )
+
+    return start, "", end, entry
+
+
+def _dsa(facts: AnnotationFacts) -> _Dialect:
+    def entry(outline: Outline) -> str:
+        name = facts.class_names[outline.class_id]
+        red, green, blue = facts.colours[outline.class_id]
+        polyline = {
+            "group": name,
+            "type": "polyline",
+            "lineColor": f"rgb({red}, {green}, {blue})",
+            "lineWidth": 2.0,
+            "closed": True,
+            "points": [[column, row, 0] for column, row in outline.contour],
+            "label": {"value": name},
+        }
+        return json.dumps(polyline, separators=(",", ":"))
+
+    described = json.dumps({"model": facts.model, "location": facts.location, "size": facts.size})
+    start = f'{{"name": {json.dumps(f"nuclei of {facts.model}")}, "elements": [\n'
+    return start, ",\n", f'\n], "description": {json.dumps(described)}}}\n', entry
+
+
+_DIALECTS: Mapping[str, Callable[[AnnotationFacts], _Dialect]] = {"asap": _asap, "dsa": _dsa}
+
+
+def _attribute(text: str) -> str:
+    return html.escape(text, quote=True)

@@ -1,0 +1,193 @@
+"""From a request and an image's file to the answer: a label image, polygons, or both."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nucsam_monai.apps.monailabel.annotations import (
+    ANNOTATION_FORMATS,
+    AnnotationFacts,
+    annotation_record,
+    write_annotations,
+)
+from nucsam_monai.apps.monailabel.clicks import clicks_of_request, has_clicks
+from nucsam_monai.apps.monailabel.image_source import ImageSource, region_of_request
+from nucsam_monai.apps.monailabel.label_files import label_suffix, write_label
+from nucsam_monai.apps.monailabel.model import Prepared, ServedModel
+from nucsam_monai.apps.monailabel.nuclei import Nucleus, paint_nuclei
+from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+
+STOCK_SMALLEST_PX = 80
+"""MONAI Label fills this in as ``min_poly_area`` where the client names none; it would hide small nuclei."""
+
+
+class Answer(NamedTuple):
+    """The file to send, if any, and the JSON beside it."""
+
+    file: Path | None
+    params: dict[str, Any]
+
+
+def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool) -> Answer:
+    """Segment an image or a region of it into a label image.
+
+    Args:
+        model: the bundle.
+        request: its options; ``location`` and ``size`` name a region, ``result_extension`` the format.
+        path: the image.
+        clicked: whether single nuclei are asked for, by clicks or boxes.
+
+    Returns:
+        The label image, whose ids count the nuclei, and the polygons.
+
+    Raises:
+        RequestRefusedError: a value of the request is not permitted, or the region is too large.
+    """
+    with _Task(model, request, path, clicked=clicked) as task:
+        if task.region.width * task.region.height > model.opener.max_pixels:
+            raise RequestRefusedError(
+                f"{task.region.width} x {task.region.height} px are more than the permitted "
+                f"{model.opener.max_pixels} for a label image. Ask /infer/wsi for polygons, or name a region.",
+                413,
+            )
+        label_suffix(request.get("result_extension"), 0)
+        nuclei = list(task.nuclei())
+        with _result_file(label_suffix(request.get("result_extension"), len(nuclei))) as file:
+            write_label(file, paint_nuclei(nuclei, (task.region.height, task.region.width)))
+        record = annotation_record(nuclei, task.facts)
+        scores = [round(nucleus.score, 4) for nucleus in nuclei]
+        return Answer(file, {**task.params(len(nuclei)), "annotation": record, "scores": scores})
+
+
+def answer_with_polygons(
+    model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool
+) -> Answer:
+    """Segment a region of an image or a slide into polygons, which are written as they come.
+
+    Args:
+        model: the bundle.
+        request: as of :func:`answer_with_label`; ``output`` is ``asap``, ``dsa`` or ``json``.
+        path: the image.
+        clicked: whether single nuclei are asked for.
+
+    Raises:
+        RequestRefusedError: a value of the request is not permitted.
+    """
+    kind = request.get("output") or "dsa"
+    if kind not in ANNOTATION_FORMATS:
+        raise RequestRefusedError(
+            f"output {str(kind)[:40]!r}: expected one of {', '.join(ANNOTATION_FORMATS)}."
+        )
+    with _Task(model, request, path, clicked=clicked) as task:
+        if kind == "json":
+            record = annotation_record(task.nuclei(), task.facts)
+            count = sum(len(element["contours"]) for element in record["elements"])
+            return Answer(None, {**task.params(count), "annotations": [{"annotation": record}]})
+        with _result_file(".xml" if kind == "asap" else ".json") as file:
+            count = write_annotations(file, _file_kind(kind), task.nuclei(), task.facts)
+        return Answer(file, task.params(count))
+
+
+@contextmanager
+def _result_file(suffix: str) -> Iterator[Path]:
+    """Give a new file in the folder for temporary files, which an error does not leave behind."""
+    handle, name = tempfile.mkstemp(suffix=suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+class _Task:
+    """One request, with its image open."""
+
+    def __init__(self, model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool) -> None:
+        if has_clicks(request) and not clicked:
+            raise RequestRefusedError(
+                f"{model.name}: segments whole images, but the request brings clicks. Ask '{model.name}_click' for "
+                "single nuclei."
+                if model.takes_clicks
+                else f"{model.name}: takes no clicks. Leave them out."
+            )
+        self.model = model
+        self.request = request
+        self.clicked = clicked
+        self.prepared: Prepared = model.prepare(request)
+        self.started = time.perf_counter()
+        self.source: ImageSource = model.opener.open(path, _level(request))
+        try:
+            self.region = region_of_request(request, self.source)
+            self.facts = self._facts()
+        except RequestRefusedError:
+            self.source.close()
+            raise
+
+    def __enter__(self) -> "_Task":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
+
+    def nuclei(self) -> Iterator[Nucleus]:
+        """Yield the nuclei in pixels of the region."""
+        if not self.clicked:
+            yield from self.model.nuclei(self.prepared, self.source, self.region)
+            return
+        clicks = clicks_of_request(self.request, self.source)
+        class_id = self._clicked_class()
+        for nucleus in self.model.clicked_nuclei(self.prepared, self.source, clicks):
+            inside = nucleus.moved(-self.region.x, -self.region.y).cut_off(
+                self.region.width, self.region.height
+            )
+            if inside.mask.size:
+                yield replace(inside, class_id=class_id)
+
+    def params(self, count: int) -> dict[str, Any]:
+        """Return what is said beside the file."""
+        seconds = round(time.perf_counter() - self.started, 3)
+        return {
+            "model": self.model.name,
+            "location": list(self.facts.location),
+            "size": list(self.facts.size),
+            "nuclei": count,
+            "label_names": {name: number for number, name in enumerate(self.facts.class_names, start=1)},
+            "latencies": {"total": seconds},
+        }
+
+    def _clicked_class(self) -> int:
+        """Return the class that the annotator chose as ``label``; clients also send names of their own there."""
+        names, label = self.facts.class_names, self.request.get("label")
+        return list(names).index(str(label)) if label in names else 0
+
+    def _facts(self) -> AnnotationFacts:
+        scale = self.source.downsample
+        smallest = self.request.get("min_poly_area", 0)
+        is_number = isinstance(smallest, (int, float)) and not isinstance(smallest, bool)
+        if not is_number or not 0 <= smallest < 1 << 40:
+            raise RequestRefusedError(f"min_poly_area {str(smallest)[:40]}: expected a number of pixels.")
+        return AnnotationFacts(
+            model=self.model.name,
+            class_names=self.prepared.bundle.class_names,
+            location=(round(self.region.x * scale), round(self.region.y * scale)),
+            size=(round(self.region.width * scale), round(self.region.height * scale)),
+            scale=scale,
+            smallest_px=0 if smallest == STOCK_SMALLEST_PX else int(smallest),
+        )
+
+
+def _level(request: Mapping[str, Any]) -> int:
+    level = request.get("level", 0)
+    if not isinstance(level, int) or isinstance(level, bool) or level < 0:
+        raise RequestRefusedError(f"level {str(level)[:40]}: expected a whole number from 0 on.")
+    return level
+
+
+def _file_kind(kind: str) -> Literal["asap", "dsa"]:
+    return "asap" if kind == "asap" else "dsa"

@@ -1,0 +1,206 @@
+"""From clicks to nuclei, with every tile encoded once."""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from nucsam_monai.apps.monailabel.click_networks import ClickNetwork
+from nucsam_monai.apps.monailabel.clicks import Clicks
+from nucsam_monai.apps.monailabel.image_source import ImageSource, Region
+from nucsam_monai.apps.monailabel.nuclei import Nucleus
+from nucsam_monai.apps.monailabel.splitting import component_at, split_by_clicks
+from nucsam_monai.inferers.precision import autocast
+from nucsam_monai.inferers.prompt_tiles import best_visits, visit_tiles
+from nucsam_monai.inferers.tiling import Tiling, plan_tiles
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction
+from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks
+from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+Prepare = Callable[[np.ndarray], Tensor]
+
+TILES_KEPT = 64
+_MARGIN_PX = 3
+
+
+class ClickSegmenter:
+    """One nucleus for each click and each box.
+
+    An image larger than the network's tiles is covered by tiles that overlap by half, and each click goes to
+    the one in whose middle it lies. What the encoder says of a tile is kept under the digest of its pixels: a
+    second click on the same image, uploaded again or not, costs a decoding only.
+
+    Args:
+        network: encodes and decodes.
+        prepare: makes ``(1, 3, H, W)`` on the network's device of ``(H, W, 3)`` uint8 RGB.
+        tile_px: side of the network's tiles.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+
+    Example:
+        >>> segmenter = ClickSegmenter(click_network(network), bundle.prepare, 256)  # doctest: +SKIP
+        >>> nuclei = segmenter.segment(source, clicks_of_request({"foreground": [[31, 40]]}, source))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, network: ClickNetwork, prepare: Prepare, tile_px: int, precision: str = "auto"
+    ) -> None:
+        self.network = network
+        self.prepare = prepare
+        self.tile_px = tile_px
+        self.precision = precision
+        self.encoded_tiles = 0
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()
+
+    def segment(self, source: ImageSource, clicks: Clicks) -> list[Nucleus]:
+        """Return the nuclei of the clicks and then of the boxes, in their order, without those of empty masks.
+
+        Where two of them meet, every pixel goes to one: that is how a second click splits what one mask took
+        for a single nucleus.
+
+        Args:
+            source: the image.
+            clicks: in pixels of it.
+        """
+        tiling = plan_tiles((source.height, source.width), self.tile_px, self.tile_px // 2)
+        centres = (clicks.boxes[:, :2] + clicks.boxes[:, 2:]) / 2
+        at = np.concatenate([clicks.foreground, centres])
+        found: dict[int, Nucleus] = {}
+        tiles = _tiles_of(at, tiling)
+        for tile in np.unique(tiles).tolist():
+            here = np.flatnonzero(tiles == tile)
+            of_clicks, of_boxes = here[here < len(clicks.foreground)], here[here >= len(clicks.foreground)]
+            origin = tiling.origins(np.array([tile]))[0]
+            with torch.no_grad():
+                embedding = self._embedding(source, tiling, origin)
+                masks = self._of_clicks(embedding, at[of_clicks] - origin, clicks.background - origin, tiling)
+                shifted = clicks.boxes[of_boxes - len(clicks.foreground)] - np.tile(origin, 2)
+                masks += self._of_boxes(embedding, shifted, tiling)
+            for index, mask in zip(here.tolist(), masks, strict=True):
+                if mask is not None:
+                    found[index] = mask.moved(*origin.tolist())
+        order = sorted(found)
+        pixels = np.floor(at[order] + 0.5).astype(np.int64)
+        return split_by_clicks([found[index] for index in order], pixels)
+
+    def _embedding(self, source: ImageSource, tiling: Tiling, origin: NDArray[np.int64]) -> Any:
+        height, width = tiling.covered_size
+        pixels = np.ascontiguousarray(source.read(Region(int(origin[0]), int(origin[1]), width, height)))
+        key = hashlib.blake2b(pixels.data, digest_size=16, person=f"{width}x{height}".encode()).digest()
+        if key not in self._kept:
+            image = F.pad(self.prepare(pixels), (0, self.tile_px - width, 0, self.tile_px - height))
+            with autocast(self.precision, image.device):
+                self._kept[key] = self.network.encode(image)
+            self.encoded_tiles += 1
+            if len(self._kept) > TILES_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _of_clicks(
+        self,
+        embedding: Any,
+        clicks: NDArray[np.float64],
+        background: NDArray[np.float64],
+        tiling: Tiling,
+    ) -> list[Nucleus | None]:
+        """Return the nucleus at each click of one tile: of its mask the part at the click."""
+        if not len(clicks):
+            return []
+        near = background[((background >= 0) & (background < self.tile_px)).all(axis=1)]
+        points = np.concatenate([clicks[:, None], np.broadcast_to(near, (len(clicks), *near.shape))], axis=1)
+        labels = np.zeros(points.shape[:2], dtype=np.int64)
+        labels[:, 0] = 1
+        cropped = self._crop(
+            lambda device: self.network.decode_clicks(
+                embedding, torch.from_numpy(points).float().to(device), torch.from_numpy(labels).to(device)
+            ),
+            embedding,
+            tiling,
+        )
+        pixels = np.floor(clicks + 0.5).astype(np.int64)
+        return [
+            None if mask is None else component_at(mask, *at)
+            for mask, at in zip(_nuclei(cropped), pixels.tolist(), strict=True)
+        ]
+
+    def _of_boxes(self, embedding: Any, boxes: NDArray[np.float64], tiling: Tiling) -> list[Nucleus | None]:
+        """Return the nucleus in each box of one tile.
+
+        The network is asked with the box and with a click in its middle, because most bundles never saw a box in
+        training; of both masks the one counts whose own box is more like the drawn one.
+        """
+        if not len(boxes):
+            return []
+        asked = np.clip(boxes, 0, self.tile_px - 1)
+        by_box = self._crop(
+            lambda device: self.network.decode_boxes(embedding, torch.from_numpy(asked).float().to(device)),
+            embedding,
+            tiling,
+        )
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        by_click = self._of_clicks(embedding, centres, np.zeros((0, 2)), tiling)
+        candidates = zip(_nuclei(by_box), by_click, boxes.tolist(), strict=True)
+        return [_best_in_box((one, other), box) for one, other, box in candidates]
+
+    def _crop(
+        self, decode: Callable[[torch.device], MaskPrediction], embedding: Any, tiling: Tiling
+    ) -> CroppedMasks:
+        device = (embedding if isinstance(embedding, Tensor) else embedding.embedding).device
+        with autocast(self.precision, device):
+            masks = decode(device)
+        side = masks.logits.shape[-1]
+        if self.tile_px % side:
+            raise ConfigurationError(f"masks of {side} px do not divide the tile of {self.tile_px} px.")
+        return crop_masks(
+            masks.logits.float(),
+            masks.iou.float(),
+            pixels_per_logit=self.tile_px // side,
+            image_size=tiling.covered_size,
+        )
+
+
+def _tiles_of(at: NDArray[np.float64], tiling: Tiling) -> NDArray[np.int64]:
+    """Return for each point the tile that has it farthest from its edges."""
+    pixels = np.floor(at + 0.5).astype(np.int64)
+    visits = visit_tiles(pixels, tiling)
+    best = visits.select(best_visits(visits, pixels, tiling))
+    return best.tiles[np.argsort(best.prompts, kind="stable")]
+
+
+def _nuclei(cropped: CroppedMasks) -> list[Nucleus | None]:
+    scores = np.clip(np.nan_to_num(cropped.iou), 0, 1).tolist()
+    return [
+        Nucleus(x, y, mask, 0, score) if mask.size else None
+        for (x, y, _, _), mask, score in zip(cropped.boxes.tolist(), cropped.masks, scores, strict=True)
+    ]
+
+
+def _best_in_box(candidates: Sequence[Nucleus | None], box: Sequence[float]) -> Nucleus | None:
+    """Cut the masks off a little beyond the box, and return the one that fills it best."""
+    x0, y0, x1, y1 = (int(side) for side in (box[0], box[1], np.ceil(box[2]) + 1, np.ceil(box[3]) + 1))
+    frame = Nucleus(
+        x0 - _MARGIN_PX,
+        y0 - _MARGIN_PX,
+        np.ones((y1 - y0 + 2 * _MARGIN_PX, x1 - x0 + 2 * _MARGIN_PX), dtype=np.bool_),
+    )
+    drawn = Nucleus(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=np.bool_))
+    best, best_fit = None, 0.0
+    for candidate in candidates:
+        inside = None if candidate is None else candidate.common_part(frame)
+        if inside is None or not inside.mask.size:
+            continue
+        own = Nucleus(inside.x, inside.y, np.ones_like(inside.mask))
+        common = own.common_pixels(drawn)
+        fit = common / (own.area_px + drawn.area_px - common)
+        if fit > best_fit:
+            best, best_fit = inside, fit
+    return best

@@ -1,0 +1,115 @@
+"""Copies of bundles that MONAI Label's own app ``monaibundle`` serves.
+
+It reads weights from ``models/model.pt``, runs preprocessing, inferer and postprocessing by itself, and writes what
+is then under ``pred``, with rows and columns exchanged, as a label image. It knows neither polygons nor clicks.
+"""
+
+import json
+import shutil
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import MapTransform
+from monai.utils import convert_to_numpy
+from torch import Tensor
+
+from nucsam_monai.apps.monailabel.bundle import ServedBundle, read_inference_config
+from nucsam_monai.inferers import PointFinder, PromptedInferer
+from nucsam_monai.networks import PromptNucSeg
+from nucsam_monai.utils.files import atomic_directory
+
+_OF_OUR_ENGINE = ("dataset", "dataloader", "evaluator", "handlers", "initialize", "run", "find_points")
+_HERE = "nucsam_monai.apps.monailabel.stock_app"
+
+
+class AutomaticPromptsInferer(Inferer):
+    """Prompted inference that finds its points itself, and returns ids instead of a prediction.
+
+    Args:
+        inferer: what turns the points into nuclei.
+        mask_filter: as of :class:`~nucsam_monai.inferers.PointFinder`.
+        radius_px: likewise.
+    """
+
+    def __init__(self, inferer: PromptedInferer, *, mask_filter: bool, radius_px: float) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.mask_filter = mask_filter
+        self.radius_px = radius_px
+
+    def __call__(self, inputs: Tensor, network: PromptNucSeg, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the ``(1, 1, H, W)`` int32 label map of one normalised image ``(1, 3, H, W)``."""
+        finder = PointFinder(network.prompter, mask_filter=self.mask_filter, radius_px=self.radius_px)
+        return torch.from_numpy(self.inferer(inputs, network, finder).instances)[None, None]
+
+
+class StockLabeld(MapTransform):
+    """Hand over the label map as MONAI Label's writer takes it: ``(W, H)`` uint16, or int32 past 65535 ids.
+
+    Args:
+        keys: ``pred``, which holds the label map ``(1, H, W)`` or becomes it.
+        instances_key: where the label map is, if it is elsewhere.
+        image_key: the image, whose size is noted in the same order, as MONAI Label compares them.
+    """
+
+    def __init__(
+        self, keys: str = "pred", instances_key: str = "pred_instances", image_key: str = "image"
+    ) -> None:
+        super().__init__(keys)
+        self.instances_key = instances_key
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the label map."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            label_map = convert_to_numpy(item.get(self.instances_key, item[key]))[0]
+            fits = label_map.max(initial=0) <= np.iinfo(np.uint16).max
+            item[key] = np.ascontiguousarray(label_map.T, dtype=np.uint16 if fits else np.int32)
+            if isinstance(item.get(self.image_key), MetaTensor):
+                item[self.image_key].meta["spatial_shape"] = np.array(item[key].shape)
+        return item
+
+
+def export_for_stock_app(bundle: ServedBundle, folder: Path) -> None:
+    """Write a copy of a bundle with its weights for the app ``monaibundle``.
+
+    Args:
+        bundle: with weights.
+        folder: the copy, ``<app>/model/<name>``; it appears whole or not at all.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+        CheckpointError: there are no weights, or they belong to another bundle.
+    """
+    config = {**read_inference_config(bundle.folder), **bundle.settings, "sam_checkpoint": None}
+    for key, names in (("domains", bundle.domains), ("class_names", bundle.class_names)):
+        if key in config:
+            config[key] = list(names)
+    steps = config["preprocessing"]["transforms"]
+    own_steps = [step for step in steps if not step["_target_"].endswith("ExpertPointsd")]
+    if "find_points" in config:
+        config["prompted_inferer"] = config["inferer"]
+        config["inferer"] = {
+            "_target_": f"{_HERE}.AutomaticPromptsInferer",
+            "inferer": "@prompted_inferer",
+            "mask_filter": "@mask_filter",
+            "radius_px": "@point_radius_px",
+        }
+    config["preprocessing"] = {"_target_": "Compose", "transforms": own_steps}
+    last = {"_target_": f"{_HERE}.StockLabeld", "keys": "pred"}
+    found = config.get("postprocessing", {"transforms": []})["transforms"]
+    config["postprocessing"] = {"_target_": "Compose", "transforms": [*found, last]}
+    kept = {key: value for key, value in config.items() if key not in _OF_OUR_ENGINE}
+    with atomic_directory(folder) as temporary:
+        (temporary / "configs").mkdir()
+        (temporary / "models").mkdir()
+        shutil.copy(bundle.folder / "configs" / "metadata.json", temporary / "configs" / "metadata.json")
+        shutil.copy(bundle.folder / "LICENSE", temporary / "LICENSE")
+        (temporary / "configs" / "inference.json").write_text(json.dumps(kept, indent=4) + "\n")
+        torch.save(bundle.network.state_dict(), temporary / "models" / "model.pt")

@@ -1,0 +1,35 @@
+r"""Copy a bundle with its weights to where MONAI Label's own app ``monaibundle`` serves it.
+
+Example:
+    monailabel apps --download --name monaibundle --output apps
+    python scripts/export_monaibundle.py unsam --checkpoint output/mine/model.safetensors \
+        --output_dir apps/monaibundle/model
+    monailabel start_server --app apps/monaibundle --studies <folder> --conf models unsam --conf zoo_source local \
+        --conf sam2 false --host 127.0.0.1
+"""
+
+import sys
+from pathlib import Path
+
+from nucsam_monai.apps.command_line import run_command
+from nucsam_monai.apps.monailabel.bundle import Scalar, ServedBundle
+from nucsam_monai.apps.monailabel.settings import find_bundle
+from nucsam_monai.apps.monailabel.stock_app import export_for_stock_app
+
+
+def main(bundle: str, checkpoint: str, output_dir: str, **settings: Scalar) -> None:
+    """Copy a bundle.
+
+    Args:
+        bundle: its name.
+        checkpoint: its weights: a file, or the folder of several.
+        output_dir: the folder ``model`` of the app.
+        settings: what the weights were trained with, as ``--sam_variant vit_b``.
+    """
+    export_for_stock_app(
+        ServedBundle(find_bundle(bundle), checkpoint, settings=settings), Path(output_dir) / bundle
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

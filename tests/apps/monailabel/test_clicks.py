@@ -1,0 +1,150 @@
+"""Clicks of requests, and the nuclei they stand for."""
+
+import numpy as np
+import pytest
+
+from nucsam_monai.apps.monailabel.click_segmenter import ClickSegmenter
+from nucsam_monai.apps.monailabel.clicks import MOST_PROMPTS, Clicks, clicks_of_request
+from nucsam_monai.apps.monailabel.image_source import ArrayImage
+from nucsam_monai.apps.monailabel.nuclei import Nucleus, paint_nuclei
+from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.apps.monailabel.splitting import component_at, split_by_clicks
+from tests.apps.monailabel.analytic import DarkNetwork, discs, normalised
+
+
+def segmenter(tile_px: int = 64) -> ClickSegmenter:
+    return ClickSegmenter(DarkNetwork(), normalised, tile_px, "fp32")
+
+
+def clicks(*foreground: tuple[float, float], boxes: tuple[tuple[float, ...], ...] = ()) -> Clicks:
+    return Clicks(
+        np.array(foreground, dtype=float).reshape(-1, 2),
+        np.zeros((0, 2)),
+        np.array(boxes, dtype=float).reshape(-1, 4),
+    )
+
+
+def test_each_click_takes_the_part_of_the_mask_that_it_is_on() -> None:
+    image = discs(50, 90, [(20, 20), (60, 25)], 8)
+    source = ArrayImage(image)
+    found = segmenter().segment(source, clicks((22, 18), (60, 25)))
+    painted = paint_nuclei(found, (50, 90))
+    assert (painted == 1).sum() == (painted == 2).sum() > 150
+    assert painted[20, 20] == 1
+    assert painted[25, 60] == 2
+    assert ((painted > 0) == (image[..., 0] < 100)).all()
+
+
+def test_a_second_click_splits_two_merged_nuclei() -> None:
+    image = discs(64, 64, [(24, 32), (38, 32)], 9)
+    source, network = ArrayImage(image), segmenter()
+    assert len(network.segment(source, clicks((24, 32)))) == 1
+    found = network.segment(source, clicks((24, 32), (38, 32)))
+    painted = paint_nuclei(found, (64, 64))
+    assert painted[32, 24] == 1
+    assert painted[32, 38] == 2
+    assert set(np.unique(painted[:, :29])) == {0, 1}
+    assert set(np.unique(painted[:, 34:])) == {0, 2}
+    assert ((painted > 0) == (image[..., 0] < 100)).all()
+    assert network.encoded_tiles == 1
+
+
+def test_an_image_is_encoded_once_however_often_it_comes() -> None:
+    network = segmenter()
+    for x in (20, 21, 22):
+        network.segment(ArrayImage(discs(64, 64, [(20, 20)], 8)), clicks((x, 20)))
+    assert network.encoded_tiles == 1
+    network.segment(ArrayImage(discs(64, 64, [(21, 20)], 8)), clicks((20, 20)))
+    assert network.encoded_tiles == 2
+
+
+def test_clicks_on_a_large_image_go_to_the_tiles_around_them() -> None:
+    centres = [(31, 33), (64, 64), (96, 97), (150, 10), (155, 118)]
+    image = discs(123, 171, centres, 7)
+    found = segmenter().segment(ArrayImage(image), clicks(*centres))
+    painted = paint_nuclei(found, (123, 171))
+    assert [painted[y, x] for x, y in centres] == [1, 2, 3, 4, 5]
+    assert ((painted > 0) == (image[..., 0] < 100)).all()
+
+
+def test_a_box_takes_what_is_in_it() -> None:
+    image = discs(64, 64, [(15, 15), (45, 45)], 8)
+    found = segmenter().segment(ArrayImage(image), clicks(boxes=((36, 36, 54, 54), (6, 6, 24, 24))))
+    painted = paint_nuclei(found, (64, 64))
+    assert (painted[45, 45], painted[15, 15]) == (1, 2)
+    assert ((painted > 0) == (image[..., 0] < 100)).all()
+
+
+def test_where_nothing_is_no_nucleus_is_made_up() -> None:
+    assert segmenter().segment(ArrayImage(discs(40, 40, [], 1)), clicks((5, 5), boxes=((1, 1, 9, 9),))) == []
+
+
+def test_two_clicks_on_one_pixel_are_one_nucleus() -> None:
+    found = segmenter().segment(ArrayImage(discs(40, 40, [(20, 20)], 6)), clicks((20, 20), (20.2, 19.9)))
+    assert len(found) == 1
+
+
+def test_background_goes_to_the_network_with_every_click() -> None:
+    seen = []
+
+    class Recorder(DarkNetwork):
+        def decode_clicks(self, embedding, points, labels):  # type: ignore[no-untyped-def]
+            seen.append((points.tolist(), labels.tolist()))
+            return super().decode_clicks(embedding, points, labels)
+
+    source = ArrayImage(discs(64, 64, [(20, 20), (40, 40)], 6))
+    marked = Clicks(np.array([[20.0, 20], [40, 40]]), np.array([[30.0, 30]]), np.zeros((0, 4)))
+    ClickSegmenter(Recorder(), normalised, 64, "fp32").segment(source, marked)
+    assert seen == [([[[20, 20], [30, 30]], [[40, 40], [30, 30]]], [[1, 0], [1, 0]])]
+
+
+def test_split_keeps_the_pixels_of_one_alone() -> None:
+    left = Nucleus(0, 0, np.ones((4, 6), dtype=bool), score=0.5)
+    right = Nucleus(4, 0, np.ones((4, 6), dtype=bool), class_id=1)
+    one, other = split_by_clicks([left, right], np.array([[1, 1], [8, 1]]))
+    painted = paint_nuclei([one, other], (4, 10))
+    assert (painted[:, :4] == 1).all()
+    assert (painted[:, 6:] == 2).all()
+    assert (painted > 0).all()
+    assert (one.score, other.class_id) == (0.5, 1)
+
+
+def test_component_at_takes_the_nearest_part() -> None:
+    mask = np.zeros((5, 9), dtype=bool)
+    mask[1, 1] = mask[3, 6:8] = True
+    nucleus = Nucleus(10, 20, mask)
+    assert component_at(nucleus, 11, 21).box == (11, 21, 12, 22)
+    assert component_at(nucleus, 18, 24).box == (16, 23, 18, 24)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"foreground": []},
+        {"foreground": "5,5"},
+        {"foreground": [[5]]},
+        {"foreground": [[5, "5"]]},
+        {"foreground": [[5, float("nan")]]},
+        {"foreground": [[40, 5]]},
+        {"foreground": [[-1, 5]]},
+        {"foreground": [[5, 5, 0, 0]]},
+        {"foreground": [5, 5]},
+        {"foreground": [[5, 5]] * (MOST_PROMPTS + 1)},
+        {"foreground": [[1e400, 5]]},
+        {"foreground": [[5, 5]], "background": [[99, 0]]},
+        {"boxes": [[1, 2, 3]]},
+        {"boxes": [[9, 9, 2, 2]]},
+        {"boxes": [[30, 30, 60, 60]]},
+        {"background": [[5, 5]]},
+    ],
+)
+def test_clicks_that_cannot_be_used(request_: dict) -> None:
+    with pytest.raises(RequestRefusedError):
+        clicks_of_request(request_, ArrayImage(np.zeros((30, 40, 3), dtype=np.uint8)))
+
+
+def test_clicks_of_slicer_have_a_slice() -> None:
+    read = clicks_of_request({"foreground": [[3, 4, 0]], "background": []}, ArrayImage(np.zeros((9, 9, 3))))
+    assert read.foreground.tolist() == [[3, 4]]
+    assert read.background.shape == (0, 2)
