@@ -8,7 +8,7 @@ from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.promptnucseg import PromptNucSeg, trained_classes
 from nucsam_monai.networks.sac import SAC, SACOutput
-from nucsam_monai.networks.segmentor import Segmentor
+from nucsam_monai.networks.segmentor import Segmentor, learning_parameters
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "UNSAMOutput",
     "compile_modules",
     "default_fusion",
+    "learning_parameters",
     "trained_classes",
     "trained_domains",
 ]
