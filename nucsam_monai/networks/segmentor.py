@@ -158,16 +158,16 @@ class Segmentor(nn.Module):
             )
 
 
-def learning_parameters(segmentor: nn.Module) -> list[nn.Parameter]:
+def learning_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that an optimizer is given.
 
     Args:
-        segmentor: the network, frozen by its options.
+        network: a segmentor, or what contains one, frozen by its options.
 
     Raises:
         ConfigurationError: none learns, so that there is nothing to train.
     """
-    parameters = [parameter for parameter in segmentor.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigurationError(
             "finetune 'none': nothing of the segmentor learns, so it has no stage to train. Run the stage "

@@ -42,6 +42,9 @@ class ConvNeXtBackbone(nn.Module):
     Args:
         shape: the size.
 
+    Attributes:
+        widths: channels of the four maps.
+
     Example:
         >>> import torch
         >>> maps = ConvNeXtBackbone(BACKBONES["compact"])(torch.zeros(1, 3, 64, 64))
@@ -51,6 +54,7 @@ class ConvNeXtBackbone(nn.Module):
 
     def __init__(self, shape: ConvNeXtShape) -> None:
         super().__init__()
+        self.widths = shape.widths
         below = (*shape.widths[1:], None)
         stages = [CNBlockConfig(*stage) for stage in zip(shape.widths, below, shape.depths, strict=True)]
         self.features = ConvNeXt(stages).features
