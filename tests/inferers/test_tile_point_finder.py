@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nucsam_monai.inferers import PointFinder, PromptedInferer, TilePointFinder, point_finder
-from nucsam_monai.networks import MaskPrediction, PromptNucSeg, PrompterOutput
+from nucsam_monai.networks import MaskPrediction, PrompterOutput, PromptNucSeg
 from nucsam_monai.networks.blocks.anchor_points import anchor_grid
 from nucsam_monai.networks.prompter import PrompterOptions
 from nucsam_monai.utils.errors import ConfigurationError
@@ -66,7 +66,7 @@ def whole(image):
     nuclei = logits[:, :2].amax(dim=1) > 0
     return {
         (*point.tolist(), int(kind))
-        for point, kind in zip(output.points[0][nuclei], logits[nuclei].argmax(1))
+        for point, kind in zip(output.points[0][nuclei], logits[nuclei].argmax(1), strict=True)
     }
 
 
@@ -77,7 +77,7 @@ def test_tiles_give_every_point_of_the_image_once(size):
     table = found.table
     points = {
         (round(float(x)), round(float(y)), int(kind))
-        for x, y, kind in zip(table["centroid_x_px"], table["centroid_y_px"], table["class_id"])
+        for x, y, kind in zip(table["centroid_x_px"], table["centroid_y_px"], table["class_id"], strict=True)
     }
     assert points == whole(image)
     assert len(found.nucleus_of_prompt) == len(points)

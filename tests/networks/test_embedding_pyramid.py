@@ -12,7 +12,9 @@ def test_four_maps_cover_the_same_image(patch, widths):
     pyramid = EmbeddingPyramid(channels=16, patch=patch)
     assert pyramid.widths == widths
     maps = pyramid(torch.randn(2, 16, 64 // patch, 32 // patch))
-    expected = [(2, width, 64 // stride, 32 // stride) for width, stride in zip(widths, (4, 8, 16, 32))]
+    expected = [
+        (2, width, 64 // stride, 32 // stride) for width, stride in zip(widths, (4, 8, 16, 32), strict=True)
+    ]
     assert [tuple(stage.shape) for stage in maps] == expected
 
 
