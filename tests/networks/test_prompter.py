@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import convnext_small
+from torchvision.models.convnext import CNBlock
 
 from nucsam_monai.networks import Prompter
 from nucsam_monai.networks.blocks.convnext import BACKBONES, ConvNeXtBackbone
@@ -271,3 +272,19 @@ def test_the_header_names_what_changes_the_result():
     }
     assert network.header["n_classes"] == "3"
     assert all(isinstance(value, str) for value in network.header.values())
+
+
+def test_every_block_of_the_compact_backbone_takes_part_from_the_start():
+    torch.manual_seed(0)
+    backbone = ConvNeXtBackbone(BACKBONES["compact"])
+    blocks = [module for module in backbone.modules() if isinstance(module, CNBlock)]
+    changes = []
+    for block in blocks:
+        block.register_forward_hook(
+            lambda _, given, found: changes.append(float((found - given[0]).std() / given[0].std()))
+        )
+    with torch.no_grad():
+        maps = backbone(image_of(64, 64))
+    assert len(changes) == len(blocks) == sum(BACKBONES["compact"].depths)
+    assert min(changes) > 0.1
+    assert all(0.3 < stage.std() < 5 for stage in maps)
