@@ -32,7 +32,7 @@ class ReadingNetwork:
         anchors = anchor_grid(side // 8, side // 8, 8).reshape(1, -1, 2)
         x, y = anchors[0].long().unbind(-1)
         logits = embedding[:, :, y, x].transpose(1, 2).clone()
-        logits[..., 2] = 0
+        logits[..., 2] = 1e-6  # above the zeros beyond the image
         mask = embedding[:, 2:3] if with_mask else None
         return PrompterOutput(anchors.expand(len(embedding), -1, -1), logits, mask)
 
