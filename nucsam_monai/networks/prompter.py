@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.blocks.anchor_points import SampleAlignment, anchor_grid, sample_at
-from nucsam_monai.networks.blocks.convnext import BACKBONES, BackboneName, ConvNeXtBackbone
+from nucsam_monai.networks.blocks.compact_backbone import CompactBackbone
+from nucsam_monai.networks.blocks.convnext import CONVNEXT_SMALL, ConvNeXtBackbone
 from nucsam_monai.networks.blocks.embedding_pyramid import EmbeddingPyramid
 from nucsam_monai.networks.blocks.feature_pyramid import FeaturePyramid
 from nucsam_monai.networks.blocks.prompter_heads import NucleiMaskHead, point_head
@@ -20,6 +21,8 @@ from nucsam_monai.networks.options import read_options
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+Backbone = Literal["convnext_small", "compact", "shared"]
 
 _FINEST_STRIDE = 4
 _SMALLEST_SIDE = 32  # the coarsest stage has one cell then
@@ -30,8 +33,9 @@ class PrompterOptions:
     """What the prompter is made of; the defaults are the paper's for PanNuke.
 
     Attributes:
-        backbone: ``convnext_small``, ``compact`` for training from scratch on a CPU, or ``shared``: no backbone of
-            its own, but a pyramid on the embedding of the segmentor's encoder (the paper's supplement).
+        backbone: ``convnext_small``; ``compact``, a small residual network for training from scratch on a CPU; or
+            ``shared``, no backbone of its own, but a pyramid on the embedding of the segmentor's encoder (the
+            paper's supplement).
         levels: levels of the feature pyramid that anchor points are sampled from, 1 to 4.
         step: distance of the anchor points in pixels, a multiple of 4.
         channels: width of everything behind the backbone; None takes 256 for ``convnext_small``, as the
@@ -43,7 +47,7 @@ class PrompterOptions:
         dropout: share of the heads' hidden values that is dropped in training.
     """
 
-    backbone: BackboneName | Literal["shared"] = "convnext_small"
+    backbone: Backbone = "convnext_small"
     levels: int = 3
     step: int = 8
     channels: int | None = None
@@ -119,11 +123,12 @@ class Prompter(nn.Module):
         n_classes: classes C of nuclei, without the background; 1 where nuclei have no classes.
         options: values of :class:`PrompterOptions`.
         embedding: what a prompter with the backbone ``shared`` reads in place of an image.
-        backbone_checkpoint: ImageNet weights of the backbone in torchvision's layout; without them
+        backbone_checkpoint: ImageNet weights of ``convnext_small`` in torchvision's layout; without them
             everything is random.
 
     Raises:
-        ConfigurationError: an unknown option or value, or the backbone ``shared`` without an embedding.
+        ConfigurationError: an unknown option or value, the backbone ``shared`` without an embedding, or weights for
+            another backbone than ``convnext_small``.
         CheckpointError: the weights are missing, damaged or of another network.
 
     Example:
@@ -147,7 +152,7 @@ class Prompter(nn.Module):
             )
         self.n_classes = n_classes
         self.options = read_options(PrompterOptions, options, "options")
-        self.backbone, neck_channels = _build_backbone(self.options.backbone, embedding)
+        self.backbone, neck_channels = _build_backbone(self.options.backbone, embedding, backbone_checkpoint)
         widths = self.backbone.widths
         channels = self.options.channels or neck_channels
         levels, dropout = self.options.levels, self.options.dropout
@@ -157,13 +162,6 @@ class Prompter(nn.Module):
         self.regression = point_head(channels, 2, dropout)
         self.classification = point_head(channels, n_classes + 1, dropout)
         self.mask_head = NucleiMaskHead(widths, channels) if self.options.aux_mask else None
-        if backbone_checkpoint is not None and isinstance(self.backbone, ConvNeXtBackbone):
-            self.backbone.load_imagenet(backbone_checkpoint)
-        elif self.options.backbone == "convnext_small":
-            logger.warning(
-                "no ImageNet weights: the backbone is random and needs a far longer training than the paper's. "
-                "Give backbone_checkpoint, or take the backbone 'compact'."
-            )
 
     def forward(self, image: Tensor, *, with_mask: bool = True) -> PrompterOutput:
         """Propose a point per anchor.
@@ -240,12 +238,26 @@ class Prompter(nn.Module):
 
 
 def _build_backbone(
-    name: BackboneName | Literal["shared"], embedding: EmbeddingShape | None
-) -> tuple[ConvNeXtBackbone | EmbeddingPyramid, int]:
+    name: Backbone, embedding: EmbeddingShape | None, checkpoint: str | None
+) -> tuple[ConvNeXtBackbone | CompactBackbone | EmbeddingPyramid, int]:
     """Return the backbone and the width of what is built on it."""
-    if name != "shared":
-        shape = BACKBONES[name]
-        return ConvNeXtBackbone(shape), shape.neck_channels
+    if name == "convnext_small":
+        backbone = ConvNeXtBackbone(CONVNEXT_SMALL)
+        if checkpoint is not None:
+            backbone.load_imagenet(checkpoint)
+        else:
+            logger.warning(
+                "no ImageNet weights: the backbone is random and needs a far longer training than the paper's. "
+                "Give backbone_checkpoint, or take the backbone 'compact'."
+            )
+        return backbone, 256
+    if checkpoint is not None:
+        raise ConfigurationError(
+            f"backbone_checkpoint {checkpoint}: the backbone '{name}' has no weights of its own to start from. Leave "
+            "it out, or take the backbone 'convnext_small'."
+        )
+    if name == "compact":
+        return CompactBackbone(), 64
     if embedding is None:
         raise ConfigurationError(
             "options.backbone 'shared': found no embedding, expected that of a segmentor. Build both networks as "
