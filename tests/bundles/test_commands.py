@@ -76,7 +76,7 @@ def test_the_training_command_from_any_folder(
 
 
 def train_with_two_processes(
-    bundle: str, dataset_dir: str, output: Path, uri: str, environment: dict[str, str]
+    bundle: str, dataset_dir: str, output: Path, uri: str, environment: dict[str, str], *options: str
 ) -> None:
     torchrun = [
         sys.executable,
@@ -87,8 +87,8 @@ def train_with_two_processes(
         "--nproc_per_node=2",
     ]
     files = json.dumps([f"bundles/{bundle}/configs/{name}.json" for name in ("train", "multi_gpu_train")])
-    arguments = [*torchrun, *TRAINING, files, *settings(dataset_dir, output), "--tracking_uri", uri]
-    run(arguments, REPOSITORY, environment)
+    own = [*settings(dataset_dir, output), "--tracking_uri", uri, *options]
+    run([*torchrun, *TRAINING, files, *own], REPOSITORY, environment)
 
 
 @pytest.mark.parametrize("bundle", ["unsam", "sac", "sam_eunet3p"])
@@ -110,7 +110,8 @@ def test_two_processes_train_both_networks_of_promptnucseg(
 ) -> None:
     uri = path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
     output = tmp_path / "output"
-    train_with_two_processes("promptnucseg", dataset_dir, output, uri, user_environment)
+    overlap = ("--overlap_px", "16")
+    train_with_two_processes("promptnucseg", dataset_dir, output, uri, user_environment, *overlap)
     stages = ("prompter", "segmentor")
     assert {path.name for path in output.iterdir()} == {
         f"{stage}{end}.safetensors" for stage in stages for end in ("", "_state")

@@ -48,7 +48,7 @@ def test_a_share_of_the_image_loses_its_detail():
     changed = (found != image).any(dim=0).float().mean()
     assert 0.3 < changed < 0.7
     detail = [one.diff(dim=-1).abs().mean() for one in (found, image)]
-    assert detail[0] < 0.8 * detail[1]
+    assert detail[0] < 0.95 * detail[1]
 
 
 def test_images_are_changed_with_the_probability_asked_for():
