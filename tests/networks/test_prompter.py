@@ -308,7 +308,7 @@ def test_the_maps_of_the_compact_backbone_lie_over_the_image():
     torch.manual_seed(0)
     backbone = CompactBackbone().eval()
     for level, size in enumerate((16, 8, 4, 2)):
-        image = torch.zeros(1, 3, 64, 64, requires_grad=True)
+        image = image_of(64, 64).requires_grad_()
         maps = backbone(image)
         assert maps[level].shape == (1, backbone.widths[level], size, size)
         # what reaches one cell lies symmetrically about the cell, as far as the image goes
