@@ -25,8 +25,8 @@ from nucsam_monai.inferers.precision import PRECISIONS, autocast
 from nucsam_monai.inferers.prompt_tiles import Visits, best_visits, visit_tiles
 from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter, TilePrompter
 from nucsam_monai.inferers.test_time_views import IDENTITY, SIX_VIEWS
-from nucsam_monai.inferers.tile_decoding import DecodingOptions, EncodedTiles, TileDecoder, TileEncoder
-from nucsam_monai.inferers.tiling import plan_tiles, tile_origins
+from nucsam_monai.inferers.tile_decoding import DecodingOptions, TileDecoder, TileEncoder
+from nucsam_monai.inferers.tiling import EncodedTiles, plan_tiles, tile_origins
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 

@@ -69,7 +69,7 @@ class TilePointFinder:
             found = select_points(
                 output, tiling.covered_size, mask_filter=self.mask_filter, radius=self.radius_px
             )
-            placed = np.asarray(found.points) + tiling.origins(np.array([tile]))
+            placed = np.asarray(found.points) + _origin(tile, tiling)
             own = _in_own_pixels(placed, tile, tiling)
             points.append(placed[own])
             scores.append(np.asarray(found.scores)[own])
@@ -91,7 +91,7 @@ class TilePointFinder:
         anchors, class_ids = [np.zeros((0, 2))], [np.zeros(0, dtype=np.int64)]
         for number in range(len(tiling)):
             for tile, output in self._proposals([encoder.encode(np.array([number]))], with_mask=False):
-                placed = output.points[0].double().cpu().numpy() + tiling.origins(np.array([tile]))
+                placed = output.points[0].double().cpu().numpy() + _origin(tile, tiling)
                 usable = np.isfinite(placed).all(axis=1)
                 anchors.append(placed[usable])
                 class_ids.append(output.class_logits[0, :, :-1].argmax(dim=-1).cpu().numpy()[usable])
@@ -134,6 +134,11 @@ def point_finder(
     return TilePointFinder(
         network, mask_filter=mask_filter, radius_px=radius_px, tile_px=tile_px, overlap_px=overlap_px
     )
+
+
+def _origin(tile: int, tiling: Tiling) -> NDArray[np.float64]:
+    """Return the first pixel ``(1, 2)`` of a tile as (x, y)."""
+    return tiling.origins(np.array([tile])).astype(np.float64)
 
 
 def _in_own_pixels(xy: NDArray[np.float64], tile: int, tiling: Tiling) -> NDArray[np.bool_]:
