@@ -19,7 +19,7 @@ import fire
 import monai
 import torch
 from inference_benchmark.pipelines import METHODS, STAGES, Pipeline
-from inference_benchmark.scene import BenchmarkImage, draw_benchmark_image
+from inference_benchmark.scene import draw_benchmark_image
 from sam_benchmark.machine import commit, versions
 
 from nucsam_monai.io import write_json
@@ -65,55 +65,52 @@ def main(
     if unknown := sorted(set(chosen) - set(METHODS)):
         raise ConfigurationError(f"methods: found {unknown}, expected some of {list(METHODS)}.")
     torch.set_num_threads(threads)
+    cases = [
+        (method, variant)
+        for method in chosen
+        for variant in ([variants] if isinstance(variants, str) else variants)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         image = draw_benchmark_image(Path(folder), side_px, nuclei, seed)
-        rows = []
-        for method in chosen:
-            for variant in [variants] if isinstance(variants, str) else variants:
-                print(f"{method} {variant}", file=sys.stderr, flush=True)
-                torch.manual_seed(seed)
-                rows.append(
-                    measure(
-                        method, variant, image, Path(folder) / "out", precision, torch.device(device), repeats
-                    )
-                )
-    report = {
+        report = {
+            **origin(device, threads),
+            "precision": precision,
+            "image": {"side_px": side_px, "nuclei": len(image.truth), "seed": seed},
+            "weights": "random; answers replaced by nearly true ones",
+            "rows": [],
+        }
+        for method, variant in cases:
+            print(f"{method} {variant}", file=sys.stderr, flush=True)
+            torch.manual_seed(seed)
+            pipeline = Pipeline(method, variant, image, Path(folder) / "out", precision, torch.device(device))
+            report["rows"].append({"method": method, "sam_variant": variant, **measure(pipeline, repeats)})
+            # After every case, as a long run may be interrupted.
+            write_json(Path(output), report)
+            if markdown is not None:
+                with atomic_path(markdown) as temporary:
+                    temporary.write_text(as_markdown(report) + "\n")
+    print(as_markdown(report))
+
+
+def origin(device: str, threads: int) -> dict[str, Any]:
+    """Return what the numbers come from."""
+    return {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "processor": processor_name(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": threads,
-        "precision": precision,
         "versions": versions(),
-        "image": {"side_px": side_px, "nuclei": len(image.truth), "seed": seed},
-        "weights": "random; answers replaced by nearly true ones",
-        "rows": rows,
     }
-    write_json(Path(output), report)
-    print(as_markdown(report))
-    if markdown is not None:
-        with atomic_path(markdown) as temporary:
-            temporary.write_text(as_markdown(report) + "\n")
 
 
-def measure(
-    method: str,
-    variant: str,
-    image: BenchmarkImage,
-    output_dir: Path,
-    precision: str,
-    device: torch.device,
-    repeats: int,
-) -> dict[str, Any]:
+def measure(pipeline: Pipeline, repeats: int) -> dict[str, Any]:
     """Return the seconds of every stage and the share of merging and writing."""
-    pipeline = Pipeline(method, variant, image, output_dir, precision, device)
     pipeline.run()
     runs = [pipeline.run() for _ in range(repeats)]
     seconds = {stage: min(run[0][stage] for run in runs) for stage in STAGES}
     total = sum(seconds.values())
     return {
-        "method": method,
-        "sam_variant": variant,
         "instances": runs[-1][1],
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "total_seconds": round(total, 4),
