@@ -12,7 +12,7 @@ _GROUPS = 8
 class CompactBackbone(nn.Module):
     """One residual block (He et al., 2016) with group normalisation (Wu and He, 2018) for each of four sizes.
 
-    Trained from random weights for some hundred steps it finds far more nuclei than a ConvNeXt of the same cost, which
+    Trained from random weights for some hundred steps it finds more nuclei than a ConvNeXt of the same cost, which
     is meant for long trainings. Batches may be small, and images do not influence each other. All reductions take whole
     pairs of pixels, so that a cell of a map lies in the middle of the pixels that it stands for.
 
