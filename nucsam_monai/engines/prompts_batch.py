@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nucsam_monai.inferers.detected_points import DetectedPoints
 from nucsam_monai.inferers.point_finder import PointFinder
-from nucsam_monai.inferers.prompted_segmenter import FindPoints
+from nucsam_monai.inferers.prompted_segmenter import FindPoints, TilePrompter
+from nucsam_monai.inferers.tile_point_finder import TilePointFinder
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -26,7 +27,7 @@ class PreparePromptsBatch(PrepareBatch):
             oracle prompts), or of a user.
     """
 
-    def __init__(self, finder: PointFinder, *, given_points: bool = False) -> None:
+    def __init__(self, finder: PointFinder | TilePointFinder, *, given_points: bool = False) -> None:
         self.finder = finder
         self.given_points = given_points
 
@@ -36,7 +37,7 @@ class PreparePromptsBatch(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, None, tuple[DetectedPoints | FindPoints], dict[str, Any]]:
+    ) -> tuple[Tensor, None, tuple[DetectedPoints | FindPoints | TilePrompter], dict[str, Any]]:
         """Return ``(image, None, (prompts,), {})`` with the image on ``device``.
 
         Raises:

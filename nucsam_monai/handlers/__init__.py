@@ -5,6 +5,7 @@ from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
 from nucsam_monai.handlers.early_stopping import EarlyStopping
 from nucsam_monai.handlers.embedding_cache_log import EmbeddingCacheLog
 from nucsam_monai.handlers.evaluation_report import EvaluationReport
+from nucsam_monai.handlers.final_validation import FinalValidation
 from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
@@ -30,6 +31,7 @@ __all__ = [
     "EarlyStopping",
     "EmbeddingCacheLog",
     "EvaluationReport",
+    "FinalValidation",
     "GradientClipping",
     "MLflowTracker",
     "NamedMetricsHandler",

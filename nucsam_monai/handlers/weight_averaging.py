@@ -7,17 +7,22 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+ParamList = tuple[Tensor, ...] | list[Tensor]
+
 
 class WeightAveraging:
     """Keep an average of a network's parameters and buffers beside it, updated after every step.
 
-    In the first epochs the average is a copy, as weights move far then. Name it among the parts of
+    Weights move far at first, and an average of few steps would still hold them: in the first epochs it may be a
+    copy, or the share of what stays may grow with the steps. Name it among the parts of
     :class:`~nucsam_monai.handlers.TrainingState`, so that a resumed training goes on averaging.
 
     Args:
         network: what is trained, on its device and without a wrapper of distributed training.
         decay: share of the average that stays in every step.
         copy_epochs: number of epochs at whose steps the weights are copied.
+        warm_up: after n averaged steps at most ``(1 + n) / (10 + n)`` stays: the average spans about the last tenth
+            of the steps, until ``decay`` is reached.
 
     Example::
 
@@ -25,12 +30,14 @@ class WeightAveraging:
         "evaluator": {"network": "$@weight_averaging.averaged", ...}
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.99, copy_epochs: int = 5) -> None:
+    def __init__(
+        self, network: nn.Module, decay: float = 0.99, copy_epochs: int = 5, *, warm_up: bool = False
+    ) -> None:
         self.network = network
+        self.decay = decay
         self.copy_epochs = copy_epochs
-        self._average = AveragedModel(
-            network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
-        ).eval()
+        self.warm_up = warm_up
+        self._average = AveragedModel(network, multi_avg_fn=self._mix, use_buffers=True).eval()
 
     @property
     def averaged(self) -> nn.Module:
@@ -54,3 +61,8 @@ class WeightAveraging:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the average of an interrupted training."""
         self._average.load_state_dict(state)
+
+    def _mix(self, averaged: ParamList, current: ParamList, steps: Tensor | int) -> None:
+        """Mix tensors of one type into their averages of so many steps."""
+        share = min(self.decay, (1 + int(steps)) / (10 + int(steps))) if self.warm_up else self.decay
+        get_ema_multi_avg_fn(share)(averaged, current, steps)

@@ -7,7 +7,7 @@ from nucsam_monai.inferers.painting import paint_masks
 from nucsam_monai.inferers.point_finder import PointFinder
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
 from nucsam_monai.inferers.prompted import PromptedInferer, PromptedPrediction
-from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter
+from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter, TilePrompter
 from nucsam_monai.inferers.semantic import (
     ResizeInferer,
     SemanticInferer,
@@ -15,6 +15,7 @@ from nucsam_monai.inferers.semantic import (
     prediction_from_probability,
     spatial_inferer,
 )
+from nucsam_monai.inferers.tile_point_finder import TilePointFinder, point_finder
 from nucsam_monai.utils.components import connected_components
 
 __all__ = [
@@ -29,10 +30,13 @@ __all__ = [
     "ResizeInferer",
     "SemanticInferer",
     "TileInferer",
+    "TilePointFinder",
+    "TilePrompter",
     "autocast",
     "connected_components",
     "oracle_prompts",
     "paint_masks",
+    "point_finder",
     "prediction_from_probability",
     "select_points",
     "spatial_inferer",

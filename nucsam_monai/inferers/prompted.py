@@ -23,10 +23,10 @@ from nucsam_monai.inferers.nucleus_masks import NucleusMasks, join_masks
 from nucsam_monai.inferers.painting import paint
 from nucsam_monai.inferers.precision import PRECISIONS, autocast
 from nucsam_monai.inferers.prompt_tiles import Visits, best_visits, visit_tiles
-from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter
+from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter, TilePrompter
 from nucsam_monai.inferers.test_time_views import IDENTITY, SIX_VIEWS
-from nucsam_monai.inferers.tile_decoding import DecodingOptions, TileDecoder
-from nucsam_monai.inferers.tiling import plan_tiles, tile_origins
+from nucsam_monai.inferers.tile_decoding import DecodingOptions, TileDecoder, TileEncoder
+from nucsam_monai.inferers.tiling import EncodedTiles, plan_tiles, tile_origins
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -145,7 +145,10 @@ class PromptedInferer(Inferer):
         )
 
     def __call__(
-        self, inputs: Tensor, network: PromptedSegmenter, prompts: DetectedPoints | FindPoints
+        self,
+        inputs: Tensor,
+        network: PromptedSegmenter,
+        prompts: DetectedPoints | FindPoints | TilePrompter,
     ) -> PromptedPrediction:
         """Return the nuclei of one normalised image ``(1, 3, H, W)`` of any size.
 
@@ -155,7 +158,7 @@ class PromptedInferer(Inferer):
         Args:
             inputs: the image, on the network's device.
             network: encodes tiles and decodes prompts.
-            prompts: one point per nucleus, or what finds them in the whole image.
+            prompts: one point per nucleus, or what finds them in the whole image or in the encoded tiles.
 
         Raises:
             ConfigurationError: not one image, prompts outside of it or of an unknown class, or a network whose
@@ -168,9 +171,15 @@ class PromptedInferer(Inferer):
         image = convert_to_tensor(inputs, track_meta=False)
         image_size = (image.shape[2], image.shape[3])
         with torch.no_grad(), autocast(self.precision, image.device):
+            tiling = plan_tiles(image_size, self.tile_px, self.overlap_px)
+            encoder = TileEncoder(network, image, tiling, self.decoding.views)
+            encoded: list[EncodedTiles] = []
+            if isinstance(prompts, TilePrompter):
+                encoded = [encoder.encode(tiles) for tiles in self._batches(np.arange(len(tiling)))]
+                prompts = prompts.find_in_tiles(encoded, tiling)
             found = prompts(image) if callable(prompts) else prompts
             points = check_points(found, image_size, self.class_names)
-            masks = self._decode(image, network, points)
+            masks = self._decode(encoder, points, encoded)
         return self.merge(masks, points, image_size)
 
     def merge(
@@ -199,28 +208,34 @@ class PromptedInferer(Inferer):
         nucleus_of_prompt[kept.prompts[visible]] = nuclei.table["id"]
         return PromptedPrediction(nuclei.instances, nuclei.table, None, nuclei.class_names, nucleus_of_prompt)
 
-    def _decode(self, image: Tensor, network: PromptedSegmenter, points: ImagePoints) -> NucleusMasks:
-        tiling = plan_tiles((image.shape[2], image.shape[3]), self.tile_px, self.overlap_px)
-        visits = visit_tiles(points.pixels, tiling)
-        decoder = TileDecoder(network, image, points, tiling, visits, self.decoding)
-        if self.crossing == "best":
-            return self._decode_best(decoder, visits, best_visits(visits, points.pixels, tiling))
-        return join_masks(
-            [
-                masks
-                for tiles in self._batches(visits.tiles)
-                for masks in decoder.decode(decoder.encode(tiles), visits)
-            ]
+    def _decode(self, encoder: TileEncoder, points: ImagePoints, encoded: list[EncodedTiles]) -> NucleusMasks:
+        """Decode all prompts; tiles are encoded as they are needed, unless all of them are ``encoded``."""
+        visits = visit_tiles(points.pixels, encoder.tiling)
+        decoder = TileDecoder(
+            encoder.segmenter, encoder.image.device, points, encoder.tiling, visits, self.decoding
         )
+        if self.crossing == "best":
+            best = best_visits(visits, points.pixels, encoder.tiling)
+            return self._decode_best(encoder, decoder, visits, best, encoded)
+        needed = encoded or (encoder.encode(tiles) for tiles in self._batches(visits.tiles))
+        return join_masks([masks for tiles in needed for masks in decoder.decode(tiles, visits)])
 
-    def _decode_best(self, decoder: TileDecoder, visits: Visits, best: NDArray[np.bool_]) -> NucleusMasks:
+    def _decode_best(
+        self,
+        encoder: TileEncoder,
+        decoder: TileDecoder,
+        visits: Visits,
+        best: NDArray[np.bool_],
+        encoded: list[EncodedTiles],
+    ) -> NucleusMasks:
         """Decode the best visits, and the others of prompts that have no whole mask then."""
         first, others = visits.select(best), visits.select(~best)
-        encoded = [decoder.encode(tiles) for tiles in self._batches(first.tiles)]
-        masks = join_masks([part for tiles in encoded for part in decoder.decode(tiles, first)])
+        known = [*encoded] or [encoder.encode(tiles) for tiles in self._batches(first.tiles)]
+        masks = join_masks([part for tiles in known for part in decoder.decode(tiles, first)])
         left = others.select(~np.isin(others.prompts, masks.prompts[~masks.cut]))
-        encoded += [decoder.encode(tiles) for tiles in self._batches(np.setdiff1d(left.tiles, first.tiles))]
-        return join_masks([masks, *(part for tiles in encoded for part in decoder.decode(tiles, left))])
+        missing = np.setdiff1d(left.tiles, [tile for tiles in known for tile in tiles.tiles])
+        known += [encoder.encode(tiles) for tiles in self._batches(missing)]
+        return join_masks([masks, *(part for tiles in known for part in decoder.decode(tiles, left))])
 
     def _batches(self, tiles: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         different = np.unique(tiles)

@@ -1,11 +1,12 @@
 """What the prompted inferer asks of a network."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from nucsam_monai.inferers.detected_points import DetectedPoints
+from nucsam_monai.inferers.tiling import EncodedTiles, Tiling
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 
 FindPoints = Callable[[Tensor], DetectedPoints]
@@ -27,4 +28,13 @@ class PromptedSegmenter(Protocol):
 
         The sides of the logits divide S.
         """
+        ...
+
+
+@runtime_checkable
+class TilePrompter(Protocol):
+    """A prompter that shares the segmenter's encoder: it looks at the embeddings of the tiles."""
+
+    def find_in_tiles(self, encoded: Sequence[EncodedTiles], tiling: Tiling) -> DetectedPoints:
+        """Return the nuclei of the image that ``tiling`` covers, all of whose tiles are encoded."""
         ...

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from nucsam_monai.inferers.nucleus_masks import NucleusMasks, place_masks
 from nucsam_monai.inferers.prompt_tiles import Visits
 from nucsam_monai.inferers.prompted_segmenter import PromptedSegmenter
 from nucsam_monai.inferers.test_time_views import View
-from nucsam_monai.inferers.tiling import Tiling
+from nucsam_monai.inferers.tiling import EncodedTiles, Tiling
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
@@ -41,16 +40,25 @@ class DecodingOptions:
 
 
 @dataclass(frozen=True)
-class EncodedTiles:
-    """The embeddings of B tiles.
+class TileEncoder:
+    """Encodes the tiles of one image.
 
     Attributes:
-        tiles: ``(B,)`` int64, rising.
-        embeddings: one of all tiles for each view.
+        segmenter: the network.
+        image: ``(1, 3, H, W)``.
+        tiling: the tiles.
+        views: test-time views.
     """
 
-    tiles: NDArray[np.int64]
-    embeddings: list[Any]
+    segmenter: PromptedSegmenter
+    image: Tensor
+    tiling: Tiling
+    views: Sequence[View]
+
+    def encode(self, tiles: NDArray[np.int64]) -> EncodedTiles:
+        """Encode tiles ``(B,)`` once in every view."""
+        batch = self.tiling.cut(self.image, tiles)
+        return EncodedTiles(tiles, [self.segmenter.encode(view.of(batch)) for view in self.views])
 
 
 class TileDecoder:
@@ -58,7 +66,7 @@ class TileDecoder:
 
     Args:
         segmenter: the network.
-        image: ``(1, 3, H, W)``.
+        device: that it runs on.
         points: the prompts.
         tiling: the tiles.
         visits: all prompts of every tile; they are each other's neighbours.
@@ -68,23 +76,18 @@ class TileDecoder:
     def __init__(
         self,
         segmenter: PromptedSegmenter,
-        image: Tensor,
+        device: torch.device,
         points: ImagePoints,
         tiling: Tiling,
         visits: Visits,
         options: DecodingOptions,
     ) -> None:
         self.segmenter = segmenter
-        self.image = image
+        self.device = device
         self.points = points
         self.tiling = tiling
         self.visits = visits
         self.options = options
-
-    def encode(self, tiles: NDArray[np.int64]) -> EncodedTiles:
-        """Encode tiles ``(B,)`` once in every view."""
-        batch = self.tiling.cut(self.image, tiles)
-        return EncodedTiles(tiles, [self.segmenter.encode(view.of(batch)) for view in self.options.views])
 
     def decode(self, encoded: EncodedTiles, visits: Visits) -> Iterator[NucleusMasks]:
         """Decode those of the visits that the encoded tiles have, a group of masks at a time."""
@@ -158,7 +161,7 @@ class TileDecoder:
             points: ``(N, 1 + K, 2)`` in pixels of the tiles.
             labels: ``(N, 1 + K)``.
         """
-        device, side = self.image.device, self.tiling.tile_px
+        device, side = self.device, self.tiling.tile_px
         xy = torch.from_numpy(points).float().to(device)
         marks = torch.from_numpy(labels).to(device)
         # On the CPU the counts cost the decoder no synchronisation.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,19 @@ class Tiling:
         height, width = self.covered_size
         parts = [image[0, :, y : y + height, x : x + width] for x, y in self.origins(tiles).tolist()]
         return F.pad(torch.stack(parts), (0, self.tile_px - width, 0, self.tile_px - height))
+
+
+@dataclass(frozen=True)
+class EncodedTiles:
+    """The embeddings of B tiles.
+
+    Attributes:
+        tiles: ``(B,)`` int64, rising.
+        embeddings: one of all tiles for each view.
+    """
+
+    tiles: NDArray[np.int64]
+    embeddings: list[Any]
 
 
 def plan_tiles(image_size: Sequence[int], tile_px: int, overlap_px: int) -> Tiling:

@@ -1,6 +1,7 @@
 """Losses of the papers, MONAI's own ones reused."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
+from nucsam_monai.losses.end_to_end import EndToEndLoss, EndToEndTarget
 from nucsam_monai.losses.eunet3p import EUNet3PLoss, EUNet3PMaskLoss
 from nucsam_monai.losses.hovernet import HoVerNetBranchLoss
 from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
@@ -14,6 +15,8 @@ __all__ = [
     "CFRSAMTarget",
     "EUNet3PLoss",
     "EUNet3PMaskLoss",
+    "EndToEndLoss",
+    "EndToEndTarget",
     "HoVerNetBranchLoss",
     "MaskLoss",
     "NucleusTargets",

@@ -6,9 +6,9 @@ from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
-from nucsam_monai.networks.promptnucseg import PromptNucSeg, trained_classes
+from nucsam_monai.networks.promptnucseg import EndToEnd, EndToEndOutput, PromptNucSeg, trained_classes
 from nucsam_monai.networks.sac import SAC, SACOutput
-from nucsam_monai.networks.segmentor import Segmentor
+from nucsam_monai.networks.segmentor import Segmentor, learning_parameters
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "CFRSAMOutput",
     "EUNet3P",
     "EUNet3POutput",
+    "EndToEnd",
+    "EndToEndOutput",
     "MaskPrediction",
     "NucleusPrompts",
     "PromptNucSeg",
@@ -29,6 +31,7 @@ __all__ = [
     "UNSAMOutput",
     "compile_modules",
     "default_fusion",
+    "learning_parameters",
     "trained_classes",
     "trained_domains",
 ]

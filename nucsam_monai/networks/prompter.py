@@ -5,20 +5,24 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.blocks.anchor_points import SampleAlignment, anchor_grid, sample_at
-from nucsam_monai.networks.blocks.convnext import BACKBONES, BackboneName, ConvNeXtBackbone
+from nucsam_monai.networks.blocks.compact_backbone import CompactBackbone
+from nucsam_monai.networks.blocks.convnext import CONVNEXT_SMALL, ConvNeXtBackbone
+from nucsam_monai.networks.blocks.embedding_pyramid import EmbeddingPyramid
 from nucsam_monai.networks.blocks.feature_pyramid import FeaturePyramid
 from nucsam_monai.networks.blocks.prompter_heads import NucleiMaskHead, point_head
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+Backbone = Literal["convnext_small", "compact", "shared"]
 
 _FINEST_STRIDE = 4
 _SMALLEST_SIDE = 32  # the coarsest stage has one cell then
@@ -29,11 +33,13 @@ class PrompterOptions:
     """What the prompter is made of; the defaults are the paper's for PanNuke.
 
     Attributes:
-        backbone: ``convnext_small``, or ``compact`` for training from scratch on a CPU.
+        backbone: ``convnext_small``; ``compact``, a small residual network for training from scratch on a CPU; or
+            ``shared``, no backbone of its own, but a pyramid on the embedding of the segmentor's encoder (the
+            paper's supplement).
         levels: levels of the feature pyramid that anchor points are sampled from, 1 to 4.
         step: distance of the anchor points in pixels, a multiple of 4.
         channels: width of everything behind the backbone; None takes 256 for ``convnext_small``, as the
-            paper, and 64 for ``compact``.
+            paper, 64 for ``compact`` and half of the embedding's for ``shared``.
         deform_step: move each anchor by a first offset before it is sampled (in the authors' code and in
             CFR-SAM's text, but not in PromptNucSeg's).
         sample_align: see :func:`~nucsam_monai.networks.blocks.anchor_points.sample_at`.
@@ -41,7 +47,7 @@ class PrompterOptions:
         dropout: share of the heads' hidden values that is dropped in training.
     """
 
-    backbone: BackboneName = "convnext_small"
+    backbone: Backbone = "convnext_small"
     levels: int = 3
     step: int = 8
     channels: int | None = None
@@ -80,6 +86,18 @@ class PrompterOutput(NamedTuple):
     mask_logits: Tensor | None
 
 
+class EmbeddingShape(NamedTuple):
+    """The embedding that a prompter without a backbone reads.
+
+    Attributes:
+        channels: of the embedding.
+        patch: pixels per cell.
+    """
+
+    channels: int
+    patch: int
+
+
 class AnchorFeatures(NamedTuple):
     """What the heads are given.
 
@@ -104,11 +122,13 @@ class Prompter(nn.Module):
     Args:
         n_classes: classes C of nuclei, without the background; 1 where nuclei have no classes.
         options: values of :class:`PrompterOptions`.
-        backbone_checkpoint: ImageNet weights of the backbone in torchvision's layout; without them
+        embedding: what a prompter with the backbone ``shared`` reads in place of an image.
+        backbone_checkpoint: ImageNet weights of ``convnext_small`` in torchvision's layout; without them
             everything is random.
 
     Raises:
-        ConfigurationError: an unknown option or value.
+        ConfigurationError: an unknown option or value, the backbone ``shared`` without an embedding, or weights for
+            another backbone than ``convnext_small``.
         CheckpointError: the weights are missing, damaged or of another network.
 
     Example:
@@ -122,6 +142,7 @@ class Prompter(nn.Module):
         n_classes: int,
         *,
         options: Mapping[str, Any] | None = None,
+        embedding: EmbeddingShape | None = None,
         backbone_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
@@ -131,23 +152,16 @@ class Prompter(nn.Module):
             )
         self.n_classes = n_classes
         self.options = read_options(PrompterOptions, options, "options")
-        shape = BACKBONES[self.options.backbone]
-        channels = self.options.channels or shape.neck_channels
+        self.backbone, neck_channels = _build_backbone(self.options.backbone, embedding, backbone_checkpoint)
+        widths = self.backbone.widths
+        channels = self.options.channels or neck_channels
         levels, dropout = self.options.levels, self.options.dropout
-        self.backbone = ConvNeXtBackbone(shape)
-        self.pyramid = FeaturePyramid(shape.widths, channels, levels)
+        self.pyramid = FeaturePyramid(widths, channels, levels)
         self.deformation = point_head(channels, 2, dropout) if self.options.deform_step else None
         self.fusion = nn.Conv2d(levels * channels, channels, kernel_size=3, padding=1)
         self.regression = point_head(channels, 2, dropout)
         self.classification = point_head(channels, n_classes + 1, dropout)
-        self.mask_head = NucleiMaskHead(shape.widths, channels) if self.options.aux_mask else None
-        if backbone_checkpoint is not None:
-            self.backbone.load_imagenet(backbone_checkpoint)
-        elif self.options.backbone == "convnext_small":
-            logger.warning(
-                "no ImageNet weights: the backbone is random and needs a far longer training than the paper's. "
-                "Give backbone_checkpoint, or take the backbone 'compact'."
-            )
+        self.mask_head = NucleiMaskHead(widths, channels) if self.options.aux_mask else None
 
     def forward(self, image: Tensor, *, with_mask: bool = True) -> PrompterOutput:
         """Propose a point per anchor.
@@ -155,19 +169,37 @@ class Prompter(nn.Module):
         Args:
             image: ``(B, 3, H, W)`` of any size, normalised with SAM's constants, which are ImageNet's.
             with_mask: compute the auxiliary mask; inference without mask filter does not need it.
+
+        Raises:
+            ConfigurationError: the prompter reads the embedding of a shared encoder.
         """
+        if isinstance(self.backbone, EmbeddingPyramid):
+            raise ConfigurationError(
+                "prompter: its backbone is 'shared', so it reads an embedding and no image. Call PromptNucSeg.propose."
+            )
+        padded = pad_to_multiple(image, self.options.step)
+        found = self.propose(self.backbone(padded), (padded.shape[-2], padded.shape[-1]), with_mask=with_mask)
+        if found.mask_logits is None:
+            return found
         height, width = image.shape[-2:]
-        image = pad_to_multiple(image, self.options.step)
-        stages = self.backbone(image)
-        points, vectors = self.describe_anchors(stages, (image.shape[-2], image.shape[-1]))
+        return found._replace(mask_logits=found.mask_logits[..., :height, :width])
+
+    def propose(
+        self, stages: list[Tensor], image_size: tuple[int, int], *, with_mask: bool = True
+    ) -> PrompterOutput:
+        """Propose a point per anchor from what the backbone returns.
+
+        Args:
+            stages: four maps at a 4th to a 32nd of the image.
+            image_size: height and width of the image, multiples of the anchors' step.
+            with_mask: compute the auxiliary mask.
+        """
+        points, vectors = self.describe_anchors(stages, image_size)
         mask_logits = None
         if self.mask_head is not None and with_mask:
             mask_logits = F.interpolate(
-                self.mask_head(stages).float(),
-                size=image.shape[-2:],
-                mode="bilinear",
-                align_corners=False,
-            )[..., :height, :width]
+                self.mask_head(stages).float(), size=image_size, mode="bilinear", align_corners=False
+            )
         return PrompterOutput(
             points + self.regression(vectors).float(), self.classification(vectors).float(), mask_logits
         )
@@ -203,6 +235,35 @@ class Prompter(nn.Module):
             "n_classes": str(self.n_classes),
             "options": json.dumps(options, sort_keys=True),
         }
+
+
+def _build_backbone(
+    name: Backbone, embedding: EmbeddingShape | None, checkpoint: str | None
+) -> tuple[ConvNeXtBackbone | CompactBackbone | EmbeddingPyramid, int]:
+    """Return the backbone and the width of what is built on it."""
+    if name == "convnext_small":
+        backbone = ConvNeXtBackbone(CONVNEXT_SMALL)
+        if checkpoint is not None:
+            backbone.load_imagenet(checkpoint)
+        else:
+            logger.warning(
+                "no ImageNet weights: the backbone is random and needs a far longer training than the paper's. "
+                "Give backbone_checkpoint, or take the backbone 'compact'."
+            )
+        return backbone, 256
+    if checkpoint is not None:
+        raise ConfigurationError(
+            f"backbone_checkpoint {checkpoint}: the backbone '{name}' has no weights of its own to start from. Leave "
+            "it out, or take the backbone 'convnext_small'."
+        )
+    if name == "compact":
+        return CompactBackbone(), 64
+    if embedding is None:
+        raise ConfigurationError(
+            "options.backbone 'shared': found no embedding, expected that of a segmentor. Build both networks as "
+            "PromptNucSeg."
+        )
+    return EmbeddingPyramid(*embedding), embedding.channels // 2
 
 
 def pad_to_multiple(image: Tensor, step: int) -> Tensor:

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
-from nucsam_monai.networks.prompter import Prompter
+from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput
 from nucsam_monai.networks.sam.trained_weights import read_header
 from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
@@ -20,9 +20,12 @@ _CERTAINLY_BACKGROUND = -20.0
 class PromptNucSeg(nn.Module):
     """Both networks of the method, which share nothing and are trained one after the other (PromptNucSeg, 3.1).
 
+    With the prompter's backbone ``shared`` the prompter reads the embedding of the segmentor's encoder, and both are
+    trained together (the paper's supplement); see :class:`EndToEnd`.
+
     As one module they are moved, switched to evaluation and exported together. Inference on whole images runs
     :class:`~nucsam_monai.inferers.PromptedInferer` on this network, with the points of a
-    :class:`~nucsam_monai.inferers.PointFinder` around its ``prompter``.
+    :func:`~nucsam_monai.inferers.point_finder`.
 
     Args:
         class_names: of the nuclei; one name where they have no classes.
@@ -60,7 +63,6 @@ class PromptNucSeg(nn.Module):
         if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
             raise ConfigurationError(f"class_names {class_names!r}: expected a list of different names.")
         self.class_names = tuple(class_names)
-        self.prompter = Prompter(len(class_names), options=prompter, backbone_checkpoint=backbone_checkpoint)
         self.segmentor = Segmentor(
             sam_variant,
             image_size,
@@ -68,6 +70,18 @@ class PromptNucSeg(nn.Module):
             classes=len(class_names) if segmentor_classifies else 0,
             sam_checkpoint=sam_checkpoint,
         )
+        variant = self.segmentor.variant
+        self.prompter = Prompter(
+            len(class_names),
+            options=prompter,
+            embedding=EmbeddingShape(variant.embed_channels, variant.patch),
+            backbone_checkpoint=backbone_checkpoint,
+        )
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether the prompter reads the segmentor's embedding."""
+        return self.prompter.options.backbone == "shared"
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits ``(B, 1, S, S)`` of "any nucleus": at each pixel the highest of all masks.
@@ -78,12 +92,15 @@ class PromptNucSeg(nn.Module):
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
         """
-        found = self.prompter(image, with_mask=False)
+        embedding = self.encode(image)
+        if self.shares_encoder:
+            found = self.propose(embedding, with_mask=False)
+        else:
+            found = self.prompter(image, with_mask=False)
         nuclei = found.class_logits.argmax(dim=-1) < self.prompter.n_classes
         points = found.points[nuclei].clamp(0, image.shape[-1] - 1)[:, None]
         counts = nuclei.sum(dim=1).cpu()
         labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
-        embedding = self.encode(image)
         logits = self.decode(embedding, NucleusPrompts(points, labels, counts)).logits.float()
         without = logits.new_full((1, *logits.shape[1:]), _CERTAINLY_BACKGROUND)
         highest = [torch.cat([without, own]).amax(dim=0) for own in logits.split(counts.tolist())]
@@ -99,10 +116,67 @@ class PromptNucSeg(nn.Module):
         """Return the segmentor's masks of the prompted nuclei of encoded images."""
         return self.segmentor.decode(embedding, prompts)
 
+    def propose(self, embedding: Tensor, *, with_mask: bool = True) -> PrompterOutput:
+        """Return the points that a prompter with a shared encoder proposes for encoded images.
+
+        Args:
+            embedding: ``(B, C, h, w)`` of :meth:`encode`.
+            with_mask: compute the auxiliary mask.
+
+        Raises:
+            ConfigurationError: the prompter has a backbone of its own.
+        """
+        if not self.shares_encoder:
+            raise ConfigurationError(
+                f"prompter: its backbone is '{self.prompter.options.backbone}', expected 'shared' to read an embedding."
+            )
+        patch = self.segmentor.variant.patch
+        image_size = (patch * embedding.shape[-2], patch * embedding.shape[-1])
+        return self.prompter.propose(self.prompter.backbone(embedding), image_size, with_mask=with_mask)
+
     @property
     def prompter_header(self) -> dict[str, str]:
         """What the prompter's weights file says of it: its options and the names of the classes."""
         return {**self.prompter.header, "class_names": json.dumps(self.class_names)}
+
+
+class EndToEndOutput(NamedTuple):
+    """What both networks say of one batch."""
+
+    found: PrompterOutput
+    masks: MaskPrediction
+
+
+class EndToEnd(nn.Module):
+    """A network with a shared encoder as what is trained: the encoder runs once for points and masks.
+
+    Args:
+        network: its tensors are trained.
+
+    Raises:
+        ConfigurationError: the prompter has a backbone of its own.
+
+    Example:
+        >>> network = EndToEnd(PromptNucSeg(["nucleus"], "vit_tiny", prompter={"backbone": "shared"}))
+        >>> points, labels = torch.tensor([[[40.0, 60.0]]]), torch.tensor([[1]])
+        >>> prompts = NucleusPrompts(points, labels, torch.tensor([1]))
+        >>> network(torch.zeros(1, 3, 256, 256), prompts).found.points.shape
+        torch.Size([1, 1024, 2])
+    """
+
+    def __init__(self, network: PromptNucSeg) -> None:
+        super().__init__()
+        if not network.shares_encoder:
+            raise ConfigurationError(
+                f"network: the prompter's backbone is '{network.prompter.options.backbone}', expected 'shared' to "
+                "train both networks together."
+            )
+        self.network = network
+
+    def forward(self, image: Tensor, prompts: NucleusPrompts) -> EndToEndOutput:
+        """Return points and masks of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
+        embedding = self.network.encode(image)
+        return EndToEndOutput(self.network.propose(embedding), self.network.decode(embedding, prompts))
 
 
 def trained_classes(checkpoint: str | None, default: Sequence[str]) -> list[str]:

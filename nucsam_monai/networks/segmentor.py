@@ -158,6 +158,24 @@ class Segmentor(nn.Module):
             )
 
 
+def learning_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that an optimizer is given.
+
+    Args:
+        network: a segmentor, or what contains one, frozen by its options.
+
+    Raises:
+        ConfigurationError: none learns, so that there is nothing to train.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigurationError(
+            "finetune 'none': nothing of the segmentor learns, so it has no stage to train. Run the stage "
+            "'prompter' alone and evaluate with finetune 'none', or train with 'all' or 'decoder'."
+        )
+    return parameters
+
+
 class ClassHead(nn.Module):
     """A learned token among those of the mask decoder, and the MLP that reads a class off its result.
 

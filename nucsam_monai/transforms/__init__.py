@@ -19,6 +19,7 @@ from nucsam_monai.transforms.nucleus_prompts import (
 )
 from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
+from nucsam_monai.transforms.superpixels import RandSuperpixelsd
 from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ProbabilityToInstancesd",
     "RandColorJitterd",
     "RandGridShuffled",
+    "RandSuperpixelsd",
     "RandZoomBlurd",
     "nucleus_centroids",
     "nucleus_points",

@@ -80,13 +80,9 @@ def test_the_training_command_from_any_folder(
         assert Store(store_uri).only_run(f"nucsam/{bundle}").info.status == "FINISHED"
 
 
-@pytest.mark.parametrize(
-    "bundle", ["unsam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "sam_eunet3p"))]
-)
-def test_two_processes_train_one_model_in_one_run(
-    bundle: str, dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
+def train_with_two_processes(
+    bundle: str, dataset_dir: str, output: Path, uri: str, environment: dict[str, str], *options: str
 ) -> None:
-    uri = path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
     torchrun = [
         sys.executable,
         "-m",
@@ -96,14 +92,39 @@ def test_two_processes_train_one_model_in_one_run(
         "--nproc_per_node=2",
     ]
     files = json.dumps([f"bundles/{bundle}/configs/{name}.json" for name in ("train", "multi_gpu_train")])
+    own = [*settings(dataset_dir, output), "--tracking_uri", uri, *options]
+    run([*torchrun, *TRAINING, files, *own], REPOSITORY, environment)
+
+
+@pytest.mark.parametrize(
+    "bundle", ["unsam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "sam_eunet3p"))]
+)
+def test_two_processes_train_one_model_in_one_run(
+    bundle: str, dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
+) -> None:
+    uri = path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
     output = tmp_path / "output"
-    run(
-        [*torchrun, *TRAINING, files, *settings(dataset_dir, output), "--tracking_uri", uri],
-        REPOSITORY,
-        user_environment,
-    )
+    train_with_two_processes(bundle, dataset_dir, output, uri, user_environment)
     assert {path.name for path in output.iterdir()} == {"model.safetensors", "training_state.safetensors"}
     store = Store(uri)
     finished = store.only_run(f"nucsam/{bundle}")
     assert finished.info.status == "FINISHED"
     assert set(store.curve(finished, "val_dice")) == {1}
+
+
+@pytest.mark.slow
+def test_two_processes_train_both_networks_of_promptnucseg(
+    dataset_dir: str, template_database: Path, tmp_path: Path, user_environment: dict[str, str]
+) -> None:
+    uri = path_to_sqlite_uri(shutil.copy(template_database, tmp_path / "mlflow.db"))
+    output = tmp_path / "output"
+    overlap = ("--overlap_px", "16")
+    train_with_two_processes("promptnucseg", dataset_dir, output, uri, user_environment, *overlap)
+    stages = ("prompter", "segmentor")
+    assert {path.name for path in output.iterdir()} == {
+        f"{stage}{end}.safetensors" for stage in stages for end in ("", "_state")
+    }
+    runs = {run.data.tags["stage"]: run for run in Store(uri).runs("nucsam/promptnucseg")}
+    assert {stage: run.info.status for stage, run in runs.items()} == dict.fromkeys(
+        ("prompter", "segmentor", "joint"), "FINISHED"
+    )

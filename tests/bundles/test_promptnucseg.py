@@ -169,6 +169,33 @@ def test_vanilla_sam_is_evaluated_without_a_trained_segmentor(
     assert not any(parameter.requires_grad for parameter in network.segmentor.parameters())
 
 
+@pytest.mark.parametrize("stage", ["training", "segmentor"])
+def test_a_segmentor_of_which_nothing_learns_is_refused_before_anything_is_trained(
+    promptnucseg_training: TwoStageTraining, sam_weights: str, tmp_path: Path, stage: str
+) -> None:
+    settings = {**promptnucseg_training.settings, "finetune": "none", "sam_checkpoint": sam_weights}
+    with pytest.raises(RuntimeError) as error:
+        PROMPTNUCSEG.train(**settings, output_dir=str(tmp_path / "out"), run_id=stage)
+    assert "Run the stage 'prompter' alone" in (raised_from(error.value, ConfigurationError) or "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_epochs_than_the_interval_leave_weights(
+    promptnucseg_training: TwoStageTraining, tmp_path: Path
+) -> None:
+    settings = {**promptnucseg_training.settings, "epochs": 1, "val_interval": 10}
+    PROMPTNUCSEG.train(**settings, output_dir=str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {*WEIGHTS, *STATES}
+
+
+def test_the_segmentor_may_be_selected_by_the_instances_of_both_networks(
+    promptnucseg_training: TwoStageTraining, tmp_path: Path
+) -> None:
+    PROMPTNUCSEG.train("select_by_pq", **promptnucseg_training.settings, output_dir=str(tmp_path))
+    assert "val_mpq" in read_header(tmp_path / WEIGHTS[1])
+    assert_same_tensors(tmp_path / WEIGHTS[0], promptnucseg_training.folder / WEIGHTS[0])
+
+
 def test_evaluation_refuses_weights_of_another_prompter(
     promptnucseg_training: TwoStageTraining, tmp_path: Path
 ) -> None:

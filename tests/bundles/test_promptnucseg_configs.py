@@ -91,7 +91,9 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
     assert content("joint::inferer").decoding.negatives == prompts.negatives
     assert type(content("optimizer")) is type(optimizer) is torch.optim.AdamW
     assert content("optimizer").defaults["weight_decay"] == optimizer.defaults["weight_decay"] == 1e-4
-    assert recipe["ema_decay"] == 0.99
+    averaging = content("prompter_stage::weight_averaging")
+    assert (averaging.decay, averaging.copy_epochs, averaging.warm_up) == (0.99, 5, False)
+    assert "RandSuperpixelsd" in [type(step).__name__ for step in content("train::augmentation")]
     for stage in ("prompter_stage", "train"):
         assert content(f"{stage}::sampler").epochs == 200
 

@@ -65,6 +65,15 @@ def test_without_copying_the_average_starts_at_the_first_step(path):
     assert found == pytest.approx([1.0, 1.5, 2.25])
 
 
+def test_with_a_warm_up_few_steps_do_not_hold_the_first_ones(path):
+    found = Training(path, copy_epochs=0, decay=0.6, warm_up=True).run(epochs=4)
+    expected = [1.0]
+    for step in range(2, 13):  # the share of step 9 is 0.5, that of step 14 would be the first one above 0.6
+        share = min(0.6, step / (9 + step))
+        expected.append(share * expected[-1] + (1 - share) * step)
+    assert found == pytest.approx(expected)
+
+
 def test_the_average_is_apart_from_the_training(path):
     training = Training(path, copy_epochs=0, decay=0.5)
     before = copy.deepcopy(training.network.state_dict())

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torchvision.models import convnext_small
 
 from nucsam_monai.networks import Prompter
-from nucsam_monai.networks.blocks.convnext import BACKBONES, ConvNeXtBackbone
-from nucsam_monai.networks.prompter import pad_to_multiple
+from nucsam_monai.networks.blocks.compact_backbone import CompactBackbone
+from nucsam_monai.networks.blocks.convnext import CONVNEXT_SMALL, ConvNeXtBackbone, ConvNeXtShape
+from nucsam_monai.networks.prompter import EmbeddingShape, pad_to_multiple
 from nucsam_monai.networks.sam import load_trained, save_trained
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
@@ -38,7 +39,7 @@ def test_parameter_counts_are_the_papers(n_classes, options, parameters):
 def test_the_backbone_equals_torchvisions_stages():
     torch.manual_seed(0)
     whole = convnext_small(stochastic_depth_prob=0.0).eval()
-    backbone = ConvNeXtBackbone(BACKBONES["convnext_small"]).train()
+    backbone = ConvNeXtBackbone(CONVNEXT_SMALL).train()
     backbone.load_state_dict(
         {f"features.{name}": value for name, value in whole.features.state_dict().items()}
     )
@@ -189,28 +190,58 @@ def test_half_precision_gives_float32_points_near_to_the_exact_ones():
     assert (rough.points - network(image).points).abs().max() < 0.2
 
 
+THIN = ConvNeXtShape((1, 1, 1, 1), (8, 8, 8, 8))
+
+
 def test_imagenet_weights_are_loaded_from_either_kind_of_file(tmp_path):
-    source = ConvNeXtBackbone(BACKBONES["compact"])
-    state = {**source.state_dict(), "classifier.2.weight": torch.zeros(1000, 192)}
+    source = ConvNeXtBackbone(THIN)
+    state = {**source.state_dict(), "classifier.2.weight": torch.zeros(1000, 8)}
     torch.save(state, tmp_path / "convnext.pth")
     safetensors.torch.save_file(state, tmp_path / "convnext.safetensors")
     for name in ("convnext.pth", "convnext.safetensors"):
-        network = Prompter(1, options={"backbone": "compact"}, backbone_checkpoint=str(tmp_path / name))
+        backbone = ConvNeXtBackbone(THIN)
+        backbone.load_imagenet(tmp_path / name)
         for key, value in source.state_dict().items():
-            assert torch.equal(network.backbone.state_dict()[key], value)
+            assert torch.equal(backbone.state_dict()[key], value)
+
+
+def test_the_prompter_loads_them_into_its_backbone(tmp_path, monkeypatch):
+    monkeypatch.setattr("nucsam_monai.networks.prompter.CONVNEXT_SMALL", THIN)
+    source = ConvNeXtBackbone(THIN)
+    torch.save(source.state_dict(), tmp_path / "convnext.pth")
+    network = Prompter(1, options={"channels": 8}, backbone_checkpoint=str(tmp_path / "convnext.pth"))
+    for key, value in source.state_dict().items():
+        assert torch.equal(network.backbone.state_dict()[key], value)
 
 
 def test_foreign_weights_are_refused(tmp_path):
     path = tmp_path / "other.pth"
-    options = {"backbone": "compact"}
+    backbone = ConvNeXtBackbone(THIN)
     with pytest.raises(CheckpointError, match="no such file"):
-        Prompter(1, options=options, backbone_checkpoint=str(path))
+        backbone.load_imagenet(path)
     torch.save({"stem.0.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"no tensor named 'features\.\*'"):
-        Prompter(1, options=options, backbone_checkpoint=str(path))
+        backbone.load_imagenet(path)
     torch.save({"features.0.0.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="do not fit the network"):
-        Prompter(1, options=options, backbone_checkpoint=str(path))
+        backbone.load_imagenet(path)
+
+
+@pytest.mark.parametrize("backbone", ["compact", "shared"])
+def test_weights_for_a_backbone_that_takes_none_are_refused(backbone):
+    with pytest.raises(ConfigurationError, match="no weights of its own"):
+        Prompter(1, options={"backbone": backbone}, backbone_checkpoint="convnext.pth")
+
+
+def test_a_shared_backbone_needs_an_embedding_and_takes_no_image():
+    with pytest.raises(ConfigurationError, match="found no embedding"):
+        Prompter(1, options={"backbone": "shared"})
+    network = Prompter(1, options={"backbone": "shared"}, embedding=EmbeddingShape(16, 8))
+    with pytest.raises(ConfigurationError, match=r"PromptNucSeg\.propose"):
+        network(image_of(32, 32))
+    found = network.propose(network.backbone(torch.randn(2, 16, 8, 4)), (64, 32))
+    assert found.points.shape == (2, 32, 2)
+    assert found.mask_logits.shape == (2, 1, 64, 32)
 
 
 def test_a_random_backbone_of_the_papers_size_is_said(caplog):
@@ -271,3 +302,18 @@ def test_the_header_names_what_changes_the_result():
     }
     assert network.header["n_classes"] == "3"
     assert all(isinstance(value, str) for value in network.header.values())
+
+
+def test_the_maps_of_the_compact_backbone_lie_over_the_image():
+    torch.manual_seed(0)
+    backbone = CompactBackbone().eval()
+    for level, size in enumerate((16, 8, 4, 2)):
+        image = image_of(64, 64).requires_grad_()
+        maps = backbone(image)
+        assert maps[level].shape == (1, backbone.widths[level], size, size)
+        # what reaches one cell lies symmetrically about the cell, as far as the image goes
+        cell = size // 2
+        maps[level][..., cell, cell].sum().backward()
+        rows = (image.grad.abs().sum(dim=(0, 1, 3)) > 0).nonzero()[:, 0]
+        before, after = cell * 64 // size - rows.min(), rows.max() + 1 - (cell + 1) * 64 // size
+        assert before == after or rows.max() == 63

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -10,8 +9,6 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from nucsam_monai.networks.sam.checkpoint import load_strictly
 from nucsam_monai.networks.sam.tensor_files import read_tensors
 from nucsam_monai.utils.errors import CheckpointError
-
-BackboneName = Literal["convnext_small", "compact"]
 
 
 @dataclass(frozen=True)
@@ -21,19 +18,14 @@ class ConvNeXtShape:
     Attributes:
         depths: blocks of each stage.
         widths: channels of each stage.
-        neck_channels: width of what is built on the backbone.
     """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
-    neck_channels: int
 
 
-BACKBONES: dict[BackboneName, ConvNeXtShape] = {
-    "convnext_small": ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768), 256),
-    "compact": ConvNeXtShape((2, 2, 2, 1), (32, 64, 128, 192), 64),
-}
-"""The paper's backbone, and a narrow one that learns from scratch on a CPU."""
+CONVNEXT_SMALL = ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768))
+"""The backbone of PromptNucSeg's paper."""
 
 
 class ConvNeXtBackbone(nn.Module):
@@ -42,15 +34,19 @@ class ConvNeXtBackbone(nn.Module):
     Args:
         shape: the size.
 
+    Attributes:
+        widths: channels of the four maps.
+
     Example:
         >>> import torch
-        >>> maps = ConvNeXtBackbone(BACKBONES["compact"])(torch.zeros(1, 3, 64, 64))
+        >>> maps = ConvNeXtBackbone(CONVNEXT_SMALL)(torch.zeros(1, 3, 64, 64))
         >>> [tuple(stage.shape[1:]) for stage in maps]
-        [(32, 16, 16), (64, 8, 8), (128, 4, 4), (192, 2, 2)]
+        [(96, 16, 16), (192, 8, 8), (384, 4, 4), (768, 2, 2)]
     """
 
     def __init__(self, shape: ConvNeXtShape) -> None:
         super().__init__()
+        self.widths = shape.widths
         below = (*shape.widths[1:], None)
         stages = [CNBlockConfig(*stage) for stage in zip(shape.widths, below, shape.depths, strict=True)]
         self.features = ConvNeXt(stages).features

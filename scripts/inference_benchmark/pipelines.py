@@ -1,0 +1,211 @@
+"""One image from file to files, as the inference of each bundle does it, stage by stage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from inference_benchmark.clock import StageClock
+from inference_benchmark.scene import BenchmarkImage
+from nucsam_monai.inferers import DetectedPoints, select_points
+from nucsam_monai.io import write_prediction
+from nucsam_monai.networks import MaskPrediction, NucleusPrompts, PrompterOutput
+from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+
+STAGES = ("read", "prompter", "encoder", "decoder", "merge", "write")
+"""``decoder`` is all of a network behind SAM's encoder, ``merge`` everything from its answers to instances."""
+
+_STAND_IN = "stand-in"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one bundle is measured.
+
+    Attributes:
+        bundle: name of its folder.
+        settings: keys of its configuration that differ from the defaults, by SAM variant.
+        prompted: whether it answers point by point.
+        encoder: returns SAM's encoder of the network; None where it has none without SAM's weights.
+    """
+
+    bundle: str
+    settings: Callable[[str], dict[str, Any]]
+    prompted: bool
+    encoder: Callable[[Any], Any]
+
+
+def _promptnucseg(variant: str) -> dict[str, Any]:
+    return {} if variant == "vit_tiny" else {"backbone": "convnext_small"}
+
+
+def _unsam(_variant: str) -> dict[str, Any]:
+    return {"domains": ["nuclei"]}
+
+
+def _watershed(_variant: str) -> dict[str, Any]:
+    return {"instances": "watershed"}
+
+
+METHODS = {
+    "promptnucseg": Method(
+        "promptnucseg", _promptnucseg, True, lambda network: network.segmentor.sam.image_encoder
+    ),
+    "unsam": Method("unsam", _unsam, False, lambda network: network.image_encoder),
+    "sac": Method("sac", _watershed, False, lambda network: network.sam.image_encoder),
+    "sam_eunet3p": Method("sam_eunet3p", _watershed, False, lambda _: None),
+}
+
+
+class Pipeline:
+    """The inference of one method with random weights, whose answers are replaced by nearly true ones.
+
+    Random weights cost what trained ones cost, but say nothing, and merging nothing costs nothing. So every network
+    runs as it is, and what is merged and written are answers as a trained one would give them: the centroids of the
+    truth, discs of the nuclei's sizes, or the true foreground. Making these up counts for no stage.
+
+    Args:
+        method: key of :data:`METHODS`.
+        variant: of SAM.
+        image: what is segmented.
+        output_dir: where the results are written.
+        precision: of the networks.
+        device: that they run on.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        variant: str,
+        image: BenchmarkImage,
+        output_dir: Path,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.method = METHODS[method]
+        self.image = image
+        self.output_dir = output_dir
+        self.device = device
+        self.parser = ConfigParser()
+        self.parser.read_config(_ROOT / "bundles" / self.method.bundle / "configs" / "inference.json")
+        self.parser.update(
+            {
+                "input": str(image.path),
+                "output_dir": str(output_dir),
+                "sam_variant": variant,
+                "precision": precision,
+                "device": f"$torch.device('{device}')",
+                **self.method.settings(variant),
+            }
+        )
+        self.network = self._part("network").eval()
+        self.inferer, self.loader = self._part("inferer"), self._part("dataloader")
+        self.clock = StageClock(device)
+        encoder = self.method.encoder(self.network)
+        if encoder is not None:
+            # Not the encoder itself: caches run its parts one by one.
+            for part in (encoder.patch_embed, *encoder.blocks, encoder.neck):
+                self.clock.watch(part, "encoder")
+
+    def run(self) -> tuple[dict[str, float], int]:
+        """Segment the image once; return the seconds of every stage, and how many nuclei were written."""
+        self.clock.seconds.clear()
+        with self.clock.stage("read"):
+            batch = next(iter(self.loader))
+        predict = self._prompted if self.method.prompted else self._semantic
+        prediction = predict(batch)
+        with self.clock.stage("write"):
+            pixels = np.asarray(batch["pixels"][0]).transpose(1, 2, 0)
+            write_prediction(prediction, pixels, self.output_dir, self.image.path.stem)
+        return {stage: self.clock.seconds[stage] for stage in STAGES}, len(prediction)
+
+    def _part(self, key: str) -> Any:
+        return self.parser.get_parsed_content(key)
+
+    def _prompted(self, batch: dict[str, Any]) -> NucleiPrediction:
+        find = self._part("find_points")
+        segmenter = NearlyTrueSegmenter(self.network, self.image, self.clock)
+        with self.clock.stage("merge"):
+            return self.inferer(batch["image"].to(self.device), segmenter, partial(self._find, find))
+
+    @torch.no_grad()
+    def _find(self, finder: Any, image: Tensor) -> DetectedPoints:
+        """Run the prompter, and select from anchors that have moved to the nuclei."""
+        with self.clock.stage("prompter"):
+            output = finder.prompter(image, with_mask=finder.mask_filter)
+        with self.clock.stage(_STAND_IN):
+            output = anchors_on_nuclei(output, self.image)
+        with self.clock.stage("prompter"):
+            size = (image.shape[-2], image.shape[-1])
+            return select_points(output, size, mask_filter=finder.mask_filter, radius=finder.radius_px)
+
+    @torch.no_grad()
+    def _semantic(self, batch: dict[str, Any]) -> NucleiPrediction:
+        prepare = self.parser.get("evaluator").get("prepare_batch")
+        with self.clock.stage("decoder"):
+            image, args, kwargs = batch["image"].to(self.device), (), {}
+            if prepare is not None:
+                image, _, args, kwargs = self._part("evaluator#prepare_batch")(batch, self.device)
+            self.inferer(image, self.network, *args, **kwargs)
+        with self.clock.stage(_STAND_IN):
+            item = {"pred": self.image.foreground()}
+        with self.clock.stage("merge"):
+            instances = self._part("postprocessing")(item)["pred_instances"]
+            return prediction_from_instances(np.asarray(instances)[0], foreground=item["pred"][0].numpy())
+
+
+class NearlyTrueSegmenter:
+    """A prompted network whose masks are replaced by discs of the nuclei's sizes about the prompts."""
+
+    def __init__(self, network: Any, image: BenchmarkImage, clock: StageClock) -> None:
+        self.network = network
+        self.clock = clock
+        self.radii_px = float(np.median(image.radii_px))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Encode tiles."""
+        with self.clock.stage("decoder"):  # whatever of it is not SAM's encoder, as in CFR-SAM
+            return self.network.encode(image)
+
+    def decode(self, embedding: Any, prompts: NucleusPrompts) -> MaskPrediction:
+        """Decode prompts, and answer with discs."""
+        with self.clock.stage("decoder"):
+            answer = self.network.decode(embedding, prompts)
+        with self.clock.stage(_STAND_IN):
+            return MaskPrediction(
+                discs(prompts.points[:, 0], self.radii_px, answer.logits), torch.full_like(answer.iou, 0.9)
+            )
+
+
+def discs(points: Tensor, radius_px: float, like: Tensor, tile_px: int = 256) -> Tensor:
+    """Return logits ``(N, 1, h, w)`` that are positive within a radius of points ``(N, 2)`` of a tile."""
+    cell = tile_px / like.shape[-1]
+    centres = (torch.arange(like.shape[-1], device=like.device) + 0.5) * cell - 0.5
+    x, y = (points[:, axis, None] - centres for axis in (0, 1))
+    distance = (x[:, None, :] ** 2 + y[:, :, None] ** 2).sqrt()
+    return (radius_px - distance)[:, None].to(like.dtype)
+
+
+def anchors_on_nuclei(output: PrompterOutput, image: BenchmarkImage) -> PrompterOutput:
+    """Return the output of a prompter whose anchors nearest to a nucleus have found it.
+
+    Two anchors find each nucleus, as after a training, so that there are duplicates to suppress.
+    """
+    points, logits = output.points[0].clone(), torch.zeros_like(output.class_logits[0])
+    _, nearest = KDTree(np.nan_to_num(points.cpu().numpy())).query(image.points, k=2)
+    rows: NDArray[np.int64] = np.asarray(nearest).T.ravel()
+    targets = torch.from_numpy(np.concatenate([image.points, image.points + 1])).to(points)
+    logits[:, -1] = 4.0
+    points[rows] = targets
+    logits[rows] = torch.tensor([8.0] + [0.0] * (logits.shape[1] - 1)).to(logits)
+    mask = None if output.mask_logits is None else torch.ones_like(output.mask_logits)
+    return PrompterOutput(points[None], logits[None], mask)
