@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
+import joblib  # type: ignore[import-untyped]
 
 from nucsam_monai.apps.experiments.grid import Training
 from nucsam_monai.apps.experiments.places import Places, file_digest
