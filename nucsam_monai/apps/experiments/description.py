@@ -16,6 +16,9 @@ Protocol = Literal["in_domain", "multi_domain", "zero_shot", "cost_only"]
 
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
+COST_METRICS = ("trainable_m", "frozen_m", "total_m", "gmacs", "images_per_second")
+"""Trainable, frozen and all parameters in millions, 10^9 multiply-accumulate operations for an image, and speed."""
+
 
 @dataclass(frozen=True)
 class BundleOptions:
@@ -110,7 +113,8 @@ class Experiment:
         form: of this form of it, for example ``paper`` or ``small``.
         title: what it shows, in one line.
         protocol: one of :data:`PROTOCOLS`.
-        metrics: columns of its tables; ``<metric>:<class or tissue>`` is that of a part of the images.
+        metrics: columns of its tables; ``<metric>:<class or tissue>`` is that of a part of the images. With any of
+            :data:`COST_METRICS` parameters, operations and speed are measured.
         methods: rows of its tables.
         datasets: what is tested.
         train_datasets: what is trained on, with the protocol ``zero_shot``.
@@ -120,7 +124,6 @@ class Experiment:
         reference: the method that the others are tested against.
         percent: whether tables show per cent.
         transpose: whether tables have a row for each metric and a column for each method.
-        cost: whether parameters, operations and speed are measured.
         sweep: name of the axis that the methods' ``x`` stand on.
         printed: the paper's numbers.
     """
@@ -139,7 +142,6 @@ class Experiment:
     reference: str | None = None
     percent: bool = False
     transpose: bool = False
-    cost: bool = False
     sweep: str | None = None
     printed: PrintedTable | None = None
 
@@ -147,3 +149,13 @@ class Experiment:
     def full_name(self) -> str:
         """Name and form, as its folder is called."""
         return f"{self.name}-{self.form}"
+
+    @property
+    def cost_metrics(self) -> tuple[str, ...]:
+        """Those of its metrics that are of the network and not of its answers."""
+        return tuple(metric for metric in self.metrics if metric in COST_METRICS)
+
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """Those of its metrics that are of the answers."""
+        return tuple(metric for metric in self.metrics if metric not in COST_METRICS)

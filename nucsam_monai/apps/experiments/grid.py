@@ -98,7 +98,7 @@ def expand(experiment: Experiment) -> Grid:
         for seed in experiment.seeds
     ]
     trainings = _each_once([pair.training for pair in pairs if pair.training is not None])
-    measured = _each_once_by_method(pairs) if experiment.cost or experiment.protocol == "cost_only" else []
+    measured = _each_once_by_method(pairs) if experiment.cost_metrics else []
     return Grid(
         pretrainings=tuple(
             _each_once([training.pretraining for training in trainings if training.pretraining is not None])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nucsam_monai.apps.experiments.description import Experiment
-from nucsam_monai.apps.experiments.results import COST, COST_METRICS, NOT_SHARES, PART, Results
+from nucsam_monai.apps.experiments.results import COST, NOT_SHARES, PART, Results
 from nucsam_monai.apps.experiments.tables import Column
 from nucsam_monai.utils.files import atomic_path
 
@@ -87,7 +87,7 @@ def bars(experiment: Experiment, results: Results) -> Figure | None:
 def sweep(experiment: Experiment, results: Results) -> Figure | None:
     """Draw every metric of every dataset along the experiment's sweep (UN-SAM, Figure 5)."""
     points = sorted((method.x, method.name) for method in experiment.methods if method.x is not None)
-    metrics = [metric for metric in experiment.metrics if metric not in COST_METRICS]
+    metrics = experiment.test_metrics
     if len(points) < 2 or not results.rows:
         return None
     figure, panels = _panels(len(metrics))

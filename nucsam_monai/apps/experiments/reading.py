@@ -30,7 +30,6 @@ _TOP = [
     "reference",
     "percent",
     "transpose",
-    "cost",
     "sweep",
     "printed",
     "seeds",
@@ -116,7 +115,6 @@ def read_experiment(path: Path | str, form: str) -> Experiment:
         reference=reference,
         percent=reader.flag(document, "percent"),
         transpose=reader.flag(document, "transpose"),
-        cost=reader.flag(document, "cost"),
         sweep=document.get("sweep"),
         printed=_printed(reader, document.get("printed"), path.parent),
     )

@@ -169,7 +169,7 @@ def _facts(experiment: Experiment, commits: Sequence[str], results: Results) -> 
     trained = "+".join(dataset.name for dataset in experiment.train_datasets)
     return (
         f"Protocol `{experiment.protocol}`{f', trained on {trained}' if trained else ''}; tested on {data}; "
-        f"seeds {seeds}; commit {', '.join(commits) or 'unknown'}; {datetime.date.today().isoformat()}."  # noqa: DTZ011
+        f"seeds {seeds}; commit {', '.join(commits) or 'unknown'}; {datetime.date.today().isoformat()}."
     )
 
 

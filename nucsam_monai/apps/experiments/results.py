@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from nucsam_monai.apps.experiments.description import Experiment
+from nucsam_monai.apps.experiments.description import COST_METRICS, Experiment
 from nucsam_monai.apps.experiments.grid import Evaluation, Grid
 from nucsam_monai.apps.experiments.places import Places
 from nucsam_monai.apps.experiments.steps import folder_of, is_done
@@ -17,9 +17,6 @@ from nucsam_monai.metrics.summary import TEXT_COLUMNS, summarise_by_domain
 
 COST = "cost"
 """What tables call the dataset of parameters, operations and speed."""
-
-COST_METRICS = ("trainable_m", "frozen_m", "total_m", "gmacs", "images_per_second")
-"""Trainable, frozen and all parameters in millions, 10^9 multiply-accumulate operations for an image, and speed."""
 
 LOWER_IS_BETTER = ("hd", "hd95", "trainable_m", "frozen_m", "total_m", "gmacs")
 NOT_SHARES = ("hd", "hd95", *COST_METRICS)

@@ -141,21 +141,18 @@ def _data_identity(dataset: DatasetUse, places: Places) -> str:
 def _training_settings(training: Training, places: Places, tracking: Tracking | None) -> dict[str, Any]:
     before = None if training.pretraining is None else folder_of(training.pretraining, places)
     folders = [places.dataset_folder(dataset) for dataset in training.datasets]
-    document = places.settings(training.options, before)
-    if len(folders) == 1:
-        document |= {"dataset_dir": str(folders[0]), "split_protocol": training.split_protocol}
-    else:
-        known = [domain_and_name(folder) for folder in folders]
-        chosen = {
-            name: dataset.split_protocols[0]
-            for dataset, (_, name) in zip(training.datasets, known, strict=True)
-            if dataset.split_protocols[0] is not None
-        }
-        document |= {
-            "dataset_dir": str(folders[0].parent),
-            "domains": [domain for domain, _ in known],
-            "split_protocol": chosen or None,
-        }
+    known = [domain_and_name(folder) for folder in folders]
+    chosen = {
+        name: dataset.split_protocols[0]
+        for dataset, (_, name) in zip(training.datasets, known, strict=True)
+        if dataset.split_protocols[0] is not None
+    }
+    alone = len(folders) == 1
+    document = places.settings(training.options, before) | {
+        "dataset_dir": str(folders[0] if alone else folders[0].parent),
+        "domains": [domain for domain, _ in known],
+        "split_protocol": training.split_protocol if alone else chosen or None,
+    }
     document |= {
         "output_dir": str(folder_of(training, places)),
         "seed": training.seed,

@@ -9,7 +9,6 @@ from nucsam_monai.apps.experiments.description import Experiment
 from nucsam_monai.apps.experiments.printed import Printed
 from nucsam_monai.apps.experiments.results import (
     COST,
-    COST_METRICS,
     LOWER_IS_BETTER,
     NOT_SHARES,
     PART,
@@ -106,13 +105,9 @@ class Table:
 
 def build_table(experiment: Experiment, results: Results, printed: Printed | None) -> Table:
     """Put our values and the printed ones into one table."""
-    shares = [metric for metric in experiment.metrics if metric not in COST_METRICS]
-    columns = [Column(dataset.name, metric) for dataset in experiment.datasets for metric in shares]
-    columns = [] if experiment.protocol == "cost_only" else columns
-    costs = [metric for metric in COST_METRICS if metric in experiment.metrics]
-    if (experiment.cost or experiment.protocol == "cost_only") and not costs:
-        costs = list(COST_METRICS)
-    columns += [Column(COST, metric) for metric in costs]
+    tested = () if experiment.protocol == "cost_only" else experiment.test_metrics
+    columns = [Column(dataset.name, metric) for dataset in experiment.datasets for metric in tested]
+    columns += [Column(COST, metric) for metric in experiment.cost_metrics]
     entries: dict[str, list[Entry]] = {method.name: [] for method in experiment.methods}
     for column in columns:
         best = _best(experiment, results, column)

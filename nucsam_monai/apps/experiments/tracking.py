@@ -82,7 +82,8 @@ class ExperimentTracking:
         }
         with self._writing("report"):
             self._log_metrics(self.parent_id, values)
-            self.client.log_artifacts(self.parent_id, str(report), artifact_path="report")
+            if report.is_dir():
+                self.client.log_artifacts(self.parent_id, str(report), artifact_path="report")
             self.client.set_terminated(self.parent_id, status)
 
     def log_pair(self, pair: Evaluation) -> None:
@@ -113,7 +114,9 @@ class ExperimentTracking:
             run.log_dataset(data, split=splits, context="evaluation", protocol=pair.split_protocol)
             for dataset in () if training is None else training.datasets:
                 path = self.places.dataset_folder(dataset)
-                run.log_dataset(path, split="training", context="training", protocol=pair.split_protocol)
+                alone = len(training.datasets) == 1
+                protocol = training.split_protocol if alone else dataset.split_protocols[0]
+                run.log_dataset(path, split="training", context="training", protocol=protocol)
             run.log_artifacts([folder / name for name in _ARTIFACTS.split()])
             if training is not None:
                 run.log_artifacts([folder_of(training, self.places) / CURVES_FILE])
