@@ -132,13 +132,20 @@ def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:
 
 def _bundle_problems(grid: Grid) -> Iterator[str]:
     for training in (*grid.pretrainings, *grid.trainings):
-        yield from _option_problems(training.bundle, training.options, ("train", *training.options.overlays))
+        yield from option_problems(training.bundle, training.options, ("train", *training.options.overlays))
     for pair in _tested(grid):
         names = ("train", "evaluate", *pair.options.overlays)
-        yield from _option_problems(pair.bundle, pair.options, names)
+        yield from option_problems(pair.bundle, pair.options, names)
 
 
-def _option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...]) -> Iterator[str]:
+def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...]) -> Iterator[str]:
+    """Yield which configurations or keys a bundle does not have.
+
+    Args:
+        bundle: name of the bundle.
+        options: the keys are those of its settings.
+        names: the configurations, in the order in which they are read.
+    """
     try:
         files = config_paths(bundle, names)
         missing = [file for file in files if not Path(file).is_file()]
