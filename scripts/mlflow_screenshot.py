@@ -7,14 +7,13 @@ It starts an MLflow server on the tracking store for as long as it takes. Chromi
 (``apt-get install chromium``).
 """
 
+import http.client
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +48,7 @@ def served(store: str) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
         try:
             address = f"http://127.0.0.1:{port}"
             _wait(address, process)
@@ -71,7 +70,8 @@ def browse(url: str, *options: str) -> str:
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
         command += ["--disable-dev-shm-usage", "--virtual-time-budget=20000", *options, url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, check=True)  # noqa: S603
+        return done.stdout
 
 
 def run_address(address: str, store: str, name: str) -> tuple[str, str]:
@@ -121,11 +121,15 @@ def main(
 def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=2)
         try:
-            urllib.request.urlopen(f"{address}/health", timeout=2).close()
-            return
-        except (urllib.error.URLError, OSError):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.client.OK:
+                return
+        except OSError:
             time.sleep(0.2)
+        finally:
+            connection.close()
     raise ConfigurationError(f"{address}: the MLflow server did not start. Try: mlflow server")
 
 
