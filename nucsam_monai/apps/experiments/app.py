@@ -60,7 +60,7 @@ def run_experiment(
     status = "KILLED"
     report = Report(folder / "report", Results(), complete=False)
     try:
-        failures = _run_all(grid, places, tracker, tracking, jobs, run)
+        failures = run_grid(grid, places, tracker=tracker, tracking=tracking, jobs=jobs, run=run)
         report = write_report(experiment, grid, places, folder / "report", command)
         for pair in grid.evaluations:  # those that another experiment made
             if is_done(pair, places):
@@ -75,6 +75,55 @@ def run_experiment(
         lines = "\n".join(f"- {failure}" for failure in failures)
         raise ConfigurationError(f"{len(failures)} steps are not done; start again to repeat them:\n{lines}")
     return report
+
+
+def run_grid(
+    grid: Grid,
+    places: Places,
+    *,
+    tracker: ExperimentTracking | None = None,
+    tracking: Tracking | None = None,
+    jobs: int = 1,
+    run: CommandRunner = run_command,
+) -> list[str]:
+    """Run the steps that are not done, in their order, with a bar over all of them.
+
+    Args:
+        grid: the steps.
+        places: the folders.
+        tracker: records what is finished.
+        tracking: how trainings are tracked.
+        jobs: steps at a time.
+        run: runs a command.
+
+    Returns:
+        What failed and why, one text for each step.
+    """
+    failures: list[str] = []
+    steps = list(_steps(grid))
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=len(steps), desc="experiment", unit="step", disable=None) as bar,
+    ):
+        number = 0
+        for phase in (grid.pretrainings, grid.trainings, (*grid.evaluations, *grid.measurements)):
+            ready, waiting = _divide(phase, places)
+            failures += [f"{step}: its training is not done" for step in waiting]
+            number += sum(is_done(step, places) for step in ready) + len(waiting)
+            bar.update(number - bar.n)
+            for outcome in run_steps(ready, places, tracking=tracking, jobs=jobs, run=run):
+                number += 1
+                bar.update()
+                bar.set_postfix_str(str(outcome.step))
+                logger.info("[%d/%d] %s: %s", number, len(steps), outcome.step, _ending(outcome))
+                if outcome.error is not None:
+                    failures.append(f"{outcome.step}: {outcome.error}")
+                elif isinstance(outcome.step, Evaluation) and tracker is not None:
+                    tracker.log_pair(outcome.step)
+            for step in phase:
+                if isinstance(step, Training) and tracker is not None and is_done(step, places):
+                    tracker.save_curves(step)
+    return failures
 
 
 def best_pairs(experiment: Experiment, grid: Grid, results: Results) -> list[Evaluation]:
@@ -167,43 +216,6 @@ def with_datasets(
     }
     names = [dataset.name for use in changes.values() for dataset in use]
     return replace(experiment, form="-".join([experiment.form, *names]), **changes)  # type: ignore[arg-type]
-
-
-def _run_all(
-    grid: Grid,
-    places: Places,
-    tracker: ExperimentTracking,
-    tracking: Tracking | None,
-    jobs: int,
-    run: CommandRunner,
-) -> list[str]:
-    """Run the steps in their order and return what failed."""
-    failures: list[str] = []
-    steps = list(_steps(grid))
-    with (
-        logging_redirect_tqdm(),
-        tqdm(total=len(steps), desc="experiment", unit="step", disable=None) as bar,
-    ):
-        for phase in (grid.pretrainings, grid.trainings, (*grid.evaluations, *grid.measurements)):
-            ready, waiting = _divide(phase, places)
-            failures += [f"{step}: its training is not done" for step in waiting]
-            bar.update(sum(is_done(step, places) for step in ready) + len(waiting))
-            for outcome in run_steps(ready, places, tracking=tracking, jobs=jobs, run=run):
-                _note(outcome, tracker, failures)
-                bar.update()
-                bar.set_postfix_str(str(outcome.step))
-                logger.info("[%d/%d] %s: %s", bar.n, bar.total, outcome.step, _ending(outcome))
-            for step in phase:
-                if isinstance(step, Training) and is_done(step, places):
-                    tracker.save_curves(step)
-    return failures
-
-
-def _note(outcome: Outcome, tracker: ExperimentTracking, failures: list[str]) -> None:
-    if outcome.error is not None:
-        failures.append(f"{outcome.step}: {outcome.error}")
-    elif isinstance(outcome.step, Evaluation):
-        tracker.log_pair(outcome.step)
 
 
 def _divide(phase: Iterable[Step], places: Places) -> tuple[list[Step], list[Step]]:

@@ -86,7 +86,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A training on all data of the experiment whose weights its methods start from.
+    """A training that comes before each training, on the same images, and whose weights the methods start from.
 
     Settings of the methods name its files with ``{pretraining}``, for example
     ``sam_checkpoint: "{pretraining}/sam.safetensors"``.

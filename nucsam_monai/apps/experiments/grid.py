@@ -1,6 +1,6 @@
 """From an experiment to its steps: what is trained, what is tested with it, what is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nucsam_monai.apps.experiments.description import BundleOptions, DatasetUse, Experiment, Method
 
@@ -117,18 +117,9 @@ def _pair(
     of_dataset = dataset.bundles.get(method.bundle, BundleOptions())
     training = None
     if method.train and protocol != "cost_only":
-        together = _trained_together(experiment, dataset, protocol)
-        alone = len(together) == 1
-        training = Training(
-            bundle=method.bundle,
-            options=(form.then(of_dataset) if alone and together[0] == dataset else form).then(
-                method.options
-            ),
-            datasets=together,
-            split_protocol=split_protocol if alone else None,
-            seed=seed,
-            pretraining=_pretraining(experiment, together, seed),
-        )
+        training = _training(experiment, method, _trained_together(experiment, dataset, protocol), seed)
+        if protocol == "in_domain":
+            training = _on_split(training, split_protocol)
     return Evaluation(
         method=method,
         dataset=dataset,
@@ -140,26 +131,32 @@ def _pair(
     )
 
 
+def _training(
+    experiment: Experiment, method: Method, datasets: tuple[DatasetUse, ...], seed: int
+) -> Training:
+    """Return the training of a method on datasets; options of a dataset count where it is the only one."""
+    options = experiment.bundles.get(method.bundle, BundleOptions())
+    alone = len(datasets) == 1
+    if alone:
+        options = options.then(datasets[0].bundles.get(method.bundle, BundleOptions()))
+    split_protocol = datasets[0].split_protocols[0] if alone else None
+    before = experiment.pretraining
+    # The pretraining sees the same images, so that no test image of another split or dataset is among them.
+    pretraining = (
+        None if before is None else Training(before.bundle, before.options, datasets, split_protocol, seed)
+    )
+    return Training(method.bundle, options.then(method.options), datasets, split_protocol, seed, pretraining)
+
+
+def _on_split(training: Training, split_protocol: str | None) -> Training:
+    before = training.pretraining and replace(training.pretraining, split_protocol=split_protocol)
+    return replace(training, split_protocol=split_protocol, pretraining=before)
+
+
 def _trained_together(experiment: Experiment, dataset: DatasetUse, protocol: str) -> tuple[DatasetUse, ...]:
     if protocol == "in_domain":
         return (dataset,)
     return experiment.train_datasets if protocol == "zero_shot" else experiment.datasets
-
-
-def _pretraining(experiment: Experiment, trained_on: tuple[DatasetUse, ...], seed: int) -> Training | None:
-    """Return the training on all data of the experiment; where several splits are tested on, of this one only."""
-    found = experiment.pretraining
-    if found is None:
-        return None
-    several_splits = any(len(dataset.split_protocols) > 1 for dataset in trained_on)
-    datasets = trained_on if several_splits else experiment.train_datasets or experiment.datasets
-    return Training(
-        bundle=found.bundle,
-        options=found.options,
-        datasets=datasets,
-        split_protocol=None,
-        seed=seed,
-    )
 
 
 def _each_once(trainings: list[Training]) -> list[Training]:

@@ -88,7 +88,7 @@ def sweep(experiment: Experiment, results: Results) -> Figure | None:
     """Draw every metric of every dataset along the experiment's sweep (UN-SAM, Figure 5)."""
     points = sorted((method.x, method.name) for method in experiment.methods if method.x is not None)
     metrics = experiment.test_metrics
-    if len(points) < 2 or not results.rows:
+    if len(points) < 2 or not results.cells:
         return None
     figure, panels = _panels(len(metrics))
     for axes, metric in zip(panels, metrics, strict=True):

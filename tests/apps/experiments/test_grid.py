@@ -38,6 +38,14 @@ def test_zero_shot_tests_what_was_not_trained_on(tmp_path: Path) -> None:
     assert texts(grid.evaluations) == ["A on new, seed 0", "B on new, seed 0"]
 
 
+def test_a_single_training_dataset_keeps_its_own_split_whatever_is_tested(tmp_path: Path) -> None:
+    data = [{"name": "old", "split_protocols": ["monuseg37"]}]
+    forms = {"small": {"datasets": [{"name": "new", "split_protocols": ["a", "b"]}], "train_datasets": data}}
+    grid = expand(experiment_of(tmp_path, protocol="zero_shot", forms=forms))
+    assert [training.split_protocol for training in grid.trainings] == ["monuseg37", "monuseg37"]
+    assert [pair.split_protocol for pair in grid.evaluations] == ["a", "b", "a", "b"]
+
+
 def test_methods_that_differ_in_the_test_only_share_their_training(tmp_path: Path) -> None:
     methods = [
         {"name": "A", "bundle": "unsam"},

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nucsam_monai.apps.experiments import run_experiment
+from nucsam_monai.apps.experiments.plots import sweep
 from nucsam_monai.apps.experiments.printed import Printed
 from nucsam_monai.apps.experiments.results import COST, Cell, Results, dataset_cells, merge_rows
 from nucsam_monai.apps.experiments.tables import (
@@ -128,11 +129,11 @@ def test_the_report_of_a_run(tmp_path: Path, dataset_dir: str) -> None:
     assert row["images"] == "2"
 
 
-def test_a_sweep_has_its_figure(tmp_path: Path, dataset_dir: str) -> None:
-    methods = [
-        {"name": f"tau {x}", "bundle": "unsam", "x": x, "settings": {"network_def#spgen#tau": x}}
-        for x in (0.5, 0.9)
-    ]
-    experiment = experiment_of(tmp_path, methods=methods, sweep="tau")
-    report = run_experiment(experiment, places_of(tmp_path, dataset_dir), run=StubCommands())
-    assert (report.folder / "sweep.png").is_file()
+def test_a_sweep_has_a_point_for_every_method(tmp_path: Path) -> None:
+    methods = [{"name": f"tau {x}", "bundle": "unsam", "x": x} for x in (0.9, 0.5)]
+    experiment = experiment_of(tmp_path, methods=methods, sweep="tau", metrics=["dice"])
+    cells = {("tau 0.5", "dark", "dice"): Cell(0.1), ("tau 0.9", "dark", "dice"): Cell(0.2)}
+    figure = sweep(experiment, Results(cells))
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert lines["dark"].get_xdata().tolist() == [0.5, 0.9]
+    assert lines["dark"].get_ydata().tolist() == [0.1, 0.2]

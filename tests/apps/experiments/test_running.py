@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nucsam_monai.apps.experiments import expand, plan, run_experiment
+from nucsam_monai.apps.experiments.app import run_grid
 from nucsam_monai.apps.experiments.running import run_command, run_step
 from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, folder_of, is_done, prepare
 from nucsam_monai.utils.errors import ConfigurationError
@@ -13,13 +14,12 @@ from tests.apps.experiments.stub import StubCommands, experiment_of, places_of
 STEPS = 8  # two methods, two datasets, each trained and tested
 
 
-def test_a_finished_experiment_has_nothing_left_to_do(tmp_path: Path, dataset_dir: str) -> None:
+def test_what_is_done_is_not_done_again(tmp_path: Path, dataset_dir: str) -> None:
     experiment, places, first = experiment_of(tmp_path), places_of(tmp_path, dataset_dir), StubCommands()
-    report = run_experiment(experiment, places, run=first)
-    assert report.complete
+    assert run_grid(expand(experiment), places, run=first) == []
     assert len(first.calls) == len(set(first.calls)) == STEPS
     again = StubCommands()
-    run_experiment(experiment, places, run=again)
+    assert run_grid(expand(experiment), places, run=again) == []
     assert again.calls == []
     assert plan(experiment, places).count("\ndone ") == STEPS
 
@@ -28,24 +28,22 @@ def test_a_finished_experiment_has_nothing_left_to_do(tmp_path: Path, dataset_di
 def test_killed_anywhere_it_repeats_only_the_step_it_was_in(
     tmp_path: Path, dataset_dir: str, killed_at: int
 ) -> None:
-    experiment, places = experiment_of(tmp_path), places_of(tmp_path, dataset_dir)
-    killed = StubCommands(killed_at=killed_at)
+    grid, places = expand(experiment_of(tmp_path)), places_of(tmp_path, dataset_dir)
+    killed, rest = StubCommands(killed_at=killed_at), StubCommands()
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, places, run=killed)
-    rest = StubCommands()
-    report = run_experiment(experiment, places, run=rest)
-    assert report.complete
+        run_grid(grid, places, run=killed)
+    assert run_grid(grid, places, run=rest) == []
     assert rest.calls[0] == killed.calls[-1]
     assert len(killed.calls) + len(rest.calls) == STEPS + 1
+    assert all(is_done(step, places) for step in (*grid.trainings, *grid.evaluations))
 
 
 def test_several_at_a_time_do_the_same(tmp_path: Path, dataset_dir: str) -> None:
-    experiment = experiment_of(tmp_path, seeds=[0, 1])
+    grid = expand(experiment_of(tmp_path))
     alone, together = StubCommands(), StubCommands()
-    one = run_experiment(experiment, places_of(tmp_path / "one", dataset_dir), run=alone)
-    two = run_experiment(experiment, places_of(tmp_path / "two", dataset_dir), jobs=3, run=together)
+    run_grid(grid, places_of(tmp_path / "one", dataset_dir), run=alone)
+    run_grid(grid, places_of(tmp_path / "two", dataset_dir), jobs=3, run=together)
     assert sorted(alone.calls) == sorted(together.calls)
-    assert (one.folder / "results.csv").read_text() == (two.folder / "results.csv").read_text()
 
 
 def test_a_failing_training_costs_its_own_pairs_only(tmp_path: Path, dataset_dir: str) -> None:
@@ -58,15 +56,14 @@ def test_a_failing_training_costs_its_own_pairs_only(tmp_path: Path, dataset_dir
     report = places.output_dir / experiment.full_name / "report" / "results.md"
     assert "Not complete: 3 of 4 steps are done" in report.read_text()
     rest = StubCommands()
-    assert run_experiment(experiment, places, run=rest).complete
+    assert run_grid(expand(experiment), places, run=rest) == []
     assert len(rest.calls) == 2
 
 
 def test_experiments_share_their_trainings(tmp_path: Path, dataset_dir: str) -> None:
-    places = places_of(tmp_path, dataset_dir)
-    run_experiment(experiment_of(tmp_path), places, run=StubCommands())
-    other = StubCommands()
-    run_experiment(experiment_of(tmp_path, name="other", metrics=["hd"]), places, run=other)
+    places, other = places_of(tmp_path, dataset_dir), StubCommands()
+    run_grid(expand(experiment_of(tmp_path)), places, run=StubCommands())
+    run_grid(expand(experiment_of(tmp_path, name="other", metrics=["hd"])), places, run=other)
     assert other.calls == []
 
 
@@ -130,8 +127,8 @@ def test_a_pretraining_is_what_the_training_starts_from(tmp_path: Path, dataset_
     forms = {"small": {"datasets": ["bright"], "pretraining": {"bundle": "compact_sam"}, "bundles": bundles}}
     experiment, places = experiment_of(tmp_path, forms=forms), places_of(tmp_path, dataset_dir)
     commands = StubCommands()
-    run_experiment(experiment, places, run=commands)
     grid = expand(experiment)
+    assert run_grid(grid, places, run=commands) == []
     before = folder_of(grid.pretrainings[0], places)
     assert commands.calls[0] == before.name
     for step in (grid.trainings[0], grid.evaluations[0]):
