@@ -45,7 +45,7 @@ class DatasetUse:
         name: its name in tables.
         folder: the dataset folder, relative to the folder of all datasets.
         split_protocols: named splits, each of which is trained and tested on its own and averaged in tables;
-            None stands for the one that ``dataset.json`` is split by.
+            None stands for that of the bundle's overlay, or the one that ``dataset.json`` is split by.
         splits: the splits that are tested.
         bundles: options of each bundle on this dataset.
     """

@@ -151,7 +151,7 @@ def _training_settings(training: Training, places: Places, tracking: Tracking | 
     document = places.settings(training.options, before) | {
         "dataset_dir": str(folders[0] if alone else folders[0].parent),
         "domains": [domain for domain, _ in known],
-        "split_protocol": training.split_protocol if alone else chosen or None,
+        **_split_protocol(training.split_protocol if alone else chosen),
     }
     document |= {
         "output_dir": str(folder_of(training, places)),
@@ -166,6 +166,11 @@ def _training_settings(training: Training, places: Places, tracking: Tracking | 
             document[f"{run}#parent_run_id"] = tracking.parent_run_id
             document[f"{run}#tags#training"] = folder_of(training, places).name
     return document
+
+
+def _split_protocol(chosen: str | Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the key of the split, or nothing, so that an overlay's own holds."""
+    return {"split_protocol": chosen} if chosen else {}
 
 
 def _tracked_runs(bundle: str) -> list[str]:
@@ -183,7 +188,7 @@ def _evaluation_settings(pair: Evaluation, places: Places, folder: Path) -> dict
     document = places.settings(pair.options, folder_of(before, places) if before else None)
     document |= {
         "dataset_dir": str(places.dataset_folder(pair.dataset)),
-        "split_protocol": pair.split_protocol,
+        **_split_protocol(pair.split_protocol),
         "splits": list(pair.dataset.splits),
         "output_dir": str(folder),
         "seed": pair.seed,

@@ -75,7 +75,9 @@ class StubCommands:
         return 0
 
     def _evaluate(self, settings: dict, output: Path) -> None:
-        items = load_items(settings["dataset_dir"], settings["splits"], protocol=settings["split_protocol"])
+        items = load_items(
+            settings["dataset_dir"], settings["splits"], protocol=settings.get("split_protocol")
+        )
         rows = []
         for position, item in enumerate(items):
             value = position / 10 + settings["seed"] / 100

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nucsam_monai.apps.experiments import expand, plan, run_experiment
+from nucsam_monai.apps.experiments import expand, main, plan, run_experiment
 from nucsam_monai.apps.experiments.app import run_grid
 from nucsam_monai.apps.experiments.running import run_command, run_step
 from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, folder_of, is_done, prepare
@@ -116,7 +116,7 @@ def test_the_settings_of_a_training_on_several_datasets(tmp_path: Path, dataset_
     assert arguments[1:5] == ["-m", "monai.bundle", "run", "training"]
     assert settings["dataset_dir"] == dataset_dir
     assert settings["domains"] == ["bright", "dark"]
-    assert settings["split_protocol"] is None
+    assert "split_protocol" not in settings
     assert settings["resume"] is True
     with pytest.raises(ConfigurationError, match="holds no weights"):
         prepare(grid.evaluations[0], places)
@@ -134,3 +134,14 @@ def test_a_pretraining_is_what_the_training_starts_from(tmp_path: Path, dataset_
     for step in (grid.trainings[0], grid.evaluations[0]):
         settings = json.loads((folder_of(step, places) / SETTINGS_FILE).read_text())
         assert settings["sam_checkpoint"] == f"{before}/sam.safetensors"
+
+
+def test_other_data_is_another_form(tmp_path: Path, dataset_dir: str) -> None:
+    experiment_of(tmp_path)
+    options = {"data_dir": dataset_dir, "output_dir": str(tmp_path), "store": "off", "only_plan": True}
+    text = main(str(tmp_path / "toy.yaml"), datasets="dark", **options)
+    assert text.startswith("toy-small-dark: A toy")
+    assert "B on dark, seed 0" in text
+    assert "bright" not in text
+    with pytest.raises(ConfigurationError, match="unknown option --dataset"):
+        main(str(tmp_path / "toy.yaml"), dataset="dark", **options)
