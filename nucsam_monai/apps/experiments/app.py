@@ -14,7 +14,7 @@ from nucsam_monai.apps.experiments.grid import Evaluation, Grid, Training, expan
 from nucsam_monai.apps.experiments.places import Places
 from nucsam_monai.apps.experiments.preflight import check, draw_demo
 from nucsam_monai.apps.experiments.reading import read_experiment
-from nucsam_monai.apps.experiments.report import Report, write_report
+from nucsam_monai.apps.experiments.report import Report, write_confusion, write_report
 from nucsam_monai.apps.experiments.results import Results
 from nucsam_monai.apps.experiments.running import CommandRunner, Outcome, run_command, run_steps
 from nucsam_monai.apps.experiments.steps import Step, Tracking, is_done
@@ -62,9 +62,9 @@ def run_experiment(
     try:
         failures = run_grid(grid, places, tracker=tracker, tracking=tracking, jobs=jobs, run=run)
         report = write_report(experiment, grid, places, folder / "report", command)
-        for pair in grid.evaluations:  # those that another experiment made
+        for pair in grid.evaluations:  # those that another experiment made, or whose process was killed
             if is_done(pair, places):
-                tracker.log_pair(pair)
+                _finish(pair, places, tracker)
         for pair in best_pairs(experiment, grid, report.results):
             tracker.register(pair)
         status = "FAILED" if failures else "FINISHED"
@@ -118,8 +118,8 @@ def run_grid(
                 logger.info("[%d/%d] %s: %s", number, len(steps), outcome.step, _ending(outcome))
                 if outcome.error is not None:
                     failures.append(f"{outcome.step}: {outcome.error}")
-                elif isinstance(outcome.step, Evaluation) and tracker is not None:
-                    tracker.log_pair(outcome.step)
+                elif isinstance(outcome.step, Evaluation):
+                    _finish(outcome.step, places, tracker)
             for step in phase:
                 if isinstance(step, Training) and tracker is not None and is_done(step, places):
                     tracker.save_curves(step)
@@ -216,6 +216,13 @@ def with_datasets(
     }
     names = [dataset.name for use in changes.values() for dataset in use]
     return replace(experiment, form="-".join([experiment.form, *names]), **changes)  # type: ignore[arg-type]
+
+
+def _finish(pair: Evaluation, places: Places, tracker: ExperimentTracking | None) -> None:
+    """Add to a finished pair what its command did not make, and record it; nothing is done twice."""
+    write_confusion(pair, places)
+    if tracker is not None:
+        tracker.log_pair(pair)
 
 
 def _divide(phase: Iterable[Step], places: Places) -> tuple[list[Step], list[Step]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nucsam_monai.apps.experiments.description import DatasetUse, Experiment
-from nucsam_monai.apps.experiments.grid import Grid
+from nucsam_monai.apps.experiments.grid import Evaluation, Grid
 from nucsam_monai.apps.experiments.pictures import confusion_matrix, plot_confusion, qualitative_sheet
 from nucsam_monai.apps.experiments.places import Places
 from nucsam_monai.apps.experiments.plots import Curve, plot_all
@@ -26,7 +26,7 @@ from nucsam_monai.apps.experiments.tables import (
     paired_tests,
 )
 from nucsam_monai.apps.experiments.tracking import CURVES_FILE
-from nucsam_monai.data import Dataset, read_dataset
+from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_table
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.files import atomic_path
@@ -34,6 +34,7 @@ from nucsam_monai.utils.files import atomic_path
 logger = logging.getLogger(__name__)
 
 SHEET_IMAGES = 3
+CONFUSION_FILE = "confusion.csv"
 _CURVES = ("val_dice", "val_mask_iou")
 
 
@@ -56,8 +57,8 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
     """Write the report of what is done so far.
 
     The files are ``results.md``, ``results.csv``, ``results.tex``, ``paired_tests.csv``, the figures of
-    :func:`~nucsam_monai.apps.experiments.plots.plot_all`, ``sheet_<dataset>.png`` with the answers of all methods to
-    the same images, and the confusion of classes in the folder of each evaluation.
+    :func:`~nucsam_monai.apps.experiments.plots.plot_all`, and ``sheet_<dataset>.png`` with the answers of all methods
+    to the same images.
 
     Args:
         experiment: the experiment.
@@ -116,7 +117,7 @@ def read_curves(grid: Grid, places: Places) -> dict[str, Curve]:
 
 
 def write_sheets(experiment: Experiment, grid: Grid, places: Places, folder: Path) -> list[Path]:
-    """Draw the first images of each dataset with the answers of all methods; write the confusion of classes."""
+    """Draw the first images of each dataset with the answers of all methods."""
     evaluations = first_done(grid.evaluations, places)
     written = []
     for dataset in experiment.datasets:
@@ -129,9 +130,7 @@ def write_sheets(experiment: Experiment, grid: Grid, places: Places, folder: Pat
             continue
         path = folder / f"sheet_{dataset.name}.png"
         try:
-            items = tested_items(dataset, places)
-            for evaluation in found.values():
-                _write_confusion(items, evaluation, read_dataset(places.dataset_folder(dataset)))
+            items = tested_items(dataset, dataset.split_protocols[0], places)
             qualitative_sheet(items[:SHEET_IMAGES], found, path)
             written.append(path)
         except (NucSAMError, OSError) as error:
@@ -139,27 +138,29 @@ def write_sheets(experiment: Experiment, grid: Grid, places: Places, folder: Pat
     return written
 
 
-def tested_items(dataset: DatasetUse, places: Places) -> list[dict[str, str]]:
-    """Return the images of a dataset that are tested with its first split."""
+def tested_items(dataset: DatasetUse, split_protocol: str | None, places: Places) -> list[dict[str, str]]:
+    """Return the images of a dataset that are tested with one of its splits."""
     found = read_dataset(places.dataset_folder(dataset))
-    if dataset.split_protocols[0] is not None:
-        found = found.with_protocol(dataset.split_protocols[0])
+    if split_protocol is not None:
+        found = found.with_protocol(split_protocol)
     return [item for split in dataset.splits for item in found.splits[split]]
 
 
-def _write_confusion(items: Sequence[Mapping[str, str]], folder: Path, dataset: Dataset) -> None:
-    names = dataset.metadata.class_names
-    if len(names) < 2:
+def write_confusion(pair: Evaluation, places: Places) -> None:
+    """Write ``confusion.csv`` and ``confusion.png`` into the folder of a finished pair, where it has classes."""
+    folder = folder_of(pair, places)
+    names = read_dataset(places.dataset_folder(pair.dataset)).metadata.class_names
+    if len(names) < 2 or (folder / CONFUSION_FILE).exists():
         return
-    matrix = confusion_matrix(items, folder, names)
-    if not matrix[:, :-1].any():
+    matrix = confusion_matrix(tested_items(pair.dataset, pair.split_protocol, places), folder, names)
+    if not matrix.any():
         return
+    plot_confusion(matrix, names, folder / "confusion.png")
     rows = [
         {"true": true, **dict(zip((*names, "missed"), numbers.tolist(), strict=True))}
         for true, numbers in zip((*names, "invented"), matrix, strict=True)
     ]
-    write_table(folder / "confusion.csv", rows)
-    plot_confusion(matrix, names, folder / "confusion.png")
+    write_table(folder / CONFUSION_FILE, rows)
 
 
 def _facts(experiment: Experiment, commits: Sequence[str], results: Results) -> str:
