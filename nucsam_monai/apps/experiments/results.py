@@ -82,7 +82,10 @@ def read_results(experiment: Experiment, grid: Grid, places: Places) -> Results:
     for measurement in grid.measurements:
         if is_done(measurement, places):
             cost = json.loads((folder_of(measurement, places) / "cost.json").read_text(encoding="utf-8"))
-            name = measurement.evaluation.method.name
+            pair = measurement.evaluation
+            name = pair.method.name
+            if not pair.method.train and pair.protocol != "cost_only":  # as it is: nothing of it was trained
+                cost |= {"trainable_m": 0.0, "frozen_m": cost["total_m"]}
             cells |= {(name, COST, metric): Cell(float(cost[metric])) for metric in COST_METRICS}
     return Results(cells, rows, {key: len(table) for key, table in rows.items()})
 
