@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,18 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
         if missing:
             yield f"bundle '{bundle}': no configuration {', '.join(missing)}"
             return
-        parser = ConfigParser(ConfigParser.load_config_files(files))
+        parser = _parser(tuple(files))
     except ConfigurationError as error:
         yield str(error)
         return
     for key in options.settings:
         if key not in parser:
             yield f"bundle '{bundle}': unknown key '{key}'{_nearest(key, parser.get())}"
+
+
+@lru_cache(maxsize=64)
+def _parser(files: tuple[str, ...]) -> ConfigParser:
+    return ConfigParser(ConfigParser.load_config_files(list(files)))
 
 
 def _nearest(key: str, config: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from nucsam_monai.apps.experiments.description import PrintedTable
@@ -43,7 +45,7 @@ def read_printed(table: PrintedTable) -> Printed:
     Example:
         >>> read_printed(PrintedTable(Path("unsam/printed.yaml"), "I"))  # doctest: +SKIP
     """
-    document = read_document(table.file)
+    document = _document(table.file, table.file.stat().st_mtime_ns)
     tables: Mapping[str, Any] = {str(key): value for key, value in document.get("tables", {}).items()}
     if table.table not in tables:
         raise ConfigurationError(f"{table.file}: no table '{table.table}'; it has {', '.join(tables)}.")
@@ -59,3 +61,9 @@ def read_printed(table: PrintedTable) -> Printed:
             column: float(cell) for column, cell in zip(columns, cells, strict=True) if cell is not None
         }
     return Printed(str(document["source"]), table.table, str(entry["caption"]), values)
+
+
+@lru_cache(maxsize=16)
+def _document(file: Path, modified_ns: int) -> Mapping[str, Any]:
+    """Read a file once as long as it stays: every table of a paper is in it."""
+    return read_document(file)

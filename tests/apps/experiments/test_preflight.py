@@ -38,7 +38,7 @@ def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Pat
         "no configuration",
     ):
         assert part in str(error.value)
-    assert str(error.value).count("\n- ") == 9
+    assert str(error.value).count("\n- ") == 8
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
