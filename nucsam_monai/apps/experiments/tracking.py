@@ -131,7 +131,7 @@ class ExperimentTracking:
         with self._writing(f"curves of {training}"):
             runs = self.client.search_runs(
                 [self.experiment_id],
-                filter_string=f"tags.training = '{folder.name}'",
+                filter_string=f"tags.training = '{folder.name}' and tags.workflow = 'train'",
                 order_by=["start_time"],
             )
             points = [
