@@ -1,8 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from nucsam_monai.apps.experiments import expand, read_experiment
+from nucsam_monai.apps.experiments.places import config_paths
 from nucsam_monai.apps.experiments.preflight import check, option_problems
 from nucsam_monai.apps.experiments.steps import handlers_key
 from nucsam_monai.utils.errors import ConfigurationError
@@ -59,8 +62,13 @@ def test_the_ready_files_name_only_keys_that_their_bundles_have(path: Path) -> N
 
 
 @pytest.mark.parametrize("bundle", ["unsam", "sac", "promptnucseg", "sam_eunet3p", "baselines"])
-def test_the_evaluation_of_every_bundle_has_one_list_of_handlers(bundle: str) -> None:
-    assert handlers_key(bundle) in ("validate#handlers", "joint#handlers")
+def test_a_handler_can_be_added_to_the_evaluation_of_every_bundle(bundle: str, tmp_path: Path) -> None:
+    key, added = handlers_key(bundle), {"_target_": "Added"}
+    (tmp_path / "settings.json").write_text(json.dumps({f"+{key}": [added]}))
+    files = config_paths(bundle, ("train", "evaluate"))
+    before = ConfigParser(ConfigParser.load_config_files(files))
+    after = ConfigParser(ConfigParser.load_config_files([*files, str(tmp_path / "settings.json")]))
+    assert after[key] == [*before[key], added]
 
 
 def _is_there(bundle: str) -> bool:
