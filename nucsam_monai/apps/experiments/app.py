@@ -227,7 +227,8 @@ def _finish(pair: Evaluation, places: Places, tracker: ExperimentTracking | None
 
 def _divide(phase: Iterable[Step], places: Places) -> tuple[list[Step], list[Step]]:
     """Return the steps whose trainings are done, and the others."""
-    ready, waiting = [], []
+    ready: list[Step] = []
+    waiting: list[Step] = []
     for step in phase:
         if isinstance(step, Training):
             needed = step.pretraining

@@ -46,7 +46,8 @@ def folder_of(step: Step, places: Places) -> Path:
     Raises:
         DatasetError: a dataset of the step is missing.
     """
-    kind = {Training: "trainings", Evaluation: "evaluations", Measurement: "costs"}[type(step)]
+    kinds = ((Training, "trainings"), (Evaluation, "evaluations"), (Measurement, "costs"))
+    kind = next(folder for kind_of_step, folder in kinds if isinstance(step, kind_of_step))
     text = json.dumps(_identity(step, places), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
     slug = re.sub(r"[^A-Za-z0-9.]+", "_", str(step)).strip("_").removeprefix("training_")
