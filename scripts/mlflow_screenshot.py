@@ -28,6 +28,7 @@ from nucsam_monai.utils.files import atomic_path
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_S = 90.0
 PAGE_S = 90.0
+LOADING_MS = 8000  # of the page's own time, which stands still while it waits for data
 
 
 def find_browser() -> str | None:
@@ -69,7 +70,7 @@ def browse(url: str, *options: str) -> str:
         raise ConfigurationError(f"none of {', '.join(BROWSERS)} is installed. Run: apt-get install chromium")
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        command += ["--disable-dev-shm-usage", "--virtual-time-budget=20000", *options, url]
+        command += ["--disable-dev-shm-usage", f"--virtual-time-budget={LOADING_MS}", *options, url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, check=True)  # noqa: S603
         return done.stdout
 
