@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
@@ -75,29 +76,16 @@ def browse(url: str, *options: str) -> str:
         return done.stdout
 
 
-def run_address(address: str, store: str, name: str) -> tuple[str, str]:
-    """Return the page of all runs of the experiment, and of its parent run.
+def runs_page(address: str, store: str) -> str:
+    """Return the address of the page with the runs of all experiments; that of a run is ``<page>/<run id>``.
 
     Raises:
-        ConfigurationError: the store has no such experiment.
+        ConfigurationError: the store has none.
     """
-    client = connect(store)
-    experiment = client.get_experiment_by_name(MLFLOW_EXPERIMENT)
-    runs = (
-        []
-        if experiment is None
-        else client.search_runs(
-            [experiment.experiment_id],
-            filter_string=f"tags.experiment = '{name}' and tags.workflow = 'benchmark'",
-            max_results=1,
-        )
-    )
-    if experiment is None or not runs:
-        raise ConfigurationError(
-            f"{store}: no experiment '{name}'. Run it with scripts/run_experiment.py first."
-        )
-    page = f"{address}/#/experiments/{experiment.experiment_id}"
-    return f"{page}/runs", f"{page}/runs/{runs[0].info.run_id}"
+    found = connect(store).get_experiment_by_name(MLFLOW_EXPERIMENT)
+    if found is None:
+        raise ConfigurationError(f"{store}: no experiments. Run one with scripts/run_experiment.py first.")
+    return f"{address}/#/experiments/{found.experiment_id}/runs"
 
 
 def main(
@@ -114,8 +102,9 @@ def main(
     """
     uri = resolve_tracking_uri(tracking_uri() if store is None else store) or ""
     with served(uri) as address, atomic_path(Path(str(output))) as temporary:
-        runs, _ = run_address(address, uri, experiment)
-        browse(runs, f"--screenshot={temporary}", f"--window-size={width},{height}")
+        runs = runs_page(address, uri)
+        only = quote(f"tags.experiment = '{experiment}'")
+        browse(f"{runs}?searchFilter={only}", f"--screenshot={temporary}", f"--window-size={width},{height}")
     return output
 
 

@@ -16,7 +16,7 @@ from nucsam_monai.apps.experiments import Experiment, Places, run_experiment
 from nucsam_monai.apps.experiments.report import Report
 from nucsam_monai.apps.experiments.running import run_command
 from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
-from scripts.mlflow_screenshot import browse, find_browser, run_address, served
+from scripts.mlflow_screenshot import browse, find_browser, runs_page, served
 from tests.apps.experiments.stub import experiment_of, places_of
 from tests.handlers.tracked_engines import Store
 
@@ -93,7 +93,7 @@ def test_the_page_shows_parent_child_metrics_and_overlay(finished: tuple[Experim
     (child,) = [run for run in store.runs(MLFLOW_EXPERIMENT) if run.data.tags["workflow"] == "evaluate"]
     (overlay,) = store.artifacts(child, "overlays")
     with served(uri) as address:
-        runs, _ = run_address(address, uri, experiment.full_name)
+        runs = runs_page(address, uri)
         page = browse(f"{runs}/{child.info.run_id}", "--dump-dom")
         artifacts = browse(f"{runs}/{child.info.run_id}/artifacts/{overlay}", "--dump-dom")
     for text in (experiment.full_name, "U-Net on bright, seed 0", "dice", "pq"):
