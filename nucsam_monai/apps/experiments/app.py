@@ -106,7 +106,12 @@ def run_grid(
         tqdm(total=len(steps), desc="experiment", unit="step", disable=None) as bar,
     ):
         number = 0
-        for phase in (grid.pretrainings, grid.trainings, (*grid.evaluations, *grid.measurements)):
+        phases: tuple[tuple[Step, ...], ...] = (
+            grid.pretrainings,
+            grid.trainings,
+            (*grid.evaluations, *grid.measurements),
+        )
+        for phase in phases:
             ready, waiting = _divide(phase, places)
             failures += [f"{step}: its training is not done" for step in waiting]
             number += sum(is_done(step, places) for step in ready) + len(waiting)

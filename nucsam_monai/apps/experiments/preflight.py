@@ -114,11 +114,9 @@ def _how_to_get(dataset: DatasetUse) -> str:
 
 
 def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:
-    files = [
-        path
-        for step in (*grid.pretrainings, *grid.trainings, *_tested(grid))
-        for path in places.weights(step.options).values()
-    ]
+    options = [training.options for training in (*grid.pretrainings, *grid.trainings)]
+    options += [pair.options for pair in _tested(grid)]
+    files = [path for changes in options for path in places.weights(changes).values()]
     files += [
         places.weights_dir / pair.method.checkpoint
         for pair in _tested(grid)

@@ -15,7 +15,7 @@ from nucsam_monai.apps.experiments.plots import Curve, plot_all
 from nucsam_monai.apps.experiments.printed import Printed, read_printed
 from nucsam_monai.apps.experiments.results import Results, first_done, read_results, read_table
 from nucsam_monai.apps.experiments.running import read_done
-from nucsam_monai.apps.experiments.steps import folder_of, is_done
+from nucsam_monai.apps.experiments.steps import Step, folder_of, is_done
 from nucsam_monai.apps.experiments.tables import (
     Table,
     build_table,
@@ -74,7 +74,7 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
     tests = paired_tests(experiment, results)
     pictures = plot_all(experiment, results, read_curves(grid, places), folder)
     pictures += write_sheets(experiment, grid, places, folder)
-    steps = [*grid.evaluations, *grid.measurements]
+    steps: list[Step] = [*grid.evaluations, *grid.measurements]
     done = [step for step in steps if is_done(step, places)]
     _write_text(folder / "results.tex", _latex(experiment, table, printed))
     write_table(folder / "results.csv", csv_rows(table, results), columns=None)

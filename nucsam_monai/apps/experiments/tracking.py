@@ -112,11 +112,8 @@ class ExperimentTracking:
             data = self.places.dataset_folder(pair.dataset)
             splits = "+".join(pair.dataset.splits)
             run.log_dataset(data, split=splits, context="evaluation", protocol=pair.split_protocol)
-            for dataset in () if training is None else training.datasets:
-                path = self.places.dataset_folder(dataset)
-                alone = len(training.datasets) == 1
-                protocol = training.split_protocol if alone else dataset.split_protocols[0]
-                run.log_dataset(path, split="training", context="training", protocol=protocol)
+            if training is not None:
+                self._log_training_data(run, training)
             run.log_artifacts([folder / name for name in _ARTIFACTS.split()])
             if training is not None:
                 run.log_artifacts([folder_of(training, self.places) / CURVES_FILE])
@@ -170,6 +167,13 @@ class ExperimentTracking:
             source = f"{child.info.artifact_uri}/bundle"
             version = self.client.create_model_version(name, source=source, run_id=child.info.run_id)
             self.client.set_registered_model_alias(name, self.experiment.full_name, version.version)
+
+    def _log_training_data(self, run: TrackedRun, training: Training) -> None:
+        for dataset in training.datasets:
+            path = self.places.dataset_folder(dataset)
+            alone = len(training.datasets) == 1
+            protocol = training.split_protocol if alone else dataset.split_protocols[0]
+            run.log_dataset(path, split="training", context="training", protocol=protocol)
 
     def _tags(self, pair: Evaluation) -> dict[str, Any]:
         training = pair.training
