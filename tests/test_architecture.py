@@ -49,6 +49,19 @@ def test_folder_never_imports_torch(folder: str) -> None:
         assert not {module for module in imported_modules(file) if module.split(".")[0] == "torch"}, file
 
 
+def test_only_applications_know_applications() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        if file.relative_to(PACKAGE).parts[0] != "apps":
+            imported = {module for module in imported_modules(file) if module.startswith("nucsam_monai.apps")}
+            assert not imported, f"{file} imports {imported}"
+
+
+def test_experiments_leave_torch_to_the_commands_they_start() -> None:
+    for file in (PACKAGE / "apps" / "experiments").glob("*.py"):
+        roots = {module.split(".")[0] for module in imported_modules(file)}
+        assert file.stem == "cost" or not roots & {"torch", "ignite"}, file
+
+
 def test_importing_the_package_is_light() -> None:
     code = "import sys, nucsam_monai, nucsam_monai.metrics; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -1,0 +1,265 @@
+"""One command from the file of an experiment to its report."""
+
+import logging
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from nucsam_monai.apps.experiments.description import DatasetUse, Experiment
+from nucsam_monai.apps.experiments.grid import Evaluation, Grid, Training, expand
+from nucsam_monai.apps.experiments.places import Places
+from nucsam_monai.apps.experiments.preflight import check, draw_demo
+from nucsam_monai.apps.experiments.reading import read_experiment
+from nucsam_monai.apps.experiments.report import Report, write_confusion, write_report
+from nucsam_monai.apps.experiments.results import Results
+from nucsam_monai.apps.experiments.running import CommandRunner, Outcome, run_command, run_steps
+from nucsam_monai.apps.experiments.steps import Step, Tracking, is_done
+from nucsam_monai.apps.experiments.tracking import ExperimentTracking
+from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.paths import project_root
+
+logger = logging.getLogger(__name__)
+
+
+def run_experiment(
+    experiment: Experiment,
+    places: Places,
+    *,
+    jobs: int = 1,
+    command: str = "",
+    run: CommandRunner = run_command,
+) -> Report:
+    """Train what is missing, evaluate every pair, measure what is asked for, and write the report.
+
+    Finished steps are taken from ``places.output_dir``, whichever experiment made them. Stopped at any point, the
+    next call goes on: a training behind its last epoch, an evaluation from its beginning.
+
+    Args:
+        experiment: what is to be done.
+        places: the folders.
+        jobs: steps at a time.
+        command: how it was started, for the report.
+        run: runs a command.
+
+    Raises:
+        ConfigurationError: something is missing before the start, or steps failed; the report of the others is
+            written all the same.
+    """
+    draw_demo(experiment, places)
+    grid = expand(experiment)
+    check(experiment, grid, places)
+    folder = places.output_dir / experiment.full_name
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = ExperimentTracking(experiment, places, folder)
+    tracking = tracker.open()
+    status = "KILLED"
+    report = Report(folder / "report", Results(), complete=False)
+    try:
+        failures = run_grid(grid, places, tracker=tracker, tracking=tracking, jobs=jobs, run=run)
+        report = write_report(experiment, grid, places, folder / "report", command)
+        for pair in grid.evaluations:  # those that another experiment made, or whose process was killed
+            if is_done(pair, places):
+                _finish(pair, places, tracker)
+        for pair in best_pairs(experiment, grid, report.results):
+            tracker.register(pair)
+        status = "FAILED" if failures else "FINISHED"
+    finally:
+        tracker.close(status, report.results, report.folder)
+    logger.info("report: %s", report.folder / "results.md")
+    if failures:
+        lines = "\n".join(f"- {failure}" for failure in failures)
+        raise ConfigurationError(f"{len(failures)} steps are not done; start again to repeat them:\n{lines}")
+    return report
+
+
+def run_grid(
+    grid: Grid,
+    places: Places,
+    *,
+    tracker: ExperimentTracking | None = None,
+    tracking: Tracking | None = None,
+    jobs: int = 1,
+    run: CommandRunner = run_command,
+) -> list[str]:
+    """Run the steps that are not done, in their order, with a bar over all of them.
+
+    Args:
+        grid: the steps.
+        places: the folders.
+        tracker: records what is finished.
+        tracking: how trainings are tracked.
+        jobs: steps at a time.
+        run: runs a command.
+
+    Returns:
+        What failed and why, one text for each step.
+    """
+    failures: list[str] = []
+    steps = list(_steps(grid))
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=len(steps), desc="experiment", unit="step", disable=None) as bar,
+    ):
+        number = 0
+        phases: tuple[tuple[Step, ...], ...] = (
+            grid.pretrainings,
+            grid.trainings,
+            (*grid.evaluations, *grid.measurements),
+        )
+        for phase in phases:
+            ready, waiting = _divide(phase, places)
+            failures += [f"{step}: its training is not done" for step in waiting]
+            number += sum(is_done(step, places) for step in ready) + len(waiting)
+            bar.update(number - bar.n)
+            for outcome in run_steps(ready, places, tracking=tracking, jobs=jobs, run=run):
+                number += 1
+                bar.update()
+                bar.set_postfix_str(str(outcome.step))
+                logger.info("[%d/%d] %s: %s", number, len(steps), outcome.step, _ending(outcome))
+                if outcome.error is not None:
+                    failures.append(f"{outcome.step}: {outcome.error}")
+                elif isinstance(outcome.step, Evaluation):
+                    _finish(outcome.step, places, tracker)
+            for step in phase:
+                if isinstance(step, Training) and tracker is not None and is_done(step, places):
+                    tracker.save_curves(step)
+    return failures
+
+
+def best_pairs(experiment: Experiment, grid: Grid, results: Results) -> list[Evaluation]:
+    """Return, for every bundle that was trained, the first pair of its best method by the first metric."""
+    metric = experiment.metrics[0]
+    best: dict[str, tuple[float, Evaluation]] = {}
+    for pair in grid.evaluations:
+        values = [results.value(pair.method.name, dataset.name, metric) for dataset in experiment.datasets]
+        known = [value for value in values if value == value]
+        if pair.training is None or not known:
+            continue
+        mean = sum(known) / len(known)
+        if pair.bundle not in best or mean > best[pair.bundle][0]:
+            best[pair.bundle] = (mean, pair)
+    return [pair for _, pair in best.values()]
+
+
+def plan(experiment: Experiment, places: Places) -> str:
+    """Return the steps of an experiment and which are done, after checking that nothing is missing.
+
+    Raises:
+        ConfigurationError: something is missing.
+    """
+    draw_demo(experiment, places)
+    grid = expand(experiment)
+    check(experiment, grid, places)
+    lines = [f"{'done' if is_done(step, places) else 'to do':<6} {step}" for step in _steps(grid)]
+    return "\n".join([f"{experiment.full_name}: {experiment.title}", *lines])
+
+
+def main(
+    file: str,
+    form: str = "small",
+    data_dir: str = "data",
+    weights_dir: str = "weights",
+    output_dir: str = "output/experiments",
+    store: str | None = None,
+    datasets: str | Sequence[str] | None = None,
+    train_datasets: str | Sequence[str] | None = None,
+    jobs: int = 1,
+    only_plan: bool = False,
+    **unknown: object,
+) -> str:
+    """Run an experiment, or go on with it, and write its report.
+
+    Args:
+        file: a YAML or JSON file, see docs/experiments.md.
+        form: ``paper`` or ``small``, or another form of the file.
+        data_dir: folder of the dataset folders.
+        weights_dir: folder of pretrained weights.
+        output_dir: folder of trainings, evaluations and reports; experiments share it.
+        store: MLflow tracking URI; the project's own by default, ``off`` for none.
+        datasets: names of dataset folders to take instead of those of the form, joined by commas.
+        train_datasets: the same for the datasets that a zero-shot experiment trains on.
+        jobs: steps that run at a time.
+        only_plan: check, list the steps and stop.
+        unknown: refused; without it Fire would complain about a misspelt option only after the work.
+
+    Raises:
+        ConfigurationError: an option is unknown, something is missing, or steps failed.
+    """
+    if unknown:
+        raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
+    experiment = read_experiment(file, form)
+    experiment = with_datasets(experiment, _names(datasets), _names(train_datasets))
+    places = Places(
+        data_dir=_absolute(data_dir),
+        weights_dir=_absolute(weights_dir),
+        output_dir=_absolute(output_dir),
+        tracking_uri=resolve_tracking_uri(tracking_uri() if store is None else store),
+    )
+    if only_plan:
+        return plan(experiment, places)
+    options = {"form": form, "datasets": datasets, "train_datasets": train_datasets}
+    given = [f"--{key} {_text(value)}" for key, value in options.items() if value is not None]
+    command = " ".join(["python scripts/run_experiment.py", shlex.quote(str(file)), *given])
+    return str(run_experiment(experiment, places, jobs=jobs, command=command).folder / "results.md")
+
+
+def with_datasets(
+    experiment: Experiment, datasets: Sequence[str], train_datasets: Sequence[str]
+) -> Experiment:
+    """Return the experiment on other data; its form is named after them."""
+    if not datasets and not train_datasets:
+        return experiment
+    changes = {
+        key: tuple(DatasetUse(Path(name).name, name) for name in names)
+        for key, names in (("datasets", datasets), ("train_datasets", train_datasets))
+        if names
+    }
+    names = [dataset.name for use in changes.values() for dataset in use]
+    return replace(experiment, form="-".join([experiment.form, *names]), **changes)  # type: ignore[arg-type]
+
+
+def _finish(pair: Evaluation, places: Places, tracker: ExperimentTracking | None) -> None:
+    """Add to a finished pair what its command did not make, and record it; nothing is done twice."""
+    write_confusion(pair, places)
+    if tracker is not None:
+        tracker.log_pair(pair)
+
+
+def _divide(phase: Iterable[Step], places: Places) -> tuple[list[Step], list[Step]]:
+    """Return the steps whose trainings are done, and the others."""
+    ready: list[Step] = []
+    waiting: list[Step] = []
+    for step in phase:
+        if isinstance(step, Training):
+            needed = step.pretraining
+        else:
+            needed = (step if isinstance(step, Evaluation) else step.evaluation).training
+        (ready if needed is None or is_done(needed, places) else waiting).append(step)
+    return ready, waiting
+
+
+def _steps(grid: Grid) -> tuple[Step, ...]:
+    return (*grid.pretrainings, *grid.trainings, *grid.evaluations, *grid.measurements)
+
+
+def _ending(outcome: Outcome) -> str:
+    return f"done in {outcome.seconds:.0f} s" if outcome.error is None else f"FAILED, {outcome.error}"
+
+
+def _absolute(folder: str) -> Path:
+    return (project_root() / Path(str(folder)).expanduser()).absolute()
+
+
+def _names(value: str | Sequence[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else [str(x) for x in value]
+
+
+def _text(value: str | Sequence[str]) -> str:
+    return shlex.quote(",".join(_names(value)))

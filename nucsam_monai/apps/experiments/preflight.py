@@ -1,0 +1,190 @@
+"""Everything that an experiment lacks, found before it starts."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from nucsam_monai.apps.experiments.description import BundleOptions, DatasetUse, Experiment
+from nucsam_monai.apps.experiments.grid import Evaluation, Grid
+from nucsam_monai.apps.experiments.places import Places, config_paths
+from nucsam_monai.apps.experiments.printed import read_printed
+from nucsam_monai.data import read_dataset
+from nucsam_monai.data.converters import CONVERTERS
+from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir
+from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+
+DEMO = "demo"
+"""The folder of the demo data below that of all data; it is drawn where it is asked for."""
+
+_SAM_SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
+WEIGHT_SOURCES: Mapping[str, str] = {
+    "sam_vit_b_01ec64.pth": f"{_SAM_SERVER}/sam_vit_b_01ec64.pth",
+    "sam_vit_l_0b3195.pth": f"{_SAM_SERVER}/sam_vit_l_0b3195.pth",
+    "sam_vit_h_4b8939.pth": f"{_SAM_SERVER}/sam_vit_h_4b8939.pth",
+    "convnext_small-0c510722.pth": "https://download.pytorch.org/models/convnext_small-0c510722.pth",
+}
+"""Where the weights that the papers start from are published."""
+
+
+def draw_demo(experiment: Experiment, places: Places) -> None:
+    """Draw the demo data if the experiment uses it and it is not there.
+
+    Raises:
+        DatasetError: its place holds something else.
+    """
+    folders = [dataset.folder for dataset in (*experiment.datasets, *experiment.train_datasets)]
+    if any(folder.partition("/")[0] == DEMO for folder in folders):
+        demo_dataset_dir(places.data_dir / DEMO)
+
+
+def check(experiment: Experiment, grid: Grid, places: Places) -> None:
+    """Make sure that everything an experiment needs is there.
+
+    Raises:
+        ConfigurationError: something is missing or unknown; the message lists all of it and where to get it.
+    """
+    problems = list(
+        dict.fromkeys(
+            [
+                *_dataset_problems(grid, places),
+                *_weights_problems(grid, places),
+                *_bundle_problems(grid),
+                *_printed_problems(experiment),
+            ]
+        )
+    )
+    if problems:
+        lines = "\n".join(f"- {problem}" for problem in problems)
+        raise ConfigurationError(
+            f"experiment '{experiment.name}', form '{experiment.form}': {len(problems)} things are missing or "
+            f"unknown:\n{lines}"
+        )
+
+
+def _dataset_problems(grid: Grid, places: Places) -> Iterator[str]:
+    for training in (*grid.pretrainings, *grid.trainings):
+        parents = {places.dataset_folder(dataset).parent for dataset in training.datasets}
+        if len(parents) > 1:
+            yield (
+                f"{training}: datasets that are trained together lie in one folder, found "
+                f"{', '.join(sorted(map(str, parents)))}"
+            )
+        for dataset in training.datasets:
+            alone = len(training.datasets) == 1
+            protocol = training.split_protocol if alone else dataset.split_protocols[0]
+            yield from _split_problems(dataset, places, protocol, ("training",))
+    for pair in (*grid.evaluations, *(measurement.evaluation for measurement in grid.measurements)):
+        yield from _split_problems(pair.dataset, places, pair.split_protocol, pair.dataset.splits)
+
+
+def _split_problems(
+    dataset: DatasetUse, places: Places, split_protocol: str | None, splits: Sequence[str]
+) -> Iterator[str]:
+    """Yield what is wrong with a dataset folder, or with a split of it."""
+    folder = places.dataset_folder(dataset)
+    if not (folder / "dataset.json").is_file():
+        yield f"dataset '{dataset.name}': no {folder}. {_how_to_get(dataset)}"
+        return
+    try:
+        found = read_dataset(folder)
+        if split_protocol is not None:
+            found = found.with_protocol(split_protocol)
+    except NucSAMError as error:
+        yield f"dataset '{dataset.name}': {error}"
+        return
+    if not any(found.splits[split] for split in splits):
+        named = f" of '{split_protocol}'" if split_protocol else ""
+        yield f"dataset '{dataset.name}': no image in {' and '.join(splits)}{named}. Choose another split."
+
+
+def _how_to_get(dataset: DatasetUse) -> str:
+    name = dataset.folder.rpartition("/")[2]
+    if name in CONVERTERS:
+        return (
+            f"Get it: {CONVERTERS[name].info.obtain}. Then: python scripts/prepare_dataset.py {name} "
+            f"--source <archive> --output_dir <data_dir>/{dataset.folder}"
+        )
+    if dataset.folder.partition("/")[0] == DEMO:
+        return f"The demo data has {', '.join(DEMO_DOMAINS)}."
+    return "Prepare it with: python scripts/prepare_dataset.py folder --help"
+
+
+def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:
+    options = [training.options for training in (*grid.pretrainings, *grid.trainings)]
+    options += [pair.options for pair in _tested(grid)]
+    files = [path for changes in options for path in places.weights(changes).values()]
+    files += [
+        places.weights_dir / pair.method.checkpoint
+        for pair in _tested(grid)
+        if pair.method.checkpoint is not None
+    ]
+    for path in files:
+        if not path.exists():
+            source = WEIGHT_SOURCES.get(path.name)
+            advice = f"Get it: {source}" if source else "Put it there, or name another --weights_dir"
+            yield f"weights: no {path}. {advice}"
+
+
+def _bundle_problems(grid: Grid) -> Iterator[str]:
+    for training in (*grid.pretrainings, *grid.trainings):
+        yield from option_problems(training.bundle, training.options, ("train", *training.options.overlays))
+    for pair in _tested(grid):
+        names = ("train", "evaluate", *pair.options.overlays)
+        yield from option_problems(pair.bundle, pair.options, names)
+
+
+def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...]) -> Iterator[str]:
+    """Yield which configurations or keys a bundle does not have.
+
+    Args:
+        bundle: name of the bundle.
+        options: the keys are those of its settings.
+        names: the configurations, in the order in which they are read.
+    """
+    try:
+        files = config_paths(bundle, names)
+        missing = [file for file in files if not Path(file).is_file()]
+        if missing:
+            yield f"bundle '{bundle}': no configuration {', '.join(missing)}"
+            return
+        parser = _parser(tuple(files))
+    except ConfigurationError as error:
+        yield str(error)
+        return
+    for key in options.settings:
+        if key not in parser:
+            yield f"bundle '{bundle}': unknown key '{key}'{_nearest(key, parser.get())}"
+
+
+@lru_cache(maxsize=64)
+def _parser(files: tuple[str, ...]) -> ConfigParser:
+    return ConfigParser(ConfigParser.load_config_files(list(files)))
+
+
+def _nearest(key: str, config: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(key.partition("#")[0], config, n=1)
+    return f". Did you mean '{nearest[0]}'?" if nearest and nearest[0] != key else ""
+
+
+def _printed_problems(experiment: Experiment) -> Iterator[str]:
+    if experiment.printed is None:
+        return
+    try:
+        printed = read_printed(experiment.printed)
+    except ConfigurationError as error:
+        yield str(error)
+        return
+    for method in experiment.methods:
+        if method.printed is not None and method.printed not in printed.values:
+            yield (
+                f"method '{method.name}': table {printed.number} has no row '{method.printed}'; "
+                f"it has {', '.join(printed.values)}"
+            )
+
+
+def _tested(grid: Grid) -> list[Evaluation]:
+    return [*grid.evaluations, *(measurement.evaluation for measurement in grid.measurements)]

@@ -1,0 +1,248 @@
+"""An experiment in MLflow: one parent run, a child for every pair, and a model version of every bundle."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nucsam_monai.apps.experiments.description import Experiment
+from nucsam_monai.apps.experiments.grid import Evaluation, Training
+from nucsam_monai.apps.experiments.places import Places
+from nucsam_monai.apps.experiments.results import Results, read_summary
+from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, Tracking, folder_of, weights_of
+from nucsam_monai.handlers import TrackedRun
+from nucsam_monai.handlers.run_facts import environment_facts, scalar_metrics
+from nucsam_monai.handlers.tracking_store import connect, experiment_id
+from nucsam_monai.io import write_json, write_table
+from nucsam_monai.utils.paths import bundle_root, project_root
+
+logger = logging.getLogger(__name__)
+
+MLFLOW_EXPERIMENT = "nucsam/experiments"
+CURVES_FILE = "curves.csv"
+_PARENT_FILE = "tracking.json"
+_PAIR_TAG = "pair"
+_ARTIFACTS = (
+    "per_image.csv summary.csv summary.json per_class.csv per_tissue.csv overlays confusion.csv confusion.png "
+    "settings.json log.txt"
+)
+_MOST_METRICS = 500  # of one request to MLflow, which takes 1000
+
+
+class ExperimentTracking:
+    """Writes an experiment to MLflow; every call may be repeated, so that a resumed experiment has no doubles.
+
+    A store that fails later on costs a warning, never the experiment.
+
+    Args:
+        experiment: what is tracked.
+        places: the folders, and the store; without a store all calls do nothing.
+        folder: of the experiment; the id of its run is kept there.
+
+    Raises:
+        ConfigurationError: the store can't be opened.
+    """
+
+    def __init__(self, experiment: Experiment, places: Places, folder: Path) -> None:
+        self.experiment = experiment
+        self.places = places
+        self.folder = folder
+        self.client: Any = None
+        self.parent_id = ""
+        if places.tracking_uri is not None:
+            self.client = connect(places.tracking_uri)
+            self.experiment_id = experiment_id(self.client, MLFLOW_EXPERIMENT, places.tracking_uri)
+
+    def open(self) -> Tracking | None:
+        """Begin the parent run, or go on with it; return what trainings need to know of it."""
+        if self.client is None:
+            return None
+        self.parent_id = self._earlier_parent() or self._new_parent()
+        with self._writing("status"):
+            self.client.update_run(self.parent_id, status="RUNNING")
+        return Tracking(MLFLOW_EXPERIMENT, self.parent_id)
+
+    def close(self, status: str, results: Results, report: Path) -> None:
+        """Record the values of all pairs and the report in the parent run, and end it.
+
+        Args:
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            results: the values.
+            report: folder of the report.
+        """
+        if self.client is None:
+            return
+        values = {
+            f"{metric}/{dataset}/{method}": cell.value
+            for (method, dataset, metric), cell in results.cells.items()
+            if metric in self.experiment.metrics
+        }
+        with self._writing("report"):
+            self._log_metrics(self.parent_id, values)
+            if report.is_dir():
+                self.client.log_artifacts(self.parent_id, str(report), artifact_path="report")
+            self.client.set_terminated(self.parent_id, status)
+
+    def log_pair(self, pair: Evaluation) -> None:
+        """Record a finished pair as a child run, unless it is one already."""
+        folder = folder_of(pair, self.places)
+        if self.client is None or self._child(folder.name) is not None:
+            return
+        training = pair.training
+        weights: dict[str, Path] = {} if training is None else weights_of(training, self.places)
+        if pair.method.checkpoint is not None:
+            weights["trained"] = self.places.weights_dir / pair.method.checkpoint
+        run = TrackedRun(
+            MLFLOW_EXPERIMENT,
+            self.places.tracking_uri,
+            workflow="evaluate",
+            name=str(pair),
+            parent_run_id=self.parent_id,
+            tags=self._tags(pair),
+            params={"overlays": list(pair.options.overlays), **pair.options.settings},
+            weights={name: path for name, path in weights.items() if path.is_file()}
+            | self.places.weights(pair.options),
+        )
+        with run:
+            summary = {name: value for name, value in read_summary(folder).items() if not math.isnan(value)}
+            run.log_metrics(summary)
+            data = self.places.dataset_folder(pair.dataset)
+            splits = "+".join(pair.dataset.splits)
+            run.log_dataset(data, split=splits, context="evaluation", protocol=pair.split_protocol)
+            if training is not None:
+                self._log_training_data(run, training)
+            run.log_artifacts([folder / name for name in _ARTIFACTS.split()])
+            if training is not None:
+                run.log_artifacts([folder_of(training, self.places) / CURVES_FILE])
+            # The tag comes last: a child that was cut off has none, and is written again.
+            run.log_tags({_PAIR_TAG: folder.name})
+
+    def save_curves(self, training: Training) -> None:
+        """Write what a finished training recorded by epoch to a table in its folder, unless it is there."""
+        folder = folder_of(training, self.places)
+        if self.client is None or (folder / CURVES_FILE).exists():
+            return
+        with self._writing(f"curves of {training}"):
+            runs = self.client.search_runs(
+                [self.experiment_id],
+                filter_string=f"tags.training = '{folder.name}' and tags.workflow = 'train'",
+                order_by=["start_time"],
+            )
+            points = [
+                {"metric": name, "epoch": point.step, "value": point.value}
+                for run in runs
+                for name in sorted(run.data.metrics)
+                for point in self.client.get_metric_history(run.info.run_id, name)
+            ]
+            if points:
+                write_table(folder / CURVES_FILE, points)
+
+    def register(self, pair: Evaluation) -> None:
+        """Make the weights of a pair a version of its bundle's model, with the experiment as alias.
+
+        The version is the bundle as it was trained: its configurations, its weights and the settings.
+        """
+        if self.client is None or pair.training is None:
+            return
+        from mlflow.exceptions import MlflowException
+
+        child = self._child(folder_of(pair, self.places).name)
+        name = f"nucsam-{pair.bundle}"
+        if child is None or self._is_registered(name, child.info.run_id):
+            return
+        training = folder_of(pair.training, self.places)
+        with self._writing(f"model version of {name}"):
+            configs = str(Path(bundle_root(pair.bundle)) / "configs")
+            self.client.log_artifacts(child.info.run_id, configs, artifact_path="bundle/configs")
+            for path in weights_of(pair.training, self.places).values():
+                self.client.log_artifact(child.info.run_id, str(path), artifact_path="bundle/models")
+            self.client.log_artifact(child.info.run_id, str(training / SETTINGS_FILE), artifact_path="bundle")
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException:
+                logger.debug("%s: registered before", name)
+            source = f"{child.info.artifact_uri}/bundle"
+            version = self.client.create_model_version(name, source=source, run_id=child.info.run_id)
+            self.client.set_registered_model_alias(name, self.experiment.full_name, version.version)
+
+    def _log_training_data(self, run: TrackedRun, training: Training) -> None:
+        for dataset in training.datasets:
+            path = self.places.dataset_folder(dataset)
+            alone = len(training.datasets) == 1
+            protocol = training.split_protocol if alone else dataset.split_protocols[0]
+            run.log_dataset(path, split="training", context="training", protocol=protocol)
+
+    def _tags(self, pair: Evaluation) -> dict[str, Any]:
+        training = pair.training
+        return {
+            "experiment": self.experiment.full_name,
+            "method": pair.method.name,
+            "bundle": pair.bundle,
+            "dataset": pair.dataset.name,
+            "split": "+".join(pair.dataset.splits),
+            "split_protocol": pair.split_protocol,
+            "protocol": pair.protocol,
+            "seed": pair.seed,
+            "trained_on": training and "+".join(dataset.name for dataset in training.datasets),
+            "training": training and folder_of(training, self.places).name,
+        }
+
+    def _child(self, pair: str) -> Any:
+        runs = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.{_PAIR_TAG} = '{pair}' and tags.`mlflow.parentRunId` = '{self.parent_id}'",
+            max_results=1,
+        )
+        return runs[0] if runs else None
+
+    def _earlier_parent(self) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        path = self.folder / _PARENT_FILE
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            run = self.client.get_run(known["run_id"])
+        except (FileNotFoundError, MlflowException):  # never begun, or in another store
+            return None
+        return str(run.info.run_id) if run.info.lifecycle_stage == "active" else None
+
+    def _new_parent(self) -> str:
+        tags = environment_facts(project_root()) | {
+            "workflow": "benchmark",
+            "experiment": self.experiment.full_name,
+            "protocol": self.experiment.protocol,
+            "form": self.experiment.form,
+            "mlflow.note.content": self.experiment.title,
+        }
+        run = self.client.create_run(self.experiment_id, run_name=self.experiment.full_name, tags=tags)
+        write_json(self.folder / _PARENT_FILE, {"run_id": run.info.run_id, "experiment": MLFLOW_EXPERIMENT})
+        return str(run.info.run_id)
+
+    def _is_registered(self, name: str, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = self.client.get_model_version_by_alias(name, self.experiment.full_name)
+        except MlflowException:
+            return False
+        return bool(version.run_id == run_id)
+
+    def _log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        known = {name: value for name, value in scalar_metrics(metrics).items() if not math.isnan(value)}
+        points: Sequence[Metric] = [Metric(name, value, 0, 0) for name, value in known.items()]
+        for start in range(0, len(points), _MOST_METRICS):
+            self.client.log_batch(run_id, metrics=points[start : start + _MOST_METRICS])
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            logger.warning("MLflow, experiment %s: %s not written: %s", self.experiment.name, what, error)

@@ -1,0 +1,127 @@
+"""Take a picture of an experiment's page in MLflow with a headless Chromium.
+
+Example:
+    python scripts/mlflow_screenshot.py unsam_table_2-small docs/results/mlflow.png
+
+It starts an MLflow server on the tracking store for as long as it takes. Chromium or Chrome has to be installed
+(``apt-get install chromium``).
+"""
+
+import http.client
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from nucsam_monai.apps.command_line import run_command
+from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
+from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
+from nucsam_monai.handlers.tracking_store import connect
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.files import atomic_path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+START_S = 90.0
+PAGE_S = 90.0
+LOADING_MS = 8000  # of the page's own time, which stands still while it waits for data
+
+
+def find_browser() -> str | None:
+    """Return the path of a Chromium or Chrome; None where there is none."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def served(store: str) -> Iterator[str]:
+    """Serve MLflow's page of a store on a free port and give its address.
+
+    Raises:
+        ConfigurationError: the server does not start.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait(address, process)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def browse(url: str, *options: str) -> str:
+    """Open a page without a window, wait until it has loaded its data, and return what the browser prints.
+
+    Raises:
+        ConfigurationError: there is no browser.
+    """
+    browser = find_browser()
+    if browser is None:
+        raise ConfigurationError(f"none of {', '.join(BROWSERS)} is installed. Run: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as profile:
+        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        command += ["--disable-dev-shm-usage", f"--virtual-time-budget={LOADING_MS}", *options, url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, check=True)  # noqa: S603
+        return done.stdout
+
+
+def runs_page(address: str, store: str) -> str:
+    """Return the address of the page with the runs of all experiments; that of a run is ``<page>/<run id>``.
+
+    Raises:
+        ConfigurationError: the store has none.
+    """
+    found = connect(store).get_experiment_by_name(MLFLOW_EXPERIMENT)
+    if found is None:
+        raise ConfigurationError(f"{store}: no experiments. Run one with scripts/run_experiment.py first.")
+    return f"{address}/#/experiments/{found.experiment_id}/runs"
+
+
+def main(
+    experiment: str, output: str, store: str | None = None, width: int = 1500, height: int = 1000
+) -> str:
+    """Write a PNG of the page with the runs of an experiment.
+
+    Args:
+        experiment: name and form, for example ``unsam_table_2-small``.
+        output: the PNG file.
+        store: MLflow tracking URI; the project's own by default.
+        width: of the page in pixels.
+        height: of the page in pixels.
+    """
+    uri = resolve_tracking_uri(tracking_uri() if store is None else store) or ""
+    with served(uri) as address, atomic_path(Path(str(output))) as temporary:
+        runs = runs_page(address, uri)
+        only = quote(f"tags.experiment = '{experiment}'")
+        browse(f"{runs}?searchFilter={only}", f"--screenshot={temporary}", f"--window-size={width},{height}")
+    return output
+
+
+def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=2)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.client.OK:
+                return
+        except OSError:
+            time.sleep(0.2)
+        finally:
+            connection.close()
+    raise ConfigurationError(f"{address}: the MLflow server did not start. Try: mlflow server")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,19 @@
+"""Train, evaluate and report an experiment: a paper's table with one command.
+
+Examples::
+
+    python scripts/run_experiment.py scripts/experiments/unsam/table_2.yaml                    # compact SAM, demo data
+    python scripts/run_experiment.py scripts/experiments/unsam/table_2.yaml --only_plan True   # what would be done
+    python scripts/run_experiment.py scripts/experiments/unsam/table_2.yaml --datasets dsb2018,monuseg --jobs 2
+    python scripts/run_experiment.py scripts/experiments/unsam/table_2.yaml --form paper --weights_dir weights
+
+The same command again goes on where it stopped. See docs/experiments.md.
+"""
+
+import sys
+
+from nucsam_monai.apps.command_line import run_command
+from nucsam_monai.apps.experiments import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from nucsam_monai.apps.experiments import expand, read_experiment
+from nucsam_monai.apps.experiments.places import config_paths
+from nucsam_monai.apps.experiments.preflight import check, option_problems
+from nucsam_monai.apps.experiments.steps import handlers_key
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.paths import bundle_root
+from tests.apps.experiments.stub import experiment_of, places_of
+from tests.apps.experiments.test_reading import FILES
+
+
+def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Path, dataset_dir: str) -> None:
+    methods = [
+        {
+            "name": "A",
+            "bundle": "unsam",
+            "settings": {"sam_checkpoint": "sam_vit_h_4b8939.pth", "shedule": "x"},
+        },
+        {"name": "B", "bundle": "nobundle"},
+        {"name": "C", "bundle": "sac", "overlays": ["papers"]},
+        {"name": "D", "bundle": "unsam", "checkpoint": "mine.safetensors"},
+    ]
+    data = ["bright", "monuseg", "own", {"name": "dark", "split_protocols": ["fold1"]}]
+    experiment = experiment_of(tmp_path, methods=methods, forms={"small": {"datasets": data}})
+    with pytest.raises(ConfigurationError) as error:
+        check(experiment, expand(experiment), places_of(tmp_path, dataset_dir))
+    for part in (
+        "python scripts/prepare_dataset.py monuseg",
+        "dataset 'own'",
+        "prepare_dataset.py folder",
+        "protocol 'fold1': dataset 'dark' has none",
+        "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        "mine.safetensors",
+        "unknown key 'shedule'. Did you mean 'schedule'?",
+        "bundle 'nobundle'",
+        "no configuration",
+    ):
+        assert part in str(error.value)
+    assert str(error.value).count("\n- ") == 8
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_ready_files_name_only_keys_that_their_bundles_have(path: Path) -> None:
+    problems: set[str] = set()
+    for form in ("paper", "small"):
+        grid = expand(read_experiment(path, form))
+        used = [(step.bundle, step.options, ("train",)) for step in (*grid.pretrainings, *grid.trainings)]
+        tested = (*grid.evaluations, *(measurement.evaluation for measurement in grid.measurements))
+        used += [(pair.bundle, pair.options, ("train", "evaluate")) for pair in tested]
+        seen = []
+        for bundle, options, names in used:
+            if (bundle, options) in seen or not _is_there(bundle):
+                continue
+            seen.append((bundle, options))
+            problems |= set(option_problems(bundle, options, (*names, *options.overlays)))
+    assert not problems
+
+
+@pytest.mark.parametrize("bundle", ["unsam", "sac", "promptnucseg", "sam_eunet3p", "baselines"])
+def test_a_handler_can_be_added_to_the_evaluation_of_every_bundle(bundle: str, tmp_path: Path) -> None:
+    key, added = handlers_key(bundle), {"_target_": "Added"}
+    (tmp_path / "settings.json").write_text(json.dumps({f"+{key}": [added]}))
+    files = config_paths(bundle, ("train", "evaluate"))
+    before = ConfigParser(ConfigParser.load_config_files(files))
+    after = ConfigParser(ConfigParser.load_config_files([*files, str(tmp_path / "settings.json")]))
+    assert after[key] == [*before[key], added]
+
+
+def _is_there(bundle: str) -> bool:
+    try:
+        return bool(bundle_root(bundle))
+    except ConfigurationError:
+        return False
