@@ -28,7 +28,8 @@ from nucsam_monai.utils.files import atomic_path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_S = 90.0
-PAGE_S = 90.0
+PAGE_S = 40.0
+ATTEMPTS = 3
 LOADING_MS = 8000  # of the page's own time, which stands still while it waits for data
 
 
@@ -64,7 +65,7 @@ def browse(url: str, *options: str) -> str:
     """Open a page without a window, wait until it has loaded its data, and return what the browser prints.
 
     Raises:
-        ConfigurationError: there is no browser.
+        ConfigurationError: there is no browser, or it hangs.
     """
     browser = find_browser()
     if browser is None:
@@ -72,8 +73,14 @@ def browse(url: str, *options: str) -> str:
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
         command += ["--disable-dev-shm-usage", f"--virtual-time-budget={LOADING_MS}", *options, url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, check=True)  # noqa: S603
-        return done.stdout
+        for _ in range(ATTEMPTS):
+            try:
+                return subprocess.run(  # noqa: S603
+                    command, capture_output=True, text=True, timeout=PAGE_S, check=True
+                ).stdout
+            except subprocess.TimeoutExpired:  # the first page of a fresh profile may hang on a busy machine
+                continue
+        raise ConfigurationError(f"{url}: the browser did not finish in {ATTEMPTS} x {PAGE_S:g} s.")
 
 
 def runs_page(address: str, store: str) -> str:
