@@ -16,7 +16,7 @@ from nucsam_monai.apps.experiments import Experiment, Places, run_experiment
 from nucsam_monai.apps.experiments.report import Report
 from nucsam_monai.apps.experiments.running import run_command
 from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
-from scripts.mlflow_screenshot import browse, find_browser, runs_page, served
+from scripts.mlflow_screenshot import browse, find_browser, parent_of, runs_page, served
 from tests.apps.experiments.stub import experiment_of, places_of
 from tests.handlers.tracked_engines import Store
 
@@ -91,7 +91,8 @@ def test_the_page_shows_parent_child_metrics_and_overlay(finished: tuple[Experim
     uri = places.tracking_uri or ""
     store = Store(uri)
     runs = {run.data.tags["workflow"]: run for run in store.runs(MLFLOW_EXPERIMENT)}
-    parent, child = runs["benchmark"].info.run_id, runs["evaluate"].info.run_id
+    parent, child = parent_of(experiment.full_name, uri), runs["evaluate"].info.run_id
+    assert parent == runs["benchmark"].info.run_id
     (overlay,) = store.artifacts(runs["evaluate"], "overlays")
     with served(uri) as address:
         page = browse(f"{runs_page(address, uri)}/{parent}", "--dump-dom")
