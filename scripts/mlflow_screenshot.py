@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
@@ -28,7 +27,8 @@ from nucsam_monai.utils.files import atomic_path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_S = 90.0
-PAGE_S = 90.0
+PAGE_S = 40.0
+ATTEMPTS = 3
 LOADING_MS = 8000  # of the page's own time, which stands still while it waits for data
 
 
@@ -64,7 +64,7 @@ def browse(url: str, *options: str) -> str:
     """Open a page without a window, wait until it has loaded its data, and return what the browser prints.
 
     Raises:
-        ConfigurationError: there is no browser.
+        ConfigurationError: there is no browser, or it hangs.
     """
     browser = find_browser()
     if browser is None:
@@ -72,8 +72,14 @@ def browse(url: str, *options: str) -> str:
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
         command += ["--disable-dev-shm-usage", f"--virtual-time-budget={LOADING_MS}", *options, url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, check=True)  # noqa: S603
-        return done.stdout
+        for _ in range(ATTEMPTS):
+            try:
+                return subprocess.run(  # noqa: S603
+                    command, capture_output=True, text=True, timeout=PAGE_S, check=True
+                ).stdout
+            except subprocess.TimeoutExpired:  # the first page of a fresh profile may hang on a busy machine
+                continue
+        raise ConfigurationError(f"{url}: the browser did not finish in {ATTEMPTS} x {PAGE_S:g} s.")
 
 
 def runs_page(address: str, store: str) -> str:
@@ -88,10 +94,27 @@ def runs_page(address: str, store: str) -> str:
     return f"{address}/#/experiments/{found.experiment_id}/runs"
 
 
+def parent_of(experiment: str, store: str) -> str:
+    """Return the id of the parent run of an experiment.
+
+    Raises:
+        ConfigurationError: the store has no such experiment.
+    """
+    client = connect(store)
+    found = client.get_experiment_by_name(MLFLOW_EXPERIMENT)
+    condition = f"tags.experiment = '{experiment}' and tags.workflow = 'benchmark'"
+    runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=1) if found else []
+    if not runs:
+        raise ConfigurationError(
+            f"{store}: no experiment '{experiment}'. Run it with scripts/run_experiment.py."
+        )
+    return str(runs[0].info.run_id)
+
+
 def main(
     experiment: str, output: str, store: str | None = None, width: int = 1500, height: int = 1000
 ) -> str:
-    """Write a PNG of the page with the runs of an experiment.
+    """Write a PNG of the page of an experiment: its runs, tags and values.
 
     Args:
         experiment: name and form, for example ``unsam_table_2-small``.
@@ -102,9 +125,8 @@ def main(
     """
     uri = resolve_tracking_uri(tracking_uri() if store is None else store) or ""
     with served(uri) as address, atomic_path(Path(str(output))) as temporary:
-        runs = runs_page(address, uri)
-        only = quote(f"tags.experiment = '{experiment}'")
-        browse(f"{runs}?searchFilter={only}", f"--screenshot={temporary}", f"--window-size={width},{height}")
+        page = f"{runs_page(address, uri)}/{parent_of(experiment, uri)}"
+        browse(page, f"--screenshot={temporary}", f"--window-size={width},{height}")
     return output
 
 

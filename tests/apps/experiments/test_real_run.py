@@ -16,7 +16,7 @@ from nucsam_monai.apps.experiments import Experiment, Places, run_experiment
 from nucsam_monai.apps.experiments.report import Report
 from nucsam_monai.apps.experiments.running import run_command
 from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
-from scripts.mlflow_screenshot import browse, find_browser, runs_page, served
+from scripts.mlflow_screenshot import browse, find_browser, parent_of, runs_page, served
 from tests.apps.experiments.stub import experiment_of, places_of
 from tests.handlers.tracked_engines import Store
 
@@ -90,12 +90,13 @@ def test_the_page_shows_parent_child_metrics_and_overlay(finished: tuple[Experim
     experiment, places, _ = finished
     uri = places.tracking_uri or ""
     store = Store(uri)
-    (child,) = [run for run in store.runs(MLFLOW_EXPERIMENT) if run.data.tags["workflow"] == "evaluate"]
-    (overlay,) = store.artifacts(child, "overlays")
+    runs = {run.data.tags["workflow"]: run for run in store.runs(MLFLOW_EXPERIMENT)}
+    parent, child = parent_of(experiment.full_name, uri), runs["evaluate"].info.run_id
+    assert parent == runs["benchmark"].info.run_id
+    (overlay,) = store.artifacts(runs["evaluate"], "overlays")
     with served(uri) as address:
-        runs = runs_page(address, uri)
-        page = browse(f"{runs}/{child.info.run_id}", "--dump-dom")
-        artifacts = browse(f"{runs}/{child.info.run_id}/artifacts/{overlay}", "--dump-dom")
-    for text in (experiment.full_name, "U-Net on bright, seed 0", "dice", "pq"):
+        page = browse(f"{runs_page(address, uri)}/{parent}", "--dump-dom")
+        artifacts = browse(f"{runs_page(address, uri)}/{child}/artifacts/{overlay}", "--dump-dom")
+    for text in (experiment.full_name, "U-Net on bright, seed 0", "dice"):
         assert text in page
     assert Path(overlay).name in artifacts
