@@ -1,6 +1,8 @@
 """What MONAI's engines need for these methods beyond what they bring."""
 
+from nucsam_monai.engines.cfrsam_batch import PrepareCFRSAMBatch
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.found_nuclei import FoundInTraining
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
 from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
@@ -9,6 +11,8 @@ from nucsam_monai.engines.prompts_batch import PreparePromptsBatch
 
 __all__ = [
     "DomainBatchSampler",
+    "FoundInTraining",
+    "PrepareCFRSAMBatch",
     "PrepareDomainBatch",
     "PrepareNucleusBatch",
     "PreparePointsBatch",

@@ -4,6 +4,7 @@ from nucsam_monai.handlers.decollate_points import DecollatePoints, DecollatePre
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
 from nucsam_monai.handlers.early_stopping import EarlyStopping
 from nucsam_monai.handlers.embedding_cache_log import EmbeddingCacheLog
+from nucsam_monai.handlers.epoch_validation import EpochValidation
 from nucsam_monai.handlers.evaluation_report import EvaluationReport
 from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
@@ -29,6 +30,7 @@ __all__ = [
     "DomainScheduleHandler",
     "EarlyStopping",
     "EmbeddingCacheLog",
+    "EpochValidation",
     "EvaluationReport",
     "GradientClipping",
     "MLflowTracker",

@@ -16,7 +16,7 @@ from nucsam_monai.inferers.prompt_tiles import Visits
 from nucsam_monai.inferers.prompted_segmenter import PromptedSegmenter
 from nucsam_monai.inferers.test_time_views import View
 from nucsam_monai.inferers.tiling import Tiling
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.nucleus_prompts import BOX_LABELS, MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -96,8 +96,8 @@ class TileDecoder:
     def _decode_chunk(self, encoded: EncodedTiles, visits: Visits) -> NucleusMasks:
         origins = self.tiling.origins(visits.tiles)
         slots = np.searchsorted(encoded.tiles, visits.tiles)
-        positive = (self.points.xy[visits.prompts] - origins)[:, None]
-        masks = self._predict(encoded, slots, positive, np.ones((len(visits), 1), dtype=np.int64))
+        positive, labels = self._positive(visits.prompts, origins)
+        masks = self._predict(encoded, slots, positive, labels)
         if self.options.negatives:
             masks = self._try_negatives(encoded, slots, positive, visits, masks)
         class_ids = self.points.class_ids[visits.prompts]
@@ -118,6 +118,18 @@ class TileDecoder:
             image_size=self.tiling.image_size,
             edge_px=self.options.edge_px,
         )
+
+    def _positive(
+        self, prompts: NDArray[np.int64], origins: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the prompts in pixels of their tiles: points, or corners of boxes, cut to the tile."""
+        points = (self.points.xy[prompts] - origins)[:, None]
+        if self.points.sizes is None:
+            return points, np.ones(points.shape[:2], dtype=np.int64)
+        half = self.points.sizes[prompts][:, None] / 2
+        corners = np.concatenate([points - half, points + half], axis=1)
+        labels = np.tile(np.array(BOX_LABELS, dtype=np.int64), (len(corners), 1))
+        return corners.clip(-0.5, self.tiling.tile_px - 0.5), labels
 
     def _try_negatives(
         self,
@@ -155,7 +167,7 @@ class TileDecoder:
         Args:
             encoded: B tiles.
             slots: ``(N,)`` rising, the position of each prompt's tile among the B.
-            points: ``(N, 1 + K, 2)`` in pixels of the tiles.
+            points: ``(N, 1 + K, 2)`` in pixels of the tiles, or ``(N, 2, 2)`` opposite corners of boxes.
             labels: ``(N, 1 + K)``.
         """
         device, side = self.image.device, self.tiling.tile_px

@@ -84,12 +84,12 @@ def test_background_weighs_beta():
 
 def test_half_precision_is_matched_in_single():
     output, target = random_batch(5, [3, 1])
-    half = PrompterOutput(*(tensor.detach().to(torch.bfloat16) for tensor in output))
+    half = PrompterOutput(*(tensor.detach().to(torch.bfloat16) for tensor in output[:3]))
     loss = PrompterLoss()
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(half, target)
     assert found.dtype == torch.float32
-    assert float(found) == float(loss(PrompterOutput(*(tensor.float() for tensor in half)), target))
+    assert float(found) == float(loss(PrompterOutput(*(tensor.float() for tensor in half[:3])), target))
 
 
 def test_regression_counts_the_nuclei_of_all_processes(monkeypatch):

@@ -57,7 +57,7 @@ def test_the_backbone_equals_torchvisions_stages():
 @pytest.mark.parametrize(("step", "size"), [(8, (64, 96)), (16, (40, 70)), (8, (33, 1)), (12, (50, 45))])
 def test_any_size_gives_points_classes_and_a_mask(levels, step, size):
     network = compact(levels=levels, step=step)
-    points, class_logits, mask_logits = network(image_of(*size, images=2))
+    points, class_logits, mask_logits, _ = network(image_of(*size, images=2))
     padded = [-(-max(side, 32) // step) for side in size]
     anchors = padded[0] * padded[1]
     assert points.shape == (2, anchors, 2)
