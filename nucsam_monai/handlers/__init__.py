@@ -4,8 +4,8 @@ from nucsam_monai.handlers.decollate_points import DecollatePoints, DecollatePre
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
 from nucsam_monai.handlers.early_stopping import EarlyStopping
 from nucsam_monai.handlers.embedding_cache_log import EmbeddingCacheLog
-from nucsam_monai.handlers.epoch_validation import EpochValidation
 from nucsam_monai.handlers.evaluation_report import EvaluationReport
+from nucsam_monai.handlers.final_validation import FinalValidation
 from nucsam_monai.handlers.gradient_clipping import GradientClipping
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.handlers.mlflow_run import TrackedRun
@@ -30,8 +30,8 @@ __all__ = [
     "DomainScheduleHandler",
     "EarlyStopping",
     "EmbeddingCacheLog",
-    "EpochValidation",
     "EvaluationReport",
+    "FinalValidation",
     "GradientClipping",
     "MLflowTracker",
     "NamedMetricsHandler",

@@ -1,6 +1,6 @@
 """One map of all nuclei from the masks of single ones."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,19 +12,9 @@ from nucsam_monai.networks.prompter import PrompterOutput
 _CERTAINLY_BACKGROUND = -20.0
 
 
-class NucleusSegmenter(Protocol):
-    """Segments the prompted nuclei of encoded images."""
-
-    def encode(self, image: Tensor) -> Any:
-        """Return the embeddings of ``(B, 3, S, S)`` images."""
-        ...
-
-    def decode(self, embedding: Any, prompts: NucleusPrompts) -> MaskPrediction:
-        """Return the masks of the prompts."""
-        ...
-
-
-def any_nucleus_logits(found: PrompterOutput, image: Tensor, segmenter: NucleusSegmenter) -> Tensor:
+def any_nucleus_logits(
+    found: PrompterOutput, side_px: int, decode: Callable[[NucleusPrompts], MaskPrediction]
+) -> Tensor:
     """Return the logits ``(B, 1, S, S)`` of "any nucleus": at each pixel the highest of all masks.
 
     Every anchor point that is likelier a nucleus than background is a prompt; points of the same nucleus are not
@@ -32,10 +22,10 @@ def any_nucleus_logits(found: PrompterOutput, image: Tensor, segmenter: NucleusS
 
     Args:
         found: the anchor points of the images; with sizes prompts are boxes.
-        image: ``(B, 3, S, S)``, normalised with SAM's constants.
-        segmenter: the network that is prompted.
+        side_px: S, the side of the images.
+        decode: returns the masks of prompts on the same images.
     """
-    last = image.shape[-1] - 1
+    last = side_px - 1
     nuclei = found.class_logits.argmax(dim=-1) < found.class_logits.shape[-1] - 1
     counts = nuclei.sum(dim=1).cpu()
     points = found.points[nuclei].clamp(0, last)[:, None]
@@ -44,7 +34,7 @@ def any_nucleus_logits(found: PrompterOutput, image: Tensor, segmenter: NucleusS
         half = found.sizes[nuclei][:, None] / 2
         points = torch.cat([points - half, points + half], dim=1).clamp(0, last)
         labels = torch.tensor(BOX_LABELS, device=points.device).expand(len(points), -1)
-    logits = segmenter.decode(segmenter.encode(image), NucleusPrompts(points, labels, counts)).logits.float()
+    logits = decode(NucleusPrompts(points, labels, counts)).logits.float()
     without = logits.new_full((1, *logits.shape[1:]), _CERTAINLY_BACKGROUND)
     highest = [torch.cat([without, own]).amax(dim=0) for own in logits.split(counts.tolist())]
-    return F.interpolate(torch.stack(highest), size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(torch.stack(highest), size=(side_px, side_px), mode="bilinear", align_corners=False)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class PromptedCFRSAM(nn.Module):
 
         See :func:`~nucsam_monai.networks.any_nucleus.any_nucleus_logits`.
         """
-        return any_nucleus_logits(self.prompter(image, with_mask=False), image, self)
+        found = self.prompter(image, with_mask=False)
+        return any_nucleus_logits(found, image.shape[-1], partial(self.decode, self.encode(image)))
 
     def encode(self, image: Tensor) -> EncodedImages:
         """Return what ``(B, 3, S, S)`` images are decoded from."""

@@ -144,8 +144,8 @@ class Prompter(nn.Module):
         self.deformation = point_head(channels, 2, dropout) if self.options.deform_step else None
         self.fusion = nn.Conv2d(levels * channels, channels, kernel_size=3, padding=1)
         self.regression = point_head(channels, 2, dropout)
-        self.classification = point_head(channels, n_classes + 1, dropout)
         self.sizes = point_head(channels, 2, dropout) if self.options.sizes else None
+        self.classification = point_head(channels, n_classes + 1, dropout)
         self.mask_head = NucleiMaskHead(shape.widths, channels) if self.options.aux_mask else None
         if backbone_checkpoint is not None:
             self.backbone.load_imagenet(backbone_checkpoint)
