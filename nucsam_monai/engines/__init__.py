@@ -2,12 +2,12 @@
 
 from nucsam_monai.engines.cfrsam_batch import PrepareCFRSAMBatch
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
-from nucsam_monai.engines.found_nuclei import FoundInTraining
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
 from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
 from nucsam_monai.engines.prompter_batch import PreparePrompterBatch, collate_points
 from nucsam_monai.engines.prompts_batch import PreparePromptsBatch
+from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [
     "DomainBatchSampler",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nucsam_monai.networks.nucleus_prompts import BOX_LABELS
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction
 
@@ -49,6 +50,26 @@ class ImagePoints(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.xy)
+
+    def in_tiles(
+        self, prompts: NDArray[np.int64], origins: NDArray[np.int64], tile_px: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return what a network is prompted with: points, or the corners of boxes, cut to their tiles.
+
+        Args:
+            prompts: ``(N,)`` rows.
+            origins: ``(N, 2)`` first pixel as (x, y) of the tile that each is decoded in.
+            tile_px: side of a tile.
+
+        Returns:
+            ``(N, 1, 2)`` or ``(N, 2, 2)`` in pixels of the tiles, and SAM's labels of them ``(N, 1)`` or ``(N, 2)``.
+        """
+        points = (self.xy[prompts] - origins)[:, None]
+        if self.sizes is None:
+            return points, np.ones(points.shape[:2], dtype=np.int64)
+        half = self.sizes[prompts][:, None] / 2
+        corners = np.concatenate([points - half, points + half], axis=1).clip(-0.5, tile_px - 0.5)
+        return corners, np.tile(np.array(BOX_LABELS, dtype=np.int64), (len(corners), 1))
 
 
 def check_points(

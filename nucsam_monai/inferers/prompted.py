@@ -155,12 +155,11 @@ class PromptedInferer(Inferer):
         Args:
             inputs: the image, on the network's device.
             network: encodes tiles and decodes prompts.
-            prompts: one point per nucleus, with its size where it stands for a box, or what finds them in the
-                whole image.
+            prompts: one point per nucleus, or what finds them in the whole image.
 
         Raises:
-            ConfigurationError: not one image, prompts outside of it or of an unknown class, boxes with
-                negatives, or a network whose answers are of wrong shapes or not numbers.
+            ConfigurationError: not one image, prompts outside of it or of an unknown class, or a network whose
+                answers are of wrong shapes or not numbers.
         """
         if inputs.ndim != 4 or inputs.shape[0] != 1:
             raise ConfigurationError(
@@ -171,10 +170,6 @@ class PromptedInferer(Inferer):
         with torch.no_grad(), autocast(self.precision, image.device):
             found = prompts(image) if callable(prompts) else prompts
             points = check_points(found, image_size, self.class_names)
-            if points.sizes is not None and self.decoding.negatives:
-                raise ConfigurationError(
-                    f"negatives {self.decoding.negatives}: expected 0, because the prompts are boxes."
-                )
             masks = self._decode(image, network, points)
         return self.merge(masks, points, image_size)
 

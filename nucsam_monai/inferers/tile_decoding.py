@@ -16,7 +16,7 @@ from nucsam_monai.inferers.prompt_tiles import Visits
 from nucsam_monai.inferers.prompted_segmenter import PromptedSegmenter
 from nucsam_monai.inferers.test_time_views import View
 from nucsam_monai.inferers.tiling import Tiling
-from nucsam_monai.networks.nucleus_prompts import BOX_LABELS, MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -96,7 +96,7 @@ class TileDecoder:
     def _decode_chunk(self, encoded: EncodedTiles, visits: Visits) -> NucleusMasks:
         origins = self.tiling.origins(visits.tiles)
         slots = np.searchsorted(encoded.tiles, visits.tiles)
-        positive, labels = self._positive(visits.prompts, origins)
+        positive, labels = self.points.in_tiles(visits.prompts, origins, self.tiling.tile_px)
         masks = self._predict(encoded, slots, positive, labels)
         if self.options.negatives:
             masks = self._try_negatives(encoded, slots, positive, visits, masks)
@@ -119,18 +119,6 @@ class TileDecoder:
             edge_px=self.options.edge_px,
         )
 
-    def _positive(
-        self, prompts: NDArray[np.int64], origins: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return the prompts in pixels of their tiles: points, or corners of boxes, cut to the tile."""
-        points = (self.points.xy[prompts] - origins)[:, None]
-        if self.points.sizes is None:
-            return points, np.ones(points.shape[:2], dtype=np.int64)
-        half = self.points.sizes[prompts][:, None] / 2
-        corners = np.concatenate([points - half, points + half], axis=1)
-        labels = np.tile(np.array(BOX_LABELS, dtype=np.int64), (len(corners), 1))
-        return corners.clip(-0.5, self.tiling.tile_px - 0.5), labels
-
     def _try_negatives(
         self,
         encoded: EncodedTiles,
@@ -142,7 +130,14 @@ class TileDecoder:
         """Decode again with negative points; of both masks the one with the higher predicted IoU remains.
 
         A prompt without neighbours is not decoded again.
+
+        Raises:
+            ConfigurationError: the prompts are boxes, beside which there are no negative points.
         """
+        if self.points.sizes is not None:
+            raise ConfigurationError(
+                f"negatives {self.options.negatives}: expected 0, because the prompts are boxes."
+            )
         negatives, labels = nearest_others(self.points.xy, visits, self.visits, self.options.negatives)
         rows = np.flatnonzero((labels == 0).any(axis=1))
         if not len(rows):

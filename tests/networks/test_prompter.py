@@ -66,6 +66,19 @@ def test_any_size_gives_points_classes_and_a_mask(levels, step, size):
     assert points.dtype == class_logits.dtype == mask_logits.dtype == torch.float32
 
 
+def test_sizes_are_a_head_of_their_own_and_positive():
+    plain, sized = compact(), compact(sizes=True)
+    assert plain(image_of(40, 40)).sizes is None
+    output = sized(image_of(40, 40, images=2))
+    assert output.sizes.shape == output.points.shape
+    assert (output.sizes > 0).all()
+    head = sum(parameter.numel() for parameter in sized.sizes.parameters())
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (plain, sized)]
+    assert counts[1] == counts[0] + head
+    assert "sizes" not in plain.header["options"]
+    assert '"sizes": true' in sized.header["options"]
+
+
 def test_padding_is_at_the_bottom_and_right():
     image = image_of(40, 70)
     padded = pad_to_multiple(image, 16)
@@ -271,16 +284,3 @@ def test_the_header_names_what_changes_the_result():
     }
     assert network.header["n_classes"] == "3"
     assert all(isinstance(value, str) for value in network.header.values())
-
-
-def test_sizes_are_a_head_of_their_own_and_positive():
-    plain, sized = compact(), compact(sizes=True)
-    assert plain(image_of(40, 40)).sizes is None
-    output = sized(image_of(40, 40, images=2))
-    assert output.sizes.shape == output.points.shape
-    assert (output.sizes > 0).all()
-    head = sum(parameter.numel() for parameter in sized.sizes.parameters())
-    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (plain, sized)]
-    assert counts[1] == counts[0] + head
-    assert "sizes" not in plain.header["options"]
-    assert '"sizes": true' in sized.header["options"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nucsam_monai.engines import FoundInTraining
-from nucsam_monai.engines.found_nuclei import points_and_corners
+from nucsam_monai.engines.training_nuclei import points_and_corners
 from nucsam_monai.inferers import DetectedPoints
 
 
