@@ -102,7 +102,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigParser]:
     return parts
 
 
-def example(box: bool = False) -> tuple[torch.Tensor, NucleusPrompts, CFRSAMTarget]:
+def example(box: bool) -> tuple[torch.Tensor, NucleusPrompts, CFRSAMTarget]:
     """Two noisy images of a bright disc each, a prompt of each disc, and the discs' masks."""
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     centres = torch.tensor([[18.0, 20.0], [44.0, 36.0]])
@@ -114,16 +114,14 @@ def example(box: bool = False) -> tuple[torch.Tensor, NucleusPrompts, CFRSAMTarg
     return 2 * masks[:, None].float() - 1 + noise, prompts, CFRSAMTarget(masks, masks, counts)
 
 
-def train(parser: ConfigParser, steps: int, box: bool = False) -> networks.CFRSAM:
+def train_a_step(parser: ConfigParser, box: bool) -> networks.CFRSAM:
     network, loss, optimizer = (
         parser.get_parsed_content(name) for name in ("segmentor_network", "loss", "optimizer")
     )
     image, prompts, target = example(box)
     network.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(network(image, prompts=prompts), target).backward()
-        optimizer.step()
+    loss(network(image, prompts=prompts), target).backward()
+    optimizer.step()
     return network
 
 
@@ -135,20 +133,12 @@ def test_a_switch_trains_a_step(parts: Callable[..., ConfigParser], switch: str)
         name: value.clone()
         for name, value in parser.get_parsed_content("segmentor_network").named_parameters()
     }
-    network = train(parser, steps=1, box=settings.get("prompt") == "box")
+    network = train_a_step(parser, box=settings.get("prompt") == "box")
     assert took_effect(network)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
     moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
     assert moved
     assert all(network.get_parameter(name).requires_grad for name in moved)
-
-
-def test_two_images_are_learned_by_heart(parts: Callable[..., ConfigParser]) -> None:
-    network = train(parts(lr=3e-3, mala_dropout=0.0), steps=30)
-    image, prompts, target = example()
-    with torch.no_grad():
-        found = network(image, prompts=prompts).logits[:, 0] > 0
-    assert 2 * (found & target.masks).sum() / (found.sum() + target.masks.sum()) > 0.95
 
 
 @pytest.mark.parametrize("prompts", ["predicted", "gt_random"])

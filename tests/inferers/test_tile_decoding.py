@@ -158,7 +158,10 @@ def test_boxes_are_prompted_by_their_corners_in_the_tile():
 
 
 def test_boxes_have_no_negatives_and_finite_sizes():
-    image, segmenter = torch.zeros(1, 3, 16, 16), AnsweringSegmenter(None)
+    image = torch.zeros(1, 3, 16, 16)
+    segmenter = AnsweringSegmenter(
+        lambda prompts: square_at_the_point(prompts._replace(labels=prompts.labels.clamp(max=1)), [0.5])
+    )
     box = points_at((5, 5))
     for sizes, options, message in (
         (np.ones((1, 2)), {"negatives": 1}, "expected 0, because the prompts are boxes"),

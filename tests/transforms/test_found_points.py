@@ -26,7 +26,7 @@ EXACT = [
     RandGaussianNoised("image", prob=0.5),
 ]
 WARPING = [
-    RandZoomd(BOTH, prob=0.5, min_zoom=1.0, max_zoom=1.5, mode=("bilinear", "nearest"), keep_size=True),
+    RandZoomd(BOTH, prob=0.5, min_zoom=1.0, max_zoom=1.5, mode=("bilinear", "nearest-exact"), keep_size=True),
     RandAffined(
         BOTH,
         prob=0.8,
