@@ -25,7 +25,7 @@ LEARNING: dict[str, tuple[dict[str, Any], int]] = {
     "everything": ({"tune": "full", **PLAIN}, 93_735_472),
     "decoder": ({"tune": "head", **PLAIN}, 4_058_340),
     "LoRA": ({"tune": "lora", **PLAIN}, 4_205_796),
-    "adapter": ({"tune": "adapter", **PLAIN}, 11_158_884),
+    "adapter": ({"tune": "adapter", **PLAIN}, 11_159_268),
     "no MALA": ({"tune": "head"}, 4_573_618),
     "no HMFM": ({"hmfm": "none"}, 8_011_642),
     "no BGMR": ({"bgmr": "none"}, 8_024_748),
@@ -121,8 +121,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
     assert content("validate::evaluator").data_loader.dataset.data[0]["id"].startswith("validation")
 
 
-@pytest.mark.parametrize("dataset", ["pannuke", "monuseg"])
-def test_a_recipe_trains_its_augmented_images(dataset: str, small: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**small, "epochs": 1, "prompter_epochs": 1, "samples_per_epoch": 1, "prompter_batch_size": 1}
-    CFRSAM.train(f"paper_{dataset}", **settings)
+def test_a_recipe_trains_its_augmented_images(small: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**small, "epochs": 1, "samples_per_epoch": 1, "prompter_batch_size": 1}
+    CFRSAM.train("paper_pannuke", **settings)
     assert {"prompter.safetensors", "segmentor.safetensors"} <= {path.name for path in tmp_path.iterdir()}
