@@ -14,6 +14,7 @@ CFRSAM = BundleRuns(
         **TINY,
         "sam_variant": WIDE.name,
         "image_size": 64,
+        "prompter_crop_px": 64,
         "max_nuclei": 3,
         "mala_rank": 4,
         "overlap_px": 8,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import tifffile
@@ -54,14 +55,12 @@ def test_each_stage_and_the_joint_validation_are_tracked_runs(cfrsam_training: T
     assert cfrsam_training.metrics["val_mpq"] == best
 
 
-@pytest.mark.parametrize("cut", ["between the stages", "in the second stage"])
 def test_a_resumed_training_ends_with_the_same_weights(
-    cfrsam_training: TwoStageTraining, tmp_path: Path, cut: str
+    cfrsam_training: TwoStageTraining, tmp_path: Path
 ) -> None:
     settings = {**cfrsam_training.settings, "output_dir": str(tmp_path)}
     CFRSAM.train(**settings, run_id="prompter")
-    if cut == "in the second stage":
-        CFRSAM.train(**settings, **{"train#trainer#max_epochs": 1}, run_id="segmentor")
+    CFRSAM.train(**settings, **{"train#trainer#max_epochs": 1}, run_id="segmentor")
     workflow = CFRSAM.train(**settings, resume=True)
     assert joint_metrics(workflow) == cfrsam_training.metrics
     for name in (*WEIGHTS, *STATES):
@@ -151,6 +150,8 @@ def test_the_overlay_for_several_processes_trains_in_one(
     }
     for name, value in store.items():
         monkeypatch.setenv(name, value)
+    # Ignite remembers that there was a process group, beyond its end.
+    monkeypatch.setattr(idist.utils, "_model", idist.utils._model)
     settings = {key: value for key, value in cfrsam_training.settings.items() if key != "hide_progress"}
     workflow = CFRSAM.train("multi_gpu_train", **settings, output_dir=str(tmp_path))
     assert type(workflow.trainer.network).__name__ == "DistributedDataParallel"

@@ -72,9 +72,9 @@ TESTING: dict[str, tuple[dict[str, Any], WorkflowEffect]] = {
         {"refine_margin_px": None},
         lambda run: run.parser.get_parsed_content("segmentor_network").refine_margin_px is None,
     ),
-    "six views and a negative": (
-        {"tta": True, "neg_test": 1},
-        lambda run: len(run.parser.get_parsed_content("joint::inferer").decoding.views) == 6,
+    "a negative": (
+        {"neg_test": 1},
+        lambda run: run.parser.get_parsed_content("joint::inferer").decoding.negatives == 1,
     ),
 }
 

@@ -6,9 +6,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 ITEMS = [{"domain": domain, "id": str(number)} for number, domain in enumerate("abacba")]
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(1, "013"), (2, "01234"), (9, "012345"), (None, "012345")]
-)
+@pytest.mark.parametrize(("count", "expected"), [(1, "013"), (2, "01234"), (9, "012345"), (None, "012345")])
 def test_the_first_of_each_domain_in_their_order(count, expected):
     assert "".join(item["id"] for item in first_of_each_domain(ITEMS, count)) == expected
 
