@@ -121,7 +121,18 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
     assert content("validate::evaluator").data_loader.dataset.data[0]["id"].startswith("validation")
 
 
-def test_a_recipe_trains_its_augmented_images(small: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**small, "epochs": 1, "samples_per_epoch": 1, "prompter_batch_size": 1}
-    CFRSAM.train("paper_pannuke", **settings)
-    assert {"prompter.safetensors", "segmentor.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+def test_a_recipe_moves_found_points_with_their_nuclei(small: dict[str, Any]) -> None:
+    workflow = CFRSAM.bundle("paper_pannuke", **small)
+    search = workflow.parser.get_parsed_content("train::search::dataloader")
+    finder = workflow.parser.get_parsed_content("joint::find_points")
+    found = workflow.parser.get_parsed_content("train::found")
+    found.find(search, finder, "fp32")
+    assert len(found) == 3
+    dataset = workflow.parser.get_parsed_content("train::dataset")
+    prompted = 0
+    for item in [dataset[number] for number in (1, 2) for _ in range(5)]:
+        assert item["image"].shape == (3, 64, 64)
+        prompted += len(item["points"])
+        for (x, y), mask in zip(item["points"][:, 0].round().int().tolist(), item["masks"], strict=True):
+            assert mask[y, x]
+    assert prompted > 0
