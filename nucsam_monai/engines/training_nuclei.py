@@ -74,4 +74,4 @@ def points_and_corners(detected: DetectedPoints) -> NDArray[np.float32]:
         return points
     half = np.asarray(detected.sizes, dtype=np.float32).reshape(-1, 1, 2) / 2
     around = np.array([[0, 0], [-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float32)
-    return points + half * around
+    return (points + half * around).astype(np.float32)
