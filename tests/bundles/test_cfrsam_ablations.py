@@ -64,7 +64,10 @@ NETWORKS: dict[str, tuple[dict[str, Any], NetworkEffect]] = {
     "checkpointing": ({"activation_checkpointing": True}, lambda net: net.training),
     "IoU of the refined mask": ({"iou_target": "refined"}, lambda net: net.training),
     "boundary of all nuclei": ({"boundary_target": "sobel_semantic"}, lambda net: net.training),
-    "pooled Dice": ({"dice": "pooled", "detach_iou_target": True}, lambda net: net.training),
+    "pooled Dice": (
+        {"dice": "pooled", "focal_weight": 20.0, "detach_iou_target": True},
+        lambda net: net.training,
+    ),
 }
 
 TESTING: dict[str, tuple[dict[str, Any], WorkflowEffect]] = {
