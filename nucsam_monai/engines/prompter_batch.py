@@ -10,14 +10,15 @@ from torch import Tensor
 
 from nucsam_monai.losses.prompter import PrompterTarget
 
-_RAGGED_KEYS = ("points", "point_classes", "classes")
+RAGGED_KEYS = ("points", "point_classes", "point_sizes", "classes")
+"""Keys of an item with one entry per nucleus."""
 
 
 def collate_points(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collate items as MONAI does, but leave what has another length in each image as a list.
 
     Args:
-        items: dictionaries with equal keys; ``points``, ``point_classes`` and ``classes`` become lists.
+        items: dictionaries with equal keys; those of :data:`RAGGED_KEYS` become lists.
 
     Example:
         >>> items = [{"image": torch.zeros(3, 8, 8), "points": torch.zeros(n, 2)} for n in (1, 4)]
@@ -25,9 +26,9 @@ def collate_points(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         [1, 4]
     """
     batch: dict[str, Any] = list_data_collate(
-        [{key: value for key, value in item.items() if key not in _RAGGED_KEYS} for item in items]
+        [{key: value for key, value in item.items() if key not in RAGGED_KEYS} for item in items]
     )
-    ragged = [key for key in _RAGGED_KEYS if key in items[0]]
+    ragged = [key for key in RAGGED_KEYS if key in items[0]]
     return {**batch, **{key: [item[key] for item in items] for key in ragged}}
 
 
@@ -35,7 +36,7 @@ class PreparePrompterBatch(PrepareBatch):
     """Hand over images, and where the batch has them the nuclei as a :class:`PrompterTarget`.
 
     Batches come from :func:`collate_points` and hold ``image`` and, in training, ``points``,
-    ``point_classes`` and ``mask``.
+    ``point_classes``, ``mask`` and perhaps ``point_sizes``.
     """
 
     def __call__(
@@ -57,5 +58,7 @@ class PreparePrompterBatch(PrepareBatch):
         target = None
         if "points" in batchdata:
             mask = on_device("mask") if "mask" in batchdata else None
-            target = PrompterTarget(batchdata["points"], batchdata["point_classes"], mask)
+            target = PrompterTarget(
+                batchdata["points"], batchdata["point_classes"], mask, batchdata.get("point_sizes")
+            )
         return on_device("image"), target

@@ -19,7 +19,8 @@ class PreparePromptsBatch(PrepareBatch):
     """Hand over one image and its prompts, in the order that :class:`~nucsam_monai.inferers.PromptedInferer` takes.
 
     Prompts are found by the prompter, or are the ``points`` ``(1, K, 2)`` of the batch. Those have classes of
-    their own under ``point_classes`` ``(1, K)``, or get the prompter's.
+    their own under ``point_classes`` ``(1, K)``, and sizes under ``point_sizes`` ``(1, K, 2)`` where they stand for
+    boxes, or get the prompter's.
 
     Args:
         finder: finds and classifies points.
@@ -56,4 +57,5 @@ class PreparePromptsBatch(PrepareBatch):
             )
         if "point_classes" not in batch:
             return partial(self.finder.classify, points=points)
-        return DetectedPoints(points, torch.ones(len(points)), batch["point_classes"][0])
+        sizes = batch["point_sizes"][0] if "point_sizes" in batch else None
+        return DetectedPoints(points, torch.ones(len(points)), batch["point_classes"][0], sizes)

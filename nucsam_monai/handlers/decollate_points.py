@@ -5,6 +5,7 @@ from ignite.engine import Engine
 from monai.data import decollate_batch
 from monai.engines import IterationEvents
 
+from nucsam_monai.engines.prompter_batch import RAGGED_KEYS
 from nucsam_monai.inferers.anchor_selection import select_points
 
 
@@ -41,9 +42,8 @@ class DecollatePoints:
         engine.state.output = [
             {"pred": torch.cat([parts[0], torch.stack(parts[1:], dim=1)], dim=1), "label": true}
         ]
-        ragged = ("points", "point_classes", "classes")
         engine.state.batch = decollate_batch(
-            {key: value for key, value in engine.state.batch.items() if key not in ragged}
+            {key: value for key, value in engine.state.batch.items() if key not in RAGGED_KEYS}
         )
 
 

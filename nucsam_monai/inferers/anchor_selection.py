@@ -45,15 +45,16 @@ def select_points(
             len(usable),
         )
     keep = usable & (class_ids < probabilities.shape[1] - 1)
-    points, scores, class_ids = points[keep], scores[keep], class_ids[keep]
+    chosen = np.flatnonzero(keep)
     height, width = image_size
     points = points.clip(0, np.array([width - 1, height - 1], dtype=np.float32))
     if mask_filter and output.mask_logits is not None:
-        x, y = points.astype(np.int64).T
+        x, y = points[chosen].astype(np.int64).T
         on_nucleus = output.mask_logits[0, 0].float().cpu().numpy()[y, x] > 0  # logit 0 is probability 0.5
-        points, scores, class_ids = points[on_nucleus], scores[on_nucleus], class_ids[on_nucleus]
-    best = suppress_near_points(points, scores, radius)
-    return DetectedPoints(points[best], scores[best], class_ids[best])
+        chosen = chosen[on_nucleus]
+    chosen = chosen[suppress_near_points(points[chosen], scores[chosen], radius)]
+    sizes = None if output.sizes is None else output.sizes[0].float().cpu().numpy()[chosen]
+    return DetectedPoints(points[chosen], scores[chosen], class_ids[chosen], sizes)
 
 
 def suppress_near_points(points: np.ndarray, scores: np.ndarray, radius: float) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nucsam_monai.networks.nucleus_prompts import BOX_LABELS
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction
 
@@ -20,11 +21,13 @@ class DetectedPoints:
         points: ``(n, 2)`` float as (x, y) in pixels, pixel centres at integers.
         scores: ``(n,)`` confidence.
         class_ids: ``(n,)`` integers from 0 on.
+        sizes: ``(n, 2)`` width and height in pixels, for a network that is prompted by boxes; else None.
     """
 
     points: Tensor | NDArray[Any]
     scores: Tensor | NDArray[Any]
     class_ids: Tensor | NDArray[Any]
+    sizes: Tensor | NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -37,14 +40,36 @@ class ImagePoints(NamedTuple):
         xy: ``(n, 2)`` float64 position in pixels, pixel centres at integers.
         pixels: ``(n, 2)`` int64 column and row of the pixel that each point lies in.
         class_ids: ``(n,)`` int64.
+        sizes: ``(n, 2)`` float64 width and height in pixels, where prompts are boxes.
     """
 
     xy: NDArray[np.float64]
     pixels: NDArray[np.int64]
     class_ids: NDArray[np.int64]
+    sizes: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
+
+    def in_tiles(
+        self, prompts: NDArray[np.int64], origins: NDArray[np.int64], tile_px: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return what a network is prompted with: points, or the corners of boxes, cut to their tiles.
+
+        Args:
+            prompts: ``(N,)`` rows.
+            origins: ``(N, 2)`` first pixel as (x, y) of the tile that each is decoded in.
+            tile_px: side of a tile.
+
+        Returns:
+            ``(N, 1, 2)`` or ``(N, 2, 2)`` in pixels of the tiles, and SAM's labels of them ``(N, 1)`` or ``(N, 2)``.
+        """
+        points = (self.xy[prompts] - origins)[:, None]
+        if self.sizes is None:
+            return points, np.ones(points.shape[:2], dtype=np.int64)
+        half = self.sizes[prompts][:, None] / 2
+        corners = np.concatenate([points - half, points + half], axis=1).clip(-0.5, tile_px - 0.5)
+        return corners, np.tile(np.array(BOX_LABELS, dtype=np.int64), (len(corners), 1))
 
 
 def check_points(
@@ -58,8 +83,8 @@ def check_points(
         class_names: names of the classes.
 
     Raises:
-        ConfigurationError: shapes that do not fit together, a point outside of the image or not finite, or an
-            unknown class.
+        ConfigurationError: shapes that do not fit together, a point outside of the image or not finite, a size
+            below zero or not finite, or an unknown class.
     """
     xy, scores, class_ids = map(_numbers, (found.points, found.scores, found.class_ids))
     if not xy.size:
@@ -87,7 +112,19 @@ def check_points(
         )
     # On the rim half a pixel may lie between a point and the nearest centre; no tile has anything beyond those.
     xy = np.clip(xy, 0, np.maximum([width - 1, height - 1], 0))
-    return ImagePoints(xy, np.floor(xy + 0.5).astype(np.int64), class_ids.astype(np.int64))
+    pixels = np.floor(xy + 0.5).astype(np.int64)
+    sizes = None if found.sizes is None else _checked_sizes(_numbers(found.sizes), len(xy))
+    return ImagePoints(xy, pixels, class_ids.astype(np.int64), sizes)
+
+
+def _checked_sizes(sizes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    sizes = sizes if sizes.size else sizes.reshape(0, 2)
+    if sizes.shape != (count, 2) or not (np.isfinite(sizes) & (sizes >= 0)).all():
+        raise ConfigurationError(
+            f"prompts: sizes {sizes.shape} from {sizes.min(initial=0):g} to {sizes.max(initial=0):g}; expected "
+            f"({count}, 2) with finite widths and heights in pixels."
+        )
+    return sizes
 
 
 def oracle_prompts(truth: NucleiPrediction) -> DetectedPoints:

@@ -45,7 +45,7 @@ class PointFinder:
 
     @torch.no_grad()
     def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
-        """Return given points with the likeliest class of nucleus at the anchor point nearest to each.
+        """Return given points with what the anchor point nearest to each says: class, and size if it has one.
 
         Args:
             image: one normalised image ``(1, 3, H, W)``.
@@ -57,4 +57,5 @@ class PointFinder:
         finite = np.flatnonzero(np.isfinite(anchors).all(axis=1))
         nearest = finite[KDTree(anchors[finite]).query(own)[1]] if len(finite) else np.zeros(len(own), int)
         classes = output.class_logits[0, :, :-1].argmax(dim=-1).cpu().numpy()[nearest]
-        return DetectedPoints(own, np.ones(len(own)), classes)
+        sizes = None if output.sizes is None else output.sizes[0].float().cpu().numpy()[nearest]
+        return DetectedPoints(own, np.ones(len(own)), classes, sizes)

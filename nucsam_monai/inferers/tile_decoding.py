@@ -99,8 +99,8 @@ class TileDecoder:
     def _decode_chunk(self, encoded: EncodedTiles, visits: Visits) -> NucleusMasks:
         origins = self.tiling.origins(visits.tiles)
         slots = np.searchsorted(encoded.tiles, visits.tiles)
-        positive = (self.points.xy[visits.prompts] - origins)[:, None]
-        masks = self._predict(encoded, slots, positive, np.ones((len(visits), 1), dtype=np.int64))
+        positive, labels = self.points.in_tiles(visits.prompts, origins, self.tiling.tile_px)
+        masks = self._predict(encoded, slots, positive, labels)
         if self.options.negatives:
             masks = self._try_negatives(encoded, slots, positive, visits, masks)
         class_ids = self.points.class_ids[visits.prompts]
@@ -133,7 +133,14 @@ class TileDecoder:
         """Decode again with negative points; of both masks the one with the higher predicted IoU remains.
 
         A prompt without neighbours is not decoded again.
+
+        Raises:
+            ConfigurationError: the prompts are boxes, beside which there are no negative points.
         """
+        if self.points.sizes is not None:
+            raise ConfigurationError(
+                f"negatives {self.options.negatives}: expected 0, because the prompts are boxes."
+            )
         negatives, labels = nearest_others(self.points.xy, visits, self.visits, self.options.negatives)
         rows = np.flatnonzero((labels == 0).any(axis=1))
         if not len(rows):
@@ -158,7 +165,7 @@ class TileDecoder:
         Args:
             encoded: B tiles.
             slots: ``(N,)`` rising, the position of each prompt's tile among the B.
-            points: ``(N, 1 + K, 2)`` in pixels of the tiles.
+            points: ``(N, 1 + K, 2)`` in pixels of the tiles, or ``(N, 2, 2)`` opposite corners of boxes.
             labels: ``(N, 1 + K)``.
         """
         device, side = self.device, self.tiling.tile_px

@@ -22,11 +22,13 @@ class PrompterTarget(NamedTuple):
         points: B tensors ``(G_b, 2)`` float32, centroids as (x, y) in pixels.
         classes: B tensors ``(G_b,)`` int64, from 0.
         mask: ``(B, 1, H, W)`` of any nucleus; None where the network has no mask head.
+        sizes: B tensors ``(G_b, 2)`` float32, width and height in pixels; None where the network predicts none.
     """
 
     points: Sequence[Tensor]
     classes: Sequence[Tensor]
     mask: Tensor | None
+    sizes: Sequence[Tensor] | None = None
 
 
 class PrompterLossTerms(NamedTuple):
@@ -39,6 +41,8 @@ class PrompterLossTerms(NamedTuple):
 
 class PrompterLoss(nn.Module):
     """``L_reg + L_cls + L_aux`` (PromptNucSeg, section on the nuclei prompter; CFR-SAM, Eq. 2).
+
+    Predicted sizes are compared as points are, with the same weight (CFR-SAM, ablation with box prompts).
 
     Args:
         background_weight: beta of anchors without a nucleus; the paper has 0.4 for PanNuke, 0.25 for CPM-17
@@ -104,11 +108,15 @@ class PrompterLoss(nn.Module):
 
         labels = torch.full(class_logits.shape[:2], class_logits.shape[-1] - 1, device=device)
         labels[image, anchor] = classes
+        errors = self._regression(points[image, anchor] - truth)
+        if output.sizes is not None and target.sizes is not None:
+            sizes = torch.cat([nuclei.to(device, torch.float32) for nuclei in target.sizes])
+            errors = errors + self._regression(output.sizes.float()[image, anchor] - sizes)
         mask_loss = points.new_zeros(())
         if output.mask_logits is not None and target.mask is not None:
             mask_loss = self.focal(output.mask_logits.float(), target.mask.float())
         return PrompterLossTerms(
-            self.regression_weight * self._regression(points[image, anchor] - truth),
+            self.regression_weight * errors,
             self._classification(class_logits.flatten(0, 1), labels.flatten()),
             self.mask_weight * mask_loss,
         )
@@ -162,6 +170,12 @@ def _check_target(output: PrompterOutput, target: PrompterTarget) -> None:
                 f"target of image {number}: found points {tuple(points.shape)} and {len(classes)} classes, "
                 "expected (G, 2) and G."
             )
+    if output.sizes is not None and [len(sizes) for sizes in target.sizes or ()] != [
+        *map(len, target.points)
+    ]:
+        raise ConfigurationError(
+            "target sizes: expected width and height of every nucleus, because options.sizes is on."
+        )
     if output.mask_logits is None:
         return
     if target.mask is None or target.mask.shape != output.mask_logits.shape:

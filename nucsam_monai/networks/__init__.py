@@ -5,6 +5,7 @@ from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
 from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.prompted_cfrsam import PromptedCFRSAM
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.promptnucseg import EndToEnd, EndToEndOutput, PromptNucSeg, trained_classes
 from nucsam_monai.networks.sac import SAC, SACOutput
@@ -24,6 +25,7 @@ __all__ = [
     "MaskPrediction",
     "NucleusPrompts",
     "PromptNucSeg",
+    "PromptedCFRSAM",
     "Prompter",
     "PrompterOutput",
     "SACOutput",

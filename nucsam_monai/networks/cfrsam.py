@@ -21,11 +21,12 @@ from nucsam_monai.networks.blocks.boundary_refinement import (
 from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
 from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
 from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, padding_prompt
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, boxes_of, padding_prompt
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
 from nucsam_monai.networks.sam import DecodedMasks, build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.localised_start import start_localised
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,11 @@ class CFRSAMOutput(NamedTuple):
     iou: Tensor
     boundary: Tensor | None
 
+    @property
+    def logits(self) -> Tensor:
+        """The final masks ``(N, 1, s, s)``: the refined ones, or the coarse ones where none are refined."""
+        return self.coarse if self.refined is None else self.refined
+
 
 class CFRSAM(nn.Module):
     """SAM for one prompt, one nucleus, with fine-grained refinement (CFR-SAM, section on the method).
@@ -94,14 +100,16 @@ class CFRSAM(nn.Module):
         msa: values of :class:`~nucsam_monai.networks.sac.MSAOptions`, for ``adapter: msa``.
         hmfm: values of :class:`~nucsam_monai.networks.blocks.hmfm.HMFMOptions`.
         bgmr: values of :class:`~nucsam_monai.networks.blocks.boundary_refinement.BGMROptions`.
-        prompt: ``point``, or ``box`` (the paper's ablation): the two points of a prompt are then the corners
-            (x_min, y_min) and (x_max, y_max) of a box, and the labels do not matter.
+        prompt: ``point``, or ``box`` (the paper's ablation): the two points of a prompt are then opposite
+            corners of a box, and the labels do not matter.
         refine_margin_px: in evaluation :meth:`decode` refines each mask only in the box around its coarse mask
             and this far beyond it, which saves most of the work, see
             :func:`~nucsam_monai.networks.blocks.box_refinement.refine_in_boxes`; None refines the whole image,
             as the paper does.
+        train_sam: let all of SAM learn, beyond what ``adapter`` says: random weights have nothing to adapt.
         activation_checkpointing: recompute the encoder's blocks in the backward pass to save memory.
-        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
+        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
+            :func:`~nucsam_monai.networks.sam.localised_start.start_localised`.
 
     Raises:
         ConfigurationError: an unknown option or value.
@@ -128,6 +136,7 @@ class CFRSAM(nn.Module):
         bgmr: Mapping[str, Any] | None = None,
         prompt: PromptKind = "point",
         refine_margin_px: int | None = None,
+        train_sam: bool = False,
         activation_checkpointing: bool = False,
         sam_checkpoint: str | None = None,
     ) -> None:
@@ -140,6 +149,7 @@ class CFRSAM(nn.Module):
             )
         self.adapter = adapter
         self.prompt = prompt
+        self.train_sam = train_sam
         self.refine_margin_px = refine_margin_px
         self.image_size = image_size
         adapter_options: dict[str, MALAOptions | LoRAOptions | MSAOptions] = {
@@ -162,12 +172,16 @@ class CFRSAM(nn.Module):
         self.hmfm = HMFM(channels, self.hmfm_options) if self.hmfm_options.fusion != "none" else None
         self.bgmr = build_refinement(channels, self.variant.patch // 4, self.bgmr_options)
         freeze_for(adapter, self.sam)
-        if sam_checkpoint is None and adapter != "full":
-            logger.warning(
-                "no SAM weights: with adapter '%s' the encoder is random and stays so, which teaches little. "
-                "Give sam_checkpoint, or train everything with adapter 'full'.",
-                adapter,
-            )
+        if train_sam:
+            self.sam.requires_grad_(True)
+        if sam_checkpoint is None:
+            start_localised(self.sam.mask_decoder)
+            if not train_sam and adapter != "full":
+                logger.warning(
+                    "no SAM weights: with adapter '%s' the encoder is random and stays so, which teaches little. "
+                    "Give sam_checkpoint, or train all of SAM with train_sam.",
+                    adapter,
+                )
 
     def forward(self, image: Tensor, prompts: NucleusPrompts) -> CFRSAMOutput:
         """Segment the prompted nuclei of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
@@ -193,7 +207,7 @@ class CFRSAM(nn.Module):
             inputs = _refinement_inputs(encoded, decoded, prompts)
             return MaskPrediction(refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin), decoded.iou)
         output = self.decode_stages(encoded, prompts)
-        return MaskPrediction(output.coarse if output.refined is None else output.refined, output.iou)
+        return MaskPrediction(output.logits, output.iou)
 
     def decode_stages(self, encoded: EncodedImages, prompts: NucleusPrompts) -> CFRSAMOutput:
         """Return the masks of the prompts before and after the refinement.
@@ -233,6 +247,7 @@ class CFRSAM(nn.Module):
             "hmfm": asdict(self.hmfm_options),
             "bgmr": asdict(self.bgmr_options),
             "prompt": self.prompt,
+            "train_sam": self.train_sam,
         }
         if self.adapter_options is not None:
             options[self.adapter] = asdict(self.adapter_options)
@@ -247,7 +262,7 @@ class CFRSAM(nn.Module):
         grid = (embedding.shape[-2], embedding.shape[-1])
         size = (grid[0] * patch, grid[1] * patch)
         if self.prompt == "box":
-            sparse, dense = encoder(boxes=_boxes(prompts.points), image_size=size)
+            sparse, dense = encoder(boxes=boxes_of(prompts), image_size=size)
         else:
             sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
         return decode_prompts(
@@ -276,13 +291,3 @@ def _refinement_inputs(
     counts = prompts.prompts_per_image.cpu()
     owners = torch.arange(len(counts)).repeat_interleave(counts)
     return encoded.guides, decoded.upscaled, owners.to(decoded.logits.device)
-
-
-def _boxes(corners: Tensor) -> Tensor:
-    """Return ``(N, 4)`` boxes from ``(N, 2, 2)`` corners."""
-    if corners.shape[1:] != (2, 2):
-        raise ConfigurationError(
-            f"prompts: found points of shape {tuple(corners.shape)}, expected (N, 2, 2), the two corners of a box, "
-            "because the network is built with prompt 'box'."
-        )
-    return corners.flatten(1)

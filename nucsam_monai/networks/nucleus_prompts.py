@@ -2,13 +2,21 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
+from nucsam_monai.utils.errors import ConfigurationError
+
+BOX_LABELS = (2, 3)
+"""SAM's labels of two points that are the corners of a box."""
 
 
 class NucleusPrompts(NamedTuple):
     """N nuclei of B images, each with its positive point and K negative ones (PromptNucSeg, negative prompts).
+
+    A network that is prompted by boxes takes two opposite corners of each in place of points, with
+    :data:`BOX_LABELS`.
 
     Attributes:
         points: ``(N, 1 + K, 2)`` float as (x, y) in pixels of the image, pixel centres at integers. The nuclei
@@ -35,6 +43,21 @@ class MaskPrediction(NamedTuple):
     logits: Tensor
     iou: Tensor
     class_logits: Tensor | None = None
+
+
+def boxes_of(prompts: NucleusPrompts) -> Tensor:
+    """Return the boxes ``(N, 4)`` as (x_min, y_min, x_max, y_max) that two opposite corners each stand for.
+
+    Raises:
+        ConfigurationError: the prompts have not two points each.
+    """
+    corners = prompts.points
+    if corners.shape[1:] != (2, 2):
+        raise ConfigurationError(
+            f"prompts: found points of shape {tuple(corners.shape)}, expected (N, 2, 2), the two corners of a box, "
+            "because the network is built with prompt 'box'."
+        )
+    return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
 
 
 def padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:

@@ -45,6 +45,8 @@ class PrompterOptions:
         sample_align: see :func:`~nucsam_monai.networks.blocks.anchor_points.sample_at`.
         aux_mask: the auxiliary mask of all nuclei.
         dropout: share of the heads' hidden values that is dropped in training.
+        sizes: predict width and height of each nucleus too, for prompts that are boxes (CFR-SAM, ablation of
+            the prompt).
     """
 
     backbone: Backbone = "convnext_small"
@@ -55,6 +57,7 @@ class PrompterOptions:
     sample_align: SampleAlignment = "corrected"
     aux_mask: bool = True
     dropout: float = 0.1
+    sizes: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning.
@@ -79,11 +82,13 @@ class PrompterOutput(NamedTuple):
         points: ``(B, M, 2)`` float32 as (x, y) in pixels; they may lie outside of the image.
         class_logits: ``(B, M, C + 1)`` float32; the last class is background.
         mask_logits: ``(B, 1, H, W)`` float32 of "any nucleus"; None where it was not asked for.
+        sizes: ``(B, M, 2)`` float32 width and height in pixels; None without that head.
     """
 
     points: Tensor
     class_logits: Tensor
     mask_logits: Tensor | None
+    sizes: Tensor | None = None
 
 
 class EmbeddingShape(NamedTuple):
@@ -160,6 +165,7 @@ class Prompter(nn.Module):
         self.deformation = point_head(channels, 2, dropout) if self.options.deform_step else None
         self.fusion = nn.Conv2d(levels * channels, channels, kernel_size=3, padding=1)
         self.regression = point_head(channels, 2, dropout)
+        self.sizes = point_head(channels, 2, dropout) if self.options.sizes else None
         self.classification = point_head(channels, n_classes + 1, dropout)
         self.mask_head = NucleiMaskHead(widths, channels) if self.options.aux_mask else None
 
@@ -201,7 +207,10 @@ class Prompter(nn.Module):
                 self.mask_head(stages).float(), size=image_size, mode="bilinear", align_corners=False
             )
         return PrompterOutput(
-            points + self.regression(vectors).float(), self.classification(vectors).float(), mask_logits
+            points + self.regression(vectors).float(),
+            self.classification(vectors).float(),
+            mask_logits,
+            None if self.sizes is None else self.options.step * F.softplus(self.sizes(vectors).float()),
         )
 
     def describe_anchors(self, stages: list[Tensor], image_size: tuple[int, int]) -> AnchorFeatures:
@@ -228,7 +237,9 @@ class Prompter(nn.Module):
     @property
     def header(self) -> dict[str, str]:
         """What a weights file says of this network and must say of the one it is loaded into."""
-        options = {name: value for name, value in asdict(self.options).items() if name != "dropout"}
+        # Weights of a network without sizes do not say so: that option came later.
+        left_out = {"dropout"} if self.options.sizes else {"dropout", "sizes"}
+        options = {name: value for name, value in asdict(self.options).items() if name not in left_out}
         return {
             "method": "prompter",
             "sam_variant": "none",

@@ -2,6 +2,7 @@
 
 from nucsam_monai.transforms.augmented_copies import AugmentedCopiesd
 from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
+from nucsam_monai.transforms.found_points import AugmentWithFoundd, FoundNuclei
 from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
 from nucsam_monai.transforms.instances import (
@@ -11,33 +12,40 @@ from nucsam_monai.transforms.instances import (
     nucleus_points,
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
+from nucsam_monai.transforms.matched_prompts import MatchedPromptsd, TrainingPrompts
 from nucsam_monai.transforms.nucleus_prompts import (
     NucleusPromptsd,
     PointPrompt,
     prompt_with_neighbours,
     random_points,
 )
+from nucsam_monai.transforms.nucleus_sizes import NucleusSizesd
 from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
 from nucsam_monai.transforms.superpixels import RandSuperpixelsd
 from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
+    "AugmentWithFoundd",
     "AugmentedCopiesd",
     "ExpertPointsd",
     "ForegroundMaskd",
+    "FoundNuclei",
     "HoVerNetInstancesd",
+    "MatchedPromptsd",
     "NormalizeSAMd",
     "NucleiImageReader",
     "NucleusCentroidsd",
     "NucleusPointsd",
     "NucleusPromptsd",
+    "NucleusSizesd",
     "PointPrompt",
     "ProbabilityToInstancesd",
     "RandColorJitterd",
     "RandGridShuffled",
     "RandSuperpixelsd",
     "RandZoomBlurd",
+    "TrainingPrompts",
     "nucleus_centroids",
     "nucleus_points",
     "prompt_with_neighbours",

@@ -15,6 +15,7 @@ from monai.utils import path_to_sqlite_uri
 
 from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
 from nucsam_monai.networks.sam import SAM_VARIANTS, build_sam
+from tests.bundles.cfrsam_runs import CFRSAM, WIDE
 from tests.bundles.eunet3p_runs import EUNET3P
 from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, joint_metrics, write_typed_dataset
 from tests.bundles.runs import BundleRuns, write_datasets
@@ -113,6 +114,25 @@ def promptnucseg_training(
     settings = {**PROMPTNUCSEG.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
     tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
     workflow = PROMPTNUCSEG.train(**tracked)
+    return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
+
+
+@pytest.fixture(scope="session")
+def micro_wide() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAM_VARIANTS, WIDE.name, WIDE)
+        yield
+
+
+@pytest.fixture(scope="package")
+def cfrsam_training(
+    tmp_path_factory: pytest.TempPathFactory, micro_wide: None, template_database: Path
+) -> TwoStageTraining:
+    folder = tmp_path_factory.mktemp("cfrsam")
+    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
+    settings = {**CFRSAM.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
+    tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
+    workflow = CFRSAM.train(**tracked)
     return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
 
 

@@ -81,3 +81,20 @@ def test_given_points_come_with_their_classes_or_get_them():
 def test_background_points_are_no_prompts():
     with pytest.raises(ConfigurationError, match="points of 'a'"):
         prompts_of({**BATCH, "point_labels": torch.tensor([[0]])}, True)
+
+
+def test_sizes_go_with_their_points():
+    torch.manual_seed(0)
+    prompter = Prompter(2, options={"backbone": "compact", "channels": 16, "sizes": True}).eval()
+    image = torch.randn(1, 3, 64, 64)
+    finder = PointFinder(prompter, radius_px=6)
+    found = finder(image)
+    assert len(found) > 0
+    output = prompter(image)
+    anchors = output.points[0].detach().clamp(0, 63)
+    for point, size in zip(found.points, found.sizes, strict=True):
+        row = (anchors - torch.from_numpy(point)).abs().sum(dim=1).argmin()
+        torch.testing.assert_close(torch.from_numpy(size), output.sizes[0, row].detach())
+    inside = (output.points[0] == anchors).all(dim=1)
+    clicked = finder.classify(image, anchors[inside][:3])
+    torch.testing.assert_close(torch.from_numpy(clicked.sizes), output.sizes[0][inside][:3].detach())

@@ -141,3 +141,35 @@ def test_nan_is_refused(which):
             AnsweringSegmenter(lambda prompts: MaskPrediction(*answer)),
             points_at((1, 1)),
         )
+
+
+def test_boxes_are_prompted_by_their_corners_in_the_tile():
+    def answer(prompts):
+        return square_at_the_point(prompts._replace(labels=prompts.labels.clamp(max=1)), [0.5] * 2)
+
+    segmenter = AnsweringSegmenter(answer)
+    boxes = DetectedPoints(
+        np.array([[20.0, 8.0], [18.0, 3.0]]), np.ones(2), np.zeros(2), np.array([[4.0, 6.0], [40.0, 2.0]])
+    )
+    small_inferer()(torch.zeros(1, 3, 16, 28), segmenter, boxes)
+    (asked,) = segmenter.prompts  # both lie in the second tile, which starts at column 12
+    assert asked.points.tolist() == [[[6, 5], [10, 11]], [[-0.5, 2], [15.5, 4]]]
+    assert asked.labels.tolist() == [[2, 3], [2, 3]]
+
+
+def test_boxes_have_no_negatives_and_finite_sizes():
+    image = torch.zeros(1, 3, 16, 16)
+    segmenter = AnsweringSegmenter(
+        lambda prompts: square_at_the_point(prompts._replace(labels=prompts.labels.clamp(max=1)), [0.5])
+    )
+    box = points_at((5, 5))
+    for sizes, options, message in (
+        (np.ones((1, 2)), {"negatives": 1}, "expected 0, because the prompts are boxes"),
+        (np.full((1, 2), -1.0), {}, "with finite widths and heights"),
+        (np.full((1, 2), np.nan), {}, "with finite widths and heights"),
+        (np.ones((2, 2)), {}, r"expected \(1, 2\)"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            small_inferer(**options)(
+                image, segmenter, DetectedPoints(box.points, box.scores, box.class_ids, sizes)
+            )

@@ -84,12 +84,12 @@ def test_background_weighs_beta():
 
 def test_half_precision_is_matched_in_single():
     output, target = random_batch(5, [3, 1])
-    half = PrompterOutput(*(tensor.detach().to(torch.bfloat16) for tensor in output))
+    half = PrompterOutput(*(tensor.detach().to(torch.bfloat16) for tensor in output[:3]))
     loss = PrompterLoss()
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(half, target)
     assert found.dtype == torch.float32
-    assert float(found) == float(loss(PrompterOutput(*(tensor.float() for tensor in half)), target))
+    assert float(found) == float(loss(PrompterOutput(*(tensor.float() for tensor in half[:3])), target))
 
 
 def test_regression_counts_the_nuclei_of_all_processes(monkeypatch):
@@ -131,3 +131,27 @@ def test_more_nuclei_than_anchors_are_refused():
 def test_unknown_options_are_refused(options):
     with pytest.raises(ConfigurationError, match="expected"):
         PrompterLoss(**options)
+
+
+@pytest.mark.parametrize("regression", ["squared", "l2"])
+def test_sizes_of_matched_anchors_are_regressed_like_points(regression):
+    output, target = random_batch(9, [2, 0, 1])
+    sizes = torch.rand(3, 5, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    sized = output._replace(sizes=sizes)
+    wanted = target._replace(sizes=[torch.full((count, 2), 4.0) for count in (2, 0, 1)])
+    loss = PrompterLoss(regression=regression, regression_weight=1.0)
+    extra = loss.terms(sized, wanted).regression - loss.terms(output, target).regression
+    extra.backward()
+    rows = sizes.grad.abs().sum(dim=-1) > 0
+    assert rows.sum(dim=1).tolist() == [2, 0, 1]
+    errors = (sizes.detach()[rows] - 4).square().sum(dim=-1)
+    expected = errors if regression == "squared" else errors.sqrt()
+    assert float(extra.detach()) == pytest.approx(float(expected.mean()), rel=1e-4)
+
+
+def test_missing_sizes_are_refused():
+    output, target = random_batch(9, [2, 1])
+    sized = output._replace(sizes=torch.ones(2, 5, 2))
+    for sizes in (None, [torch.ones(2, 2)], [torch.ones(1, 2), torch.ones(1, 2)]):
+        with pytest.raises(ConfigurationError, match="expected width and height of every nucleus"):
+            PrompterLoss()(sized, target._replace(sizes=sizes))

@@ -40,11 +40,13 @@ def train(network, steps):
     images, prompts, target = example()
     loss = CFRSAMLoss()
     optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     network.train()
     for _ in range(steps):
         optimizer.zero_grad()
         loss(network(images, prompts), target).backward()
         optimizer.step()
+        schedule.step()
 
 
 def test_one_step_changes_what_learns_and_nothing_else():
