@@ -117,8 +117,9 @@ def promptnucseg_training(
     return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def micro_wide() -> Iterator[None]:
+    """Gone after the bundles' tests: weights of ``micro`` fit this variant as well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SAM_VARIANTS, WIDE.name, WIDE)
         yield
