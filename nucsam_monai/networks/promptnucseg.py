@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from nucsam_monai.networks.any_nucleus import any_nucleus_logits
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput
 from nucsam_monai.networks.sam.trained_weights import read_header
 from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
-
-_CERTAINLY_BACKGROUND = -20.0
 
 
 class PromptNucSeg(nn.Module):
@@ -86,9 +85,6 @@ class PromptNucSeg(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits ``(B, 1, S, S)`` of "any nucleus": at each pixel the highest of all masks.
 
-        Every anchor point that is likelier a nucleus than background is a prompt; points of the same nucleus
-        are not merged, as that changes nothing here.
-
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
         """
@@ -97,16 +93,7 @@ class PromptNucSeg(nn.Module):
             found = self.propose(embedding, with_mask=False)
         else:
             found = self.prompter(image, with_mask=False)
-        nuclei = found.class_logits.argmax(dim=-1) < self.prompter.n_classes
-        points = found.points[nuclei].clamp(0, image.shape[-1] - 1)[:, None]
-        counts = nuclei.sum(dim=1).cpu()
-        labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
-        logits = self.decode(embedding, NucleusPrompts(points, labels, counts)).logits.float()
-        without = logits.new_full((1, *logits.shape[1:]), _CERTAINLY_BACKGROUND)
-        highest = [torch.cat([without, own]).amax(dim=0) for own in logits.split(counts.tolist())]
-        return nn.functional.interpolate(
-            torch.stack(highest), size=image.shape[-2:], mode="bilinear", align_corners=False
-        )
+        return any_nucleus_logits(found, image.shape[-1], partial(self.decode, embedding))
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the segmentor's embeddings of ``(B, 3, S, S)`` images."""
