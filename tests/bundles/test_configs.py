@@ -23,8 +23,19 @@ REFERENCE = re.compile(r"@[A-Za-z_][\w#:]*")
 
 
 every_bundle = pytest.mark.parametrize("bundle", NAMES)
-every_segmenting_bundle = pytest.mark.parametrize(
-    "bundle", [name for name in NAMES if (BUNDLES / name / "configs" / "inference.json").exists()]
+PROMPTED = ("promptnucseg", "cfrsam")
+SEGMENTING = [name for name in NAMES if (BUNDLES / name / "configs" / "inference.json").exists()]
+every_segmenting_bundle = pytest.mark.parametrize("bundle", SEGMENTING)
+# untrained prompters prompt hundreds of masks, by the same network in both files
+every_network = pytest.mark.parametrize(
+    ("bundle", "name"),
+    [
+        *((bundle, "inference.json") for bundle in SEGMENTING),
+        *(
+            pytest.param(bundle, "train.json", marks=[pytest.mark.slow] if bundle in PROMPTED else [])
+            for bundle in SEGMENTING
+        ),
+    ],
 )
 
 
@@ -119,8 +130,7 @@ def test_metadata_follows_monais_schema(bundle: str, tmp_path: Path) -> None:
         verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(SCHEMA))
 
 
-@every_segmenting_bundle
-@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+@every_network
 def test_the_network_takes_and_gives_what_the_metadata_says(bundle: str, name: str) -> None:
     verify_net_in_out(
         "network_def",

@@ -42,6 +42,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_compiler")
+@pytest.mark.slow
 def test_a_compiled_training_gives_the_same_weights(sac_training: Training, tmp_path: Path) -> None:
     settings = {**sac_training.settings, "epochs": 2, "output_dir": str(tmp_path)}
     compiled = [m for m in network_of(SAC.train(**settings, compile=True)).modules() if m._compiled_call_impl]

@@ -41,6 +41,7 @@ def test_outputs_gradients_and_keys_stay(micro_unsam, images, graphs):
             torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.slow
 def test_domains_share_graphs_and_batch_sizes_stop_compiling(micro_unsam, graphs):
     network = micro_unsam()
     compile_modules(network.image_encoder.blocks, CPU)

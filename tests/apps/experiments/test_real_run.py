@@ -85,6 +85,7 @@ def test_a_bundle_is_trained_tested_measured_and_tracked(
     assert {"overlays", "curves.csv", "per_image.csv"} <= store.artifacts(runs["evaluate"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium")
 def test_the_page_shows_parent_child_metrics_and_overlay(finished: tuple[Experiment, Places, Report]) -> None:
     experiment, places, _ = finished

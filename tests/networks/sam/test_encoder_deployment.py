@@ -161,6 +161,7 @@ def train_one_step(rank: int, folder: str, variant: SAMVariant) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_encoder(small, tmp_path):
     torch.multiprocessing.spawn(train_one_step, (str(tmp_path), small), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
