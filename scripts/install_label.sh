@@ -22,12 +22,19 @@ if [ ! -x "$target/bin/python" ]; then
     exit 1
 fi
 
-echo "installing into $target (about 6 GB the first time)"
+wanted="$(cat requirements.txt requirements-label.txt scripts/install_label.sh | cksum)"
+stamp="$target/.nucsam_label_installed"
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    echo "MONAI Label is installed in $target"
+    exit
+fi
+echo "installing MONAI Label into $target (about 6 GB where PyTorch is not there yet)"
 pip=("$target/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" -r requirements.txt
 "${pip[@]}" -r requirements-label.txt
 "${pip[@]}" --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
 "$target/bin/python" -c "import monailabel.app, nucsam_monai.apps.monailabel.main" >/dev/null
+echo "$wanted" >"$stamp"
 
 cat <<END
 

@@ -30,6 +30,7 @@ from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, Skipped
 from nucsam_monai.metrics.statistics import Estimate, Statistic, estimate, mean_statistic
 from nucsam_monai.metrics.summary import ALL_IMAGES, resampling_units, summarise, table_statistics
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.names import distinct_names
 from nucsam_monai.utils.parallel import map_in_order
 
 _Counts = Mapping[str, NDArray[np.float64]]
@@ -124,8 +125,7 @@ def evaluation_settings(
     Raises:
         ConfigurationError: names that are not different, an unknown protocol, or detection without a radius.
     """
-    if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
-        raise ConfigurationError(f"class_names: expected a list of different names, found {class_names!r}.")
+    class_names = distinct_names(class_names, "class_names")
     if protocols is None:
         possible = {"classes": len(class_names) > 1, "detection": radius_px is not None}
         protocols = [name for name in PROTOCOLS if possible.get(name, True)]

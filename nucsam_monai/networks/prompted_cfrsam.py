@@ -11,7 +11,7 @@ from nucsam_monai.networks.any_nucleus import any_nucleus_logits
 from nucsam_monai.networks.cfrsam import CFRSAM, EncodedImages
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import Prompter
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.names import distinct_names
 
 
 class PromptedCFRSAM(nn.Module):
@@ -53,9 +53,7 @@ class PromptedCFRSAM(nn.Module):
         segmentor: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
-            raise ConfigurationError(f"class_names {class_names!r}: expected a list of different names.")
-        self.class_names = tuple(class_names)
+        self.class_names = distinct_names(class_names, "class_names")
         self.segmentor = CFRSAM(sam_variant, image_size, **(segmentor or {}))
         self.prompter = Prompter(
             len(class_names),

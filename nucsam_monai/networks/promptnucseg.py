@@ -14,6 +14,7 @@ from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOut
 from nucsam_monai.networks.sam.trained_weights import read_header
 from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+from nucsam_monai.utils.names import distinct_names
 
 
 class PromptNucSeg(nn.Module):
@@ -59,9 +60,7 @@ class PromptNucSeg(nn.Module):
         sam_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
-            raise ConfigurationError(f"class_names {class_names!r}: expected a list of different names.")
-        self.class_names = tuple(class_names)
+        self.class_names = distinct_names(class_names, "class_names")
         self.segmentor = Segmentor(
             sam_variant,
             image_size,

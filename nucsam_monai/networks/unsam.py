@@ -32,6 +32,7 @@ from nucsam_monai.networks.sam import (
 )
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+from nucsam_monai.utils.names import distinct_names
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +134,7 @@ class UNSAM(nn.Module):
         embedding_cache: EmbeddingCache | None = None,
     ) -> None:
         super().__init__()
-        self.domains = tuple(domains)
-        if isinstance(domains, str) or not self.domains or len(set(self.domains)) != len(self.domains):
-            raise ConfigurationError(
-                f"domains: expected a list of different names, at least one; found {domains!r}."
-            )
+        self.domains = distinct_names(domains, "domains")
         self.encoder_options = read_options(EncoderOptions, encoder, "encoder")
         self.spgen_options = read_options(SelfPromptOptions, spgen, "spgen")
         self.decoder_options = read_options(DecoderOptions, decoder, "decoder")

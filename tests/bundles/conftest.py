@@ -105,16 +105,19 @@ class TwoStageTraining:
     store_uri: str
 
 
+def two_stage_training(bundle: BundleRuns, folder: Path, template_database: Path) -> TwoStageTraining:
+    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
+    settings = {**bundle.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
+    tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
+    workflow = bundle.train(**tracked)
+    return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
+
+
 @pytest.fixture(scope="package")
 def promptnucseg_training(
     tmp_path_factory: pytest.TempPathFactory, micro: None, template_database: Path
 ) -> TwoStageTraining:
-    folder = tmp_path_factory.mktemp("promptnucseg")
-    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
-    settings = {**PROMPTNUCSEG.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
-    tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
-    workflow = PROMPTNUCSEG.train(**tracked)
-    return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
+    return two_stage_training(PROMPTNUCSEG, tmp_path_factory.mktemp("promptnucseg"), template_database)
 
 
 @pytest.fixture(scope="package")
@@ -129,12 +132,7 @@ def micro_wide() -> Iterator[None]:
 def cfrsam_training(
     tmp_path_factory: pytest.TempPathFactory, micro_wide: None, template_database: Path
 ) -> TwoStageTraining:
-    folder = tmp_path_factory.mktemp("cfrsam")
-    uri = path_to_sqlite_uri(shutil.copy(template_database, folder / "mlflow.db"))
-    settings = {**CFRSAM.tiny, "dataset_dir": str(write_typed_dataset(folder / "data")), "epochs": 2}
-    tracked = {**settings, "output_dir": str(folder / "train"), "tracking_uri": uri}
-    workflow = CFRSAM.train(**tracked)
-    return TwoStageTraining(folder / "train", settings, joint_metrics(workflow), uri)
+    return two_stage_training(CFRSAM, tmp_path_factory.mktemp("cfrsam"), template_database)
 
 
 @pytest.fixture(scope="session")

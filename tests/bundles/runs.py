@@ -35,6 +35,20 @@ TINY = {
     "samples_per_epoch": None,
     "tracking_uri": "off",
 }
+_OF_THE_MACHINE = (
+    "device",
+    "sam_variant",
+    "image_size",
+    "precision",
+    "hide_progress",
+    "tracking_uri",
+    "dataset_dir",
+)
+
+
+def small_recipe(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
+    """Return what turns a paper's recipe into seconds: the micro network, small images and data of a training."""
+    return {**{key: settings[key] for key in _OF_THE_MACHINE}, "output_dir": str(output_dir)}
 
 
 def write_datasets(root: Path) -> Path:

@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from tests.bundles.cfrsam_runs import CFRSAM
 from tests.bundles.conftest import TwoStageTraining
-from tests.bundles.runs import network_of
+from tests.bundles.runs import network_of, small_recipe
 
 # dataset: levels, anchor step, weight of the background, batches, epochs, radius, mask filter, NMS, learning rate, drop
 RECIPES: dict[str, tuple[Any, ...]] = {
@@ -68,24 +68,8 @@ def test_as_many_parameters_learn_as_the_readme_says(training: str) -> None:
 
 @pytest.fixture
 def small(cfrsam_training: TwoStageTraining, tmp_path: Path) -> dict[str, Any]:
-    """What turns a paper's recipe into seconds: micro networks and our data."""
-    names = (
-        "device",
-        "sam_variant",
-        "image_size",
-        "precision",
-        "hide_progress",
-        "tracking_uri",
-        "dataset_dir",
-    )
-    settings = {key: cfrsam_training.settings[key] for key in names}
-    return {
-        **settings,
-        "backbone": "compact",
-        "split_protocol": None,
-        "overlap_px": 8,
-        "output_dir": str(tmp_path),
-    }
+    recipe = small_recipe(cfrsam_training.settings, tmp_path)
+    return {**recipe, "backbone": "compact", "split_protocol": None, "overlap_px": 8}
 
 
 @pytest.mark.parametrize("dataset", RECIPES)

@@ -9,7 +9,7 @@ import torch
 
 from tests.bundles.conftest import TwoStageTraining
 from tests.bundles.promptnucseg_runs import PROMPTNUCSEG
-from tests.bundles.runs import network_of
+from tests.bundles.runs import network_of, small_recipe
 
 # dataset: levels, anchor step, weight of the background, masks, negatives, radius, mask filter, NMS, learning rate
 RECIPES: dict[str, tuple[Any, ...]] = {
@@ -42,24 +42,8 @@ def test_every_property_that_monai_asks_for_is_there(
 
 @pytest.fixture
 def small(promptnucseg_training: TwoStageTraining, tmp_path: Path) -> dict[str, Any]:
-    """What turns a paper's recipe into seconds: micro networks and our data."""
-    names = (
-        "device",
-        "sam_variant",
-        "image_size",
-        "precision",
-        "hide_progress",
-        "tracking_uri",
-        "dataset_dir",
-    )
-    settings = {key: promptnucseg_training.settings[key] for key in names}
-    return {
-        **settings,
-        "backbone": "compact",
-        "split_protocol": None,
-        "overlap_px": 8,
-        "output_dir": str(tmp_path),
-    }
+    recipe = small_recipe(promptnucseg_training.settings, tmp_path)
+    return {**recipe, "backbone": "compact", "split_protocol": None, "overlap_px": 8}
 
 
 @pytest.mark.parametrize("dataset", RECIPES)

@@ -10,7 +10,7 @@ import torch
 from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.losses import SACMaskLoss
 from tests.bundles.conftest import Training
-from tests.bundles.runs import network_of
+from tests.bundles.runs import network_of, small_recipe
 from tests.bundles.sac_runs import SAC
 
 ONLY_TRAINING = {"training", "pretrain_epochs", "warmup_epochs"}
@@ -33,17 +33,7 @@ def test_train_and_inference_build_the_same_network() -> None:
 
 @pytest.fixture
 def paper(sac_training: Training, tmp_path: Path) -> dict[str, Any]:
-    """What turns the paper's recipe into seconds: a micro network, small images and our data."""
-    small = (
-        "device",
-        "sam_variant",
-        "image_size",
-        "precision",
-        "hide_progress",
-        "tracking_uri",
-        "dataset_dir",
-    )
-    return {**{key: sac_training.settings[key] for key in small}, "output_dir": str(tmp_path)}
+    return small_recipe(sac_training.settings, tmp_path)
 
 
 def test_the_papers_recipe_is_that_of_the_paper(paper: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from nucsam_monai.inferers import ResizeInferer
 from tests.bundles.conftest import Training
-from tests.bundles.runs import network_of
+from tests.bundles.runs import network_of, small_recipe
 from tests.bundles.unsam_runs import CONFIGS, bundle
 
 
@@ -27,18 +27,7 @@ def test_train_and_inference_build_the_same_network() -> None:
 
 @pytest.fixture
 def paper(training: Training, tmp_path: Path) -> dict[str, Any]:
-    """What turns the paper's recipe into seconds: a micro network, small images and our domains."""
-    small = (
-        "device",
-        "sam_variant",
-        "image_size",
-        "precision",
-        "hide_progress",
-        "tracking_uri",
-        "dataset_dir",
-    )
-    chosen = {key: training.settings[key] for key in small}
-    return {**chosen, "domains": ["dark", "bright"], "output_dir": str(tmp_path)}
+    return {**small_recipe(training.settings, tmp_path), "domains": ["dark", "bright"]}
 
 
 def test_the_papers_recipe_is_that_of_the_paper(paper: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from nucsam_monai.networks import SAC, UNSAM
 from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
-from nucsam_monai.networks.sam import SAM_VARIANTS, SAMVariant
+from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, SAMVariant
 
 MICRO = SAMVariant(
     name="micro",
@@ -62,3 +62,22 @@ def micro_sac(micro, thin_generator):
 @pytest.fixture
 def images():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def official_variant(micro):
+    """The variant of ``official``; a module may name another."""
+    return micro
+
+
+@pytest.fixture
+def official(official_variant, tmp_path):
+    """A SAM without zeros, and the path of its checkpoint in the official layout."""
+    torch.manual_seed(7)
+    sam = SAM(official_variant, (64, 64))
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path = tmp_path / "sam.pth"
+    torch.save(sam.state_dict(), path)
+    return sam, str(path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nucsam_monai.networks import CFRSAM, NucleusPrompts
-from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, load_trained, save_trained
+from nucsam_monai.networks.sam import SAM_VARIANTS, load_trained, save_trained
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from tests.networks.conftest import MICRO
 
@@ -28,16 +28,8 @@ def build(monkeypatch):
 
 
 @pytest.fixture
-def official(tmp_path):
-    """A SAM of the micro variant without zeros and the path of its checkpoint in the official layout."""
-    torch.manual_seed(7)
-    sam = SAM(WIDE_WINDOWS, (64, 64))
-    with torch.no_grad():
-        for parameter in sam.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    path = tmp_path / "sam.pth"
-    torch.save(sam.state_dict(), path)
-    return sam, str(path)
+def official_variant():
+    return WIDE_WINDOWS
 
 
 def prompts(*counts, negatives=0):

@@ -5,23 +5,10 @@ import torch
 from safetensors import safe_open
 
 from nucsam_monai.networks import SAC
-from nucsam_monai.networks.sam import SAM, load_trained, save_trained
+from nucsam_monai.networks.sam import load_trained, save_trained
 from nucsam_monai.utils.errors import CheckpointError
 
 CLICKS = (torch.tensor([[[10.0, 20.0]], [[30.0, 8.0]]]), torch.ones(2, 1, dtype=torch.long))
-
-
-@pytest.fixture
-def official(micro, tmp_path):
-    """A SAM of the micro variant without zeros and the path of its checkpoint in the official layout."""
-    torch.manual_seed(7)
-    sam = SAM(micro, (64, 64))
-    with torch.no_grad():
-        for parameter in sam.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    path = tmp_path / "sam.pth"
-    torch.save(sam.state_dict(), path)
-    return sam, str(path)
 
 
 def parts(path):

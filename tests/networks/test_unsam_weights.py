@@ -3,23 +3,10 @@ import torch
 from safetensors import safe_open
 
 from nucsam_monai.networks import UNSAM
-from nucsam_monai.networks.sam import SAM, load_trained, save_trained
+from nucsam_monai.networks.sam import load_trained, save_trained
 from nucsam_monai.utils.errors import CheckpointError
 
 HEADER = {"method": "unsam", "sam_variant": "micro"}
-
-
-@pytest.fixture
-def official(micro, tmp_path):
-    """A SAM of the micro variant without zeros and the path of its checkpoint in the official layout."""
-    torch.manual_seed(7)
-    sam = SAM(micro, (64, 64))
-    with torch.no_grad():
-        for parameter in sam.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    path = tmp_path / "sam.pth"
-    torch.save(sam.state_dict(), path)
-    return sam, path
 
 
 def assert_same_tensors(module, other):
