@@ -1,15 +1,20 @@
 """Outlines of nuclei as polygons along the corners of their pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
+
+from nucsam_monai.io.boundary_rings import BoundaryRings, trace_boundaries
 
 Ring = list[list[int]]
 """Closed ring of ``[x, y]`` pixel corners; the last point repeats the first."""
 
 Polygon = list[Ring]
 """Exterior ring followed by the rings of the holes."""
+
+_PIXELS_AT_ONCE = 2**20
 
 
 def nuclei_polygons(instances: np.ndarray, table: np.ndarray) -> Iterator[tuple[int, list[Polygon]]]:
@@ -23,9 +28,19 @@ def nuclei_polygons(instances: np.ndarray, table: np.ndarray) -> Iterator[tuple[
         The id and what :func:`mask_polygons` returns, in coordinates of the whole image.
     """
     boxes = ("id", "box_x_min_px", "box_y_min_px", "box_x_max_px", "box_y_max_px")
+    ids: list[int] = []
+    masks: list[np.ndarray] = []
+    origins: list[tuple[int, int]] = []
+    pixels = 0
     for nucleus_id, x_min, y_min, x_max, y_max in table[list(boxes)].tolist():
-        mask = (instances[y_min:y_max, x_min:x_max] == nucleus_id).view(np.uint8)
-        yield nucleus_id, mask_polygons(mask, x_offset_px=x_min, y_offset_px=y_min)
+        ids.append(nucleus_id)
+        masks.append(instances[y_min:y_max, x_min:x_max] == nucleus_id)
+        origins.append((x_min, y_min))
+        pixels += masks[-1].size
+        if pixels >= _PIXELS_AT_ONCE:
+            yield from zip(ids, _polygons_of(masks, origins), strict=True)
+            ids, masks, origins, pixels = [], [], [], 0
+    yield from zip(ids, _polygons_of(masks, origins), strict=True)
 
 
 def mask_polygons(mask: np.ndarray, *, x_offset_px: int = 0, y_offset_px: int = 0) -> list[Polygon]:
@@ -36,7 +51,7 @@ def mask_polygons(mask: np.ndarray, *, x_offset_px: int = 0, y_offset_px: int = 
     OGC's rules. Exteriors run counter-clockwise by the sign of their area (RFC 7946), holes clockwise.
 
     Args:
-        mask: ``(h, w)`` uint8, 0 or 1.
+        mask: ``(h, w)`` uint8, 0 or 1, or bool.
         x_offset_px: x of the mask's first column.
         y_offset_px: y of the mask's first row.
 
@@ -47,48 +62,27 @@ def mask_polygons(mask: np.ndarray, *, x_offset_px: int = 0, y_offset_px: int = 
         >>> mask_polygons(np.ones((1, 2), dtype=np.uint8))
         [[[[0, 0], [2, 0], [2, 1], [0, 1], [0, 0]]]]
     """
-    count, parts = cv2.connectedComponents(mask, connectivity=4)
-    if count == 2:
-        return [_trace(mask, x_offset_px, y_offset_px)]
-    polygons = [_trace((parts == part).view(np.uint8), x_offset_px, y_offset_px) for part in range(1, count)]
-    areas = np.bincount(parts.ravel(), minlength=count)[1:]
-    return [polygons[index] for index in np.argsort(-areas, kind="stable")]
+    return next(_polygons_of([mask], [(x_offset_px, y_offset_px)]))
 
 
-def _trace(part: np.ndarray, x_offset_px: int, y_offset_px: int) -> Polygon:
-    """Trace one 4-connected part.
-
-    On a lattice of twice the resolution a pixel becomes the 3 x 3 points of its closed square: even
-    coordinates are corners. OpenCV's contours of this lattice run along pixel edges but cut every concave
-    corner by a diagonal step, whose missing point is the one with even coordinates.
-    """
-    height, width = part.shape
-    lattice = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
-    lattice[:-1, :-1] = part.repeat(2, axis=0).repeat(2, axis=1)
-    lattice[1:] |= lattice[:-1]
-    lattice[:, 1:] |= lattice[:, :-1]
-    contours, hierarchy = cv2.findContours(lattice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    polygon: Polygon = []
-    for contour, (_, _, _, parent) in zip(contours, hierarchy[0].tolist(), strict=True):
-        is_hole = parent >= 0
-        ring = _corners(contour[:, 0].tolist(), x_offset_px, y_offset_px)
-        if (cv2.contourArea(contour, oriented=True) > 0) == is_hole:
-            ring.reverse()
-        ring.append(ring[0])
-        polygon.insert(len(polygon) if is_hole else 0, ring)
-    return polygon
+def _polygons_of(masks: Sequence[np.ndarray], origins: Sequence[tuple[int, int]]) -> Iterator[list[Polygon]]:
+    return map(_assemble, trace_boundaries(masks, origins), masks, origins)
 
 
-def _corners(lattice_points: Ring, x_offset_px: int, y_offset_px: int) -> Ring:
-    """Return the pixel corners on a contour of the lattice, with the concave ones that it cuts."""
-    corners: Ring = []
-    # A loop: contours have some dozen points, for which array operations take longer.
-    previous_x, previous_y = lattice_points[-1]
-    for x, y in lattice_points:
-        if x != previous_x and y != previous_y:
-            concave_x, concave_y = (previous_x, y) if previous_x % 2 == y % 2 == 0 else (x, previous_y)
-            corners.append([concave_x // 2 + x_offset_px, concave_y // 2 + y_offset_px])
-        if x % 2 == y % 2 == 0:
-            corners.append([x // 2 + x_offset_px, y // 2 + y_offset_px])
-        previous_x, previous_y = x, y
-    return corners
+def _assemble(rings: BoundaryRings, mask: np.ndarray, origin: tuple[int, int]) -> list[Polygon]:
+    """Return the polygons of one mask; only where its rings leave open what belongs together, look at its parts."""
+    exteriors, holes = ([ring.tolist() for ring in kind] for kind in (rings.exteriors, rings.holes))
+    if rings.touch_at_corners or (holes and len(exteriors) > 1):
+        count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+        if count > 2:
+            separate = [parts == part for part in range(1, count)]
+            polygons = [polygon for (polygon,) in _polygons_of(separate, [origin] * len(separate))]
+            return sorted(polygons, key=_area, reverse=True)
+    if len(exteriors) == 1:
+        return [[*exteriors, *holes]]
+    return sorted(([exterior] for exterior in exteriors), key=_area, reverse=True)
+
+
+def _area(polygon: Polygon) -> int:
+    """Return the pixels of a polygon; all sides run along an axis, and holes count against it."""
+    return sum(x * (y - previous_y) for ring in polygon for (_, previous_y), (x, y) in pairwise(ring))

@@ -10,6 +10,7 @@ from nucsam_monai.io.overlay import check_same_plane, overlay_image, write_png
 from nucsam_monai.io.palette import colours_of
 from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.label_runs import label_runs
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 
@@ -64,7 +65,7 @@ def _check(prediction: NucleiPrediction, image: np.ndarray, stem: str) -> None:
         raise ConfigurationError(f"stem: expected a plain file name without folders, found {stem!r}.")
     check_same_plane(image, prediction.instances)
     table, class_count = prediction.table, len(prediction.class_names)
-    ids = np.unique(prediction.instances)
+    ids = np.unique(prediction.instances.ravel()[label_runs(prediction.instances).starts])
     if not np.array_equal(ids[ids != 0], table["id"]) or (len(ids) and ids[0] < 0):
         raise ConfigurationError(
             f"{stem}: the table of nuclei does not list the positive ids of the label map."

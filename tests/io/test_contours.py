@@ -1,10 +1,12 @@
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nucsam_monai.io import contours
 from nucsam_monai.io.contours import mask_polygons, nuclei_polygons
 from nucsam_monai.utils.prediction import prediction_from_instances
 from tests.oracles.polygon_raster import rasterise, signed_ring_area
@@ -72,3 +74,13 @@ def test_nuclei_lie_where_they_are_in_the_image() -> None:
     assert set(found) == {3, 70_000}
     for nucleus_id, polygons in found.items():
         np.testing.assert_array_equal(rasterise(polygons, 12, 20), instances == nucleus_id)
+
+
+def test_batches_of_nuclei_give_what_each_nucleus_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    instances = np.random.default_rng(4).integers(0, 40, (30, 44)).repeat(2, axis=0).repeat(3, axis=1)
+    monkeypatch.setattr(contours, "_PIXELS_AT_ONCE", 20_000)  # two or three nuclei
+    table = prediction_from_instances(instances).table
+    found = dict(nuclei_polygons(instances, table))
+    assert list(found) == list(range(1, 40))
+    for nucleus_id, polygons in found.items():
+        assert polygons == mask_polygons(instances == nucleus_id)
