@@ -2,6 +2,7 @@
 
 from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
+from nucsam_monai.networks.class_transfer import start_from_other_classes
 from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
@@ -34,6 +35,7 @@ __all__ = [
     "compile_modules",
     "default_fusion",
     "learning_parameters",
+    "start_from_other_classes",
     "trained_classes",
     "trained_domains",
 ]

@@ -82,6 +82,25 @@ def test_stages_that_are_run_alone_give_the_same_weights(
         assert_same_tensors(tmp_path / name, promptnucseg_training.folder / name)
 
 
+def test_a_prompter_of_other_classes_is_a_start_and_no_checkpoint(
+    promptnucseg_training: TwoStageTraining, tmp_path: Path
+) -> None:
+    trained_for = read_header(promptnucseg_training.folder / "prompter.safetensors")["class_names"]
+    settings = {
+        **promptnucseg_training.settings,
+        "dataset_dir": str(write_datasets(tmp_path / "data")),
+        "output_dir": str(tmp_path / "out"),
+        "epochs": 1,
+        "run_id": "prompter",
+    }
+    file = str(promptnucseg_training.folder / "prompter.safetensors")
+    PROMPTNUCSEG.train(**settings, prompter_start=file)
+    assert read_header(tmp_path / "out" / "prompter.safetensors")["class_names"] != trained_for
+    with pytest.raises(RuntimeError) as raised:
+        PROMPTNUCSEG.train(**settings, prompter_checkpoint=file)
+    assert "but this network's is" in str(raised_from(raised.value, CheckpointError))
+
+
 @pytest.mark.parametrize("cut", ["in the first stage", "between the stages", "in the second stage"])
 def test_a_resumed_training_ends_with_the_same_weights(
     promptnucseg_training: TwoStageTraining, tmp_path: Path, cut: str
