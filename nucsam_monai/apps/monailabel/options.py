@@ -113,7 +113,7 @@ _NUMBERS: Mapping[str, tuple[float, float, bool]] = {
     "neg_test": (0, 16, True),
     "point_radius_px": (0.5, 200.0, False),
 }
-_SWITCHES = ("tta", "mask_filter")
+_SWITCHES = ("tta", "mask_filter", "clean_masks")
 _CHOICES: Mapping[str, tuple[str, ...]] = {"instances": ("components", "watershed")}
 
 
