@@ -37,7 +37,7 @@ def collate_nuclei(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class PrepareNucleusBatch(PrepareBatch):
-    """Hand over a batch of :func:`collate_nuclei`: image, masks and classes of the nuclei, and prompts."""
+    """Hand over a batch of :func:`collate_nuclei`: image, what is known of its nuclei, and prompts."""
 
     def __call__(
         self,
@@ -59,8 +59,8 @@ class PrepareNucleusBatch(PrepareBatch):
             return batchdata[key].to(device=device, non_blocking=non_blocking)
 
         image = batchdata["image"].to(device=device, non_blocking=non_blocking, **kwargs)
-        classes = on_device("class_ids") if "class_ids" in batchdata else None
+        classes, dense = (on_device(key) if key in batchdata else None for key in ("class_ids", "dense"))
         prompts = NucleusPrompts(
             on_device("points"), on_device("point_labels"), batchdata["prompts_per_image"]
         )
-        return image, NucleusTargets(on_device("masks"), classes), (), {"prompts": prompts}
+        return image, NucleusTargets(on_device("masks"), classes, dense), (), {"prompts": prompts}

@@ -1,6 +1,7 @@
 """Losses of the papers, MONAI's own ones reused."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
+from nucsam_monai.losses.densely_taught import DenselyTaughtLoss
 from nucsam_monai.losses.end_to_end import EndToEndLoss, EndToEndTarget
 from nucsam_monai.losses.eunet3p import EUNet3PLoss, EUNet3PMaskLoss
 from nucsam_monai.losses.hovernet import HoVerNetBranchLoss
@@ -13,6 +14,7 @@ __all__ = [
     "BatchFocalLoss",
     "CFRSAMLoss",
     "CFRSAMTarget",
+    "DenselyTaughtLoss",
     "EUNet3PLoss",
     "EUNet3PMaskLoss",
     "EndToEndLoss",

@@ -18,10 +18,13 @@ class NucleusTargets(NamedTuple):
     Attributes:
         masks: ``(N, S, S)`` binary, any type.
         classes: ``(N,)`` int64 class ids from 0; None where there are no classes.
+        dense: ``(B, 3, h, w)`` of :class:`~nucsam_monai.transforms.DenseNucleid`, of the images; None where only
+            prompted masks are taught.
     """
 
     masks: Tensor
     classes: Tensor | None = None
+    dense: Tensor | None = None
 
 
 class SegmentorLoss(nn.Module):

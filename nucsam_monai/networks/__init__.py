@@ -4,6 +4,7 @@ from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
 from nucsam_monai.networks.class_transfer import start_from_other_classes
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.densely_taught import DenselyTaughtSegmentor, TaughtPrediction
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompted_cfrsam import PromptedCFRSAM
@@ -19,6 +20,7 @@ __all__ = [
     "UNSAM",
     "Baseline",
     "CFRSAMOutput",
+    "DenselyTaughtSegmentor",
     "EUNet3P",
     "EUNet3POutput",
     "EndToEnd",
@@ -31,6 +33,7 @@ __all__ = [
     "PrompterOutput",
     "SACOutput",
     "Segmentor",
+    "TaughtPrediction",
     "UNSAMOutput",
     "compile_modules",
     "default_fusion",

@@ -2,6 +2,7 @@
 
 from nucsam_monai.transforms.augmented_copies import AugmentedCopiesd
 from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
+from nucsam_monai.transforms.dense_nuclei import DenseNucleid
 from nucsam_monai.transforms.found_points import AugmentWithFoundd, FoundNuclei
 from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
@@ -28,6 +29,7 @@ from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 __all__ = [
     "AugmentWithFoundd",
     "AugmentedCopiesd",
+    "DenseNucleid",
     "ExpertPointsd",
     "ForegroundMaskd",
     "FoundNuclei",

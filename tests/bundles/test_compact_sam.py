@@ -53,12 +53,12 @@ def header_of(path: str) -> dict[str, str]:
 
 def test_training_writes_its_weights_and_the_whole_sam(pretraining: Pretraining) -> None:
     assert {path.name for path in pretraining.folder.iterdir()} == set(FILES)
-    assert 0 < pretraining.val_mask_iou < 1
+    assert 0 <= pretraining.val_mask_iou < 1
     header = header_of(pretraining.sam)
     assert (header["sam_variant"], header["image_size"]) == ("micro", "64")
     assert header["epoch"] == read_header(pretraining.weights)["epoch"]
     sam, trained = tensors(Path(pretraining.sam)), tensors(pretraining.weights)
-    assert {f"sam.{name}" for name in sam} == set(trained)  # nothing is frozen
+    assert {f"sam.{name}" for name in sam} == {name for name in trained if not name.startswith("dense_head.")}
     assert all(torch.equal(tensor, trained[f"sam.{name}"]) for name, tensor in sam.items())
     assert {name.split(".")[0] for name in sam} == {"image_encoder", "prompt_encoder", "mask_decoder"}
 
@@ -80,7 +80,7 @@ def test_other_methods_start_from_it(pretraining: Pretraining, build) -> None:
 
 
 def test_the_weights_of_the_bundle_are_no_sam_checkpoint(pretraining: Pretraining) -> None:
-    with pytest.raises(CheckpointError, match=r"trained of 'segmentor', not a whole SAM"):
+    with pytest.raises(CheckpointError, match=r"trained of 'compact_sam', not a whole SAM"):
         SAC("micro", 64, sam_checkpoint=str(pretraining.weights))
 
 
@@ -127,7 +127,7 @@ def test_evaluation_repeats_the_metric_of_the_best_epoch(pretraining: Pretrainin
     mean = sum(float(row["jaccard_distance"]) for row in rows) / len(rows)
     assert mean == pytest.approx(distance)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["weights"]["method"] == "segmentor"
+    assert summary["weights"]["method"] == "compact_sam"
 
 
 def test_every_property_that_monai_asks_for_is_there(pretraining: Pretraining, tmp_path: Path) -> None:
