@@ -9,8 +9,9 @@ from torchvision.ops import nms
 
 from nucsam_monai.inferers.nucleus_masks import NucleusMasks
 
-SuppressionRule = Literal["box", "mask"]
-"""``box`` compares the boxes of two nuclei, as PromptNucSeg does, ``mask`` their pixels."""
+SuppressionRule = Literal["box", "mask", "smaller_mask"]
+"""``box`` compares the boxes of two nuclei, as PromptNucSeg does, ``mask`` their pixels, both by intersection over
+union; ``smaller_mask`` asks which share of the smaller nucleus lies in the other one."""
 
 
 def one_mask_per_prompt(masks: NucleusMasks) -> NucleusMasks:
@@ -36,15 +37,16 @@ def suppress_duplicates(masks: NucleusMasks, threshold: float, rule: Suppression
     """Drop every mask that overlaps a better one, whatever its class: non-maximum suppression.
 
     Boxes of touching nuclei may overlap more than ``threshold`` although the nuclei do not: by boxes one of two
-    slender diagonal neighbours is lost, by masks both remain.
+    slender diagonal neighbours is lost, by masks both remain. A large nucleus that was prompted several times may get
+    masks of its parts, whose union with the whole is large: only ``smaller_mask`` takes them for duplicates.
 
     Args:
         masks: sorted by :func:`best_first`.
-        threshold: intersection over union above which the worse mask is dropped.
-        rule: what the intersection is taken of.
+        threshold: overlap above which the worse mask is dropped.
+        rule: how the overlap is measured.
     """
-    if rule == "mask":
-        return masks.take(_suppress_by_masks(masks, threshold))
+    if rule != "box":
+        return masks.take(_suppress_by_masks(masks, threshold, of_smaller=rule == "smaller_mask"))
     # The ranks as scores, since they are unique: equal scores would leave the choice to the sorting.
     ranks = torch.arange(len(masks), 0, -1, dtype=torch.float64)
     # In float64, as a quotient of whole numbers is then on the same side of the threshold everywhere.
@@ -52,19 +54,19 @@ def suppress_duplicates(masks: NucleusMasks, threshold: float, rule: Suppression
     return masks.take(kept.numpy())
 
 
-def _suppress_by_masks(masks: NucleusMasks, threshold: float) -> NDArray[np.int64]:
+def _suppress_by_masks(masks: NucleusMasks, threshold: float, *, of_smaller: bool) -> NDArray[np.int64]:
     first, second, shared = _overlapping_boxes(masks.boxes)
     # The masks share at most what the boxes share; most pairs need no look at their pixels.
     smaller = np.minimum(masks.areas[first], masks.areas[second])
     both = masks.areas[first] + masks.areas[second]
     most = np.minimum(shared, smaller)
-    candidates = np.flatnonzero(most > threshold * (both - most) * (1 - 1e-9))
+    candidates = np.flatnonzero(most > threshold * (smaller if of_smaller else both - most) * (1 - 1e-9))
     kept = np.ones(len(masks), dtype=np.bool_)
     for pair in candidates.tolist():
         better, worse = int(first[pair]), int(second[pair])
         if kept[better] and kept[worse]:
             common = _common_pixels(masks, better, worse)
-            kept[worse] = common / (both[pair] - common) <= threshold
+            kept[worse] = common / (smaller[pair] if of_smaller else both[pair] - common) <= threshold
     return np.flatnonzero(kept)
 
 

@@ -68,10 +68,9 @@ class PromptedInferer(Inferer):
             where it is farthest from the edges, and in the others only if its mask there is empty or presumably
             cut: with an overlap of a quarter that saves up to 44 % of the masks, and for a single click up to
             three of four tiles, but the embeddings of all tiles are kept until the image is finished.
-        nms: whether two nuclei are compared by ``box`` or by ``mask``; see
+        nms: whether two nuclei are compared by ``box``, ``mask`` or ``smaller_mask``; see
             :func:`~nucsam_monai.inferers.duplicate_removal.suppress_duplicates`.
-        nms_threshold: intersection over union above which the worse of two nuclei is dropped; 0.3 for Kumar and
-            MoNuSeg.
+        nms_threshold: overlap above which the worse of two nuclei is dropped; 0.3 for Kumar and MoNuSeg.
         negatives: K; each prompt is decoded without and with its K nearest neighbours as negative points, and
             the better mask remains.
         test_time_augmentation: average over six views of each tile.

@@ -40,6 +40,15 @@ def test_a_suppressed_mask_suppresses_nothing():
         assert suppress_duplicates(chain, 0.5, rule).prompts.tolist() == [0, 2]
 
 
+def test_parts_of_a_large_nucleus_are_duplicates_by_their_own_size():
+    whole_and_parts = rectangles([(0, 0, 20, 20), (2, 2, 8, 8), (12, 12, 20, 24)], [0.9, 0.8, 0.7])
+    for rule in ("box", "mask"):
+        assert len(suppress_duplicates(whole_and_parts, 0.5, rule)) == 3
+    assert suppress_duplicates(whole_and_parts, 0.5, "smaller_mask").prompts.tolist() == [0]
+    # two thirds of the last one lie in the first
+    assert suppress_duplicates(whole_and_parts, 0.7, "smaller_mask").prompts.tolist() == [0, 2]
+
+
 def test_exactly_the_threshold_is_no_duplicate():
     pair = rectangles([(0, 0, 10, 1), (0, 0, 3, 1)], [0.9, 0.8])
     for rule in ("box", "mask"):

@@ -123,7 +123,7 @@ def test_six_views_of_the_truth_are_the_truth(height, width, tile_px, seed):
     st.integers(0, 31),
     st.integers(0, 8),
     st.sampled_from([0.0, 0.3, 0.5, 1.0]),
-    st.sampled_from(["box", "mask"]),
+    st.sampled_from(["box", "mask", "smaller_mask"]),
     st.booleans(),
     st.booleans(),
 )

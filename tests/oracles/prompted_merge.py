@@ -75,6 +75,8 @@ def _overlap(one, other, rule):
             filled.append(np.zeros_like(mask))
             filled[-1][y0:y1, x0:x1] = True
         one, other = filled
+    if rule == "smaller_mask":
+        return int((one & other).sum()) / min(int(one.sum()), int(other.sum()))
     return int((one & other).sum()) / int((one | other).sum())
 
 

@@ -114,7 +114,10 @@ _NUMBERS: Mapping[str, tuple[float, float, bool]] = {
     "point_radius_px": (0.5, 200.0, False),
 }
 _SWITCHES = ("tta", "mask_filter", "clean_masks")
-_CHOICES: Mapping[str, tuple[str, ...]] = {"instances": ("components", "watershed")}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "instances": ("components", "watershed"),
+    "nms": ("box", "mask", "smaller_mask"),
+}
 
 
 def options_of_config(config: Mapping[str, Any]) -> tuple[Option, ...]:
