@@ -1,5 +1,6 @@
 """Where cached embeddings lie: in files that processes share, and in the memory of one process."""
 
+import json
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from nucsam_monai.networks.sam.tensor_files import bytes_of_tensor, open_safetensors
+from nucsam_monai.networks.sam.tensor_files import bytes_of_tensor
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.files import atomic_path
 
@@ -180,11 +181,13 @@ class FileStore:
 
 def _read(path: Path, key: str) -> Entry:
     """Read and check one file; a file that is not what was written raises CheckpointError."""
-    with open_safetensors(path) as file:
-        header = dict(file.metadata() or {})
-        names = file.keys()
-        # Copied, so that nothing refers to a file that another process may remove.
-        tensors = {name: file.get_tensor(name).clone() for name in names}
+    # Read at once: safetensors opens a file twice, and another process may replace it in between.
+    data = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(data)
+        header = dict(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {}))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged safetensors file ({error}).") from error
     checksum = header.pop("crc32", None)
     entry = Entry(tensors, header)
     if header.get("key") != key or checksum != _checksum(entry):
