@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.segmentor import Segmentor
 
-_SIDE_OF_EMBEDDING = 4  # the mask decoder's logits are as much finer, too
-
 
 class TaughtPrediction(NamedTuple):
     """What the network says in training.
@@ -60,8 +58,8 @@ class DenseNucleiHead(nn.Module):
 class DenselyTaughtSegmentor(Segmentor):
     """A segmentor with a head that a training from random weights adds to its encoder.
 
-    A few prompted nuclei of an image teach the encoder little in one step; with this head every pixel does. In
-    evaluation it is left out, and SAM's file does not contain it.
+    Of an image only the prompted nuclei teach the encoder; with this head every pixel does. In evaluation it is left
+    out, and SAM's file does not contain it.
 
     Args:
         sam_variant: as in :class:`~nucsam_monai.networks.segmentor.Segmentor`, like all others.
