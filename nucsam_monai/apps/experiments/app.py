@@ -120,7 +120,9 @@ def run_grid(
                 number += 1
                 bar.update()
                 bar.set_postfix_str(str(outcome.step))
-                logger.info("[%d/%d] %s: %s", number, len(steps), outcome.step, _ending(outcome))
+                logger.info(
+                    "[%d/%d] %s: %s", number, len(steps), grid.describe(outcome.step), _ending(outcome)
+                )
                 if outcome.error is not None:
                     failures.append(f"{outcome.step}: {outcome.error}")
                 elif isinstance(outcome.step, Evaluation):
@@ -155,7 +157,9 @@ def plan(experiment: Experiment, places: Places) -> str:
     draw_demo(experiment, places)
     grid = expand(experiment)
     check(experiment, grid, places)
-    lines = [f"{'done' if is_done(step, places) else 'to do':<6} {step}" for step in _steps(grid)]
+    lines = [
+        f"{'done' if is_done(step, places) else 'to do':<6} {grid.describe(step)}" for step in _steps(grid)
+    ]
     return "\n".join([f"{experiment.full_name}: {experiment.title}", *lines])
 
 

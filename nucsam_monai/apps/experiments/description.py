@@ -67,7 +67,8 @@ class Method:
         options: for training and evaluation.
         test_options: for evaluation only, so that methods which differ only here share their training.
         train: whether it is trained here.
-        checkpoint: weights to test instead, relative to the folder of weights.
+        checkpoint: weights to test instead, a file or a folder relative to the folder of weights; ``{dataset}`` in
+            it is the name of the dataset.
         protocol: another protocol than the experiment's.
         printed: name of its row in the paper's table; its own name by default.
         x: its place on the axis of a sweep.

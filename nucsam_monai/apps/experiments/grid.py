@@ -84,6 +84,11 @@ class Grid:
     evaluations: tuple[Evaluation, ...]
     measurements: tuple[Measurement, ...]
 
+    def describe(self, step: Training | Evaluation | Measurement) -> str:
+        """Return the text of a step; that of a training says which methods it is for."""
+        methods = dict.fromkeys(pair.method.name for pair in self.evaluations if pair.training == step)
+        return f"{step}, for {', '.join(methods)}" if methods else str(step)
+
 
 def expand(experiment: Experiment) -> Grid:
     """Return the steps of an experiment: every method on every dataset, split and seed.

@@ -1,17 +1,21 @@
 """Where an experiment finds its data and weights and puts its results."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nucsam_monai.apps.experiments.description import BundleOptions, DatasetUse
+from nucsam_monai.apps.experiments.description import BundleOptions, DatasetUse, Method
 from nucsam_monai.data import read_dataset
 from nucsam_monai.utils.files import sha256_of_file
 from nucsam_monai.utils.paths import bundle_root
 
 PRETRAINING = "{pretraining}"
 """What settings call the folder of the pretraining."""
+
+DATASET = "{dataset}"
+"""What the checkpoint of a method calls the name of the dataset that is tested."""
 
 _EXPRESSIONS = ("$", "@", "%", PRETRAINING)
 
@@ -47,6 +51,14 @@ class Places:
             if key.endswith("checkpoint") and isinstance(value, str) and not value.startswith(_EXPRESSIONS)
         }
 
+    def checkpoint(self, method: Method, dataset: DatasetUse) -> Path | None:
+        """Return the weights that a method is tested with on a dataset: a file, or the folder of several.
+
+        None where the experiment trains the method, or where it needs no weights.
+        """
+        name = method.checkpoint
+        return None if name is None else self.weights_dir / name.replace(DATASET, dataset.name)
+
     def settings(self, options: BundleOptions, pretraining: Path | None) -> dict[str, Any]:
         """Return settings in which weights are absolute paths and the pretraining is its folder."""
         settings = {
@@ -66,6 +78,14 @@ def config_paths(bundle: str, names: tuple[str, ...]) -> list[str]:
     """
     folder = Path(bundle_root(bundle)) / "configs"
     return [str(folder / f"{name}.json") for name in names]
+
+
+def weights_files(place: Path) -> dict[str, Path]:
+    """Return the weights of a folder without those that a training resumes from, or the one file named, by name."""
+    if place.is_file():
+        return {place.stem: place}
+    files = sorted(place.glob("*.safetensors"))
+    return {file.stem: file for file in files if not re.search(r"state|previous", file.name)}
 
 
 @lru_cache(maxsize=256)

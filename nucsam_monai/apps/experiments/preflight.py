@@ -117,11 +117,8 @@ def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:
     options = [training.options for training in (*grid.pretrainings, *grid.trainings)]
     options += [pair.options for pair in _tested(grid)]
     files = [path for changes in options for path in places.weights(changes).values()]
-    files += [
-        places.weights_dir / pair.method.checkpoint
-        for pair in _tested(grid)
-        if pair.method.checkpoint is not None
-    ]
+    checkpoints = [places.checkpoint(pair.method, pair.dataset) for pair in _tested(grid)]
+    files += [path for path in checkpoints if path is not None]
     for path in files:
         if not path.exists():
             source = WEIGHT_SOURCES.get(path.name)

@@ -15,7 +15,13 @@ from typing import Any
 
 from nucsam_monai.apps.experiments.description import BundleOptions, DatasetUse
 from nucsam_monai.apps.experiments.grid import Evaluation, Measurement, Training
-from nucsam_monai.apps.experiments.places import Places, config_paths, domain_and_name, file_digest
+from nucsam_monai.apps.experiments.places import (
+    Places,
+    config_paths,
+    domain_and_name,
+    file_digest,
+    weights_files,
+)
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -84,8 +90,7 @@ def prepare(step: Step, places: Places, tracking: Tracking | None = None) -> lis
 
 def weights_of(training: Training, places: Places) -> dict[str, Path]:
     """Return the weights files of a finished training by name."""
-    files = sorted(folder_of(training, places).glob("*.safetensors"))
-    return {file.stem: file for file in files if not re.search(r"state|previous", file.name)}
+    return weights_files(folder_of(training, places))
 
 
 def handlers_key(bundle: str) -> str:
@@ -121,12 +126,13 @@ def _identity(step: Step, places: Places) -> dict[str, Any]:
             "data": [digest for digest, _ in data] if len(data) == 1 else data,
             "pretraining": before and _identity(before, places),
         }
-    checkpoint = step.method.checkpoint
+    checkpoint = places.checkpoint(step.method, step.dataset)
+    files = {} if checkpoint is None else weights_files(checkpoint)
     return document | {
         "data": _data_identity(step.dataset, places),
         "splits": step.dataset.splits,
         "training": step.training and _identity(step.training, places),
-        "checkpoint": checkpoint and file_digest(places.weights_dir / checkpoint),
+        "checkpoint": {name: file_digest(file) for name, file in files.items()},
     }
 
 
@@ -204,7 +210,7 @@ def _evaluation_settings(pair: Evaluation, places: Places, folder: Path) -> dict
 def _checkpoint(pair: Evaluation, places: Places) -> Path | None:
     """Return the weights of a pair: a file, or the folder of several."""
     if pair.training is None:
-        return None if pair.method.checkpoint is None else places.weights_dir / pair.method.checkpoint
+        return places.checkpoint(pair.method, pair.dataset)
     weights = weights_of(pair.training, places)
     if not weights:
         raise ConfigurationError(f"{folder_of(pair.training, places)}: holds no weights. Train it again.")

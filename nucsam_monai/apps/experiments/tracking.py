@@ -10,7 +10,7 @@ from typing import Any
 
 from nucsam_monai.apps.experiments.description import Experiment
 from nucsam_monai.apps.experiments.grid import Evaluation, Training
-from nucsam_monai.apps.experiments.places import Places
+from nucsam_monai.apps.experiments.places import Places, weights_files
 from nucsam_monai.apps.experiments.results import Results, read_summary
 from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, Tracking, folder_of, weights_of
 from nucsam_monai.handlers import TrackedRun
@@ -93,8 +93,8 @@ class ExperimentTracking:
             return
         training = pair.training
         weights: dict[str, Path] = {} if training is None else weights_of(training, self.places)
-        if pair.method.checkpoint is not None:
-            weights["trained"] = self.places.weights_dir / pair.method.checkpoint
+        if (checkpoint := self.places.checkpoint(pair.method, pair.dataset)) is not None:
+            weights = weights_files(checkpoint)
         run = TrackedRun(
             MLFLOW_EXPERIMENT,
             self.places.tracking_uri,
@@ -103,8 +103,7 @@ class ExperimentTracking:
             parent_run_id=self.parent_id,
             tags=self._tags(pair),
             params={"overlays": list(pair.options.overlays), **pair.options.settings},
-            weights={name: path for name, path in weights.items() if path.is_file()}
-            | self.places.weights(pair.options),
+            weights=weights | self.places.weights(pair.options),
         )
         with run:
             summary = {name: value for name, value in read_summary(folder).items() if not math.isnan(value)}

@@ -55,6 +55,8 @@ def test_methods_that_differ_in_the_test_only_share_their_training(tmp_path: Pat
     ]
     grid = expand(experiment_of(tmp_path, methods=methods))
     assert texts(grid.trainings) == ["training unsam on bright, seed 0", "training unsam on dark, seed 0"]
+    assert grid.describe(grid.trainings[0]) == "training unsam on bright, seed 0, for A, B"
+    assert grid.describe(grid.evaluations[0]) == "A on bright, seed 0"
     assert len(grid.evaluations) == 8
     assert grid.evaluations[2].training == grid.evaluations[0].training
     assert grid.evaluations[2].options.settings == {"unseen_domain": "mean"}

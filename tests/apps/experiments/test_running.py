@@ -6,6 +6,7 @@ import pytest
 
 from nucsam_monai.apps.experiments import expand, main, plan, run_experiment
 from nucsam_monai.apps.experiments.app import run_grid
+from nucsam_monai.apps.experiments.grid import Evaluation
 from nucsam_monai.apps.experiments.running import run_command, run_step
 from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, folder_of, is_done, prepare
 from nucsam_monai.utils.errors import ConfigurationError
@@ -86,6 +87,35 @@ def test_a_step_with_other_settings_or_data_or_weights_is_another_step(
     assert folder(sam_checkpoint="sam.pth") != first
     training = expand(experiment_of(tmp_path)).trainings[0]
     assert folder_of(replace(training, seed=1), places) != folder_of(training, places)
+
+
+def test_a_checkpoint_is_chosen_by_dataset_and_known_by_the_weights_in_it(
+    tmp_path: Path, dataset_dir: str
+) -> None:
+    places = places_of(tmp_path, dataset_dir)
+    methods = [{"name": "A", "bundle": "promptnucseg", "checkpoint": "mine_{dataset}"}]
+    grid = expand(experiment_of(tmp_path, methods=methods))
+    for name in ("bright", "dark"):
+        folder = tmp_path / "weights" / f"mine_{name}"
+        folder.mkdir(parents=True)
+        (folder / "prompter.safetensors").write_text("prompter")
+        (folder / "segmentor.safetensors").write_text(f"segmentor of {name}")
+
+    def settings_of(pair: Evaluation) -> dict[str, object]:
+        prepare(pair, places)
+        return json.loads((folder_of(pair, places) / SETTINGS_FILE).read_text())
+
+    assert [settings_of(pair)["checkpoint"] for pair in grid.evaluations] == [
+        str(tmp_path / "weights" / f"mine_{name}") for name in ("bright", "dark")
+    ]
+    before = [folder_of(pair, places) for pair in grid.evaluations]
+    (tmp_path / "weights" / "mine_dark" / "segmentor_state.safetensors").write_text(
+        "of the training, not of the model"
+    )
+    assert [folder_of(pair, places) for pair in grid.evaluations] == before
+    (tmp_path / "weights" / "mine_dark" / "segmentor.safetensors").write_text("another segmentor")
+    after = [folder_of(pair, places) for pair in grid.evaluations]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False]
 
 
 def test_two_processes_keep_out_of_each_others_way(tmp_path: Path, dataset_dir: str) -> None:
