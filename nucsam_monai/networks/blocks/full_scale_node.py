@@ -1,19 +1,22 @@
 """Full-scale skip connections: a decoder node that sees the maps of every level."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.blocks.conv_units import conv_unit
+from nucsam_monai.networks.blocks.enlarged_convolution import convolve_enlarged
 
 
 class FullScaleNode(nn.Module):
     """A decoder node of U-Net 3+ (Huang et al., 2020, section 2.1, Eq. 1).
 
     Every level's map is brought to the node's resolution and to the same number of channels; one more
-    convolution mixes them.
+    convolution mixes them. Coarser maps are enlarged and convolved in one step, see
+    :func:`~nucsam_monai.networks.blocks.enlarged_convolution.convolve_enlarged`.
 
     Args:
         level: of the node; 0 is the finest.
@@ -41,10 +44,19 @@ class FullScaleNode(nn.Module):
                 the encoder, of coarser levels those of the decoder.
         """
         skips = [
-            skip(change_level(features, source - self.level))
-            for source, (features, skip) in enumerate(zip(maps, self.skips, strict=True))
+            _skip(features, cast(nn.Sequential, unit), source - self.level)
+            for source, (features, unit) in enumerate(zip(maps, self.skips, strict=True))
         ]
         return self.merge(torch.cat(skips, dim=1))
+
+
+def _skip(features: Tensor, unit: nn.Sequential, finer_by: int) -> Tensor:
+    """Return ``unit(change_level(features, finer_by))``."""
+    if finer_by <= 0:
+        return unit(change_level(features, finer_by))
+    convolution = cast(nn.Conv2d, unit[0])
+    enlarged = convolve_enlarged(features, convolution.weight, convolution.bias, 2**finer_by)
+    return unit[1:](enlarged)
 
 
 def change_level(features: Tensor, finer_by: int) -> Tensor:
