@@ -25,6 +25,7 @@ from nucsam_monai.networks.adapters.mala import KERNEL_SIDES
 from nucsam_monai.utils.machine import processor_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
+from scripts.kept_memory import kept_storages
 from tests.oracles.dynamic_convolution import convolve as unfolded_convolution
 
 MAPS = ((4, 14), (1, 16), (25, 14), (1, 64))
@@ -94,14 +95,7 @@ def seconds(convolve: Callable[[], Tensor], inputs: list[Tensor], device: str) -
 
 def kept_bytes(convolve: Callable[[], Tensor], inputs: list[Tensor]) -> int:
     """Return the bytes that autograd keeps for the backward pass, the inputs not counted."""
-    kept = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_storages() as kept:
         result = convolve()
     total = sum(size for address, size in kept.items() if address not in {each.data_ptr() for each in inputs})
     del result

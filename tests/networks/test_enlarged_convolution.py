@@ -1,14 +1,8 @@
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from nucsam_monai.networks.blocks.enlarged_convolution import convolve_enlarged
-
-
-def enlarge_then_convolve(features: Tensor, weight: Tensor, bias: Tensor | None, factor: int) -> Tensor:
-    enlarged = F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
-    return F.conv2d(enlarged, weight, bias, padding=1)
+from tests.oracles.enlarged_convolution import enlarge_then_convolve
 
 
 @pytest.mark.parametrize("factor", [2, 4, 16])

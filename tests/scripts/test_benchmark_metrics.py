@@ -1,20 +1,10 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import fire
 import pytest
-import torch
 
 from scripts.benchmark_metrics import main
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The benchmark runs torch on one thread; the tests after it need not."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_times_and_values_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,9 @@
 import json
 
 import fire
-import pytest
 import torch
 
 from scripts import benchmark_refinement
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """The benchmark runs torch on one thread; the tests after it need not."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_all_ways_of_refining_are_measured_and_agree(tmp_path, capsys):
