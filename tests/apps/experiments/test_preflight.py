@@ -11,7 +11,7 @@ from nucsam_monai.apps.experiments.steps import handlers_key
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import bundle_root
 from tests.apps.experiments.stub import experiment_of, places_of
-from tests.apps.experiments.test_reading import FILES
+from tests.apps.experiments.test_reading import FILES, forms_of
 
 
 def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Path, dataset_dir: str) -> None:
@@ -47,7 +47,7 @@ def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Pat
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_ready_files_name_only_keys_that_their_bundles_have(path: Path) -> None:
     problems: set[str] = set()
-    for form in ("paper", "small"):
+    for form in forms_of(path):
         grid = expand(read_experiment(path, form))
         used = [(step.bundle, step.options, ("train",)) for step in (*grid.pretrainings, *grid.trainings)]
         tested = (*grid.evaluations, *(measurement.evaluation for measurement in grid.measurements))

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nucsam_monai.apps.experiments import read_experiment
 from nucsam_monai.apps.experiments.description import BundleOptions
@@ -23,12 +24,19 @@ def test_every_table_that_was_promised_is_there() -> None:
         "unsam/figure_5",
     }
     promised |= {f"cfrsam/table_{n}" for n in (1, *range(5, 13))}
+    promised |= {"real/leaderboard", "real/zero_shot", "real/cfrsam_transfer"}
     assert found == promised
+
+
+def forms_of(path: Path) -> list[str]:
+    return list(yaml.safe_load(path.read_text())["forms"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_ready_file_reads_in_both_forms_and_names_rows_of_its_printed_table(path: Path) -> None:
-    paper, small = read_experiment(path, "paper"), read_experiment(path, "small")
+    forms = forms_of(path)
+    assert forms == ["real" if path.parent.name == "real" else "paper", "small"]
+    paper, small = (read_experiment(path, form) for form in forms)
     assert paper.name == small.name == f"{path.parent.name}_{path.stem}"
     if paper.printed is None:
         return
