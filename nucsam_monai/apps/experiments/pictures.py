@@ -17,6 +17,7 @@ from nucsam_monai.utils.files import atomic_path
 
 _PANEL = 2.6  # inches
 _DPI = 110
+_ID_LENGTH = 24  # characters of an image's name that fit above it
 
 
 def label_map_of(folder: Path, item: Mapping[str, str]) -> Path:
@@ -41,12 +42,12 @@ def qualitative_sheet(
     panels = figure.subplots(rows, columns, squeeze=False)
     for row, item in zip(panels, items, strict=True):
         image, true = read_image(item["image"]), read_instances(item["instances"])
-        _show(row[0], image, item["id"])
+        _show(row[0], image, item["id"][:_ID_LENGTH])
         truth = np.full((len(np.unique(true[true > 0])), 3), TRUE_POSITIVE, dtype=np.uint8)
-        _show(row[1], overlay_image(image, true, colours=truth), f"ground truth, {len(truth)}")
+        _show(row[1], overlay_image(image, true, colours=truth), f"ground truth\n{len(truth)} nuclei")
         for axes, (name, folder) in zip(row[2:], evaluations.items(), strict=True):
             picture, found = outcome_picture(image, true, read_label_map(label_map_of(folder, item)))
-            _show(axes, picture, f"{name}: {found}")
+            _show(axes, picture, f"{name}\n{found}")
     figure.supxlabel("blue: found (IoU > 0.5), orange: invented, yellow: missed", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=_DPI)

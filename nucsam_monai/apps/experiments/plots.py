@@ -18,6 +18,7 @@ Curve = Sequence[tuple[float, float]]
 
 _DPI = 120
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.2, 3.4
+_PANELS_IN_A_ROW = 3
 
 
 def plot_all(
@@ -63,7 +64,7 @@ def bars(experiment: Experiment, results: Results) -> Figure | None:
     measured = [metric for metric in metrics if any(key[2] == metric for key in results.cells)]
     if not measured:
         return None
-    figure, panels = _panels(len(measured), width=max(_PANEL_WIDTH, 0.35 * len(methods) * len(datasets)))
+    figure, panels = _panels(len(measured), width=max(_PANEL_WIDTH, 0.2 * len(methods) * len(datasets)))
     width = 0.8 / len(methods)
     for axes, metric in zip(panels, measured, strict=True):
         for index, method in enumerate(methods):
@@ -150,8 +151,12 @@ def _shares(experiment: Experiment) -> list[str]:
 def _panels(count: int, width: float = _PANEL_WIDTH) -> tuple[Figure, list[Axes]]:
     # A figure without pyplot: no window system is asked for, and threads do not share it.
     with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(width * count, _PANEL_HEIGHT), layout="constrained")
-        return figure, list(figure.subplots(1, count, squeeze=False)[0])
+        columns, rows = min(count, _PANELS_IN_A_ROW), -(-count // _PANELS_IN_A_ROW)
+        figure = Figure(figsize=(width * columns, _PANEL_HEIGHT * rows), layout="constrained")
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for unused in panels[count:]:
+            unused.set_axis_off()
+        return figure, panels[:count]
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
