@@ -46,8 +46,8 @@ def settings(dataset_dir: str, output: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("bundle", "place"),
     [
-        ("unsam", "repository"),
         ("unsam", "elsewhere"),
+        pytest.param("unsam", "repository", marks=pytest.mark.slow),  # the same with two processes is run below
         pytest.param("unsam", "bundle", marks=pytest.mark.slow),
         pytest.param("sac", "repository", marks=pytest.mark.slow),
     ],
