@@ -47,7 +47,7 @@ def settings(dataset_dir: str, output: Path) -> list[str]:
     ("bundle", "place"),
     [
         ("unsam", "elsewhere"),
-        pytest.param("unsam", "repository", marks=pytest.mark.slow),  # the same with two processes is run below
+        pytest.param("unsam", "repository", marks=pytest.mark.slow),  # below it runs with two processes
         pytest.param("unsam", "bundle", marks=pytest.mark.slow),
         pytest.param("sac", "repository", marks=pytest.mark.slow),
     ],
