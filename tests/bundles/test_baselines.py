@@ -99,6 +99,7 @@ def test_evaluation_repeats_the_numbers_of_the_training(unet: Training, tmp_path
     facts = json.loads((tmp_path / "summary.json").read_text())
     assert facts["baseline"] == "unet"
     assert {row["domain"] for row in facts["summary"]} >= {"bright", "dark"}
+    assert {"dice", "iou", "weighted_f1", "weighted_iou", "aji", "pq"} <= set(facts["summary"][0])
 
 
 def test_evaluation_refuses_weights_of_another_baseline(unet: Training, tmp_path: Path) -> None:
