@@ -35,7 +35,7 @@ def write_cost(evaluator: SupervisedEvaluator, network: nn.Module, output_dir: s
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     batches = list(islice(iter(evaluator.data_loader), 1 + _TIMED_IMAGES))
     evaluator.network.eval()
-    network.requires_grad_(False)  # the counter's hooks fail on a parameter that is the answer of a module
+    network.requires_grad_(False)  # the counter's hooks fail on a module that answers a view of its parameter
     with torch.no_grad():
         counter = FlopCounterMode(display=False)
         with counter:
