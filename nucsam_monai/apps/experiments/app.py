@@ -3,13 +3,12 @@
 import logging
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nucsam_monai.apps.experiments.description import DatasetUse, Experiment
+from nucsam_monai.apps.experiments.description import Experiment
 from nucsam_monai.apps.experiments.grid import Evaluation, Grid, Training, expand
 from nucsam_monai.apps.experiments.places import Places
 from nucsam_monai.apps.experiments.preflight import check, draw_demo
@@ -196,8 +195,7 @@ def main(
     """
     if unknown:
         raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
-    experiment = read_experiment(file, form)
-    experiment = with_datasets(experiment, _names(datasets), _names(train_datasets))
+    experiment = read_experiment(file, form, _names(datasets), _names(train_datasets))
     places = Places(
         data_dir=_absolute(data_dir),
         weights_dir=_absolute(weights_dir),
@@ -210,21 +208,6 @@ def main(
     given = [f"--{key} {_text(value)}" for key, value in options.items() if value is not None]
     command = " ".join(["python scripts/run_experiment.py", shlex.quote(str(file)), *given])
     return str(run_experiment(experiment, places, jobs=jobs, command=command).folder / "results.md")
-
-
-def with_datasets(
-    experiment: Experiment, datasets: Sequence[str], train_datasets: Sequence[str]
-) -> Experiment:
-    """Return the experiment on other data; its form is named after them."""
-    if not datasets and not train_datasets:
-        return experiment
-    changes = {
-        key: tuple(DatasetUse(Path(name).name, name) for name in names)
-        for key, names in (("datasets", datasets), ("train_datasets", train_datasets))
-        if names
-    }
-    names = [dataset.name for use in changes.values() for dataset in use]
-    return replace(experiment, form="-".join([experiment.form, *names]), **changes)  # type: ignore[arg-type]
 
 
 def _finish(pair: Evaluation, places: Places, tracker: ExperimentTracking | None) -> None:

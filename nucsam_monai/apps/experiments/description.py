@@ -48,6 +48,7 @@ class DatasetUse:
             None stands for that of the bundle's overlay, or the one that ``dataset.json`` is split by.
         splits: the splits that are tested.
         bundles: options of each bundle on this dataset.
+        train_datasets: what is trained on before a zero-shot test on this dataset, instead of the experiment's.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DatasetUse:
     split_protocols: tuple[str | None, ...] = (None,)
     splits: tuple[str, ...] = ("test",)
     bundles: Mapping[str, BundleOptions] = field(default_factory=dict)
+    train_datasets: tuple["DatasetUse", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Experiment:
             :data:`COST_METRICS` parameters, operations and speed are measured.
         methods: rows of its tables.
         datasets: what is tested.
-        train_datasets: what is trained on, with the protocol ``zero_shot``.
+        train_datasets: what is trained on, with the protocol ``zero_shot``, unless a dataset names its own.
         seeds: each is trained and tested on its own and averaged in tables.
         bundles: options of each bundle in this form.
         pretraining: what the methods start from.
@@ -150,6 +152,10 @@ class Experiment:
     def full_name(self) -> str:
         """Name and form, as its folder is called."""
         return f"{self.name}-{self.form}"
+
+    def trained_before(self, dataset: DatasetUse) -> tuple[DatasetUse, ...]:
+        """Return what is trained on before a zero-shot test on a dataset."""
+        return dataset.train_datasets or self.train_datasets
 
     @property
     def cost_metrics(self) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def _on_split(training: Training, split_protocol: str | None) -> Training:
 def _trained_together(experiment: Experiment, dataset: DatasetUse, protocol: str) -> tuple[DatasetUse, ...]:
     if protocol == "in_domain":
         return (dataset,)
-    return experiment.train_datasets if protocol == "zero_shot" else experiment.datasets
+    return experiment.trained_before(dataset) if protocol == "zero_shot" else experiment.datasets
 
 
 def _each_once(trainings: list[Training]) -> list[Training]:

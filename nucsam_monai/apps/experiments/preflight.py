@@ -36,8 +36,8 @@ def draw_demo(experiment: Experiment, places: Places) -> None:
     Raises:
         DatasetError: its place holds something else.
     """
-    folders = [dataset.folder for dataset in (*experiment.datasets, *experiment.train_datasets)]
-    if any(folder.partition("/")[0] == DEMO for folder in folders):
+    used = [use for dataset in experiment.datasets for use in (dataset, *experiment.trained_before(dataset))]
+    if any(dataset.folder.partition("/")[0] == DEMO for dataset in used):
         demo_dataset_dir(places.data_dir / DEMO)
 
 

@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ _METHOD = [
     "printed",
     "x",
 ]
-_DATASET = ("name", "folder", "split_protocols", "splits", "bundles")
+_DATASET = ("name", "folder", "split_protocols", "splits", "bundles", "train_datasets")
 
 
 def read_document(path: Path | str) -> dict[str, Any]:
@@ -73,12 +74,16 @@ def read_document(path: Path | str) -> dict[str, Any]:
     return document
 
 
-def read_experiment(path: Path | str, form: str) -> Experiment:
+def read_experiment(
+    path: Path | str, form: str, datasets: Sequence[str] = (), train_datasets: Sequence[str] = ()
+) -> Experiment:
     """Read one form of an experiment.
 
     Args:
         path: a YAML or JSON file, see ``docs/experiments.md``.
         form: name of the form.
+        datasets: dataset folders to test instead of those of the form, which is then named after them.
+        train_datasets: the same for what is trained on before zero-shot tests.
 
     Raises:
         ConfigurationError: something is wrong with the file; the message lists everything that is.
@@ -118,9 +123,26 @@ def read_experiment(path: Path | str, form: str) -> Experiment:
         sweep=document.get("sweep"),
         printed=_printed(reader, document.get("printed"), path.parent),
     )
+    experiment = _on_other_data(experiment, datasets, train_datasets)
     _check_protocol(reader, experiment)
     reader.finish()
     return experiment
+
+
+def _on_other_data(
+    experiment: Experiment, datasets: Sequence[str], train_datasets: Sequence[str]
+) -> Experiment:
+    names = [Path(folder).name for folder in (*datasets, *train_datasets)]
+    tested = tuple(DatasetUse(Path(folder).name, folder) for folder in datasets) or experiment.datasets
+    sources = tuple(DatasetUse(Path(folder).name, folder) for folder in train_datasets)
+    if sources:
+        tested = tuple(replace(dataset, train_datasets=()) for dataset in tested)
+    return replace(
+        experiment,
+        form="-".join([experiment.form, *names]),
+        datasets=tested,
+        train_datasets=sources or experiment.train_datasets,
+    )
 
 
 class _Reader:
@@ -249,6 +271,7 @@ def _dataset(reader: _Reader, entry: Any) -> DatasetUse:
         split_protocols=reader.texts(entry.get("split_protocols"), f"{where}: split_protocols") or (None,),
         splits=splits,
         bundles=_bundles(reader, entry.get("bundles"), where),
+        train_datasets=tuple(_dataset(reader, source) for source in reader.entries(entry, "train_datasets")),
     )
 
 
@@ -284,14 +307,16 @@ def _printed(reader: _Reader, document: Any, folder: Path) -> PrintedTable | Non
 def _check_protocol(reader: _Reader, experiment: Experiment) -> None:
     zero_shot = "zero_shot" in (experiment.protocol, *(method.protocol for method in experiment.methods))
     trains = any(method.train for method in experiment.methods)
-    if zero_shot and trains and not experiment.train_datasets:
-        reader.complain("protocol 'zero_shot': without 'train_datasets'")
-    if not zero_shot and experiment.train_datasets:
-        reader.complain("'train_datasets' belongs to protocol 'zero_shot'")
-    tested = {dataset.folder for dataset in experiment.datasets}
-    for dataset in experiment.train_datasets:
-        if dataset.folder in tested:
+    for dataset in experiment.datasets:
+        sources = experiment.trained_before(dataset)
+        if zero_shot and trains and not sources:
+            reader.complain(f"protocol 'zero_shot': dataset '{dataset.name}' without 'train_datasets'")
+        if not zero_shot and sources:
+            reader.complain(f"dataset '{dataset.name}': 'train_datasets' belongs to protocol 'zero_shot'")
+        if any(source.folder == dataset.folder for source in sources):
             reader.complain(f"dataset '{dataset.name}' is trained on, so its test is not zero-shot")
+        if any(source.train_datasets for source in sources):
+            reader.complain(f"dataset '{dataset.name}': its 'train_datasets' cannot have any themselves")
     names = [dataset.name for dataset in experiment.datasets]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         reader.complain(f"datasets: {', '.join(repeated)} named twice")

@@ -167,11 +167,20 @@ def _facts(experiment: Experiment, commits: Sequence[str], results: Results) -> 
     images = {dataset: count for (_, dataset), count in results.images.items()}
     data = ", ".join(f"{name} ({count} images)" for name, count in images.items()) or "none yet"
     seeds = ", ".join(map(str, experiment.seeds))
-    trained = "+".join(dataset.name for dataset in experiment.train_datasets)
     return (
-        f"Protocol `{experiment.protocol}`{f', trained on {trained}' if trained else ''}; tested on {data}; "
+        f"Protocol `{experiment.protocol}`{_trained_on(experiment)}; tested on {data}; "
         f"seeds {seeds}; commit {', '.join(commits) or 'unknown'}; {datetime.date.today().isoformat()}."
     )
+
+
+def _trained_on(experiment: Experiment) -> str:
+    tests_of: dict[str, list[str]] = {}
+    for dataset in experiment.datasets:
+        trained = "+".join(source.name for source in experiment.trained_before(dataset))
+        tests_of.setdefault(trained, []).append(dataset.name)
+    if len(tests_of) == 1:
+        return "".join(f", trained on {trained}" for trained in tests_of if trained)
+    return "".join(f", trained on {trained} for {' and '.join(tests)}" for trained, tests in tests_of.items())
 
 
 def _legend(table: Table, printed: Printed | None) -> str:

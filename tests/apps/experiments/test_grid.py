@@ -38,6 +38,22 @@ def test_zero_shot_tests_what_was_not_trained_on(tmp_path: Path) -> None:
     assert texts(grid.evaluations) == ["A on new, seed 0", "B on new, seed 0"]
 
 
+def test_each_dataset_may_be_tested_after_a_training_on_others(tmp_path: Path) -> None:
+    forms = {
+        "small": {
+            "datasets": ["new", {"name": "bright", "train_datasets": ["dark"]}],
+            "train_datasets": ["bright", "dark"],
+        }
+    }
+    grid = expand(
+        experiment_of(tmp_path, protocol="zero_shot", forms=forms, methods=TWO_METHODS["methods"][:1])
+    )
+    assert {str(pair): str(pair.training) for pair in grid.evaluations} == {
+        "A on new, seed 0": "training unsam on bright+dark, seed 0",
+        "A on bright, seed 0": "training unsam on dark, seed 0",
+    }
+
+
 def test_a_single_training_dataset_keeps_its_own_split_whatever_is_tested(tmp_path: Path) -> None:
     data = [{"name": "old", "split_protocols": ["monuseg37"]}]
     forms = {"small": {"datasets": [{"name": "new", "split_protocols": ["a", "b"]}], "train_datasets": data}}

@@ -33,11 +33,12 @@ def forms_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_ready_file_reads_in_both_forms_and_names_rows_of_its_printed_table(path: Path) -> None:
-    forms = forms_of(path)
-    assert forms == ["real" if path.parent.name == "real" else "paper", "small"]
-    paper, small = (read_experiment(path, form) for form in forms)
-    assert paper.name == small.name == f"{path.parent.name}_{path.stem}"
+def test_a_ready_file_reads_in_its_forms_and_names_rows_of_its_printed_table(path: Path) -> None:
+    forms = {form: read_experiment(path, form) for form in forms_of(path)}
+    assert {experiment.name for experiment in forms.values()} == {f"{path.parent.name}_{path.stem}"}
+    first = "real" if path.parent.name == "real" else "paper"
+    assert {first, "small"} <= set(forms) <= {"paper", "real", "small"}
+    paper = forms[first]
     if paper.printed is None:
         return
     printed = read_printed(paper.printed)
@@ -86,12 +87,46 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
             {"protocol": "zero_shot", "forms": {"small": {"datasets": ["a"], "train_datasets": ["a"]}}},
             "its test is not zero-shot",
         ),
+        (
+            {
+                "protocol": "zero_shot",
+                "forms": {
+                    "small": {"datasets": [{"name": "a", "train_datasets": ["a"]}], "train_datasets": ["b"]}
+                },
+            },
+            "'a' is trained on, so its test is not zero-shot",
+        ),
+        (
+            {"forms": {"small": {"datasets": [{"name": "a", "train_datasets": ["b"]}]}}},
+            "'a': 'train_datasets' belongs to protocol 'zero_shot'",
+        ),
+        (
+            {
+                "protocol": "zero_shot",
+                "forms": {
+                    "small": {"datasets": ["a"], "train_datasets": [{"name": "b", "train_datasets": ["c"]}]}
+                },
+            },
+            "cannot have any themselves",
+        ),
         ({"forms": {"small": {"datasets": ["a"], "methods": {"C": None}}}}, "'C' is none of the methods"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         experiment_of(tmp_path, **changes)
+
+
+def test_other_data_take_the_place_of_those_of_the_form(tmp_path: Path) -> None:
+    forms = {"small": {"datasets": ["a", {"name": "b", "train_datasets": ["a"]}], "train_datasets": ["c"]}}
+    experiment_of(tmp_path, protocol="zero_shot", forms=forms)
+    experiment = read_experiment(tmp_path / "toy.yaml", "small", train_datasets=["mine/d"])
+    assert experiment.form == "small-d"
+    trained = [[source.name for source in experiment.trained_before(use)] for use in experiment.datasets]
+    assert trained == [["d"], ["d"]]
+    assert read_experiment(tmp_path / "toy.yaml", "small", ["d"]).trained_before(experiment.datasets[0])
+    with pytest.raises(ConfigurationError, match="'d' is trained on"):
+        read_experiment(tmp_path / "toy.yaml", "small", ["d"], ["d"])
 
 
 def test_a_form_changes_methods_and_leaves_some_out(tmp_path: Path) -> None:
