@@ -35,8 +35,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 class AutocastInferer(Inferer):
     """Run another inferer in mixed precision; the loss and the backward pass stay outside.
 
-    There is no scaling of gradients, which training in ``fp16`` would need; train in ``bf16`` or ``fp32``.
-
     Args:
         inferer: for example MONAI's ``SimpleInferer``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
@@ -48,7 +46,13 @@ class AutocastInferer(Inferer):
         self.precision = precision
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what the inferer returns for ``inputs`` ``(B, 3, H, W)``."""
+        """Return what the inferer returns for ``inputs`` ``(B, 3, H, W)``.
+
+        Raises:
+            ConfigurationError: ``fp16`` with gradients, whose scaling, without which they vanish, there is not.
+        """
+        if self.precision == "fp16" and torch.is_grad_enabled():
+            raise ConfigurationError("precision 'fp16' is for inference alone: train in bf16 or fp32.")
         with autocast(self.precision, inputs.device):
             return self.inferer(inputs, network, *args, **kwargs)
 

@@ -58,3 +58,11 @@ def test_autocast_inferer_hands_on_arguments_and_leaves_nothing_behind():
     seen = inferer(torch.ones(1, 2), lambda x, *args, **kwargs: (layer(x).dtype, args, kwargs), 5, domain="a")
     assert seen == (torch.bfloat16, (5,), {"domain": "a"})
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_gradients_that_would_vanish_in_fp16_are_refused() -> None:
+    inferer = AutocastInferer(SimpleInferer(), "fp16")
+    with pytest.raises(ConfigurationError, match="train in bf16 or fp32"):
+        inferer(torch.ones(1, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        assert inferer(torch.ones(1, 2), nn.Linear(2, 2)).dtype == torch.float16

@@ -124,6 +124,8 @@ def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:
             source = WEIGHT_SOURCES.get(path.name)
             advice = f"Get it: {source}" if source else "Put it there, or name another --weights_dir"
             yield f"weights: no {path}. {advice}"
+        elif path.is_dir() and not any(path.glob("*.safetensors")):
+            yield f"weights: no *.safetensors in {path}. Put them there, or name another --weights_dir"
 
 
 def _bundle_problems(grid: Grid) -> Iterator[str]:

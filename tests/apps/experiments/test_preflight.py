@@ -24,7 +24,9 @@ def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Pat
         {"name": "B", "bundle": "nobundle"},
         {"name": "C", "bundle": "sac", "overlays": ["papers"]},
         {"name": "D", "bundle": "unsam", "checkpoint": "mine.safetensors"},
+        {"name": "E", "bundle": "promptnucseg", "checkpoint": "empty"},
     ]
+    (tmp_path / "weights" / "empty").mkdir(parents=True)
     data = ["bright", "monuseg", "own", {"name": "dark", "split_protocols": ["fold1"]}]
     experiment = experiment_of(tmp_path, methods=methods, forms={"small": {"datasets": data}})
     with pytest.raises(ConfigurationError) as error:
@@ -36,12 +38,13 @@ def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Pat
         "protocol 'fold1': dataset 'dark' has none",
         "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
         "mine.safetensors",
+        "weights: no *.safetensors in",
         "unknown key 'shedule'. Did you mean 'schedule'?",
         "bundle 'nobundle'",
         "no configuration",
     ):
         assert part in str(error.value)
-    assert str(error.value).count("\n- ") == 8
+    assert str(error.value).count("\n- ") == 9
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
