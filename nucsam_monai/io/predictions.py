@@ -1,5 +1,6 @@
 """Everything that is written for one segmented image."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,16 @@ def write_prediction(
     has_classes = len(prediction.class_names) > 1
     colours = colours_of(prediction.table["class_id"]) if has_classes else None
     overlay = overlay_image(image, prediction.instances, colours=colours)
-    write_label_image(paths["instances"], prediction.instances)
-    write_geojson(paths["geojson"], prediction, name=stem, object_type=object_type)
-    write_table(paths["table"], nuclei_rows(prediction), NUCLEI_COLUMNS)
-    write_png(paths["overlay"], overlay)
+    # Compression leaves the interpreter free, so the pictures are written beside the texts.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pictures = [
+            pool.submit(write_png, paths["overlay"], overlay),
+            pool.submit(write_label_image, paths["instances"], prediction.instances),
+        ]
+        write_geojson(paths["geojson"], prediction, name=stem, object_type=object_type)
+        write_table(paths["table"], nuclei_rows(prediction), NUCLEI_COLUMNS)
+        for picture in pictures:
+            picture.result()
     return paths
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nucsam_monai.networks.adapters import FineTuning, MALAKernel, build_adapters, freeze_for
 from nucsam_monai.networks.blocks.boundary_refinement import (
@@ -205,7 +206,9 @@ class CFRSAM(nn.Module):
         if margin is not None and len(prompts.points) and isinstance(self.bgmr, BoundaryRefinement):
             decoded = self._decoded(encoded.embedding, prompts)
             inputs = _refinement_inputs(encoded, decoded, prompts)
-            return MaskPrediction(refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin), decoded.iou)
+            add = self.bgmr_options.start == "coarse"
+            refined = refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin, add=add)
+            return MaskPrediction(refined, decoded.iou)
         output = self.decode_stages(encoded, prompts)
         return MaskPrediction(output.logits, output.iou)
 
@@ -233,11 +236,19 @@ class CFRSAM(nn.Module):
         if self.bgmr is None or decoded.upscaled is None:
             return CFRSAMOutput(decoded.logits, None, decoded.iou, None)
         if isinstance(self.bgmr, PixelRefinement):
-            return CFRSAMOutput(decoded.logits, self.bgmr(decoded.upscaled), decoded.iou, None)
+            drawn = self.bgmr(decoded.upscaled)
+            return CFRSAMOutput(decoded.logits, self._refined(decoded.logits, drawn), decoded.iou, None)
         too_few = self.training and len(prompts.points) < _FEWEST_FOR_STATISTICS
         with fixed_statistics(self.bgmr) if too_few else nullcontext():
-            refined = refine_in_chunks(self.bgmr, *_refinement_inputs(encoded, decoded, prompts))
-        return CFRSAMOutput(decoded.logits, refined.logits, decoded.iou, refined.boundary)
+            drawn = refine_in_chunks(self.bgmr, *_refinement_inputs(encoded, decoded, prompts))
+        refined = self._refined(decoded.logits, drawn.logits)
+        return CFRSAMOutput(decoded.logits, refined, decoded.iou, drawn.boundary)
+
+    def _refined(self, coarse: Tensor, drawn: Tensor) -> Tensor:
+        """Return the refined logits ``(N, 1, S, S)``: drawn on the coarse ones, or in their place."""
+        if self.bgmr_options.start == "scratch":
+            return drawn
+        return drawn + F.interpolate(coarse, size=drawn.shape[-2:], mode="bilinear", align_corners=False)
 
     @property
     def header(self) -> dict[str, str]:

@@ -40,14 +40,15 @@ def seen_sizes(network):
     return sizes
 
 
-def test_boxes_hold_what_refining_the_whole_image_gives(case):
+@pytest.mark.parametrize("add", [False, True])
+def test_boxes_hold_what_refining_the_whole_image_gives(case, add):
     network, guides, upscaled, coarse = case
-    with torch.no_grad():
-        whole = network(guides, upscaled, OWNERS).logits
-    sizes = seen_sizes(network)
-    found = refine_in_boxes(network, guides, upscaled, OWNERS, coarse, margin_px=6)
-    assert all(min(size) < SIDE for size in sizes)
     enlarged = F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        whole = network(guides, upscaled, OWNERS).logits + add * enlarged
+    sizes = seen_sizes(network)
+    found = refine_in_boxes(network, guides, upscaled, OWNERS, coarse, margin_px=6, add=add)
+    assert all(min(size) < SIDE for size in sizes)
     boxes = [((54, 74), (50, 70)), ((0, 14), (110, 128)), ((18, 54), (74, 94))]
     for n, (rows, columns) in enumerate(boxes):
         inside = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
@@ -57,14 +58,16 @@ def test_boxes_hold_what_refining_the_whole_image_gives(case):
         assert found[n][~inside].max() < 0
 
 
-def test_taps_that_look_too_far_and_empty_masks_need_the_whole_image(case):
+@pytest.mark.parametrize("add", [False, True])
+def test_taps_that_look_too_far_and_empty_masks_need_the_whole_image(case, add):
     network, guides, upscaled, coarse = case
     coarse[2] = -1
+    enlarged = F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     for pixels, far in ((REACH_PX / 2, [2]), (REACH_PX / 2 + 0.1, [0, 1, 2])):
         move_taps(network, pixels)
         with torch.no_grad():
-            whole = network(guides, upscaled, OWNERS).logits
-        found = refine_in_boxes(network, guides, upscaled, OWNERS, coarse, margin_px=6)
+            whole = network(guides, upscaled, OWNERS).logits + add * enlarged
+        found = refine_in_boxes(network, guides, upscaled, OWNERS, coarse, margin_px=6, add=add)
         for n in range(3):
             assert torch.allclose(found[n], whole[n], rtol=1e-4, atol=1e-4) == (n in far)
 

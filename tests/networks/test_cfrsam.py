@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nucsam_monai.networks import CFRSAM, NucleusPrompts
 from nucsam_monai.networks.sam import SAM_VARIANTS, load_trained, save_trained
@@ -80,6 +81,15 @@ def test_coarse_masks_are_those_of_plain_sam_at_the_start(build, official, image
     torch.testing.assert_close(found.iou, expected.iou)
 
 
+@pytest.mark.parametrize("kind", ["full", "mlp"])
+def test_refined_masks_are_the_coarse_ones_at_the_start(build, images, kind):
+    output = build(bgmr={"kind": kind}).eval()(images, prompts(1, 2))
+    enlarged = F.interpolate(output.coarse, size=(64, 64), mode="bilinear", align_corners=False)
+    assert torch.equal(output.refined, enlarged)
+    anew = build(bgmr={"kind": kind, "start": "scratch"}).eval()(images, prompts(1, 2))
+    assert not torch.allclose(anew.refined, enlarged, atol=0.1)
+
+
 def test_shapes_of_both_stages(build, images):
     network = build().eval()
     output = network(images, prompts(1, 2))
@@ -110,6 +120,7 @@ def test_without_refinement_the_coarse_masks_are_final(build, images):
         *({"bgmr": {"kind": kind}} for kind in ("mlp", "none")),
         *({"bgmr": {part: False}} for part in ("mcbe", "bgff", "boundary_sup")),
         {"bgmr": {"attention": "released", "plain_side": 3}},
+        {"bgmr": {"start": "scratch"}},
         {"activation_checkpointing": True},
     ],
 )

@@ -49,11 +49,11 @@ def train(network, steps):
         schedule.step()
 
 
-def test_one_step_changes_what_learns_and_nothing_else():
+def test_steps_change_what_learns_and_nothing_else():
     torch.manual_seed(0)
     network = CFRSAM("thin", 64)
     before = copy.deepcopy(network.state_dict())
-    train(network, steps=1)
+    train(network, steps=2)  # layers before those that start at zero move in the second one
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     frozen = ("sam.image_encoder.", "sam.prompt_encoder.")
     assert not [name for name in moved if name.startswith(frozen)]
@@ -73,10 +73,13 @@ def test_one_step_changes_what_learns_and_nothing_else():
         assert [name for name in moved if name.startswith(part)], part
 
 
-def test_two_images_are_learned_by_heart():
+@pytest.mark.parametrize(
+    ("start", "steps"), [("scratch", 30), pytest.param("coarse", 100, marks=pytest.mark.slow)]
+)
+def test_two_images_are_learned_by_heart(start, steps):
     torch.manual_seed(0)
-    network = CFRSAM("thin", 64, adapter="full")
-    train(network, steps=30)
+    network = CFRSAM("thin", 64, adapter="full", bgmr={"start": start})
+    train(network, steps)
     images, prompts, target = example()
     with torch.no_grad():
         output = network(images, prompts)  # with the statistics of the batch, as in the steps before

@@ -26,6 +26,8 @@ class BGMROptions:
         boundary_sup: predict the boundary, so that the loss can supervise it.
         attention: see :class:`~nucsam_monai.networks.blocks.boundary_fusion.SpatialAttention`.
         plain_side: see :class:`~nucsam_monai.networks.blocks.boundary_fusion.BoundaryFusion`.
+        start: ``coarse`` adds what the refinement draws to the coarse logits, and its last layer starts at zero, so
+            that training starts from the coarse masks; ``scratch`` takes it alone, as the paper does.
     """
 
     kind: Literal["full", "mlp", "none"] = "full"
@@ -34,6 +36,7 @@ class BGMROptions:
     boundary_sup: bool = True
     attention: AttentionOrder = "paper"
     plain_side: Literal[1, 3] = 1
+    start: Literal["coarse", "scratch"] = "coarse"
 
 
 class ImageGuides(NamedTuple):
@@ -191,9 +194,17 @@ def build_refinement(
     """Build the refinement that the options name; see its class for the arguments."""
     if options.kind == "none":
         return None
+    refinement: BoundaryRefinement | PixelRefinement
     if options.kind == "mlp":
-        return PixelRefinement(channels, pixels_per_logit)
-    return BoundaryRefinement(channels, pixels_per_logit, options)
+        refinement = PixelRefinement(channels, pixels_per_logit)
+        last = refinement.layers[-1]
+    else:
+        refinement = BoundaryRefinement(channels, pixels_per_logit, options)
+        last = refinement.mask[-1]
+    if options.start == "coarse":
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+    return refinement
 
 
 def _enlarged(maps: Tensor, factor: int) -> Tensor:

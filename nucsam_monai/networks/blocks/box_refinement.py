@@ -40,15 +40,16 @@ class Window(NamedTuple):
         """Height and width."""
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
 
-    def place(self, refined: Tensor, logits: Tensor) -> None:
-        """Write the core of a refined window ``(1, h, w)`` into the logits ``(1, S, S)`` of its mask."""
+    def place(self, refined: Tensor, logits: Tensor, *, add: bool) -> None:
+        """Write the core of a refined window ``(1, h, w)`` into the logits ``(1, S, S)`` of its mask, or add it."""
         top, left = self.rows[0], self.columns[0]
         core = refined[
             :,
             self.core_rows[0] - top : self.core_rows[1] - top,
             self.core_columns[0] - left : self.core_columns[1] - left,
         ]
-        logits[:, slice(*self.core_rows), slice(*self.core_columns)] = core
+        place = logits[:, slice(*self.core_rows), slice(*self.core_columns)]
+        place.copy_(place + core if add else core)
 
 
 @torch.no_grad()
@@ -59,6 +60,8 @@ def refine_in_boxes(
     owners: Tensor,
     coarse: Tensor,
     margin_px: int,
+    *,
+    add: bool = False,
 ) -> Tensor:
     """Refine each mask in the box around its coarse mask, for inference.
 
@@ -75,6 +78,7 @@ def refine_in_boxes(
         owners: ``(N,)`` int64, the image of each mask.
         coarse: ``(N, 1, 4g, 4g)`` coarse logits.
         margin_px: how far beyond the coarse mask a box goes, at least the pixels of one logit.
+        add: the refinement draws on the coarse logits instead of in their place.
 
     Returns:
         ``(N, 1, S, S)`` logits.
@@ -100,11 +104,11 @@ def refine_in_boxes(
                 if reach > REACH_PX:
                     on_whole_image.append(n)
                 else:
-                    windows[n].place(result, logits[n])
+                    windows[n].place(result, logits[n], add=add)
     if on_whole_image:
         rest = torch.tensor(on_whole_image, device=owners.device)
-        refined = refine_in_chunks(refinement, guides, upscaled[rest], owners[rest])
-        logits[rest] = refined.logits.to(logits.dtype)
+        drawn = refine_in_chunks(refinement, guides, upscaled[rest], owners[rest]).logits
+        logits[rest] = (logits[rest] + drawn if add else drawn).to(logits.dtype)
     return logits
 
 
