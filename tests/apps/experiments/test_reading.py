@@ -24,7 +24,9 @@ def test_every_table_that_was_promised_is_there() -> None:
         "unsam/figure_5",
     }
     promised |= {f"cfrsam/table_{n}" for n in (1, *range(5, 13))}
-    promised |= {"real/leaderboard", "real/zero_shot", "real/cfrsam_transfer"}
+    promised |= {
+        f"real/{name}" for name in ("leaderboard", "zero_shot", "between_datasets", "cfrsam_transfer")
+    }
     assert found == promised
 
 
