@@ -165,10 +165,11 @@ def write_confusion(pair: Evaluation, places: Places) -> None:
 
 def _facts(experiment: Experiment, commits: Sequence[str], results: Results) -> str:
     images = {dataset: count for (_, dataset), count in results.images.items()}
-    data = ", ".join(f"{name} ({count} images)" for name, count in images.items()) or "none yet"
+    data = ", ".join(f"{name} ({count} images)" for name, count in images.items()) or "nothing yet"
+    tested = f"; tested on {data}" if experiment.test_metrics else ""
     seeds = ", ".join(map(str, experiment.seeds))
     return (
-        f"Protocol `{experiment.protocol}`{_trained_on(experiment)}; tested on {data}; "
+        f"Protocol `{experiment.protocol}`{_trained_on(experiment)}{tested}; "
         f"seeds {seeds}; commit {', '.join(commits) or 'unknown'}; {datetime.date.today().isoformat()}."
     )
 
