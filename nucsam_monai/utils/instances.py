@@ -4,7 +4,6 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from nucsam_monai.utils.components import connected_components
@@ -95,11 +94,47 @@ def watershed_instances(foreground: np.ndarray, min_distance_px: int = MIN_DISTA
 
 
 def _centres(height: np.ndarray, components: np.ndarray, min_distance_px: int) -> np.ndarray:
-    """Return the rows and columns ``(2, n)`` of the maxima in each component that may have several."""
-    # The search goes component by component, which is slow; most have one maximum at any distance.
-    summits = height == cv2.dilate(height, np.ones((3, 3), dtype=np.uint8))
-    searched = np.where(_occur_twice(components[summits], components)[components], components, 0)
-    return peak_local_max(height, min_distance=min_distance_px, labels=searched, exclude_border=False).T
+    """Return the rows and columns ``(2, n)`` of the maxima in each component that may have several.
+
+    These are the results of scikit-image's ``peak_local_max`` with a label for each component, which searches one
+    component after the other: only summits are looked at here, and alone only those beside another component's. A
+    component of one height has none.
+    """
+    summits = (height == _dilated(height, 1)) & (components > 0)
+    summits &= _occur_twice(components[summits], components)[components]
+    rows, columns = np.nonzero(summits)
+    heights, owners = height[rows, columns], components[rows, columns]
+    is_peak = heights == _dilated(height, min_distance_px)[rows, columns]
+    for n in np.flatnonzero(~is_peak):
+        window = tuple(
+            slice(max(0, at - min_distance_px), at + min_distance_px + 1) for at in (rows[n], columns[n])
+        )
+        is_peak[n] = height[window][components[window] == owners[n]].max() == heights[n]
+    pixels = np.bincount(components.ravel())
+    is_flat = np.bincount(owners[is_peak], minlength=len(pixels)) == pixels  # no pixel of it is a centre
+    is_peak &= ~is_flat[owners]
+    peaks = np.flatnonzero(is_peak)
+    peaks = peaks[np.lexsort((peaks, -heights[peaks], owners[peaks]))]
+    return _spaced(np.stack([rows[peaks], columns[peaks]]), owners[peaks], min_distance_px)
+
+
+def _dilated(height: np.ndarray, radius_px: int) -> np.ndarray:
+    """Return the maximum in the square of ``2 * radius_px + 1`` pixels around each pixel."""
+    side = 2 * radius_px + 1
+    return cv2.dilate(height, np.ones((side, side), dtype=np.uint8))
+
+
+def _spaced(places: np.ndarray, owners: np.ndarray, min_distance_px: int) -> np.ndarray:
+    """Drop places ``(2, n)`` nearer than the distance, along both axes, to an earlier one of their component."""
+    kept: list[int] = []
+    earlier: list[tuple[int, int]] = []
+    for n, (row, column) in enumerate(places.T.tolist()):
+        if n and owners[n] != owners[n - 1]:
+            earlier = []
+        if all(max(abs(row - y), abs(column - x)) >= min_distance_px for y, x in earlier):
+            earlier.append((row, column))
+            kept.append(n)
+    return places[:, kept]
 
 
 def _occur_twice(ids: np.ndarray, components: np.ndarray) -> np.ndarray:

@@ -48,6 +48,12 @@ def _promptnucseg(variant: str) -> dict[str, Any]:
     return {} if variant == "vit_tiny" else {"backbone": "convnext_small"}
 
 
+def _cfrsam(variant: str) -> dict[str, Any]:
+    return (
+        {} if variant == "vit_tiny" else {"backbone": "convnext_small", "image_size": 256, "overlap_px": 64}
+    )
+
+
 def _unsam(_variant: str) -> dict[str, Any]:
     return {"domains": ["nuclei"]}
 
@@ -62,6 +68,7 @@ METHODS = {
     ),
     "unsam": Method("unsam", _unsam, False, lambda network: network.image_encoder),
     "sac": Method("sac", _watershed, False, lambda network: network.sam.image_encoder),
+    "cfrsam": Method("cfrsam", _cfrsam, True, lambda network: network.segmentor.sam.image_encoder),
     "sam_eunet3p": Method("sam_eunet3p", _watershed, False, lambda _: None),
 }
 

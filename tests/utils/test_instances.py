@@ -8,6 +8,7 @@ from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import instances_of_foreground, watershed_instances
 from tests.oracles.flood_fill import flood_fill
+from tests.oracles.watershed_instances import divide
 
 CENTRES = st.lists(st.tuples(st.integers(0, 29), st.integers(0, 39), st.integers(1, 7)), max_size=12)
 DISTANCES = st.integers(1, 8)
@@ -53,6 +54,24 @@ def test_any_mask_is_divided_the_same_way_each_time(mask, distance, transposed):
     label_map = watershed_instances(mask, distance)
     check_properties(mask, label_map)
     np.testing.assert_array_equal(watershed_instances(mask, distance), label_map)
+
+
+def same_pieces(label_map, expected):
+    pairs = np.unique(np.stack([label_map.ravel(), expected.ravel()]), axis=1)
+    return len(pairs.T) == len(np.unique(label_map)) == len(np.unique(expected))
+
+
+@settings(max_examples=100, deadline=None)
+@given(CENTRES, DISTANCES)
+def test_overlapping_discs_are_cut_as_by_the_reference(centres, distance):
+    mask = discs(*centres)
+    assert same_pieces(watershed_instances(mask, distance), divide(mask, distance))
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))), DISTANCES)
+def test_any_mask_is_cut_as_by_the_reference(mask, distance):
+    assert same_pieces(watershed_instances(mask, distance), divide(mask, distance))
 
 
 @pytest.mark.parametrize("gap", [16, 17, 18])
