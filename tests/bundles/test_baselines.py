@@ -169,9 +169,13 @@ def test_an_unknown_baseline_or_size_is_refused(settings: dict[str, Any], wrong:
     assert raised_from(error.value, ConfigurationError)
 
 
-def test_one_domain_after_the_other_is_a_schedule_too(settings: dict[str, Any]) -> None:
-    workflow = BASELINES.train(**settings, schedule="sequential")
+def test_one_domain_after_the_other_is_a_schedule_too(settings: dict[str, Any], tmp_path: Path) -> None:
+    workflow = BASELINES.train(**{**settings, "output_dir": str(tmp_path)}, schedule="sequential")
     assert workflow.trainer.state.epoch == 2
+    header = read_header(tmp_path / "model.safetensors")
+    # The weights are those of the last domain, as in UN-SAM's sequential training.
+    assert header["epoch"] == "2"
+    assert f"val_loss_{workflow.parser.get_parsed_content('domains')[1]}" in header
 
 
 def test_the_whole_network_is_what_is_compiled(
