@@ -45,7 +45,8 @@ class Method:
 
 
 def _promptnucseg(variant: str) -> dict[str, Any]:
-    return {} if variant == "vit_tiny" else {"backbone": "convnext_small"}
+    backbone = "compact" if variant == "vit_tiny" else "convnext_small"
+    return {"backbone": backbone, "image_size": 256, "overlap_px": 64}
 
 
 def _cfrsam(variant: str) -> dict[str, Any]:
