@@ -17,6 +17,8 @@ from monai.transforms import Compose, LoadImage, LoadImaged
 from monai.utils import convert_to_numpy
 from torch import Tensor, nn
 
+from nucsam_monai.apps.monailabel.click_networks import click_network
+from nucsam_monai.apps.monailabel.click_segmenter import ClickSegmenter
 from nucsam_monai.apps.monailabel.options import Option, OptionValue, options_of_config
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
@@ -99,6 +101,14 @@ class ServedBundle:
     def precision(self) -> str:
         """What the network computes in."""
         return str(self.value("precision"))
+
+    @cached_property
+    def click_segmenter(self) -> ClickSegmenter | None:
+        """Nuclei of clicks and boxes, with the tiles encoded so far; None for methods without prompts."""
+        network = click_network(self.network)
+        if network is None:
+            return None
+        return ClickSegmenter(network, self.prepare, self.image_size, self.precision)
 
     def predict(
         self, image: np.ndarray, options: Mapping[str, OptionValue] | None = None, domain: str | None = None

@@ -12,8 +12,7 @@ import torch
 
 from nucsam_monai.apps.monailabel.bundle import ServedBundle, read_inference_config
 from nucsam_monai.apps.monailabel.certainty import sample_region, uncertainty_of
-from nucsam_monai.apps.monailabel.click_networks import CLICKABLE, click_network
-from nucsam_monai.apps.monailabel.click_segmenter import ClickSegmenter
+from nucsam_monai.apps.monailabel.click_networks import CLICKABLE
 from nucsam_monai.apps.monailabel.clicks import Clicks
 from nucsam_monai.apps.monailabel.image_source import ImageOpener, ImageSource, Region
 from nucsam_monai.apps.monailabel.nuclei import Nucleus
@@ -61,7 +60,6 @@ class ServedModel:
             single_file="model.safetensors" in str(self.config.get("checkpoint", "")),
         )
         self._ready: OrderedDict[tuple[str, str], ServedBundle] = OrderedDict()
-        self._clickers: dict[int, ClickSegmenter] = {}
         self._lock = RLock()
 
     @property
@@ -105,8 +103,7 @@ class ServedModel:
             if key not in self._ready:
                 self._ready[key] = ServedBundle(self.folder, checkpoint, device, self.own)
                 if len(self._ready) > _BUNDLES_KEPT:
-                    _, dropped = self._ready.popitem(last=False)
-                    self._clickers.pop(id(dropped), None)
+                    self._ready.popitem(last=False)
             self._ready.move_to_end(key)
             return self._ready[key]
 
@@ -139,7 +136,10 @@ class ServedModel:
             RequestRefusedError: the bundle takes no clicks.
         """
         with self._lock:
-            return self._clicker(prepared.bundle).segment(source, clicks)
+            segmenter = prepared.bundle.click_segmenter
+            if segmenter is None:
+                raise RequestRefusedError(f"{self.name}: takes no clicks. Ask it for a whole image.")
+            return segmenter.segment(source, clicks)
 
     def uncertainty(self, path: Path) -> float:
         """Return how uncertain the nuclei of an image are, judged by its middle."""
@@ -149,16 +149,6 @@ class ServedModel:
             return uncertainty_of(bundle.predict(source.read(sample_region(source)), options, domain))
         finally:
             source.close()
-
-    def _clicker(self, bundle: ServedBundle) -> ClickSegmenter:
-        if id(bundle) not in self._clickers:
-            network = click_network(bundle.network)
-            if network is None:
-                raise RequestRefusedError(f"{self.name}: takes no clicks. Ask it for a whole image.")
-            self._clickers[id(bundle)] = ClickSegmenter(
-                network, bundle.prepare, bundle.image_size, bundle.precision
-            )
-        return self._clickers[id(bundle)]
 
     def _default(self) -> ServedBundle:
         choices = self.runs.choices()

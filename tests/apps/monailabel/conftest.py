@@ -46,9 +46,8 @@ class Weights:
 def random_weights(bundle: str, settings: dict[str, Scalar], folder: Path) -> Weights:
     """Write random weights of a bundle."""
     torch.manual_seed(3)
-    # Not the classes of weights that somebody has trained at the bundle's default place.
-    untrained = {"prompter_checkpoint": str(folder / "none")} if bundle == "promptnucseg" else {}
-    network = ServedBundle(BUNDLES / bundle, None, "cpu", {**settings, **untrained}).value("network_def")
+    # Not the classes or domains of weights that somebody has trained at the bundle's default place.
+    network = ServedBundle(BUNDLES / bundle, folder / "none", "cpu", settings).value("network_def")
     if isinstance(network, PromptNucSeg):
         save_trained(folder / "prompter.safetensors", network.prompter, network.prompter_header)
         save_trained(folder / "segmentor.safetensors", network.segmentor, network.segmentor.header)

@@ -57,12 +57,12 @@ def test_networks_of_the_bundles_take_clicks_and_boxes(
     name: str, weights: dict[str, Weights], images: Path
 ) -> None:
     served = weights[name].served()
-    network = click_network(served.network)
-    assert network is not None
-    segmenter = ClickSegmenter(network, served.prepare, served.image_size, served.precision)
+    segmenter = served.click_segmenter
+    assert segmenter is not None
     source = ArrayImage(read_image(images / "image 0.png"))
     marked = Clicks(np.array([[8.0, 9], [60, 30]]), np.array([[20.0, 20]]), np.array([[30.0, 8, 44, 22]]))
     first, again = segmenter.segment(source, marked), segmenter.segment(source, marked)
+    assert served.click_segmenter is segmenter
     assert [one.box for one in first] == [one.box for one in again]
     assert segmenter.encoded_tiles == 3
     assert all(0 <= one.score <= 1 for one in first)
@@ -83,7 +83,7 @@ def test_cfrsam_takes_clicks_and_boxes(
 
 
 def test_a_bundle_without_clicks(weights: dict[str, Weights]) -> None:
-    assert click_network(weights["unsam"].served().network) is None
+    assert weights["unsam"].served().click_segmenter is None
 
 
 def test_every_option_of_the_bundles_is_permitted_by_default() -> None:
