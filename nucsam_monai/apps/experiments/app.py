@@ -128,7 +128,7 @@ def run_grid(
                     _finish(outcome.step, places, tracker)
             for step in phase:
                 if isinstance(step, Training) and tracker is not None and is_done(step, places):
-                    tracker.save_curves(step)
+                    tracker.finish_training(step)
     return failures
 
 

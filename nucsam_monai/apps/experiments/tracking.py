@@ -119,10 +119,13 @@ class ExperimentTracking:
             # The tag comes last: a child that was cut off has none, and is written again.
             run.log_tags({_PAIR_TAG: folder.name})
 
-    def save_curves(self, training: Training) -> None:
-        """Write what a finished training recorded by epoch to a table in its folder, unless it is there."""
+    def finish_training(self, training: Training) -> None:
+        """End the runs that a finished training left open when it was killed, and write its curves.
+
+        The curves are what its runs recorded by epoch, as a table in its folder; one that is there is kept.
+        """
         folder = folder_of(training, self.places)
-        if self.client is None or (folder / CURVES_FILE).exists():
+        if self.client is None:
             return
         with self._writing(f"curves of {training}"):
             runs = self.client.search_runs(
@@ -130,6 +133,11 @@ class ExperimentTracking:
                 filter_string=f"tags.training = '{folder.name}' and tags.workflow = 'train'",
                 order_by=["start_time"],
             )
+            for run in runs:
+                if run.info.status == "RUNNING":
+                    self.client.set_terminated(run.info.run_id, "KILLED")
+            if (folder / CURVES_FILE).exists():
+                return
             points = [
                 {"metric": name, "epoch": point.step, "value": point.value}
                 for run in runs

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from nucsam_monai.apps.experiments import run_experiment
+from nucsam_monai.apps.experiments.grid import expand
+from nucsam_monai.apps.experiments.steps import folder_of
 from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
+from nucsam_monai.handlers.tracking_store import connect, experiment_id
 from tests.apps.experiments.stub import StubCommands, experiment_of, places_of
 from tests.handlers.tracked_engines import Store
 
@@ -53,3 +56,14 @@ def test_one_parent_and_a_child_for_each_pair_however_often_it_is_resumed(
         assert {"bundle/configs", "bundle/models", "bundle/settings.json"} <= store.artifacts(
             registered, "bundle"
         )
+
+
+def test_the_run_of_a_training_that_was_killed_ends_with_the_training(
+    tmp_path: Path, dataset_dir: str, store_uri: str
+) -> None:
+    experiment, places = experiment_of(tmp_path), places_of(tmp_path, dataset_dir, store_uri)
+    tags = {"workflow": "train", "training": folder_of(expand(experiment).trainings[0], places).name}
+    client = connect(store_uri)
+    left_open = client.create_run(experiment_id(client, MLFLOW_EXPERIMENT, store_uri), tags=tags)
+    run_experiment(experiment, places, run=StubCommands())
+    assert client.get_run(left_open.info.run_id).info.status == "KILLED"
