@@ -82,7 +82,7 @@ def test_cached_features_change_no_loss_and_sam_runs_once_per_image(build, examp
         )
         torch.manual_seed(1)
         losses.append(train(network, example, steps=3))
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # memory layouts differ, and so does rounding
     assert seen == [[2, 2, 2], [2]]
     assert (cache.hits, cache.misses) == (4, 2)
 
