@@ -12,6 +12,8 @@ from torch import Tensor
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
+_INTERPOLATION = 1e-2  # how far rounding takes interpolated values beyond the scale
+
 
 class NormalizeSAMd(MapTransform):
     """Subtract SAM's pixel mean and divide by its standard deviation, on the 0-255 scale.
@@ -100,7 +102,7 @@ def _check_scale(image: Tensor) -> None:
     lowest, highest = float(image.min()), float(image.max())
     # Whole numbers up to 1 are a nearly black image, for example a crop beside all nuclei.
     from_unit_scale = highest <= 1 and image.is_floating_point() and bool((image != image.round()).any())
-    if not (lowest >= 0 and highest <= 255) or from_unit_scale:
+    if not (lowest >= -_INTERPOLATION and highest <= 255 + _INTERPOLATION) or from_unit_scale:
         raise ConfigurationError(
             f"image: expected values in 0..255, found {lowest:g}..{highest:g} ({image.dtype}). "
             "Normalise once, and from the 8-bit scale."

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,14 @@ def test_an_image_is_not_normalised_twice():
 def test_black_and_white_images_are_fine(value, dtype):
     pixels = torch.full((3, 2, 2), value, dtype=dtype)
     assert NormalizeSAMd("image")({"image": pixels})["image"].isfinite().all()
+
+
+@pytest.mark.parametrize(("value", "fits"), [(-1e-4, True), (255.0001, True), (-0.5, False), (255.5, False)])
+def test_interpolated_values_may_be_rounded_beyond_the_scale(value, fits):
+    pixels = torch.full((3, 2, 2), 128.0)
+    pixels[0, 0, 0] = value
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigurationError, match=r"in 0\.\.255"):
+        NormalizeSAMd("image")({"image": pixels})
 
 
 def test_unknown_divisor_is_refused():
