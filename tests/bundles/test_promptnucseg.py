@@ -172,10 +172,13 @@ def test_weights_with_classes_are_evaluated_on_data_without(
 def test_oracle_prompts_need_no_prompter(promptnucseg_training: TwoStageTraining, tmp_path: Path) -> None:
     settings = trained(promptnucseg_training, tmp_path / "out", oracle_prompts=True, nms_threshold=1.0)
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / WEIGHTS[1]).symlink_to(promptnucseg_training.folder / WEIGHTS[1])
+    segmentor = tmp_path / "weights" / WEIGHTS[1]
+    segmentor.symlink_to(promptnucseg_training.folder / WEIGHTS[1])
     workflow = PROMPTNUCSEG.evaluate(**{**settings, "checkpoint": str(tmp_path / "weights")})
     assert len(workflow.evaluator.state.output[0]["pred"].nucleus_of_prompt) == 4
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["weights"]["prompter"] is None
+    facts = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert facts["checkpoint"] == {"prompter": None, "segmentor": str(segmentor)}
+    assert facts["weights"]["prompter"] is None
 
 
 def test_vanilla_sam_is_evaluated_without_a_trained_segmentor(
