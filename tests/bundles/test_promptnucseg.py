@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from monai.transforms import RandZoomd
 from PIL import Image
 
 from nucsam_monai.networks import Prompter
@@ -303,3 +304,15 @@ def test_data_without_classes_trains_one_class(dataset_dir: str, micro: None, tm
     assert network_of(workflow).class_names == ("nucleus",)
     assert "val_pq" in joint_metrics(workflow)
     assert "val_mpq" not in joint_metrics(workflow)
+
+
+def test_both_stages_train_on_crops_at_random_zoom(
+    promptnucseg_training: TwoStageTraining, tmp_path: Path
+) -> None:
+    settings = {**promptnucseg_training.settings, "zoom_range": [1.5, 2.0]}
+    workflow = PROMPTNUCSEG.train("random_zoom", **settings, output_dir=str(tmp_path))
+    for stage in ("prompter_stage", "train"):
+        transforms = workflow.parser.get_parsed_content(f"{stage}::preprocessing").transforms
+        (zoom,) = [transform for transform in transforms if isinstance(transform, RandZoomd)]
+        assert (zoom.rand_zoom.min_zoom, zoom.rand_zoom.max_zoom) == ((1.5,), (2.0,))
+    assert {path.name for path in tmp_path.iterdir()} == {*WEIGHTS, *STATES}
