@@ -96,6 +96,12 @@ def convert(
                 f"{source}: none of its {len(samples)} images is one of the 30 classic training images. "
                 "Pass the training archive as --source and the test archive as --test_source."
             )
+        mixed = sorted(sample.image for sample in samples.values() if "test" in sample.image.lower())
+        if mixed:  # an archive or folder of that name
+            raise DatasetError(
+                f"{source}: {len(mixed)} images for testing beside those for training, first {mixed[0]}. "
+                "Pass the training archive as --source and the test archive as --test_source."
+            )
         tests: dict[str, _Annotated] = {}
         if test_source:
             sources.append(stack.enter_context(open_source(test_source)))

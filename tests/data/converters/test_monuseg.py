@@ -123,6 +123,15 @@ def test_test_images_in_training_are_refused(tmp_path: Path) -> None:
         monuseg.convert(path, tmp_path / "out", path)
 
 
+def test_a_folder_of_both_archives_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    write_zip(tmp_path / "both" / "train.zip", monuseg_members())
+    write_zip(tmp_path / "both" / "MoNuSegTestData.zip", monuseg_members(TESTS, as_test=True))
+    with pytest.raises(DatasetError, match=r"2 images for testing .* --test_source"):
+        monuseg.convert(tmp_path / "both", tmp_path / "out", protocol="monuseg37")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "options", [{"protocol": "monuseg44"}, {"overlap": "none"}, {"validation_fraction": 15}]
 )
