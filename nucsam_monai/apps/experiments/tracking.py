@@ -127,7 +127,7 @@ class ExperimentTracking:
         folder = folder_of(training, self.places)
         if self.client is None:
             return
-        with self._writing(f"curves of {training}"):
+        with self._writing(f"runs and curves of {training}"):
             runs = self.client.search_runs(
                 [self.experiment_id],
                 filter_string=f"tags.training = '{folder.name}' and tags.workflow = 'train'",

@@ -42,6 +42,7 @@ INFO = DatasetInfo(
 )
 
 _LAYOUT = "<id>.tif and <id>.xml, in one folder or in 'Tissue Images' and 'Annotations'"
+_APART = "Pass the training archive as --source and the test archive as --test_source."
 _MEMBER = re.compile(r"(?:.*/)?(?P<id>TCGA-[^/]+)\.(?P<kind>tif|tiff|xml)", re.IGNORECASE)
 
 
@@ -93,14 +94,12 @@ def convert(
         training = {"monuseg30": _classic(samples), "monuseg37": list(samples)}
         if not training[protocol]:
             raise DatasetError(
-                f"{source}: none of its {len(samples)} images is one of the 30 classic training images. "
-                "Pass the training archive as --source and the test archive as --test_source."
+                f"{source}: none of its {len(samples)} images is one of the 30 classic training images. {_APART}"
             )
         mixed = sorted(sample.image for sample in samples.values() if "test" in sample.image.lower())
         if mixed:  # an archive or folder of that name
             raise DatasetError(
-                f"{source}: {len(mixed)} images for testing beside those for training, first {mixed[0]}. "
-                "Pass the training archive as --source and the test archive as --test_source."
+                f"{source}: {len(mixed)} images for testing beside those for training, first {mixed[0]}. {_APART}"
             )
         tests: dict[str, _Annotated] = {}
         if test_source:
