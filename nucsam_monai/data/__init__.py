@@ -8,6 +8,7 @@ from nucsam_monai.data.dataset import (
     read_dataset,
     training_domains,
 )
+from nucsam_monai.data.image_kinds import balanced_weights, image_kind
 from nucsam_monai.data.metadata import DatasetMetadata
 from nucsam_monai.data.splits import random_split
 from nucsam_monai.data.validation import DatasetSummary, validate_dataset
@@ -18,8 +19,10 @@ __all__ = [
     "DatasetMetadata",
     "DatasetSummary",
     "DatasetWriter",
+    "balanced_weights",
     "class_names",
     "find_datasets",
+    "image_kind",
     "load_items",
     "random_split",
     "read_dataset",

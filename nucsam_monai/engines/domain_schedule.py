@@ -35,9 +35,12 @@ class DomainBatchSampler(Sampler[list[int]]):
         samples_per_epoch: images drawn in an epoch, of each domain or, ``mixed``, in all; None takes every image
             once.
         seed: seed of the order.
+        weights: ``(n,)``, how often each item is drawn in relation to the others of its group, for example
+            :func:`nucsam_monai.data.balanced_weights`; an image may then come twice before another comes once.
 
     Raises:
-        ConfigurationError: an unknown schedule, a size below 1, no domain or one named twice.
+        ConfigurationError: an unknown schedule, a size below 1, no domain or one named twice, or weights that are not
+            one positive number per item.
         DatasetError: a domain has no item.
     """
 
@@ -51,6 +54,7 @@ class DomainBatchSampler(Sampler[list[int]]):
         schedule: Schedule = "sequential",
         samples_per_epoch: int | None = None,
         seed: int = 0,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if schedule not in get_args(Schedule):
             raise ConfigurationError(
@@ -72,6 +76,9 @@ class DomainBatchSampler(Sampler[list[int]]):
                 raise DatasetError(f"domain '{name}': no training images. Check dataset_dir and domains.")
         if schedule == "mixed":
             self.items_of = [np.sort(np.concatenate(self.items_of))]
+        if weights is not None and (len(weights) != len(items) or min(weights) <= 0):
+            raise ConfigurationError(f"weights: expected {len(items)} positive numbers, one per item.")
+        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         self.batch_size = batch_size
         self.epochs = epochs
         self.schedule = schedule
@@ -121,6 +128,10 @@ class DomainBatchSampler(Sampler[list[int]]):
     def _batches(self, domain: int, rng: np.random.Generator) -> list[list[int]]:
         """Return the shuffled batches of one group; more samples than images repeat the images evenly."""
         indices, wanted = self.items_of[domain], self._samples(domain)
+        if self.weights is not None:
+            share = self.weights[indices] / self.weights[indices].sum()
+            order = rng.choice(indices, size=wanted, p=share).tolist()
+            return [order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)]
         passes = [rng.permutation(indices) for _ in range(math.ceil(wanted / len(indices)))]
         order = np.concatenate(passes)[:wanted].tolist()
         return [order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)]

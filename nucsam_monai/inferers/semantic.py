@@ -159,7 +159,7 @@ class SemanticInferer(Inferer):
 
     def branches(self, domain: str | None) -> list[dict[str, str]]:
         """Return the network arguments whose answers are averaged for an image of ``domain``."""
-        if self.domains is None:
+        if self.domains is None or len(self.domains) == 1:
             return [{}]
         if domain not in (*self.domains, "mean"):
             if domain is not None and domain not in self._announced:

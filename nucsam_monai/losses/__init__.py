@@ -2,6 +2,7 @@
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
 from nucsam_monai.losses.densely_taught import DenselyTaughtLoss
+from nucsam_monai.losses.distance import DistanceInstanceLoss
 from nucsam_monai.losses.end_to_end import EndToEndLoss, EndToEndTarget
 from nucsam_monai.losses.eunet3p import EUNet3PLoss, EUNet3PMaskLoss
 from nucsam_monai.losses.hovernet import HoVerNetBranchLoss
@@ -15,6 +16,7 @@ __all__ = [
     "CFRSAMLoss",
     "CFRSAMTarget",
     "DenselyTaughtLoss",
+    "DistanceInstanceLoss",
     "EUNet3PLoss",
     "EUNet3PMaskLoss",
     "EndToEndLoss",

@@ -40,8 +40,14 @@ class MaskLoss(nn.Module):
         self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, batch=dice == "pooled")
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the scalar loss of ``(B, n_q, H, W)`` logits against a binary target of that shape."""
-        logits, target = logits.float(), target.float()
+        """Return the scalar loss of ``(B, n_q, H, W)`` logits against a binary target of that shape.
+
+        Each of several masks is a binary problem; they add up.
+        """
+        pairs = zip(logits.float().split(1, dim=1), target.float().split(1, dim=1), strict=True)
+        return torch.stack([self._of_mask(*pair) for pair in pairs]).sum()
+
+    def _of_mask(self, logits: Tensor, target: Tensor) -> Tensor:
         focal, dice = self.focal(logits, target), self.dice(logits, target)
         return self.focal_weight * focal + (1 - self.focal_weight) * dice
 
@@ -56,14 +62,15 @@ class BatchFocalLoss(nn.Module):
 
 
 class UNSAMLoss(nn.Module):
-    """``L_seg + w_s * L_spgen``; with several masks of a domain each is a binary problem and they add up.
+    """``L_seg + w_s * L_spgen``.
 
     Args:
-        mask: the loss of the masks.
+        mask: the loss of the masks; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where a domain's two masks are
+            foreground and distance map.
         spgen_weight: w_s; the paper does not give it.
     """
 
-    def __init__(self, mask: MaskLoss | None = None, spgen_weight: float = 0.5) -> None:
+    def __init__(self, mask: nn.Module | None = None, spgen_weight: float = 0.5) -> None:
         super().__init__()
         self.mask = mask if mask is not None else MaskLoss()
         self.spgen_weight = spgen_weight
@@ -84,8 +91,7 @@ class UNSAMLoss(nn.Module):
                 f"target: found shape {tuple(target.shape)}, expected the masks' {tuple(masks.shape)}. "
                 "Give one target channel per query of the domain (decoder.queries_per_domain)."
             )
-        pairs = zip(masks.split(1, dim=1), target.split(1, dim=1), strict=True)
-        loss = torch.stack([self.mask(logits, truth) for logits, truth in pairs]).sum()
+        loss = self.mask(masks, target)
         if hint_logits is None:
             return loss
         height, width = hint_logits.shape[-2:]
@@ -106,7 +112,7 @@ def hint_target(target: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         ``(B, 1, h, w)`` float32 of 0 and 1.
     """
-    foreground = target.amax(dim=1, keepdim=True).float()
+    foreground = (target.amax(dim=1, keepdim=True) > 0).float()
     if foreground.shape[-1] // size[-1] <= 4:
         return F.interpolate(foreground, size=size, mode="nearest")
     return (F.adaptive_avg_pool2d(foreground, size) >= 0.5).float()

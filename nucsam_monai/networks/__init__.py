@@ -7,6 +7,7 @@ from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.densely_taught import DenselyTaughtSegmentor, TaughtPrediction
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.options import parameter_groups
 from nucsam_monai.networks.prompted_cfrsam import PromptedCFRSAM
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.promptnucseg import EndToEnd, EndToEndOutput, PromptNucSeg, trained_classes
@@ -38,6 +39,7 @@ __all__ = [
     "compile_modules",
     "default_fusion",
     "learning_parameters",
+    "parameter_groups",
     "start_from_other_classes",
     "trained_classes",
     "trained_domains",

@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, HoVerNet, SwinUNETR, UNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
+from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatures
 from nucsam_monai.utils.errors import ConfigurationError
 
 Size = Literal["small", "standard"]
@@ -32,26 +34,29 @@ class Baseline(nn.Module):
     ``nnunet``         2D network of nnU-Net (Isensee et al., 2021)     0.5     20.6
     ``swin_unetr``     Swin UNETR (Hatamizadeh et al., 2022)            1.6     6.3
     ``hovernet``       HoVer-Net (Graham et al., 2019)                          33.6
+    ``pretrained_unet`` U-Net on EfficientNet-Lite0                     3.5     3.5
     ================== ================================================ ======= ==========
 
-    All but HoVer-Net give one logit of nucleus in training and evaluation, so that any mask loss and
-    :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net only the
+    All but HoVer-Net give ``outputs`` logits, of nucleus and of the distance map, in training and evaluation, so that
+    any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net only the
     network is here, not its choice of sizes, augmentation and schedule.
     For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
 
     Args:
         name: see above.
         size: ``small`` for quick trials, ``standard`` for comparisons.
+        outputs: logits per pixel: 2 for learned instances, see
+            :class:`~nucsam_monai.losses.DistanceInstanceLoss`.
 
     Raises:
-        ConfigurationError: an unknown name or size.
+        ConfigurationError: an unknown name or size, or another number of outputs than HoVer-Net's one.
 
     Example:
         >>> Baseline("unet", "small").eval()(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 1, 64, 64])
     """
 
-    def __init__(self, name: str, size: Size = "standard") -> None:
+    def __init__(self, name: str, size: Size = "standard", outputs: int = 1) -> None:
         super().__init__()
         if name not in _BUILDERS or size not in get_args(Size):
             raise ConfigurationError(
@@ -59,8 +64,11 @@ class Baseline(nn.Module):
                 f"{', '.join(get_args(Size))}."
             )
         self.name = name
+        if name == "hovernet" and outputs != 1:
+            raise ConfigurationError(f"hovernet: found {outputs} outputs, expected 1: its own maps part nuclei.")
         self.size = size
-        self.network, self.side_multiple = _BUILDERS[name](size == "small")
+        self.outputs = outputs
+        self.network, self.side_multiple = _BUILDERS[name](size == "small", outputs)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         """Segment a batch of images.
@@ -69,7 +77,7 @@ class Baseline(nn.Module):
             image: ``(B, 3, H, W)``, normalised.
 
         Returns:
-            Logits of nucleus ``(B, 1, H, W)``; of HoVer-Net what :class:`HoVerNetBranches` says.
+            Logits ``(B, outputs, H, W)``; of HoVer-Net what :class:`HoVerNetBranches` says.
 
         Raises:
             ConfigurationError: sides that the network cannot halve often enough.
@@ -85,7 +93,8 @@ class Baseline(nn.Module):
     @property
     def header(self) -> dict[str, str]:
         """What a weights file says of this network and must say of the one it is loaded into."""
-        return {"method": self.name, "sam_variant": "none", "options": json.dumps({"size": self.size})}
+        options = {"size": self.size} | ({"outputs": self.outputs} if self.outputs > 1 else {})
+        return {"method": self.name, "sam_variant": "none", "options": json.dumps(options)}
 
 
 class HoVerNetBranches(nn.Module):
@@ -134,41 +143,41 @@ class _FinestOutput(nn.Module):
         return self.network(image)[-1]
 
 
-def _unet(small: bool) -> _Built:
+def _unet(small: bool, outputs: int) -> _Built:
     channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
     strides = (2,) * (len(channels) - 1)
-    network = UNet(2, in_channels=3, out_channels=1, channels=channels, strides=strides, num_res_units=2)
+    network = UNet(2, in_channels=3, out_channels=outputs, channels=channels, strides=strides, num_res_units=2)
     return _Built(network, 2 ** len(strides))
 
 
-def _unetpp(small: bool) -> _Built:
+def _unetpp(small: bool, outputs: int) -> _Built:
     features = (16, 16, 32, 64, 128, 16) if small else (32, 32, 64, 128, 256, 32)
-    network = BasicUNetPlusPlus(2, in_channels=3, out_channels=1, features=features)
+    network = BasicUNetPlusPlus(2, in_channels=3, out_channels=outputs, features=features)
     # Heads that only deep supervision needs: weights without a gradient stop distributed training.
     network.final_conv_0_1 = network.final_conv_0_2 = network.final_conv_0_3 = nn.Identity()
     return _Built(_FinestOutput(network), 16)
 
 
-def _attention_unet(small: bool) -> _Built:
+def _attention_unet(small: bool, outputs: int) -> _Built:
     channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
     strides = (2,) * (len(channels) - 1)
-    network = AttentionUnet(2, in_channels=3, out_channels=1, channels=channels, strides=strides)
+    network = AttentionUnet(2, in_channels=3, out_channels=outputs, channels=channels, strides=strides)
     return _Built(network, 2 ** len(strides))
 
 
-def _unet3p(small: bool) -> _Built:
+def _unet3p(small: bool, outputs: int) -> _Built:
     compact = UNet3PlusOptions(filters=(16, 32, 64, 128, 256), activation="relu", pool="max", dropout=0.0)
-    network = UNet3Plus(3, 1, compact if small else ORIGINAL_UNET3PLUS)
+    network = UNet3Plus(3, outputs, compact if small else ORIGINAL_UNET3PLUS)
     return _Built(network, network.stride)
 
 
-def _nnunet(small: bool) -> _Built:
+def _nnunet(small: bool, outputs: int) -> _Built:
     filters = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512, 512)
     strides = (1, *(2,) * (len(filters) - 1))
     network = DynUNet(
         2,
         in_channels=3,
-        out_channels=1,
+        out_channels=outputs,
         kernel_size=(3,) * len(filters),
         strides=strides,
         upsample_kernel_size=strides[1:],
@@ -177,18 +186,42 @@ def _nnunet(small: bool) -> _Built:
     return _Built(network, 2 ** (len(filters) - 1))
 
 
-def _swin_unetr(small: bool) -> _Built:
-    network = SwinUNETR(in_channels=3, out_channels=1, feature_size=12 if small else 24, spatial_dims=2)
+def _swin_unetr(small: bool, outputs: int) -> _Built:
+    network = SwinUNETR(in_channels=3, out_channels=outputs, feature_size=12 if small else 24, spatial_dims=2)
     return _Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
 
 
-def _hovernet(small: bool) -> _Built:
+def _hovernet(small: bool, _outputs: int) -> _Built:
     if small:
         raise ConfigurationError("hovernet: found size 'small', expected 'standard', its only one.")
     return _Built(HoVerNetBranches(), 256)
 
 
-_BUILDERS: Mapping[str, Callable[[bool], _Built]] = {
+class PretrainedUNet(nn.Module):
+    """A U-Net on EfficientNet-Lite0 whose finest map is half the image's size.
+
+    Args:
+        outputs: logits per pixel.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.trunk = ConvTrunk(maps=5)
+        self.decoder = FineFeatures(TRUNK_CHANNELS[-1], TRUNK_CHANNELS[-2::-1], (96, 64, 48, 32))
+        self.head = nn.Conv2d(32, outputs, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits ``(B, outputs, H, W)`` of ``(B, 3, H, W)``, sides multiples of 32."""
+        *fine, coarse = self.trunk(image)
+        logits = self.head(self.decoder(coarse, fine[::-1]))
+        return functional.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _pretrained_unet(_small: bool, outputs: int) -> _Built:
+    return _Built(PretrainedUNet(outputs), 32)
+
+
+_BUILDERS: Mapping[str, Callable[[bool, int], _Built]] = {
     "unet": _unet,
     "unetpp": _unetpp,
     "attention_unet": _attention_unet,
@@ -196,4 +229,5 @@ _BUILDERS: Mapping[str, Callable[[bool], _Built]] = {
     "nnunet": _nnunet,
     "swin_unetr": _swin_unetr,
     "hovernet": _hovernet,
+    "pretrained_unet": _pretrained_unet,
 }

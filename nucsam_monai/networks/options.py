@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from torch import nn
+
 from nucsam_monai.utils.errors import ConfigurationError
 
 Options = TypeVar("Options")
@@ -46,6 +48,26 @@ def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: st
         if not _fits(value, permitted[key]):
             raise ConfigurationError(f"{name}.{key} {value!r}: expected {_describe(permitted[key])}.")
     return kind(**values)
+
+
+def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return what learns in a network as the groups of an optimizer, parts of it with a learning rate of their own.
+
+    Args:
+        network: the network.
+        lr: learning rate of all other parts.
+        factors: share of ``lr`` by the start of the parameters' names, for example ``{"image_encoder.trunk": 0.5}``.
+
+    Raises:
+        ConfigurationError: no parameter that learns has such a name.
+    """
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in (*factors, "")}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[next((part for part in factors if name.startswith(part)), "")].append(parameter)
+    if empty := [part for part in factors if not groups[part]]:
+        raise ConfigurationError(f"lr_factors: no parameter that learns is called '{empty[0]}...'.")
+    return [{"params": members, "lr": lr * factors.get(part, 1.0)} for part, members in groups.items()]
 
 
 def _fits(value: Any, expected: Any) -> bool:

@@ -193,6 +193,7 @@ class UNSAM(nn.Module):
             self.prompt_encoder.position_code((embedding.shape[-2], embedding.shape[-1])),
             k if self.decoder_options.domain_queries else 0,
             None if points is None else self.prompt_encoder(points=points, image_size=size)[0],
+            features.fine,
         )
         masks = masks[:, : self.masks_per_domain[k]]
         masks = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)

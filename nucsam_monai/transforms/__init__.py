@@ -8,8 +8,10 @@ from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
 from nucsam_monai.transforms.instances import (
     ForegroundMaskd,
+    NucleusDistanced,
     NucleusPointsd,
     ProbabilityToInstancesd,
+    nucleus_distance,
     nucleus_points,
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
@@ -24,6 +26,7 @@ from nucsam_monai.transforms.nucleus_sizes import NucleusSizesd
 from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
 from nucsam_monai.transforms.superpixels import RandSuperpixelsd
+from nucsam_monai.transforms.training_crop import RandDegraded, RandStainJitterd, RandZoomCropd
 from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
@@ -38,17 +41,22 @@ __all__ = [
     "NormalizeSAMd",
     "NucleiImageReader",
     "NucleusCentroidsd",
+    "NucleusDistanced",
     "NucleusPointsd",
     "NucleusPromptsd",
     "NucleusSizesd",
     "PointPrompt",
     "ProbabilityToInstancesd",
     "RandColorJitterd",
+    "RandDegraded",
     "RandGridShuffled",
+    "RandStainJitterd",
     "RandSuperpixelsd",
     "RandZoomBlurd",
+    "RandZoomCropd",
     "TrainingPrompts",
     "nucleus_centroids",
+    "nucleus_distance",
     "nucleus_points",
     "prompt_with_neighbours",
     "random_points",

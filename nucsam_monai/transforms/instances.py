@@ -3,17 +3,21 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_dst_type, convert_to_numpy
+from scipy.ndimage import find_objects
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import (
     MIN_DISTANCE_PX,
+    DistanceRule,
     InstanceRule,
     check_instance_rule,
+    distance_instances,
     instances_of_foreground,
 )
 from nucsam_monai.utils.prediction import prediction_from_instances
@@ -36,6 +40,29 @@ class ForegroundMaskd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             item[self.output_key] = convert_to_dst_type(item[key] > 0, item[key], dtype=torch.float32)[0]
+        return item
+
+
+class NucleusDistanced(MapTransform):
+    """Add the distance map that parts touching nuclei, float32 ``(1, H, W)``; see :func:`nucleus_distance`.
+
+    Being relative to each nucleus, the map is the same at every magnification: it may be computed once per image,
+    kept, and be cropped and resized with it.
+
+    Args:
+        keys: the instance map ``(1, H, W)``.
+        output_key: key of the map.
+    """
+
+    def __init__(self, keys: KeysCollection = "instances", output_key: str = "distance") -> None:
+        super().__init__(keys)
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the map added."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[self.output_key] = torch.from_numpy(nucleus_distance(convert_to_numpy(item[key])[0]))[None]
         return item
 
 
@@ -80,17 +107,21 @@ class ProbabilityToInstancesd(MapTransform):
     """Add the instances of a probability: the components of its foreground, whole or cut where nuclei touch.
 
     Args:
-        keys: the probability ``(1, H, W)``.
+        keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map, of which the
+            foreground stays.
         output_key: key of the ``(1, H, W)`` int32 label map.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
-            :func:`~nucsam_monai.utils.instances.watershed_instances`.
+            :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
+            :func:`~nucsam_monai.utils.instances.distance_instances`.
         min_distance_px: for ``watershed``: nuclei that touch are told apart when their centres are further
             apart than this, about the radius of the smallest nucleus.
+        distance_rule: for ``distance``: values of :class:`~nucsam_monai.utils.instances.DistanceRule` other than the
+            threshold.
 
     Raises:
         ConfigurationError: unknown ``instances``, or a distance below one pixel; or, when called, a
-            probability that has not exactly one channel.
+            probability that has not the channels of the rule.
     """
 
     def __init__(
@@ -100,6 +131,7 @@ class ProbabilityToInstancesd(MapTransform):
         threshold: float = 0.5,
         instances: InstanceRule = "components",
         min_distance_px: int = MIN_DISTANCE_PX,
+        distance_rule: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(keys)
         check_instance_rule(instances, min_distance_px)
@@ -107,19 +139,25 @@ class ProbabilityToInstancesd(MapTransform):
         self.threshold = threshold
         self.instances: InstanceRule = instances
         self.min_distance_px = min_distance_px
+        self.distance_rule = DistanceRule(**{"threshold": threshold, **(distance_rule or {})})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the label map added."""
         item = dict(data)
+        channels = 2 if self.instances == "distance" else 1
         for key in self.key_iterator(item):
             probability = convert_to_numpy(item[key])
-            if probability.ndim != 3 or len(probability) != 1:
+            if probability.ndim != 3 or len(probability) != channels:
                 raise ConfigurationError(
-                    f"{key}: expected one probability (1, H, W), found shape {probability.shape}. "
-                    "Masks of several queries have to be merged first."
+                    f"{key}: expected ({channels}, H, W) for instances '{self.instances}', found shape "
+                    f"{probability.shape}. Choose the rule that the weights were trained for."
                 )
-            foreground = probability[0] >= self.threshold
-            label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
+            if self.instances == "distance":
+                label_map = distance_instances(*probability, self.distance_rule)
+                item[key] = item[key][:1]
+            else:
+                foreground = probability[0] >= self.threshold
+                label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
             item[self.output_key] = torch.from_numpy(label_map)[None]
         return item
 
@@ -141,3 +179,36 @@ def nucleus_points(instances: np.ndarray) -> np.ndarray:
         nearest = int(np.argmin(away))
         points[row] = xs[nearest] + x0, ys[nearest] + y0
     return points
+
+
+def nucleus_distance(instances: np.ndarray) -> np.ndarray:
+    """Return how deep in its nucleus each pixel lies: 1 at the deepest place of every nucleus, 0 outside.
+
+    This is the Euclidean distance to the nearest pixel outside of the nucleus, divided by its maximum in that nucleus
+    (Naylor et al., "Segmentation of Nuclei in Histopathology Images by Deep Regression of the Distance Map", 2019,
+    who leave out the division). The image's border does not bound a nucleus: what is cut there goes on.
+
+    Args:
+        instances: ``(H, W)`` integers, 0 = background.
+
+    Returns:
+        ``(H, W)`` float32 in [0, 1].
+
+    Example:
+        >>> nucleus_distance(np.array([[0, 0, 0, 0, 0], [0, 7, 7, 7, 0]])).round(1)[1]
+        array([0., 1., 1., 1., 0.], dtype=float32)
+    """
+    distance = np.zeros(instances.shape, dtype=np.float32)
+    height, width = instances.shape
+    for index, box in enumerate(find_objects(instances)):
+        if box is None:
+            continue
+        (y0, y1), (x0, x1) = ((axis.start, axis.stop) for axis in box)
+        around = slice(max(0, y0 - 1), min(height, y1 + 1)), slice(max(0, x0 - 1), min(width, x1 + 1))
+        nucleus = np.asarray(instances[around] == index + 1, dtype=np.uint8)
+        if nucleus.all():  # the nucleus fills the image
+            depth = np.ones(nucleus.shape, dtype=np.float32)
+        else:
+            depth = cv2.distanceTransform(nucleus, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance[around] = np.where(nucleus, depth / depth.max(), distance[around])
+    return distance

@@ -1,7 +1,7 @@
 """SAM's normalisation, and changes of colour as microscopes and stains make them."""
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from monai.config import KeysCollection
@@ -15,12 +15,18 @@ from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 _INTERPOLATION = 1e-2  # how far rounding takes interpolated values beyond the scale
 
 
+PixelStd = Literal["sam", "released", "image"]
+_FAINTEST_STD = 2.0  # noise of an empty image must not be blown up to the contrast of nuclei
+
+
 class NormalizeSAMd(MapTransform):
     """Subtract SAM's pixel mean and divide by its standard deviation, on the 0-255 scale.
 
     Args:
         keys: ``(3, H, W)`` RGB images with values in 0..255.
-        pixel_std: ``sam``, or ``released`` for UN-SAM's published weights, whose loader divides by the mean.
+        pixel_std: ``sam``; ``released`` for UN-SAM's published weights, whose loader divides by the mean; ``image``
+            for mean and standard deviation of the image's own, over all colours together, so that faint and strong
+            images look alike.
         allow_missing_keys: pass over keys that an item lacks.
 
     Raises:
@@ -31,12 +37,15 @@ class NormalizeSAMd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        pixel_std: Literal["sam", "released"] = "sam",
+        pixel_std: PixelStd = "sam",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if pixel_std not in ("sam", "released"):
-            raise ConfigurationError(f"pixel_std '{pixel_std}': expected 'sam' or 'released'.")
+        if pixel_std not in get_args(PixelStd):
+            raise ConfigurationError(
+                f"pixel_std '{pixel_std}': expected one of {', '.join(get_args(PixelStd))}."
+            )
+        self.own = pixel_std == "image"
         self.mean = torch.tensor(SAM_PIXEL_MEAN).view(3, 1, 1)
         self.std = torch.tensor(SAM_PIXEL_STD).view(3, 1, 1) if pixel_std == "sam" else self.mean
 
@@ -46,7 +55,11 @@ class NormalizeSAMd(MapTransform):
         for key in self.key_iterator(item):
             image = convert_to_tensor(item[key], track_meta=False)
             _check_scale(image)
-            normalised = (image.float() - self.mean) / self.std
+            mean, std = self.mean, self.std
+            if self.own:
+                std, mean = torch.std_mean(image.float())
+                std = std.clamp(min=_FAINTEST_STD)
+            normalised = (image.float() - mean) / std
             item[key] = convert_to_dst_type(normalised, item[key], dtype=torch.float32)[0]
         return item
 

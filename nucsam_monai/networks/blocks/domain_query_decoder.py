@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nucsam_monai.networks.sam import SAMVariant, build_mask_decoder
 from nucsam_monai.networks.sam.two_way import run_two_way
@@ -40,9 +41,18 @@ class DomainQueryDecoder(nn.Module):
             nn.ModuleList(MLP(channels, channels, channels // 8, 3) for _ in range(count))
             for count in queries_per_domain
         )
+        self.fine_hypernetworks_mlps = nn.ModuleList(
+            nn.ModuleList(MLP(channels, channels, variant.fine_channels, 3) for _ in range(count))
+            for count in (queries_per_domain if variant.fine_channels else ())
+        )
 
     def forward(
-        self, embedding: Tensor, image_pe: Tensor, domain: int, prompt_tokens: Tensor | None = None
+        self,
+        embedding: Tensor,
+        image_pe: Tensor,
+        domain: int,
+        prompt_tokens: Tensor | None = None,
+        fine: Tensor | None = None,
     ) -> Tensor:
         """Decode the masks of one domain.
 
@@ -51,9 +61,11 @@ class DomainQueryDecoder(nn.Module):
             image_pe: ``(1, C, h, w)``, SAM's dense positional code.
             domain: index of the domain.
             prompt_tokens: ``(B, K, C)`` point tokens, where points prompt the decoder.
+            fine: ``(B, fine_channels, 8h, 8w)`` of variants with a trunk.
 
         Returns:
-            Mask logits ``(B, n_q, 4h, 4w)`` with one channel per query of the domain.
+            Mask logits ``(B, n_q, 4h, 4w)`` with one channel per query of the domain, or twice as large with
+            ``fine``.
         """
         batch, _, *grid = embedding.shape
         asked = list(self.queries) if self.joint_queries else [self.queries[domain]]
@@ -71,11 +83,21 @@ class DomainQueryDecoder(nn.Module):
             counts=[1] * batch,
             answers=queries.shape[0],
         )
-        mlps = self.output_hypernetworks_mlps[domain].children()
-        kernels = torch.stack([mlp(tokens[:, first + i]) for i, mlp in enumerate(mlps)], dim=2)
+        tokens = tokens[:, first:]
         pixels = upscale_cells(self, cells)
         # (B, h * w, 16, C / 8) @ (B, 1, C / 8, n_q)
-        return pixels_to_maps(pixels @ kernels.unsqueeze(1), (grid[0], grid[1]))
+        kernels = _kernels(self.output_hypernetworks_mlps[domain], tokens)
+        masks = pixels_to_maps(pixels @ kernels.unsqueeze(1), (grid[0], grid[1]))
+        if fine is None:
+            return masks
+        # (B, n_q, fine_channels) @ (B, fine_channels, 8h * 8w)
+        outline = (_kernels(self.fine_hypernetworks_mlps[domain], tokens).mT @ fine.flatten(2)).unflatten(
+            2, fine.shape[-2:]
+        )
+        masks = functional.interpolate(
+            masks.float(), size=fine.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return masks + outline
 
     @torch.no_grad()
     def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
@@ -93,3 +115,8 @@ class DomainQueryDecoder(nn.Module):
         if copy_token:
             for queries in self.queries:
                 queries.copy_(sam_decoder.mask_tokens.weight[:1].expand_as(queries))
+
+
+def _kernels(mlps: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the kernels ``(B, channels, n_q)`` of the first n_q of ``(B, T, C)`` tokens."""
+    return torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(mlps.children())], dim=2)

@@ -23,7 +23,8 @@ def encode_cached(
     How far the frozen part reaches is looked up at every call: where training unfreezes a block between two
     calls, the cache reaches up to that block from then on, and says so in the log. Gradients flow in the
     trained rest. The cache is passed by where nothing can be gained or kept: the first block is trained, the
-    image itself needs a gradient, or the network is being traced or exported.
+    image itself needs a gradient, the encoder has a trunk, whose maps are needed beside the blocks' outputs, or
+    the network is being traced or exported.
 
     Args:
         encoder: the encoder.
@@ -45,7 +46,7 @@ def encode_cached(
         (1, 1)
     """
     exported = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
-    if cache is None or exported or image.requires_grad:
+    if cache is None or exported or image.requires_grad or encoder.trunk is not None:
         return encoder(image, adapters=adapters, return_levels=return_levels)
     prefix = _reach(encoder, cache, adapters)
     if prefix.blocks == 0:

@@ -16,6 +16,7 @@ from nucsam_monai.networks.sam.layers import LayerNorm2d
 from nucsam_monai.networks.sam.packed_linear import PackedLinear
 from nucsam_monai.networks.sam.relative_position import resize_position_grid
 from nucsam_monai.networks.sam.stem import PatchEmbed
+from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatures
 from nucsam_monai.networks.sam.variants import SAMVariant
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -113,6 +114,14 @@ class ImageEncoder(nn.Module):
             LayerNorm2d(variant.embed_channels),
         )
         self._initialise()
+        # Both after the initialisation, which is the transformer's.
+        self.trunk = ConvTrunk() if variant.fine_channels else None
+        fine = variant.fine_channels
+        self.fine = (
+            FineFeatures(variant.embed_channels, TRUNK_CHANNELS[2::-1], (2 * fine, 3 * fine // 2, fine))
+            if fine
+            else None
+        )
 
     def forward(
         self,
@@ -132,17 +141,29 @@ class ImageEncoder(nn.Module):
         Raises:
             ConfigurationError: the sides do not fit the patch, or the number of adapters the depth.
         """
+        maps = () if self.trunk is None else self.trunk(image)
         outputs = self.run_blocks(
-            self.embed(image), adapters=adapters, keep=self.output_blocks(return_levels)
+            self.embed(image, maps), adapters=adapters, keep=self.output_blocks(return_levels)
         )
-        return self.features(
-            {block: self.apply_neck(tokens) for block, tokens in outputs.items()}, return_levels
-        )
+        necked = {block: self.apply_neck(tokens) for block, tokens in outputs.items()}
+        features = self.features(necked, return_levels)
+        if self.fine is None:
+            return features
+        return features._replace(fine=self.fine(features.embedding, maps[-2::-1]))
 
-    def embed(self, image: Tensor) -> Tensor:
-        """Turn images ``(B, 3, H, W)`` into the first block's input ``(B, h, w, C)``, positions added."""
+    def embed(self, image: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
+        """Turn images into the first block's input, positions added.
+
+        Args:
+            image: ``(B, 3, H, W)``.
+            maps: of the trunk, for variants that have one.
+
+        Returns:
+            ``(B, h, w, C)``.
+        """
         grid = self.variant.grid((image.shape[-2], image.shape[-1]))
-        return self.patch_embed(image) + self._positions(self.pos_embed, grid, self.pos_embed_mode)
+        tokens = self.patch_embed(maps[-1] if maps else image)
+        return tokens + self._positions(self.pos_embed, grid, self.pos_embed_mode)
 
     def output_blocks(self, return_levels: bool) -> tuple[int, ...]:
         """Return the 0-based blocks whose outputs :meth:`features` needs, in ascending order."""

