@@ -23,6 +23,8 @@ from nucsam_monai.networks.sam.trained_weights import (
     load_trained,
     read_header,
     save_trained,
+    trained_setting,
+    with_settings,
 )
 from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant, sam_variant
 
@@ -57,4 +59,6 @@ __all__ = [
     "sam_variant",
     "save_sam",
     "save_trained",
+    "trained_setting",
+    "with_settings",
 ]

@@ -4,9 +4,11 @@ Saving the adapters alone loses the decoder, and loading them over another base 
 one file holds every trained tensor, and its header names the base by digest.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -122,6 +124,33 @@ def read_header(path: Path | str) -> dict[str, str]:
             "Only files that this package saved after training can be loaded here."
         )
     return header
+
+
+def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return a header that also says how inference has to treat images and outputs.
+
+    Args:
+        header: of the network.
+        settings: values of keys of ``inference.json`` that the weights were trained for, for example
+            ``{"pixel_std": "image", "instances": "distance"}``.
+    """
+    return {**header, "settings": json.dumps(dict(settings), sort_keys=True)}
+
+
+def trained_setting(checkpoint: Path | str, name: str, default: Any) -> Any:
+    """Return what a weights file says of a key of ``inference.json``.
+
+    Args:
+        checkpoint: the file; where there is none, as for tools that only look at a bundle, the default is returned.
+        name: the key.
+        default: for files that do not say.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind.
+    """
+    if not Path(checkpoint).is_file():
+        return default
+    return json.loads(read_header(checkpoint).get("settings", "{}")).get(name, default)
 
 
 def frozen_digest(network: nn.Module) -> str:
