@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nucsam_monai.inferers.precision import autocast
+from nucsam_monai.inferers.test_time_views import EIGHT_VIEWS, IDENTITY
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import MIN_DISTANCE_PX, InstanceRule, instances_of_foreground
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
@@ -106,6 +107,7 @@ class SemanticInferer(Inferer):
             nearest domain of most histology), else ``"mean"``.
         mean_domains: the branches that ``"mean"`` averages; all by default.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        test_time_augmentation: average over the eight ways in which a tile can be turned and mirrored.
 
     Raises:
         ConfigurationError: ``domains`` is empty, or ``unseen_domain`` or ``mean_domains`` name no trained
@@ -119,9 +121,11 @@ class SemanticInferer(Inferer):
         unseen_domain: str | None = None,
         mean_domains: Sequence[str] | None = None,
         precision: str = "auto",
+        test_time_augmentation: bool = False,
     ) -> None:
         super().__init__()
         self.inferer = inferer
+        self.views = EIGHT_VIEWS if test_time_augmentation else IDENTITY
         self.domains = None if domains is None else tuple(domains)
         if self.domains == ():
             raise ConfigurationError("domains: expected at least one, or None for a network without domains.")
@@ -150,8 +154,15 @@ class SemanticInferer(Inferer):
         """
         branches = self.branches(domain)
 
-        def probability(tiles: Tensor, **own: Any) -> Tensor:
-            answers = [torch.sigmoid(network(tiles, *args, **own, **branch).float()) for branch in branches]
+        def probability(tiles: Tensor, points: Points | None = None) -> Tensor:
+            answers = []
+            for view in self.views:
+                seen, own = view.of(tiles), {}
+                if points is not None:
+                    own["points"] = (view.of_points(points[0], tiles.shape[-1]), points[1])
+                for branch in branches:
+                    logits = network(seen, *args, **own, **branch)
+                    answers.append(view.undo(torch.sigmoid(logits.float())))
             return torch.stack(answers).mean(dim=0)
 
         with autocast(self.precision, inputs.device):
@@ -159,8 +170,10 @@ class SemanticInferer(Inferer):
 
     def branches(self, domain: str | None) -> list[dict[str, str]]:
         """Return the network arguments whose answers are averaged for an image of ``domain``."""
-        if self.domains is None or len(self.domains) == 1:
+        if self.domains is None:
             return [{}]
+        if len(self.domains) == 1:
+            return [{"domain": self.domains[0]}]
         if domain not in (*self.domains, "mean"):
             if domain is not None and domain not in self._announced:
                 self._announced.add(domain)
