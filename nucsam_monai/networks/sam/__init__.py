@@ -25,6 +25,7 @@ from nucsam_monai.networks.sam.trained_weights import (
     save_trained,
     trained_setting,
     with_settings,
+    write_half,
 )
 from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant, sam_variant
 
@@ -61,4 +62,5 @@ __all__ = [
     "save_trained",
     "trained_setting",
     "with_settings",
+    "write_half",
 ]
