@@ -18,9 +18,10 @@ from nucsam_monai.utils.instances import (
     InstanceRule,
     check_instance_rule,
     distance_instances,
+    distance_scores,
     instances_of_foreground,
 )
-from nucsam_monai.utils.prediction import prediction_from_instances
+from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 
 class ForegroundMaskd(MapTransform):
@@ -110,6 +111,8 @@ class ProbabilityToInstancesd(MapTransform):
         keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map, of which the
             foreground stays.
         output_key: key of the ``(1, H, W)`` int32 label map.
+        scores_key: key of the scores ``(n,)`` of the nuclei, float32 and ordered by id, which ``distance`` adds, see
+            :func:`~nucsam_monai.utils.instances.distance_scores`.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
@@ -132,10 +135,12 @@ class ProbabilityToInstancesd(MapTransform):
         instances: InstanceRule = "components",
         min_distance_px: int = MIN_DISTANCE_PX,
         distance_rule: Mapping[str, Any] | None = None,
+        scores_key: str = "pred_scores",
     ) -> None:
         super().__init__(keys)
         check_instance_rule(instances, min_distance_px)
         self.output_key = output_key
+        self.scores_key = scores_key
         self.threshold = threshold
         self.instances: InstanceRule = instances
         self.min_distance_px = min_distance_px
@@ -153,13 +158,33 @@ class ProbabilityToInstancesd(MapTransform):
                     f"{probability.shape}. Choose the rule that the weights were trained for."
                 )
             if self.instances == "distance":
-                label_map = distance_instances(*probability, self.distance_rule)
+                foreground, distance = probability
+                label_map = distance_instances(foreground, distance, self.distance_rule)
+                item[self.scores_key] = torch.from_numpy(distance_scores(label_map, foreground, distance))
                 item[key] = item[key][:1]
             else:
                 foreground = probability[0] >= self.threshold
                 label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
             item[self.output_key] = torch.from_numpy(label_map)[None]
         return item
+
+
+def prediction_of(output: Mapping[Hashable, Any]) -> NucleiPrediction:
+    """Return the nuclei that an evaluator's output holds.
+
+    Args:
+        output: with a ``NucleiPrediction`` under ``pred``; or with the probability ``(1, H, W)`` there, the label map
+            ``(1, H, W)`` under ``pred_instances``, and perhaps the scores of the nuclei ``(n,)`` under ``pred_scores``,
+            as :class:`ProbabilityToInstancesd` leaves them.
+    """
+    prediction = output["pred"]
+    if isinstance(prediction, NucleiPrediction):
+        return prediction
+    return prediction_from_instances(
+        convert_to_numpy(output["pred_instances"])[0],
+        foreground=convert_to_numpy(prediction)[0],
+        scores=convert_to_numpy(output["pred_scores"]) if "pred_scores" in output else None,
+    )
 
 
 def nucleus_points(instances: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.apps.monailabel.annotated_dataset import AnnotatedImage, write_annotated_dataset
-from nucsam_monai.apps.monailabel.bundle import Scalar, ServedBundle
 from nucsam_monai.apps.monailabel.image_source import ImageOpener
 from nucsam_monai.apps.monailabel.options import Choice, Number, Option, Switch
 from nucsam_monai.apps.monailabel.runs import BundleRuns, write_run_facts
+from nucsam_monai.segmenter import Scalar, Segmenter
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import sha256_of_file
 
@@ -59,7 +59,7 @@ def training_options(runs: BundleRuns, domains: Sequence[str], devices: Sequence
 
 
 def fine_tune(
-    bundle: ServedBundle,
+    bundle: Segmenter,
     runs: BundleRuns,
     images: Sequence[AnnotatedImage],
     opener: ImageOpener,
@@ -106,7 +106,7 @@ def fine_tune(
 
 def _train_in(
     run_dir: Path,
-    bundle: ServedBundle,
+    bundle: Segmenter,
     images: Sequence[AnnotatedImage],
     opener: ImageOpener,
     wanted: FineTuning,
@@ -139,7 +139,7 @@ def _train_in(
 
 
 def training_overrides(
-    bundle: ServedBundle, wanted: FineTuning, run_dir: Path, domain: str, tracking_uri: str | None
+    bundle: Segmenter, wanted: FineTuning, run_dir: Path, domain: str, tracking_uri: str | None
 ) -> dict[str, Any]:
     """Return the values of ``train.json`` for a fine-tuning: what ``monai.bundle run`` would get as options.
 
