@@ -124,7 +124,7 @@ def _train_in(
         validation_share=wanted.validation_share,
     )
     logger.info("%s: training on %s", bundle.folder.name, counts)
-    _train(bundle.folder, training_overrides(bundle, wanted, run_dir, domain, tracking_uri))
+    _train(training_recipe(bundle), training_overrides(bundle, wanted, run_dir, domain, tracking_uri))
     shutil.rmtree(dataset)
     for state in run_dir.glob("*state.safetensors"):
         state.unlink()
@@ -172,9 +172,16 @@ def training_overrides(
     return overrides
 
 
-def _train(folder: Path, overrides: Mapping[str, Any]) -> None:
+def training_recipe(bundle: Segmenter) -> list[str]:
+    """Return the configurations that train such weights: ``train.json``, and ``compact.json`` for a distance map."""
+    learned = "instances" in bundle.config and bundle.value("instances") == "distance"
+    names = ("train.json", "compact.json") if learned else ("train.json",)
+    return [str(bundle.folder / "configs" / name) for name in names]
+
+
+def _train(recipe: list[str], overrides: Mapping[str, Any]) -> None:
     workflow = ConfigWorkflow(
-        config_file=str(folder / "configs" / "train.json"),
+        config_file=recipe,
         logging_file=False,
         workflow_type="train",
         **overrides,

@@ -13,10 +13,12 @@ from nucsam_monai.apps.monailabel.fine_tuning import (
     fine_tune,
     training_options,
     training_overrides,
+    training_recipe,
 )
 from nucsam_monai.apps.monailabel.image_source import ImageOpener
 from nucsam_monai.apps.monailabel.runs import ORIGINAL, BundleRuns
-from nucsam_monai.networks.sam import read_header
+from nucsam_monai.networks import UNSAM
+from nucsam_monai.networks.sam import read_header, save_trained, with_settings
 from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import sha256_of_file
 from tests.apps.monailabel.test_annotated_dataset import annotated
@@ -69,6 +71,22 @@ def test_training_gets_what_the_weights_were_made_with(weights: dict[str, Weight
     assert (overrides["domains"], overrides["network_def#domains"]) == (["nuclei"], ["nuclei"])
     scratch = training_overrides(own, replace(WANTED, start=FROM_SCRATCH), tmp_path, "nuclei", None)
     assert not {"checkpoint", "tracking_uri"} & scratch.keys()
+
+
+@pytest.mark.slow
+def test_weights_with_a_distance_map_are_trained_by_the_recipe_they_come_from(tmp_path: Path) -> None:
+    options = {"encoder": {"trainable": "all", "common_ratio": 0.25}, "spgen": {"channels": 32}}
+    network = UNSAM("hybrid", ["nuclei"], 64, **options, decoder={"queries_per_domain": 2})
+    header = with_settings(network.header, {"instances": "distance", "pixel_std": "image"})
+    save_trained(tmp_path / "model.safetensors", network, header)
+    own = Weights("unsam", tmp_path / "model.safetensors", {"image_size": 64, "precision": "fp32"})
+    segmenter, runs = own.segmenter(), runs_of(own, tmp_path)
+    assert [Path(name).name for name in training_recipe(segmenter)] == ["train.json", "compact.json"]
+    annotations = some_annotations(tmp_path)
+    facts = fine_tune(segmenter, runs, annotations, ImageOpener(10**6), WANTED, tracking_uri="off")
+    written = read_header(runs.weights(facts["run"]))
+    assert {key: written[key] for key in network.header} == network.header
+    assert json.loads(written["settings"])["instances"] == "distance"
 
 
 def test_annotations_that_cannot_be_used_leave_nothing(weights: dict[str, Weights], tmp_path: Path) -> None:
