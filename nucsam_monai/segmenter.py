@@ -14,7 +14,7 @@ import logging
 import pydoc
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,7 +183,7 @@ class Segmenter:
     ) -> None:
         self.folder = Path(folder)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.settings = dict(settings or {})
         self.config = read_inference_config(self.folder)
         check_settings(self.settings, self.config, str(self.folder))
@@ -452,22 +452,42 @@ def read_inference_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def check_settings(settings: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+def check_settings(settings: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     """Check values for a configuration.
 
+    Args:
+        settings: values of its keys.
+        config: the configuration.
+        where: what messages call it.
+
     Raises:
-        ConfigurationError: a key is not in ``known``, or a value is no scalar or a text that MONAI evaluates.
+        ConfigurationError: there is no such key, or a value is no scalar, a text that MONAI evaluates, or a text in
+            place of a number or a switch.
     """
-    names = list(known)
     for key, value in settings.items():
-        if key not in names:
+        if key not in config:
             raise ConfigurationError(
-                f"{where}: its configuration has no key '{key}'; its keys are {', '.join(names)}."
+                f"{where}: its configuration has no key '{key}'; its keys are {', '.join(config)}."
             )
         if not isinstance(value, (bool, int, float, str, type(None))) or str(value)[:1] in ("$", "@", "%"):
             raise ConfigurationError(
                 f"{where}: {key} {value!r}: expected a number, a switch, null or a text without a leading $, @ or %."
             )
+        if isinstance(value, str) and isinstance(config[key], (bool, int, float)):
+            kind = "a switch" if isinstance(config[key], bool) else "a number"
+            raise ConfigurationError(f"{where}: {key} {value!r}: expected {kind} as {config[key]}.")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device '{name}': expected a device of PyTorch, for example 'cpu' or 'cuda:0'."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device '{name}': PyTorch finds no GPU. Pass device 'cpu', or None.")
+    return device
 
 
 def _is_bundle(folder: Path) -> bool:

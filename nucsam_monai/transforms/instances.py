@@ -1,6 +1,7 @@
 """From instance maps to training targets and prompts, and from probabilities back to instances."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import cv2
@@ -123,7 +124,8 @@ class ProbabilityToInstancesd(MapTransform):
             threshold.
 
     Raises:
-        ConfigurationError: unknown ``instances``, or a distance below one pixel; or, when called, a
+        ConfigurationError: unknown ``instances`` or ``distance_rule``, a threshold that is no number, or a distance
+            below one pixel; or, when called, a
             probability that has not the channels of the rule.
     """
 
@@ -139,12 +141,20 @@ class ProbabilityToInstancesd(MapTransform):
     ) -> None:
         super().__init__(keys)
         check_instance_rule(instances, min_distance_px)
+        if not isinstance(threshold, (int, float)):
+            raise ConfigurationError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         self.output_key = output_key
         self.scores_key = scores_key
         self.threshold = threshold
         self.instances: InstanceRule = instances
         self.min_distance_px = min_distance_px
-        self.distance_rule = DistanceRule(**{"threshold": threshold, **(distance_rule or {})})
+        try:
+            self.distance_rule = DistanceRule(threshold=threshold, **(distance_rule or {}))
+        except TypeError as error:
+            names = ", ".join(one.name for one in fields(DistanceRule) if one.name != "threshold")
+            raise ConfigurationError(
+                f"distance_rule {distance_rule!r}: expected values of {names}."
+            ) from error
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the label map added."""

@@ -140,6 +140,12 @@ def test_options_that_do_not_exist_are_refused(
         unsam.segment(images / "image 0.png", image_size=64)
     with pytest.raises(ConfigurationError, match="without a leading"):
         unsam.segment(images / "image 0.png", threshold="$__import__('os')")
+    with pytest.raises(ConfigurationError, match="threshold 'low': expected a number"):
+        unsam.segment(images / "image 0.png", threshold="low")
+    with pytest.raises(ConfigurationError, match=r"overlap 'low': expected a number as 0\.25"):
+        unsam.segment(images / "image 0.png", overlap="low")
+    with pytest.raises(ConfigurationError, match="device 'gpu'"):
+        Segmenter(BUNDLES / "unsam", device="gpu")
     with pytest.raises(ConfigurationError, match="has no domains"):
         weights["sac"].segmenter().segment(images / "image 0.png", domain="he")
 

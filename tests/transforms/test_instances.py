@@ -144,7 +144,17 @@ def test_no_foreground_has_no_scores():
     assert len(prediction_of(transform({"pred": torch.zeros(2, 5, 6)}))) == 0
 
 
-@pytest.mark.parametrize("options", [{"instances": "contours"}, {"min_distance_px": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"instances": "contours"},
+        {"min_distance_px": 0},
+        {"threshold": "low"},
+        {"distance_rule": {"depth": 1}},
+    ],
+)
 def test_unknown_rules_of_instances_are_refused(options):
-    with pytest.raises(ConfigurationError, match=r"contours|min_distance_px 0"):
+    with pytest.raises(
+        ConfigurationError, match=r"contours|min_distance_px 0|threshold 'low'|depth.*marker_threshold"
+    ):
         ProbabilityToInstancesd(**options)
