@@ -4,8 +4,22 @@ The package is imported by bundle configurations, so this module stays light: im
 torch nor MONAI. ``$nucsam_monai.bundle_root('unsam')`` is how a configuration finds its own folder.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from nucsam_monai.utils.paths import bundle_root
+
+if TYPE_CHECKING:
+    from nucsam_monai.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "bundle_root"]
+__all__ = ["Segmenter", "__version__", "bundle_root", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what needs torch, which is imported with it."""
+    if name in ("Segmenter", "load"):
+        from nucsam_monai import segmenter
+
+        return getattr(segmenter, name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'.")

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.apps.monailabel.bundle import Scalar, ServedBundle
 from nucsam_monai.apps.monailabel.settings import find_bundle
 from nucsam_monai.apps.monailabel.stock_app import export_for_stock_app
+from nucsam_monai.segmenter import Scalar, Segmenter
 
 
 def main(bundle: str, checkpoint: str, output_dir: str, **settings: Scalar) -> None:
@@ -27,7 +27,7 @@ def main(bundle: str, checkpoint: str, output_dir: str, **settings: Scalar) -> N
         settings: what the weights were trained with, as ``--sam_variant vit_b``.
     """
     export_for_stock_app(
-        ServedBundle(find_bundle(bundle), checkpoint, settings=settings), Path(output_dir) / bundle
+        Segmenter(find_bundle(bundle), checkpoint, settings=settings), Path(output_dir) / bundle
     )
 
 

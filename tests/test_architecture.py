@@ -56,6 +56,12 @@ def test_only_applications_know_applications() -> None:
             assert not imported, f"{file} imports {imported}"
 
 
+def test_only_applications_come_through_the_front_door() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        if file.relative_to(PACKAGE).parts[0] not in ("apps", "segmenter.py", "__init__.py"):
+            assert "nucsam_monai.segmenter" not in imported_modules(file), file
+
+
 def test_experiments_leave_torch_to_the_commands_they_start() -> None:
     for file in (PACKAGE / "apps" / "experiments").glob("*.py"):
         roots = {module.split(".")[0] for module in imported_modules(file)}

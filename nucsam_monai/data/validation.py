@@ -95,7 +95,7 @@ def _structure_problems(dataset: Dataset) -> Iterator[str]:
 
 def _stray_files(dataset: Dataset) -> Iterator[str]:
     expected = {Path(item[key]) for item in dataset.items() for key in FILE_KEYS if key in item}
-    expected.add(dataset.folder / DATASET_FILE)
+    expected |= {dataset.folder / DATASET_FILE, dataset.folder / "README.md"}
     for path in sorted(dataset.folder.rglob("*")):
         relative = path.relative_to(dataset.folder).as_posix()
         if path.is_file() and path not in expected and not is_junk(relative):

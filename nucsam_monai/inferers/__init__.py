@@ -2,6 +2,7 @@
 
 from nucsam_monai.inferers.anchor_selection import select_points, suppress_near_points
 from nucsam_monai.inferers.automatic import AutomaticMaskInferer
+from nucsam_monai.inferers.clicks import Clicks, ClickSegmenter, clicks_in_image
 from nucsam_monai.inferers.detected_points import DetectedPoints, oracle_prompts
 from nucsam_monai.inferers.painting import paint_masks
 from nucsam_monai.inferers.point_finder import PointFinder
@@ -21,6 +22,8 @@ from nucsam_monai.utils.components import connected_components
 __all__ = [
     "AutocastInferer",
     "AutomaticMaskInferer",
+    "ClickSegmenter",
+    "Clicks",
     "DetectedPoints",
     "FindPoints",
     "PointFinder",
@@ -33,6 +36,7 @@ __all__ = [
     "TilePointFinder",
     "TilePrompter",
     "autocast",
+    "clicks_in_image",
     "connected_components",
     "oracle_prompts",
     "paint_masks",

@@ -36,7 +36,7 @@ Crossing = Literal["all", "best"]
 Classifier = Literal["prompter", "segmentor"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptedPrediction(NucleiPrediction):
     """The nuclei of one image, and which of them each prompt belongs to.
 

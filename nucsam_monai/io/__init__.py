@@ -4,6 +4,7 @@ from nucsam_monai.io.comparison import comparison_overlay
 from nucsam_monai.io.evaluation import write_evaluation
 from nucsam_monai.io.geojson import nuclei_features, write_geojson
 from nucsam_monai.io.images import MAX_PIXELS, SUPPORTED_SUFFIXES, find_images, output_stems, read_image
+from nucsam_monai.io.intensity import to_rgb_uint8
 from nucsam_monai.io.label_image import write_label_image
 from nucsam_monai.io.label_maps import (
     LABEL_MAP_SUFFIXES,
@@ -11,7 +12,7 @@ from nucsam_monai.io.label_maps import (
     decode_label_map,
     read_label_map,
 )
-from nucsam_monai.io.overlay import overlay_image, write_png
+from nucsam_monai.io.overlay import draw_prediction, encode_png, overlay_image, write_png
 from nucsam_monai.io.points_file import Point, points_by_id, read_points, require_inside
 from nucsam_monai.io.predictions import write_prediction
 from nucsam_monai.io.table import nuclei_rows, write_json, write_table
@@ -24,6 +25,8 @@ __all__ = [
     "comparison_overlay",
     "decode_label_channels",
     "decode_label_map",
+    "draw_prediction",
+    "encode_png",
     "find_images",
     "nuclei_features",
     "nuclei_rows",
@@ -34,6 +37,7 @@ __all__ = [
     "read_label_map",
     "read_points",
     "require_inside",
+    "to_rgb_uint8",
     "write_evaluation",
     "write_geojson",
     "write_json",

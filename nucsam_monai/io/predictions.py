@@ -7,8 +7,7 @@ import numpy as np
 
 from nucsam_monai.io.geojson import ObjectType, write_geojson
 from nucsam_monai.io.label_image import write_label_image
-from nucsam_monai.io.overlay import check_same_plane, overlay_image, write_png
-from nucsam_monai.io.palette import colours_of
+from nucsam_monai.io.overlay import check_same_plane, draw_prediction, write_png
 from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.label_runs import label_runs
@@ -50,9 +49,7 @@ def write_prediction(
         "table": output_dir / f"{stem}_nuclei.csv",
         "overlay": output_dir / f"{stem}_overlay.png",
     }
-    has_classes = len(prediction.class_names) > 1
-    colours = colours_of(prediction.table["class_id"]) if has_classes else None
-    overlay = overlay_image(image, prediction.instances, colours=colours)
+    overlay = draw_prediction(prediction, image)
     # Compression leaves the interpreter free, so the pictures are written beside the texts.
     with ThreadPoolExecutor(max_workers=2) as pool:
         pictures = [

@@ -13,7 +13,7 @@ from nucsam_monai.networks.prompter import Prompter, PrompterOutput
 from nucsam_monai.networks.promptnucseg import EndToEnd, EndToEndOutput, PromptNucSeg, trained_classes
 from nucsam_monai.networks.sac import SAC, SACOutput
 from nucsam_monai.networks.segmentor import Segmentor, learning_parameters
-from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains
+from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains, trained_unsam
 
 __all__ = [
     "CFRSAM",
@@ -43,4 +43,5 @@ __all__ = [
     "start_from_other_classes",
     "trained_classes",
     "trained_domains",
+    "trained_unsam",
 ]

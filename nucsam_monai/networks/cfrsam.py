@@ -22,7 +22,14 @@ from nucsam_monai.networks.blocks.boundary_refinement import (
 from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
 from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
 from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, boxes_of, padding_prompt
+from nucsam_monai.networks.nucleus_prompts import (
+    BOX_LABELS,
+    MaskPrediction,
+    NucleusPrompts,
+    boxes_of,
+    padding_prompt,
+    prompts_of_one_image,
+)
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
 from nucsam_monai.networks.sam import DecodedMasks, build_sam, decode_prompts
@@ -211,6 +218,23 @@ class CFRSAM(nn.Module):
             return MaskPrediction(refined, decoded.iou)
         output = self.decode_stages(encoded, prompts)
         return MaskPrediction(output.logits, output.iou)
+
+    def decode_clicks(self, embedding: EncodedImages, points: Tensor, labels: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        if self.prompt == "point":
+            return self.decode(embedding, prompts_of_one_image(points, labels))
+        # Trained with boxes alone, so that the refinement has never seen the mask of a point.
+        masks = self.sam.decode_each(embedding.embedding, points=(points, labels))
+        return MaskPrediction(masks.logits, masks.iou)
+
+    def decode_boxes(self, embedding: EncodedImages, boxes: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        if self.prompt == "point":
+            masks = self.sam.decode_each(embedding.embedding, boxes=boxes)
+            return MaskPrediction(masks.logits, masks.iou)
+        corners = boxes.reshape(-1, 2, 2)
+        labels = torch.tensor(BOX_LABELS, device=boxes.device).expand(len(corners), 2)
+        return self.decode(embedding, prompts_of_one_image(corners, labels))
 
     def decode_stages(self, encoded: EncodedImages, prompts: NucleusPrompts) -> CFRSAMOutput:
         """Return the masks of the prompts before and after the refinement.

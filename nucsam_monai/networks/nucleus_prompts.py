@@ -1,6 +1,6 @@
 """What goes into a segmenter that is prompted nucleus by nucleus, and what comes out."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,28 @@ class MaskPrediction(NamedTuple):
     logits: Tensor
     iou: Tensor
     class_logits: Tensor | None = None
+
+
+@runtime_checkable
+class PromptableNetwork(Protocol):
+    """Encodes a tile once, and turns each click or box on it into the mask of one nucleus."""
+
+    def encode(self, image: Tensor) -> Any:
+        """Return what is kept of square images ``(1, 3, S, S)``, normalised with SAM's constants."""
+        ...
+
+    def decode_clicks(self, embedding: Any, points: Tensor, labels: Tensor) -> MaskPrediction:
+        """Return N masks for points ``(N, K, 2)`` and labels ``(N, K)``: 1 nucleus, 0 background, -1 padding."""
+        ...
+
+    def decode_boxes(self, embedding: Any, boxes: Tensor) -> MaskPrediction:
+        """Return N masks for boxes ``(N, 4)`` as (x_min, y_min, x_max, y_max)."""
+        ...
+
+
+def prompts_of_one_image(points: Tensor, labels: Tensor) -> NucleusPrompts:
+    """Return prompts ``(N, K, 2)`` with labels ``(N, K)`` that are all of the same image."""
+    return NucleusPrompts(points, labels, torch.tensor([len(points)]))
 
 
 def boxes_of(prompts: NucleusPrompts) -> Tensor:

@@ -77,6 +77,14 @@ class PromptedCFRSAM(nn.Module):
         """Return the final masks of the prompted nuclei of encoded images."""
         return self.segmentor.decode(embedding, prompts)
 
+    def decode_clicks(self, embedding: EncodedImages, points: Tensor, labels: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        return self.segmentor.decode_clicks(embedding, points, labels)
+
+    def decode_boxes(self, embedding: EncodedImages, boxes: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        return self.segmentor.decode_boxes(embedding, boxes)
+
     @property
     def prompter_header(self) -> dict[str, str]:
         """What the prompter's weights file says of it: its options and the names of the classes."""

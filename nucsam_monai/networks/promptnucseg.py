@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from nucsam_monai.networks.any_nucleus import any_nucleus_logits
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, prompts_of_one_image
 from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput
 from nucsam_monai.networks.sam.trained_weights import read_header
 from nucsam_monai.networks.segmentor import Segmentor
@@ -101,6 +101,15 @@ class PromptNucSeg(nn.Module):
     def decode(self, embedding: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
         """Return the segmentor's masks of the prompted nuclei of encoded images."""
         return self.segmentor.decode(embedding, prompts)
+
+    def decode_clicks(self, embedding: Tensor, points: Tensor, labels: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        return self.decode(embedding, prompts_of_one_image(points, labels))
+
+    def decode_boxes(self, embedding: Tensor, boxes: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        masks = self.segmentor.sam.decode_each(embedding, boxes=boxes)
+        return MaskPrediction(masks.logits, masks.iou)
 
     def propose(self, embedding: Tensor, *, with_mask: bool = True) -> PrompterOutput:
         """Return the points that a prompter with a shared encoder proposes for encoded images.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nucsam_monai.networks.adapters import FineTuning, build_adapters, freeze_for
 from nucsam_monai.networks.blocks.auto_prompter import AutoPrompter, GeneratorOptions, Stage
 from nucsam_monai.networks.blocks.point_selection import PointPrompts
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
@@ -178,12 +179,26 @@ class SAC(nn.Module):
 
     def decode(self, image: Tensor, prompts: PointPrompts) -> Tensor:
         """Return the mask logits ``(B, 1, 4g, 4g)`` of images that are prompted with all their points."""
-        embedding = self.sam.image_encoder(image, adapters=self.adapters).embedding
+        embedding = self.encode(image)
         encoder = self.sam.prompt_encoder
         sparse, dense = encoder(points=tuple(prompts), image_size=(image.shape[-2], image.shape[-1]))
         code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
         one_each = [1] * len(image)
         return decode_prompts(self.sam.mask_decoder, embedding, code, sparse, dense, one_each).logits
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Return the embeddings ``(B, C, h, w)`` of ``(B, 3, S, S)`` images."""
+        return self.sam.image_encoder(image, adapters=self.adapters).embedding
+
+    def decode_clicks(self, embedding: Tensor, points: Tensor, labels: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        masks = self.sam.decode_each(embedding, points=(points, labels))
+        return MaskPrediction(masks.logits, masks.iou)
+
+    def decode_boxes(self, embedding: Tensor, boxes: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        masks = self.sam.decode_each(embedding, boxes=boxes)
+        return MaskPrediction(masks.logits, masks.iou)
 
     @property
     def header(self) -> dict[str, str]:

@@ -298,6 +298,56 @@ class UNSAM(nn.Module):
             self.prompt_encoder.mask_downscaling.requires_grad_(True)
 
 
+_SMALL: Mapping[str, Mapping[str, Any]] = {
+    "encoder": {"trainable": "all", "common_ratio": 0.25},
+    "spgen": {"channels": 32},
+    "decoder": {},
+}
+
+
+def trained_unsam(
+    checkpoint: str | Path,
+    domains: Sequence[str],
+    image_size: int,
+    *,
+    sam_variant: str | None = None,
+    sam_checkpoint: str | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    spgen: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
+) -> UNSAM:
+    """Build the network that a weights file belongs to, without loading its weights.
+
+    Args:
+        checkpoint: the file. Where there is none, as for tools that only look at a bundle, the network is the small one
+            of the bundle's ``train.json``.
+        domains: names of the training domains.
+        image_size: side of the working image in pixels.
+        sam_variant: None for that of the weights.
+        sam_checkpoint: official SAM weights that the training started from, where these stayed frozen.
+        encoder: values of :class:`EncoderOptions` in place of those of the weights.
+        spgen: values of :class:`SelfPromptOptions` in place of those of the weights.
+        decoder: values of :class:`DecoderOptions` in place of those of the weights.
+
+    Raises:
+        ConfigurationError: an unknown option or value.
+        CheckpointError: the file is damaged or not of UN-SAM, or the SAM weights are.
+    """
+    trained, variant = _SMALL, "vit_tiny"
+    if Path(checkpoint).is_file():
+        header = _unsam_header(checkpoint)
+        trained, variant = json.loads(header["options"]), header["sam_variant"]
+    return UNSAM(
+        sam_variant or variant,
+        domains,
+        image_size,
+        encoder={**trained["encoder"], **(encoder or {})},
+        spgen={**trained["spgen"], **(spgen or {})},
+        decoder={**trained["decoder"], **(decoder or {})},
+        sam_checkpoint=sam_checkpoint,
+    )
+
+
 def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None) -> list[str]:
     """Return the domains of a UN-SAM weights file, in the order of its queries.
 
@@ -310,9 +360,13 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
     """
     if default is not None and not Path(checkpoint).is_file():
         return list(default)
+    return list(json.loads(_unsam_header(checkpoint)["domains"]))
+
+
+def _unsam_header(checkpoint: str | Path) -> dict[str, str]:
     header = read_header(checkpoint)
     if header.get("method") != "unsam":
         raise CheckpointError(
             f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'."
         )
-    return list(json.loads(header["domains"]))
+    return header

@@ -13,6 +13,7 @@ from nucsam_monai.transforms.instances import (
     ProbabilityToInstancesd,
     nucleus_distance,
     nucleus_points,
+    prediction_of,
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
 from nucsam_monai.transforms.matched_prompts import MatchedPromptsd, TrainingPrompts
@@ -58,6 +59,7 @@ __all__ = [
     "nucleus_centroids",
     "nucleus_distance",
     "nucleus_points",
+    "prediction_of",
     "prompt_with_neighbours",
     "random_points",
 ]

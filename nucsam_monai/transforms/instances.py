@@ -1,6 +1,7 @@
 """From instance maps to training targets and prompts, and from probabilities back to instances."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import cv2
@@ -18,9 +19,10 @@ from nucsam_monai.utils.instances import (
     InstanceRule,
     check_instance_rule,
     distance_instances,
+    distance_scores,
     instances_of_foreground,
 )
-from nucsam_monai.utils.prediction import prediction_from_instances
+from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 
 class ForegroundMaskd(MapTransform):
@@ -110,6 +112,8 @@ class ProbabilityToInstancesd(MapTransform):
         keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map, of which the
             foreground stays.
         output_key: key of the ``(1, H, W)`` int32 label map.
+        scores_key: key of the scores ``(n,)`` of the nuclei, float32 and ordered by id, which ``distance`` adds, see
+            :func:`~nucsam_monai.utils.instances.distance_scores`.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
@@ -120,7 +124,8 @@ class ProbabilityToInstancesd(MapTransform):
             threshold.
 
     Raises:
-        ConfigurationError: unknown ``instances``, or a distance below one pixel; or, when called, a
+        ConfigurationError: unknown ``instances`` or ``distance_rule``, a threshold that is no number, or a distance
+            below one pixel; or, when called, a
             probability that has not the channels of the rule.
     """
 
@@ -132,14 +137,24 @@ class ProbabilityToInstancesd(MapTransform):
         instances: InstanceRule = "components",
         min_distance_px: int = MIN_DISTANCE_PX,
         distance_rule: Mapping[str, Any] | None = None,
+        scores_key: str = "pred_scores",
     ) -> None:
         super().__init__(keys)
         check_instance_rule(instances, min_distance_px)
+        if not isinstance(threshold, (int, float)):
+            raise ConfigurationError(f"threshold {threshold!r}: expected a number from 0 to 1.")
         self.output_key = output_key
+        self.scores_key = scores_key
         self.threshold = threshold
         self.instances: InstanceRule = instances
         self.min_distance_px = min_distance_px
-        self.distance_rule = DistanceRule(**{"threshold": threshold, **(distance_rule or {})})
+        try:
+            self.distance_rule = DistanceRule(threshold=threshold, **(distance_rule or {}))
+        except TypeError as error:
+            names = ", ".join(one.name for one in fields(DistanceRule) if one.name != "threshold")
+            raise ConfigurationError(
+                f"distance_rule {distance_rule!r}: expected values of {names}."
+            ) from error
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the label map added."""
@@ -153,13 +168,33 @@ class ProbabilityToInstancesd(MapTransform):
                     f"{probability.shape}. Choose the rule that the weights were trained for."
                 )
             if self.instances == "distance":
-                label_map = distance_instances(*probability, self.distance_rule)
+                foreground, distance = probability
+                label_map = distance_instances(foreground, distance, self.distance_rule)
+                item[self.scores_key] = torch.from_numpy(distance_scores(label_map, foreground, distance))
                 item[key] = item[key][:1]
             else:
                 foreground = probability[0] >= self.threshold
                 label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
             item[self.output_key] = torch.from_numpy(label_map)[None]
         return item
+
+
+def prediction_of(output: Mapping[Hashable, Any]) -> NucleiPrediction:
+    """Return the nuclei that an evaluator's output holds.
+
+    Args:
+        output: with a ``NucleiPrediction`` under ``pred``; or with the probability ``(1, H, W)`` there, the label map
+            ``(1, H, W)`` under ``pred_instances``, and perhaps the scores of the nuclei ``(n,)`` under ``pred_scores``,
+            as :class:`ProbabilityToInstancesd` leaves them.
+    """
+    prediction = output["pred"]
+    if isinstance(prediction, NucleiPrediction):
+        return prediction
+    return prediction_from_instances(
+        convert_to_numpy(output["pred_instances"])[0],
+        foreground=convert_to_numpy(prediction)[0],
+        scores=convert_to_numpy(output["pred_scores"]) if "pred_scores" in output else None,
+    )
 
 
 def nucleus_points(instances: np.ndarray) -> np.ndarray:

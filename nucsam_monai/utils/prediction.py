@@ -26,7 +26,7 @@ NUCLEUS_DTYPE = np.dtype(
 _LARGEST_ID = np.iinfo(np.int32).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NucleiPrediction:
     """The nuclei of one image.
 
@@ -44,6 +44,20 @@ class NucleiPrediction:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"NucleiPrediction({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """What was found, in words, for example ``37 nuclei, 256 x 256 px``; with several classes their counts too."""
+        height, width = self.instances.shape
+        words = f"{len(self)} {'nucleus' if len(self) == 1 else 'nuclei'}"
+        if len(self.class_names) > 1 and len(self):
+            counts = np.bincount(self.table["class_id"], minlength=len(self.class_names)).tolist()
+            pairs = zip(self.class_names, counts, strict=True)
+            words += f" ({', '.join(f'{name}: {count}' for name, count in pairs)})"
+        return f"{words}, {width} x {height} px"
 
 
 def prediction_from_instances(

@@ -8,23 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from inference_benchmark.clock import StageClock
 from inference_benchmark.scene import BenchmarkImage
+from nucsam_monai.engines import inference_items
 from nucsam_monai.inferers import DetectedPoints, select_points
 from nucsam_monai.io import write_prediction
 from nucsam_monai.networks import MaskPrediction, NucleusPrompts, PrompterOutput
-from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+from nucsam_monai.segmenter import Segmenter
+from nucsam_monai.transforms import prediction_of
+from nucsam_monai.utils.paths import bundle_root
+from nucsam_monai.utils.prediction import NucleiPrediction
 
 STAGES = ("read", "prompter", "encoder", "decoder", "merge", "write")
 """``decoder`` is all of a network behind SAM's encoder, ``merge`` everything from its answers to instances."""
 
 _STAND_IN = "stand-in"
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ def _cfrsam(variant: str) -> dict[str, Any]:
     )
 
 
-def _unsam(_variant: str) -> dict[str, Any]:
-    return {"domains": ["nuclei"]}
+def _no_settings(_variant: str) -> dict[str, Any]:
+    return {}
 
 
 def _watershed(_variant: str) -> dict[str, Any]:
@@ -67,7 +69,7 @@ METHODS = {
     "promptnucseg": Method(
         "promptnucseg", _promptnucseg, True, lambda network: network.segmentor.sam.image_encoder
     ),
-    "unsam": Method("unsam", _unsam, False, lambda network: network.image_encoder),
+    "unsam": Method("unsam", _no_settings, False, lambda network: network.image_encoder),
     "sac": Method("sac", _watershed, False, lambda network: network.sam.image_encoder),
     "cfrsam": Method("cfrsam", _cfrsam, True, lambda network: network.segmentor.sam.image_encoder),
     "sam_eunet3p": Method("sam_eunet3p", _watershed, False, lambda _: None),
@@ -103,18 +105,10 @@ class Pipeline:
         self.image = image
         self.output_dir = output_dir
         self.device = device
-        self.parser = ConfigParser()
-        self.parser.read_config(_ROOT / "bundles" / self.method.bundle / "configs" / "inference.json")
-        self.parser.update(
-            {
-                "input": str(image.path),
-                "output_dir": str(output_dir),
-                "sam_variant": variant,
-                "precision": precision,
-                "device": f"$torch.device('{device}')",
-                **self.method.settings(variant),
-            }
-        )
+        settings = {"sam_variant": variant, "precision": precision, **self.method.settings(variant)}
+        # No such weights: the network is the bundle's default one, at random.
+        segmenter = Segmenter(bundle_root(self.method.bundle), output_dir / "none", str(device), settings)
+        self.parser = segmenter.parser({"dataset::data": inference_items(image.path, output_dir)})
         self.network = self._part("network").eval()
         self.inferer, self.loader = self._part("inferer"), self._part("dataloader")
         self.clock = StageClock(device)
@@ -167,8 +161,7 @@ class Pipeline:
         with self.clock.stage(_STAND_IN):
             item = {"pred": self.image.foreground()}
         with self.clock.stage("merge"):
-            instances = self._part("postprocessing")(item)["pred_instances"]
-            return prediction_from_instances(np.asarray(instances)[0], foreground=item["pred"][0].numpy())
+            return prediction_of(self._part("postprocessing")(item))
 
 
 class NearlyTrueSegmenter:

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from nucsam_monai.inferers import ResizeInferer
+from nucsam_monai.networks import UNSAM, Segmentor, trained_unsam
+from nucsam_monai.networks.sam import read_header, save_trained
+from nucsam_monai.utils.errors import CheckpointError
 from tests.bundles.conftest import Training
 from tests.bundles.runs import network_of, small_recipe
 from tests.bundles.unsam_runs import CONFIGS, bundle
@@ -21,8 +24,33 @@ def test_its_keys_of_the_inference_exist() -> None:
     assert {"domain", "unseen_domain"} <= set(read("inference.json"))
 
 
-def test_train_and_inference_build_the_same_network() -> None:
-    assert read("train.json")["network_def"] == read("inference.json")["network_def"]
+def test_without_weights_inference_builds_the_network_of_the_training() -> None:
+    options = read("train.json")["network_def"]
+    trained = UNSAM(
+        read("train.json")["sam_variant"],
+        ["nuclei"],
+        256,
+        **{part: options[part] for part in ("encoder", "spgen", "decoder")},
+    )
+    assert trained_unsam("none", ["nuclei"], 256).header == trained.header
+
+
+def test_weights_of_the_training_and_of_the_compact_recipe_name_their_network(
+    training: Training, tmp_path: Path
+) -> None:
+    domains = ["bright", "dark"]
+    assert trained_unsam(training.weights, domains, 32).header == {
+        key: read_header(training.weights)[key] for key in ("method", "sam_variant", "domains", "options")
+    }
+    compact = UNSAM("micro", domains, 32, decoder={"queries_per_domain": 2}, spgen={"tau": 0.7})
+    save_trained(tmp_path / "compact.safetensors", compact, compact.header)
+    assert trained_unsam(tmp_path / "compact.safetensors", domains, 32).header == compact.header
+    other = trained_unsam(tmp_path / "compact.safetensors", domains, 32, spgen={"tau": 0.5})
+    assert (other.spgen_options.tau, other.masks_per_domain) == (0.5, [2, 2])
+    foreign = Segmentor("micro", 32)
+    save_trained(tmp_path / "foreign.safetensors", foreign, foreign.header)
+    with pytest.raises(CheckpointError, match="weights of 'segmentor'"):
+        trained_unsam(tmp_path / "foreign.safetensors", domains, 32)
 
 
 @pytest.fixture

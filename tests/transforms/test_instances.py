@@ -11,6 +11,7 @@ from nucsam_monai.transforms import (
     NucleusPointsd,
     ProbabilityToInstancesd,
     nucleus_points,
+    prediction_of,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -121,7 +122,39 @@ def test_touching_nuclei_are_split_on_request(kind):
         assert instances.max() == nuclei
 
 
-@pytest.mark.parametrize("options", [{"instances": "contours"}, {"min_distance_px": 0}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_instances_score_their_foreground_times_the_height_of_their_marker(kind):
+    y, x = np.mgrid[:20, :40]
+    inside = (y - 10) ** 2 + np.minimum((x - 11) ** 2, (x - 28) ** 2) <= 81
+    foreground = np.where(inside, np.where(x < 20, 0.9, 0.7), 0.1)
+    distance = inside * (1 - np.minimum(np.hypot(y - 10, x - 11), np.hypot(y - 10, x - 28)) / 10)
+    transform = ProbabilityToInstancesd(instances="distance", distance_rule={"min_area_px": 5})
+    item = transform({"pred": kind(np.stack([foreground, distance]).astype(np.float32))})
+    nuclei = prediction_of(item)
+    assert nuclei.instances.max() == len(nuclei) == 2
+    assert nuclei.foreground is not None
+    for row in nuclei.table:
+        own = nuclei.instances == row["id"]
+        assert row["score"] == pytest.approx(foreground[own].mean() * distance[own].max(), abs=1e-5)
+    assert prediction_of({"pred": nuclei}) is nuclei
+
+
+def test_no_foreground_has_no_scores():
+    transform = ProbabilityToInstancesd(instances="distance")
+    assert len(prediction_of(transform({"pred": torch.zeros(2, 5, 6)}))) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"instances": "contours"},
+        {"min_distance_px": 0},
+        {"threshold": "low"},
+        {"distance_rule": {"depth": 1}},
+    ],
+)
 def test_unknown_rules_of_instances_are_refused(options):
-    with pytest.raises(ConfigurationError, match=r"contours|min_distance_px 0"):
+    with pytest.raises(
+        ConfigurationError, match=r"contours|min_distance_px 0|threshold 'low'|depth.*marker_threshold"
+    ):
         ProbabilityToInstancesd(**options)

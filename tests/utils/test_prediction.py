@@ -55,6 +55,14 @@ def test_given_scores_and_classes_are_ordered_by_id() -> None:
     assert prediction.class_names == ("tumour", "stroma")
 
 
+def test_it_says_what_was_found() -> None:
+    label_map = np.array([[1, 0, 2], [0, 0, 3]])
+    assert repr(prediction_from_instances(label_map)) == "NucleiPrediction(3 nuclei, 3 x 2 px)"
+    classes = {"class_ids": np.array([1, 0, 1]), "class_names": ("tumour", "stroma")}
+    found = prediction_from_instances(label_map, **classes)
+    assert repr(found) == "NucleiPrediction(3 nuclei (tumour: 1, stroma: 2), 3 x 2 px)"
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (1, 1), (0, 7)])
 def test_no_nuclei_is_an_empty_table(shape: tuple[int, int]) -> None:
     prediction = prediction_from_instances(np.zeros(shape, int), foreground=np.zeros(shape), scores=None)

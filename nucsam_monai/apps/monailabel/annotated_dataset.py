@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nucsam_monai.apps.monailabel.image_source import ImageOpener, ImageSource, Region, SlideImage
+from nucsam_monai.apps.monailabel.image_source import ImageOpener, SlideImage
 from nucsam_monai.apps.monailabel.label_files import (
     READABLE_LABEL_SUFFIXES,
     nuclei_of_label,
@@ -19,6 +19,7 @@ from nucsam_monai.apps.monailabel.polygon_labels import POLYGON_SUFFIXES, NamedP
 from nucsam_monai.data import DatasetMetadata, DatasetWriter
 from nucsam_monai.data.converters.polygons import polygon_mask
 from nucsam_monai.utils.errors import DatasetError
+from nucsam_monai.utils.image_source import ImageSource, Region
 
 logger = logging.getLogger(__name__)
 

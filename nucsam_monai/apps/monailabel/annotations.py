@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nucsam_monai.apps.monailabel.nuclei import Nucleus
+from nucsam_monai.io.contours import mask_polygons
 from nucsam_monai.io.palette import colours_of
 from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.utils.nucleus import Nucleus
 
 AnnotationFormat = Literal["asap", "dsa", "json"]
 ANNOTATION_FORMATS = get_args(AnnotationFormat)
@@ -58,9 +59,25 @@ def outlines(nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> Iterator[Outl
     for nucleus in nuclei:
         if nucleus.area_px < facts.smallest_px:
             continue
-        contour = nucleus.contour(facts.scale, *facts.location)
+        contour = contour_of(nucleus, facts.scale, *facts.location)
         if len(contour) >= _FEWEST_CORNERS:
             yield Outline(contour, nucleus.class_id)
+
+
+def contour_of(nucleus: Nucleus, scale: float = 1.0, x: int = 0, y: int = 0) -> list[list[int]]:
+    """Return the outline of the largest part of a nucleus as ``[x, y]`` corners of pixels, not closed.
+
+    Args:
+        nucleus: the nucleus.
+        scale: factor from pixels of the region to those of the result.
+        x: added to all columns.
+        y: added to all rows.
+    """
+    mask = nucleus.mask.view(np.uint8)
+    parts = mask_polygons(mask, x_offset_px=nucleus.x, y_offset_px=nucleus.y)
+    if not parts:
+        return []
+    return [[round(column * scale) + x, round(row * scale) + y] for column, row in parts[0][0][:-1]]
 
 
 def write_annotations(

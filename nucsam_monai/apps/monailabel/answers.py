@@ -16,11 +16,12 @@ from nucsam_monai.apps.monailabel.annotations import (
     write_annotations,
 )
 from nucsam_monai.apps.monailabel.clicks import clicks_of_request, has_clicks
-from nucsam_monai.apps.monailabel.image_source import ImageSource, region_of_request
+from nucsam_monai.apps.monailabel.image_source import region_of_request
 from nucsam_monai.apps.monailabel.label_files import label_suffix, write_label
 from nucsam_monai.apps.monailabel.model import Prepared, ServedModel
-from nucsam_monai.apps.monailabel.nuclei import Nucleus, paint_nuclei
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.utils.image_source import ImageSource
+from nucsam_monai.utils.nucleus import Nucleus, paint_nuclei
 
 STOCK_SMALLEST_PX = 80
 """MONAI Label fills this in as ``min_poly_area`` where the client names none; it would hide small nuclei."""

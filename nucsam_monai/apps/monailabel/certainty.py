@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nucsam_monai.apps.monailabel.image_source import ImageSource, Region
+from nucsam_monai.utils.image_source import ImageSource, Region
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 LEAST_SHARE = 0.1

@@ -2,31 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nucsam_monai.apps.monailabel.image_source import ImageSource
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.inferers import Clicks, clicks_in_image
+from nucsam_monai.utils.image_source import ImageSource
 
 MOST_PROMPTS = 1000
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """What an annotator marked, in pixels of an image, pixel centres at integers.
-
-    Attributes:
-        foreground: ``(n, 2)`` float64 (x, y), one click on each of n nuclei.
-        background: ``(m, 2)`` float64 (x, y) that belong to no clicked nucleus.
-        boxes: ``(k, 4)`` float64 (x_min, y_min, x_max, y_max), one around each of k nuclei.
-    """
-
-    foreground: NDArray[np.float64]
-    background: NDArray[np.float64]
-    boxes: NDArray[np.float64]
 
 
 def has_clicks(request: Mapping[str, Any]) -> bool:
@@ -41,32 +23,26 @@ def clicks_of_request(request: Mapping[str, Any], source: ImageSource) -> Clicks
     ``[x_min, y_min, x_max, y_max]``.
 
     Raises:
-        RequestRefusedError: not such lists, too many, outside of the image, or no click and no box at all.
+        RequestRefusedError: not such lists, too many, or no click and no box at all.
+        ConfigurationError: outside of the image, or a box below one pixel.
     """
     foreground, background = (_points(request.get(key), key, source) for key in ("foreground", "background"))
-    boxes = _boxes(request.get("boxes"), source)
-    if not len(foreground) and not len(boxes):
+    boxes = _scaled(request.get("boxes"), "boxes", (4,), source)
+    if not foreground and not boxes:
         raise RequestRefusedError(
             "no click: expected at least one point in 'foreground' or one box in 'boxes', for example "
             '{"foreground": [[31, 40]]}.'
         )
-    return Clicks(foreground, background, boxes)
+    return clicks_in_image((source.height, source.width), foreground, background, boxes)
 
 
-def _points(value: Any, key: str, source: ImageSource) -> NDArray[np.float64]:
-    points = [_numbers(row, key, (2, 3))[:2] for row in _rows(value, key)]
-    return _inside(np.array(points, dtype=np.float64).reshape(-1, 2) / source.downsample, key, source)
+def _points(value: Any, key: str, source: ImageSource) -> list[list[float]]:
+    return [row[:2] for row in _scaled(value, key, (2, 3), source)]
 
 
-def _boxes(value: Any, source: ImageSource) -> NDArray[np.float64]:
-    rows = [_numbers(row, "boxes", (4,)) for row in _rows(value, "boxes")]
-    boxes = np.array(rows, dtype=np.float64).reshape(-1, 4) / source.downsample
-    if (boxes[:, 2:] - boxes[:, :2] < 1).any():
-        raise RequestRefusedError(
-            "boxes: expected [x_min, y_min, x_max, y_max] of at least 1 pixel each way."
-        )
-    _inside((boxes[:, :2] + boxes[:, 2:]) / 2, "boxes", source)
-    return np.clip(boxes, 0, [source.width - 1, source.height - 1] * 2)
+def _scaled(value: Any, key: str, lengths: tuple[int, ...], source: ImageSource) -> list[list[float]]:
+    """Return rows of numbers in pixels of the source."""
+    return [[one / source.downsample for one in _numbers(row, key, lengths)] for row in _rows(value, key)]
 
 
 def _rows(value: Any, key: str) -> list[Any]:
@@ -91,14 +67,3 @@ def _numbers(row: Any, key: str, lengths: tuple[int, ...]) -> list[float]:
 def _is_number(value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and abs(value) < 1 << 40 and math.isfinite(value)
-
-
-def _inside(points: NDArray[np.float64], key: str, source: ImageSource) -> NDArray[np.float64]:
-    # A pixel reaches half a pixel to each side of its centre.
-    inside = ((points >= -0.5) & (points <= np.array([source.width, source.height]) - 0.5)).all(axis=1)
-    if not inside.all():
-        x, y = points[np.argmin(inside)]
-        raise RequestRefusedError(
-            f"{key}: ({x:g}, {y:g}) is outside of the image of {source.width} x {source.height} px."
-        )
-    return np.clip(points, 0, [source.width - 1, source.height - 1])

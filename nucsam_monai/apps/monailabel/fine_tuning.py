@@ -12,10 +12,10 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.apps.monailabel.annotated_dataset import AnnotatedImage, write_annotated_dataset
-from nucsam_monai.apps.monailabel.bundle import Scalar, ServedBundle
 from nucsam_monai.apps.monailabel.image_source import ImageOpener
 from nucsam_monai.apps.monailabel.options import Choice, Number, Option, Switch
 from nucsam_monai.apps.monailabel.runs import BundleRuns, write_run_facts
+from nucsam_monai.segmenter import Scalar, Segmenter
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import sha256_of_file
 
@@ -59,7 +59,7 @@ def training_options(runs: BundleRuns, domains: Sequence[str], devices: Sequence
 
 
 def fine_tune(
-    bundle: ServedBundle,
+    bundle: Segmenter,
     runs: BundleRuns,
     images: Sequence[AnnotatedImage],
     opener: ImageOpener,
@@ -106,7 +106,7 @@ def fine_tune(
 
 def _train_in(
     run_dir: Path,
-    bundle: ServedBundle,
+    bundle: Segmenter,
     images: Sequence[AnnotatedImage],
     opener: ImageOpener,
     wanted: FineTuning,
@@ -124,7 +124,7 @@ def _train_in(
         validation_share=wanted.validation_share,
     )
     logger.info("%s: training on %s", bundle.folder.name, counts)
-    _train(bundle.folder, training_overrides(bundle, wanted, run_dir, domain, tracking_uri))
+    _train(training_recipe(bundle), training_overrides(bundle, wanted, run_dir, domain, tracking_uri))
     shutil.rmtree(dataset)
     for state in run_dir.glob("*state.safetensors"):
         state.unlink()
@@ -139,7 +139,7 @@ def _train_in(
 
 
 def training_overrides(
-    bundle: ServedBundle, wanted: FineTuning, run_dir: Path, domain: str, tracking_uri: str | None
+    bundle: Segmenter, wanted: FineTuning, run_dir: Path, domain: str, tracking_uri: str | None
 ) -> dict[str, Any]:
     """Return the values of ``train.json`` for a fine-tuning: what ``monai.bundle run`` would get as options.
 
@@ -172,9 +172,16 @@ def training_overrides(
     return overrides
 
 
-def _train(folder: Path, overrides: Mapping[str, Any]) -> None:
+def training_recipe(bundle: Segmenter) -> list[str]:
+    """Return the configurations that train such weights: ``train.json``, and ``compact.json`` for a distance map."""
+    learned = "instances" in bundle.config and bundle.value("instances") == "distance"
+    names = ("train.json", "compact.json") if learned else ("train.json",)
+    return [str(bundle.folder / "configs" / name) for name in names]
+
+
+def _train(recipe: list[str], overrides: Mapping[str, Any]) -> None:
     workflow = ConfigWorkflow(
-        config_file=str(folder / "configs" / "train.json"),
+        config_file=recipe,
         logging_file=False,
         workflow_type="train",
         **overrides,

@@ -1,18 +1,18 @@
 """Images and slides as something to read regions from."""
 
 import logging
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from monai.utils import optional_import
 
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.io import SUPPORTED_SUFFIXES, read_image
+from nucsam_monai.utils.image_source import ArrayImage, ImageSource, Region
 
 logger = logging.getLogger(__name__)
 
@@ -23,57 +23,6 @@ IMAGE_SUFFIXES = tuple(dict.fromkeys((*SUPPORTED_SUFFIXES, *SLIDE_SUFFIXES)))
 """Suffixes of all that can be segmented."""
 
 _CACHE_BYTES = 1 << 28
-
-
-class Region(NamedTuple):
-    """A rectangle in pixels of an :class:`ImageSource`."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-class ImageSource(ABC):
-    """An image of which any region can be read.
-
-    Attributes:
-        width: in pixels.
-        height: in pixels.
-        downsample: side in pixels of the whole image's full resolution that one pixel covers.
-    """
-
-    width: int
-    height: int
-    downsample: float = 1.0
-
-    @abstractmethod
-    def read(self, region: Region) -> np.ndarray:
-        """Return a region that lies inside of the image: ``(height, width, 3)`` uint8 RGB."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the file."""
-
-
-class ArrayImage(ImageSource):
-    """An image in memory.
-
-    Args:
-        pixels: ``(H, W, 3)`` uint8 RGB.
-    """
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
-        self.height, self.width = pixels.shape[:2]
-
-    def read(self, region: Region) -> np.ndarray:
-        """See :meth:`ImageSource.read`."""
-        x, y, width, height = region
-        return self.pixels[y : y + height, x : x + width]
-
-    def close(self) -> None:
-        """See :meth:`ImageSource.close`; nothing is open."""
 
 
 class SlideImage(ImageSource):

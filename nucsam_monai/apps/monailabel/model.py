@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nucsam_monai.apps.monailabel.bundle import ServedBundle, read_inference_config
 from nucsam_monai.apps.monailabel.certainty import sample_region, uncertainty_of
-from nucsam_monai.apps.monailabel.click_networks import CLICKABLE
-from nucsam_monai.apps.monailabel.clicks import Clicks
-from nucsam_monai.apps.monailabel.image_source import ImageOpener, ImageSource, Region
-from nucsam_monai.apps.monailabel.nuclei import Nucleus
-from nucsam_monai.apps.monailabel.options import Choice, Option, OptionValue, read_options
+from nucsam_monai.apps.monailabel.image_source import ImageOpener
+from nucsam_monai.apps.monailabel.options import Choice, Option, OptionValue, options_of, read_options
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.apps.monailabel.runs import BundleRuns
 from nucsam_monai.apps.monailabel.settings import AppSettings
 from nucsam_monai.apps.monailabel.streaming import nuclei_of_region
+from nucsam_monai.inferers import Clicks
+from nucsam_monai.segmenter import Segmenter, read_inference_config, takes_prompts
+from nucsam_monai.utils.image_source import ImageSource, Region
+from nucsam_monai.utils.nucleus import Nucleus
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _OF_SERVER = ("device", "weights", "domain")
 class Prepared(NamedTuple):
     """What a request asks for: weights on a device, options of the bundle, and the domain where it is known."""
 
-    bundle: ServedBundle
+    bundle: Segmenter
     options: dict[str, OptionValue]
     domain: str | None
 
@@ -57,9 +57,9 @@ class ServedModel:
         self.runs = BundleRuns(
             folder=settings.runs_dir / name,
             original=Path(str(start)).absolute() if start else self._default_weights(),
-            single_file="model.safetensors" in str(self.config.get("checkpoint", "")),
+            single_file=".safetensors" in str(self.config.get("checkpoint", "")),
         )
-        self._ready: OrderedDict[tuple[str, str], ServedBundle] = OrderedDict()
+        self._ready: OrderedDict[tuple[str, str], Segmenter] = OrderedDict()
         self._lock = RLock()
 
     @property
@@ -70,8 +70,7 @@ class ServedModel:
     @property
     def takes_clicks(self) -> bool:
         """Whether the network can be asked for single nuclei; known without building it."""
-        target = self.config.get("network_def", {}).get("_target_", "")
-        return str(target).rsplit(".", 1)[-1] in CLICKABLE
+        return takes_prompts(self.config)
 
     def options(self) -> tuple[Option, ...]:
         """Return what clients show."""
@@ -79,7 +78,7 @@ class ServedModel:
         options: list[Option] = [Choice("device", tuple(devices())), Choice("weights", self.runs.choices())]
         if domains := bundle.domains:
             options.append(Choice("domain", (ANY_DOMAIN, *domains, "mean")))
-        return (*options, *(one for one in bundle.options if one.name not in _OF_SERVER))
+        return (*options, *(one for one in options_of(bundle) if one.name not in _OF_SERVER))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -91,7 +90,7 @@ class ServedModel:
         """The domains of the weights that are served; none for methods without domains."""
         return self._default().domains
 
-    def bundle(self, weights: str, device: str) -> ServedBundle:
+    def bundle(self, weights: str, device: str) -> Segmenter:
         """Return the bundle with its weights on a device.
 
         Raises:
@@ -101,7 +100,7 @@ class ServedModel:
             checkpoint = self.runs.weights(weights)
             key = (str(checkpoint), device)
             if key not in self._ready:
-                self._ready[key] = ServedBundle(self.folder, checkpoint, device, self.own)
+                self._ready[key] = Segmenter(self.folder, checkpoint, device, self.own)
                 if len(self._ready) > _BUNDLES_KEPT:
                     self._ready.popitem(last=False)
             self._ready.move_to_end(key)
@@ -126,7 +125,7 @@ class ServedModel:
 
     def nuclei(self, prepared: Prepared, source: ImageSource, region: Region) -> Iterator[Nucleus]:
         """Yield the nuclei of a region, in pixels of it."""
-        predict = partial(prepared.bundle.predict, options=prepared.options, domain=prepared.domain)
+        predict = partial(prepared.bundle.segment, domain=prepared.domain, **prepared.options)
         return nuclei_of_region(source, region, predict, self.settings.window_px, self.settings.overlap_px)
 
     def clicked_nuclei(self, prepared: Prepared, source: ImageSource, clicks: Clicks) -> list[Nucleus]:
@@ -139,26 +138,28 @@ class ServedModel:
             segmenter = prepared.bundle.click_segmenter
             if segmenter is None:
                 raise RequestRefusedError(f"{self.name}: takes no clicks. Ask it for a whole image.")
-            return segmenter.segment(source, clicks)
+            return [nucleus for nucleus in segmenter.segment(source, clicks) if nucleus is not None]
 
     def uncertainty(self, path: Path) -> float:
         """Return how uncertain the nuclei of an image are, judged by its middle."""
         bundle, options, domain = self.prepare({})
         source = self.opener.open(path)
         try:
-            return uncertainty_of(bundle.predict(source.read(sample_region(source)), options, domain))
+            return uncertainty_of(
+                bundle.segment(source.read(sample_region(source)), domain=domain, **options)
+            )
         finally:
             source.close()
 
-    def _default(self) -> ServedBundle:
+    def _default(self) -> Segmenter:
         choices = self.runs.choices()
         if choices:
             return self.bundle(choices[0], devices()[0])
-        return ServedBundle(self.folder, None, "cpu", self.own)
+        return Segmenter(self.folder, None, "cpu", self.own)
 
     def _default_weights(self) -> Path | None:
         """Return where ``inference.json`` has its weights by default; None where that cannot be told."""
-        bundle = ServedBundle(self.folder, None, "cpu", self.own)
+        bundle = Segmenter(self.folder, None, "cpu", self.own)
         checkpoint = bundle.value("checkpoint")
         return None if checkpoint is None else Path(str(checkpoint))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.segmenter import Segmenter
 
 OptionValue = bool | int | float | str
 
@@ -120,18 +121,24 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def options_of_config(config: Mapping[str, Any]) -> tuple[Option, ...]:
-    """Return the options of a bundle: the keys of its ``inference.json`` that clients may set.
+def options_of(segmenter: Segmenter) -> tuple[Option, ...]:
+    """Return the options of a bundle with its weights: the keys of its ``inference.json`` that clients may set."""
+    names = [name for name in segmenter.config if name in _NUMBERS or name in _SWITCHES or name in _CHOICES]
+    return options_of_values({name: segmenter.value(name) for name in names})
+
+
+def options_of_values(values: Mapping[str, Any]) -> tuple[Option, ...]:
+    """Return those values of a configuration as options that clients may set.
 
     Args:
-        config: the configuration, with the values that the server was started with.
+        values: of keys of the configuration.
 
     Example:
-        >>> [option.name for option in options_of_config({"threshold": 0.5, "seed": 1, "tta": False})]
+        >>> [option.name for option in options_of_values({"threshold": 0.5, "seed": 1, "tta": False})]
         ['threshold', 'tta']
     """
     options: list[Option] = []
-    for name, value in config.items():
+    for name, value in values.items():
         if name in _NUMBERS and _is_number(value):
             options.append(Number(name, value, *_NUMBERS[name]))
         elif name in _SWITCHES and isinstance(value, bool):

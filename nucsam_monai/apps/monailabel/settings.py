@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nucsam_monai.apps.monailabel.bundle import Scalar, check_settings, read_inference_config
+from nucsam_monai.segmenter import Scalar, check_settings, read_inference_config
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import bundle_root, project_root
 

@@ -18,9 +18,9 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 from torch import Tensor
 
-from nucsam_monai.apps.monailabel.bundle import ServedBundle, read_inference_config
 from nucsam_monai.inferers import PointFinder, PromptedInferer
 from nucsam_monai.networks import PromptNucSeg
+from nucsam_monai.segmenter import Segmenter
 from nucsam_monai.utils.files import atomic_directory
 
 _OF_OUR_ENGINE = ("dataset", "dataloader", "evaluator", "handlers", "initialize", "run", "find_points")
@@ -76,7 +76,7 @@ class StockLabeld(MapTransform):
         return item
 
 
-def export_for_stock_app(bundle: ServedBundle, folder: Path) -> None:
+def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
     """Write a copy of a bundle with its weights for the app ``monaibundle``.
 
     Args:
@@ -87,7 +87,7 @@ def export_for_stock_app(bundle: ServedBundle, folder: Path) -> None:
         FileExistsError: the folder exists and is not empty.
         CheckpointError: there are no weights, or they belong to another bundle.
     """
-    config = {**read_inference_config(bundle.folder), **bundle.settings, "sam_checkpoint": None}
+    config = {**bundle.config, **bundle.settings, "sam_checkpoint": None}
     for key, names in (("domains", bundle.domains), ("class_names", bundle.class_names)):
         if key in config:
             config[key] = list(names)
@@ -105,6 +105,10 @@ def export_for_stock_app(bundle: ServedBundle, folder: Path) -> None:
     last = {"_target_": f"{_HERE}.StockLabeld", "keys": "pred"}
     found = config.get("postprocessing", {"transforms": []})["transforms"]
     config["postprocessing"] = {"_target_": "Compose", "transforms": [*found, last]}
+    weights = bundle.value("checkpoint")
+    single_file = weights is not None and Path(weights).is_file()
+    if single_file:  # its header may say what the network is
+        config["checkpoint"] = "$@bundle_root + '/models/model.safetensors'"
     kept = {key: value for key, value in config.items() if key not in _OF_OUR_ENGINE}
     with atomic_directory(folder) as temporary:
         (temporary / "configs").mkdir()
@@ -112,4 +116,6 @@ def export_for_stock_app(bundle: ServedBundle, folder: Path) -> None:
         shutil.copy(bundle.folder / "configs" / "metadata.json", temporary / "configs" / "metadata.json")
         shutil.copy(bundle.folder / "LICENSE", temporary / "LICENSE")
         (temporary / "configs" / "inference.json").write_text(json.dumps(kept, indent=4) + "\n")
+        if single_file:
+            shutil.copy(weights, temporary / "models" / "model.safetensors")
         torch.save(bundle.network.state_dict(), temporary / "models" / "model.pt")

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nucsam_monai.apps.monailabel.image_source import ImageSource, Region
-from nucsam_monai.apps.monailabel.nuclei import Nucleus, boxes_of, nuclei_of_prediction
 from nucsam_monai.inferers.tiling import tile_origins
+from nucsam_monai.utils.image_source import ImageSource, Region
+from nucsam_monai.utils.nucleus import Nucleus, boxes_of, nuclei_of_prediction
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 Predict = Callable[[np.ndarray], NucleiPrediction]

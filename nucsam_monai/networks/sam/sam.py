@@ -66,6 +66,25 @@ class SAM(nn.Module):
             self.mask_decoder, embedding, code, sparse, dense, prompts_per_image, multimask=multimask
         )
 
+    def decode_each(
+        self,
+        embedding: Tensor,
+        points: tuple[Tensor, Tensor] | None = None,
+        boxes: Tensor | None = None,
+    ) -> DecodedMasks:
+        """Return one mask for each of N prompts on one encoded image.
+
+        Args:
+            embedding: ``(1, C, h, w)`` of the image encoder.
+            points: ``(N, K, 2)`` as (x, y) in pixels of the image, and their labels ``(N, K)`` as in :meth:`forward`.
+            boxes: ``(N, 4)`` as (x_min, y_min, x_max, y_max) in pixels of the image.
+        """
+        grid = (embedding.shape[-2], embedding.shape[-1])
+        size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)
+        sparse, dense = self.prompt_encoder(points, boxes, image_size=size)
+        code = self.prompt_encoder.position_code(grid)
+        return decode_prompts(self.mask_decoder, embedding, code, sparse, dense, [len(sparse)])
+
 
 def build_sam(
     variant: str | SAMVariant,

@@ -15,10 +15,10 @@ from nucsam_monai.apps.monailabel.annotated_dataset import (
 from nucsam_monai.apps.monailabel.annotations import AnnotationFacts, write_annotations
 from nucsam_monai.apps.monailabel.image_source import ImageOpener
 from nucsam_monai.apps.monailabel.label_files import write_label
-from nucsam_monai.apps.monailabel.nuclei import nuclei_of_prediction
 from nucsam_monai.data import load_items, read_dataset
 from nucsam_monai.data.label_files import read_instances
 from nucsam_monai.utils.errors import DatasetError
+from nucsam_monai.utils.nucleus import nuclei_of_prediction
 from tests.apps.monailabel.analytic import dark_nuclei, discs
 
 OPENER = ImageOpener(10**6)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from nucsam_monai.apps.monailabel.annotations import AnnotationFacts, annotation_record, write_annotations
-from nucsam_monai.apps.monailabel.nuclei import Nucleus, nuclei_of_prediction
 from nucsam_monai.apps.monailabel.polygon_labels import parse_polygons, read_polygons
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.data.converters.polygons import paint_polygons
 from nucsam_monai.utils.errors import DatasetError
+from nucsam_monai.utils.nucleus import Nucleus, nuclei_of_prediction
 from tests.apps.monailabel.analytic import dark_nuclei, discs
 
 FACTS = AnnotationFacts("unsam", ('a "quoted" <name> & more', "b"), (100, 200), (60, 40))

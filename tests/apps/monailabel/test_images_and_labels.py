@@ -7,13 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nucsam_monai.apps.monailabel.image_source import (
-    ArrayImage,
-    ImageOpener,
-    Region,
-    SlideImage,
-    region_of_request,
-)
+from nucsam_monai.apps.monailabel.image_source import ImageOpener, SlideImage, region_of_request
 from nucsam_monai.apps.monailabel.label_files import (
     LABEL_SUFFIXES,
     label_suffix,
@@ -23,6 +17,7 @@ from nucsam_monai.apps.monailabel.label_files import (
 )
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.utils.image_source import ArrayImage, Region
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
 

@@ -4,8 +4,18 @@ import math
 
 import pytest
 
-from nucsam_monai.apps.monailabel.options import Choice, Number, Switch, options_of_config, read_options
+from nucsam_monai.apps.monailabel.options import (
+    Choice,
+    Number,
+    Switch,
+    options_of,
+    options_of_values,
+    read_options,
+)
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.segmenter import Segmenter
+from tests.bundles.runs import BUNDLES
+from tests.tiny_bundles import SEGMENTING, Weights
 
 OPTIONS = (Number("threshold", 0.5, 0, 1), Switch("tta", False), Choice("domain", ("automatic", "he")))
 
@@ -46,9 +56,22 @@ def test_whole_numbers() -> None:
 
 
 def test_only_what_clients_may_set_is_an_option() -> None:
-    config = {"threshold": 0.5, "instances": "watershed", "checkpoint": "x", "tta": True, "overlap": "$1 / 4"}
-    assert [(one.name, one.shown) for one in options_of_config(config)] == [
+    config = {"threshold": 0.5, "instances": "watershed", "checkpoint": "x", "tta": True, "overlap": "1"}
+    assert [(one.name, one.shown) for one in options_of_values(config)] == [
         ("threshold", 0.5),
         ("instances", ["watershed", "components"]),
         ("tta", True),
     ]
+
+
+def test_every_option_of_the_bundles_is_permitted_by_default(weights: dict[str, Weights]) -> None:
+    for name in SEGMENTING:
+        options = options_of(weights[name].segmenter())
+        assert options
+        assert all(option.read(option.shown) == option.default for option in options)
+
+
+def test_weights_that_part_nuclei_by_a_distance_map_leave_no_other_rule(weights: dict[str, Weights]) -> None:
+    own = weights["unsam"]
+    segmenter = Segmenter(BUNDLES / "unsam", own.path, settings={**own.settings, "instances": "distance"})
+    assert "instances" not in {option.name for option in options_of(segmenter)}

@@ -18,13 +18,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from nucsam_monai.apps.monailabel.bundle import Scalar
 from nucsam_monai.apps.monailabel.polygon_labels import parse_polygons
 from nucsam_monai.data.converters.polygons import paint_polygons
 from nucsam_monai.io import read_image, read_label_map
+from nucsam_monai.segmenter import Scalar
 from tests.apps.monailabel.analytic import discs
-from tests.apps.monailabel.conftest import Weights, random_weights
 from tests.bundles.runs import REPOSITORY
+from tests.tiny_bundles import Weights, random_weights
 
 client_module = pytest.importorskip("monailabel.client")
 
@@ -145,7 +145,7 @@ def client(server: Server, tmp_path: Path) -> Any:
 
 
 def expected(server: Server, name: str, image: np.ndarray) -> np.ndarray:
-    return server.weights[name].served().predict(image).instances
+    return server.weights[name].segmenter().segment(image).instances
 
 
 def painted(content: bytes, shape: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> np.ndarray:

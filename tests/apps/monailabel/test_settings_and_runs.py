@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nucsam_monai.apps.monailabel.certainty import sample_region, uncertainty
-from nucsam_monai.apps.monailabel.image_source import ArrayImage
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError, check_name, refusal_of
 from nucsam_monai.apps.monailabel.runs import ORIGINAL, BundleRuns, write_run_facts
 from nucsam_monai.apps.monailabel.settings import TOKEN_VARIABLE, read_settings
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, ImageReadError
+from nucsam_monai.utils.image_source import ArrayImage
 from tests.apps.monailabel.analytic import discs
 from tests.bundles.runs import BUNDLES
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nucsam_monai.apps.monailabel.image_source import ArrayImage, Region
-from nucsam_monai.apps.monailabel.nuclei import Nucleus, paint_nuclei
 from nucsam_monai.apps.monailabel.streaming import nuclei_of_region
+from nucsam_monai.utils.image_source import ArrayImage, Region
+from nucsam_monai.utils.nucleus import Nucleus, paint_nuclei
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 from tests.apps.monailabel.analytic import dark_nuclei, discs
 

@@ -1,14 +1,10 @@
-"""Clicks of requests, and the nuclei they stand for."""
+"""Clicks and boxes, and the nuclei they stand for."""
 
 import numpy as np
-import pytest
 
-from nucsam_monai.apps.monailabel.click_segmenter import ClickSegmenter
-from nucsam_monai.apps.monailabel.clicks import MOST_PROMPTS, Clicks, clicks_of_request
-from nucsam_monai.apps.monailabel.image_source import ArrayImage
-from nucsam_monai.apps.monailabel.nuclei import Nucleus, paint_nuclei
-from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
-from nucsam_monai.apps.monailabel.splitting import component_at, split_by_clicks
+from nucsam_monai.inferers import Clicks, ClickSegmenter
+from nucsam_monai.utils.image_source import ArrayImage
+from nucsam_monai.utils.nucleus import Nucleus, component_at, paint_nuclei, split_by_clicks
 from tests.apps.monailabel.analytic import DarkNetwork, discs, normalised
 
 
@@ -76,12 +72,13 @@ def test_a_box_takes_what_is_in_it() -> None:
 
 
 def test_where_nothing_is_no_nucleus_is_made_up() -> None:
-    assert segmenter().segment(ArrayImage(discs(40, 40, [], 1)), clicks((5, 5), boxes=((1, 1, 9, 9),))) == []
+    nothing = segmenter().segment(ArrayImage(discs(40, 40, [], 1)), clicks((5, 5), boxes=((1, 1, 9, 9),)))
+    assert nothing == [None, None]
 
 
 def test_two_clicks_on_one_pixel_are_one_nucleus() -> None:
     found = segmenter().segment(ArrayImage(discs(40, 40, [(20, 20)], 6)), clicks((20, 20), (20.2, 19.9)))
-    assert len(found) == 1
+    assert [nucleus is None for nucleus in found] == [False, True]
 
 
 def test_background_goes_to_the_network_with_every_click() -> None:
@@ -115,36 +112,3 @@ def test_component_at_takes_the_nearest_part() -> None:
     nucleus = Nucleus(10, 20, mask)
     assert component_at(nucleus, 11, 21).box == (11, 21, 12, 22)
     assert component_at(nucleus, 18, 24).box == (16, 23, 18, 24)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        {},
-        {"foreground": []},
-        {"foreground": "5,5"},
-        {"foreground": [[5]]},
-        {"foreground": [[5, "5"]]},
-        {"foreground": [[5, float("nan")]]},
-        {"foreground": [[40, 5]]},
-        {"foreground": [[-1, 5]]},
-        {"foreground": [[5, 5, 0, 0]]},
-        {"foreground": [5, 5]},
-        {"foreground": [[5, 5]] * (MOST_PROMPTS + 1)},
-        {"foreground": [[1e400, 5]]},
-        {"foreground": [[5, 5]], "background": [[99, 0]]},
-        {"boxes": [[1, 2, 3]]},
-        {"boxes": [[9, 9, 2, 2]]},
-        {"boxes": [[30, 30, 60, 60]]},
-        {"background": [[5, 5]]},
-    ],
-)
-def test_clicks_that_cannot_be_used(request_: dict) -> None:
-    with pytest.raises(RequestRefusedError):
-        clicks_of_request(request_, ArrayImage(np.zeros((30, 40, 3), dtype=np.uint8)))
-
-
-def test_clicks_of_slicer_have_a_slice() -> None:
-    read = clicks_of_request({"foreground": [[3, 4, 0]], "background": []}, ArrayImage(np.zeros((9, 9, 3))))
-    assert read.foreground.tolist() == [[3, 4]]
-    assert read.background.shape == (0, 2)

@@ -1,28 +1,26 @@
-"""From clicks to nuclei, with every tile encoded once."""
+"""From clicks and boxes to nuclei, with every tile encoded once."""
 
 import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nucsam_monai.apps.monailabel.click_networks import ClickNetwork
-from nucsam_monai.apps.monailabel.clicks import Clicks
-from nucsam_monai.apps.monailabel.image_source import ImageSource, Region
-from nucsam_monai.apps.monailabel.nuclei import Nucleus
-from nucsam_monai.apps.monailabel.splitting import component_at, split_by_clicks
 from nucsam_monai.inferers.precision import autocast
 from nucsam_monai.inferers.prompt_tiles import best_visits, visit_tiles
 from nucsam_monai.inferers.tiling import Tiling, plan_tiles
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, PromptableNetwork
 from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.image_source import ImageSource, Region
+from nucsam_monai.utils.nucleus import Nucleus, component_at, split_by_clicks
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +28,76 @@ Prepare = Callable[[np.ndarray], Tensor]
 
 TILES_KEPT = 64
 _MARGIN_PX = 3
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """What somebody marked in an image, in pixels, pixel centres at integers.
+
+    Attributes:
+        foreground: ``(n, 2)`` float64 (x, y), one click on each of n nuclei.
+        background: ``(m, 2)`` float64 (x, y) that belong to no clicked nucleus.
+        boxes: ``(k, 4)`` float64 (x_min, y_min, x_max, y_max), one around each of k nuclei.
+    """
+
+    foreground: NDArray[np.float64]
+    background: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+
+
+def clicks_in_image(
+    size: tuple[int, int],
+    foreground: ArrayLike | None = None,
+    background: ArrayLike | None = None,
+    boxes: ArrayLike | None = None,
+) -> Clicks:
+    """Check what was marked in an image, and move what lies on its rim to the pixels of the rim.
+
+    Args:
+        size: height and width of the image in pixels.
+        foreground: ``(n, 2)`` (x, y).
+        background: ``(m, 2)`` (x, y).
+        boxes: ``(k, 4)`` (x_min, y_min, x_max, y_max).
+
+    Raises:
+        ConfigurationError: no such numbers, a box below one pixel, or a click or the middle of a box outside of the
+            image.
+    """
+    drawn = _rows_of(boxes, 4, "boxes")
+    if (drawn[:, 2:] - drawn[:, :2] < 1).any():
+        raise ConfigurationError(
+            "boxes: expected [x_min, y_min, x_max, y_max] of at least 1 pixel each way, found "
+            f"{drawn[(drawn[:, 2:] - drawn[:, :2] < 1).any(axis=1)][0].tolist()}."
+        )
+    _inside((drawn[:, :2] + drawn[:, 2:]) / 2, "boxes", size)
+    return Clicks(
+        _inside(_rows_of(foreground, 2, "points"), "points", size),
+        _inside(_rows_of(background, 2, "background"), "background", size),
+        np.clip(drawn, 0, [size[1] - 1, size[0] - 1] * 2),
+    )
+
+
+def _rows_of(values: ArrayLike | None, columns: int, name: str) -> NDArray[np.float64]:
+    try:
+        rows = np.asarray(() if values is None else values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{name}: expected (n, {columns}) numbers of pixels ({error}).") from error
+    rows = rows.reshape(0, columns) if not rows.size else rows
+    if rows.ndim != 2 or rows.shape[1] != columns or not np.isfinite(rows).all():
+        raise ConfigurationError(
+            f"{name}: expected (n, {columns}) finite numbers of pixels, found an array of shape {rows.shape}."
+        )
+    return rows
+
+
+def _inside(points: NDArray[np.float64], name: str, size: tuple[int, int]) -> NDArray[np.float64]:
+    # A pixel reaches half a pixel to each side of its centre.
+    height, width = size
+    inside = ((points >= -0.5) & (points <= np.array([width, height]) - 0.5)).all(axis=1)
+    if not inside.all():
+        x, y = points[np.argmin(inside)]
+        raise ConfigurationError(f"{name}: ({x:g}, {y:g}) is outside of the image of {width} x {height} px.")
+    return np.clip(points, 0, [width - 1, height - 1])
 
 
 class ClickSegmenter:
@@ -46,12 +114,12 @@ class ClickSegmenter:
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
 
     Example:
-        >>> segmenter = ClickSegmenter(click_network(network), bundle.prepare, 256)  # doctest: +SKIP
-        >>> nuclei = segmenter.segment(source, clicks_of_request({"foreground": [[31, 40]]}, source))  # doctest: +SKIP
+        >>> clicked = ClickSegmenter(network, segmenter.prepare, 256)  # doctest: +SKIP
+        >>> nuclei = clicked.segment(source, clicks_in_image((256, 256), [[31, 40]]))  # doctest: +SKIP
     """
 
     def __init__(
-        self, network: ClickNetwork, prepare: Prepare, tile_px: int, precision: str = "auto"
+        self, network: PromptableNetwork, prepare: Prepare, tile_px: int, precision: str = "auto"
     ) -> None:
         self.network = network
         self.prepare = prepare
@@ -60,8 +128,8 @@ class ClickSegmenter:
         self.encoded_tiles = 0
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
 
-    def segment(self, source: ImageSource, clicks: Clicks) -> list[Nucleus]:
-        """Return the nuclei of the clicks and then of the boxes, in their order, without those of empty masks.
+    def segment(self, source: ImageSource, clicks: Clicks) -> list[Nucleus | None]:
+        """Return the nuclei of the clicks and then of the boxes, in their order; None where the mask is empty.
 
         Where two of them meet, every pixel goes to one: that is how a second click splits what one mask took
         for a single nucleus.
@@ -89,7 +157,12 @@ class ClickSegmenter:
                     found[index] = mask.moved(*origin.tolist())
         order = sorted(found)
         pixels = np.floor(at[order] + 0.5).astype(np.int64)
-        return split_by_clicks([found[index] for index in order], pixels)
+        nuclei: list[Nucleus | None] = [None] * len(at)
+        for index, nucleus in zip(
+            order, split_by_clicks([found[index] for index in order], pixels), strict=True
+        ):
+            nuclei[index] = nucleus if nucleus.mask.size else None
+        return nuclei
 
     def _embedding(self, source: ImageSource, tiling: Tiling, origin: NDArray[np.int64]) -> Any:
         height, width = tiling.covered_size

@@ -1,0 +1,507 @@
+"""The front door: a bundle that is kept ready and segments arrays, files and images.
+
+Example::
+
+    from nucsam_monai import load
+
+    nuclei = load("unsam").segment("tissue.png")
+    nuclei.save("results")
+"""
+
+import base64
+import json
+import logging
+import pydoc
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, list_data_collate
+from monai.transforms import Compose, LoadImage, LoadImaged
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch import Tensor, nn
+
+from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
+from nucsam_monai.io import draw_prediction, encode_png, read_image, to_rgb_uint8, write_prediction
+from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
+from nucsam_monai.transforms import prediction_of
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, NucSAMError
+from nucsam_monai.utils.image_source import ArrayImage
+from nucsam_monai.utils.nucleus import paint_nuclei
+from nucsam_monai.utils.paths import bundle_root
+from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+
+logger = logging.getLogger(__name__)
+
+Scalar = bool | int | float | str | None
+ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
+"""An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, or an image of Pillow."""
+
+_WRITES_OR_REPORTS = ("PredictionWriter", "ProgressBar", "StatsHandler")
+_PIPELINES_KEPT = 4
+_NETWORK_KEYS = ("network_def", "network")
+_REFERENCE = re.compile(r"@(\w+)")
+_WIDE_MODES = ("I", "F", "1")
+
+
+@dataclass(frozen=True, repr=False)
+class SegmentedImage(NucleiPrediction):
+    """The nuclei of an image, together with the image.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB, as it was segmented.
+    """
+
+    image: np.ndarray = field(kw_only=True)
+
+    def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
+        """Draw the outlines of the nuclei; return ``(H, W, 3)`` uint8.
+
+        Args:
+            image: to draw on in place of the segmented one, ``(H, W, 3)`` uint8 RGB of the same size.
+        """
+        return draw_prediction(self, self.image if image is None else image)
+
+    def save(
+        self, folder: Path | str, stem: str = "image", image: np.ndarray | None = None
+    ) -> dict[str, Path]:
+        """Write label image, GeoJSON, table and overlay, see :func:`nucsam_monai.io.write_prediction`.
+
+        Args:
+            folder: made if missing.
+            stem: start of the files' names.
+            image: to draw the overlay on in place of the segmented one.
+
+        Returns:
+            The written paths by kind.
+        """
+        return write_prediction(self, self.image if image is None else image, folder, stem)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the overlay and what was found."""
+        picture = base64.b64encode(encode_png(self.overlay())).decode("ascii")
+        return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
+
+
+def load(
+    bundle: str | Path, weights: str | Path | None = None, device: str | None = None, **options: Scalar
+) -> "Segmenter":
+    """Load a bundle with its weights, ready to segment.
+
+    Args:
+        bundle: the name of a bundle in ``bundles/``, or its folder.
+        weights: None for those of the bundle's ``inference.json``; the short name of weights that come with the
+            bundle, ``"he"`` for ``models/compact_he.safetensors``; or the path of a file, or of the folder of several.
+        device: for example ``"cpu"`` or ``"cuda:0"``; None takes a GPU where there is one.
+        options: values of other keys of ``inference.json``, for example ``threshold=0.4``.
+
+    Raises:
+        ConfigurationError: there is no such bundle, it cannot infer, or an option is not a key of its configuration.
+        CheckpointError: there are no such weights, or they belong to another network.
+
+    Example:
+        >>> segmenter = load("unsam", threshold=0.4)  # doctest: +SKIP
+        >>> segmenter.segment("tissue.png")  # doctest: +SKIP
+        NucleiPrediction(37 nuclei, 256 x 256 px)
+    """
+    folder = Path(bundle) if _is_bundle(Path(bundle)) else Path(bundle_root(str(bundle)))
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = None if weights is None else find_weights(folder, weights)
+    segmenter = Segmenter(folder, checkpoint, chosen, options)
+    named = segmenter.value("checkpoint")
+    if named is not None and not Path(named).exists():
+        raise CheckpointError(f"{named}: no such weights. {_weights_there(folder)}")
+    segmenter.build()
+    return segmenter
+
+
+def find_weights(folder: Path, weights: str | Path) -> Path:
+    """Return the weights that a short name or a path stands for.
+
+    Args:
+        folder: of the bundle.
+        weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
+
+    Raises:
+        CheckpointError: there are none; the message lists those of the bundle.
+    """
+    shipped = folder / "models" / f"compact_{weights}.safetensors"
+    if Path(weights).name == str(weights) and shipped.is_file():
+        return shipped
+    if not Path(weights).exists():
+        raise CheckpointError(
+            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
+            f"{_weights_there(folder)}"
+        )
+    return Path(weights)
+
+
+def takes_prompts(config: Mapping[str, Any]) -> bool:
+    """Return whether the network of an ``inference.json`` can be prompted, without building it."""
+    network = pydoc.locate(str(config.get("network_def", {}).get("_target_", "")))
+    return isinstance(network, type) and issubclass(network, PromptableNetwork)
+
+
+class Segmenter:
+    """One bundle with one set of weights on one device.
+
+    Nothing is built before it is needed. What the evaluator of ``inference.json`` does with an image is done
+    here with the same objects; only reading and writing of files are left out.
+
+    Args:
+        folder: of the bundle.
+        checkpoint: its weights: a file, or the folder of several; None for those that the configuration names.
+        device: where the network runs, for example ``"cpu"`` or ``"cuda:0"``.
+        settings: other values of the configuration, as after ``monai.bundle run``.
+
+    Raises:
+        ConfigurationError: there is no ``inference.json``, or a setting is not a key of it or a text that MONAI
+            would evaluate.
+
+    Example:
+        >>> segmenter = Segmenter("bundles/unsam", "output/mine/model.safetensors")  # doctest: +SKIP
+        >>> len(segmenter.segment(image, threshold=0.4))  # doctest: +SKIP
+        37
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        checkpoint: Path | str | None = None,
+        device: str = "cpu",
+        settings: Mapping[str, Scalar] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.device = _device(device)
+        self.settings = dict(settings or {})
+        self.config = read_inference_config(self.folder)
+        check_settings(self.settings, self.config, str(self.folder))
+        self._networks: dict[str, nn.Module] | None = None
+        self._pipelines: OrderedDict[tuple[tuple[str, Scalar], ...], _Pipeline] = OrderedDict()
+        self._lock = RLock()
+
+    def __repr__(self) -> str:
+        return f"Segmenter('{self.folder.name}', {self.value('checkpoint')}, {self.device})"
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        """The domains that the weights know; none for methods without domains."""
+        return tuple(self.value("domains")) if "domains" in self.config else ()
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.value("class_names")) if "class_names" in self.config else ("nucleus",)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network with its weights, in evaluation mode."""
+        return self.build()["network_def"]
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the tiles that the network was trained on."""
+        return int(self.value("image_size"))
+
+    @cached_property
+    def click_segmenter(self) -> ClickSegmenter | None:
+        """Nuclei of clicks and boxes, with the tiles encoded so far; None for networks that take no prompts."""
+        network = self.network
+        if not isinstance(network, PromptableNetwork):
+            return None
+        return ClickSegmenter(network, self.prepare, self.image_size, str(self.value("precision")))
+
+    @overload
+    def segment(  # type: ignore[overload-overlap]  # mypy does not know the images of Pillow
+        self,
+        image: ImageLike,
+        points: ArrayLike | None = ...,
+        boxes: ArrayLike | None = ...,
+        *,
+        domain: str | None = ...,
+        **options: Scalar,
+    ) -> SegmentedImage: ...
+
+    @overload
+    def segment(
+        self, image: list[Any] | tuple[Any, ...], *, domain: str | None = ..., **options: Scalar
+    ) -> list[SegmentedImage]: ...
+
+    def segment(
+        self,
+        image: ImageLike | list[Any] | tuple[Any, ...],
+        points: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        *,
+        domain: str | None = None,
+        **options: Scalar,
+    ) -> SegmentedImage | list[SegmentedImage]:
+        """Segment the nuclei of an image, or those that are prompted.
+
+        Args:
+            image: an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, an image of Pillow, or a list of these.
+                Alpha is dropped; values of other types than uint8 follow
+                :func:`nucsam_monai.io.intensity.to_rgb_uint8`.
+            points: ``(n, 2)`` (x, y) in pixels, one on each nucleus.
+            boxes: ``(n, 4)`` (x_min, y_min, x_max, y_max) in pixels, one around each nucleus.
+            domain: of the image, for methods with domains; None where it is unknown.
+            options: values of keys of ``inference.json`` for this image, for example ``threshold=0.4``.
+
+        Returns:
+            The nuclei, or a list of those of each image. With prompts the nucleus of the k-th has the id k, points
+            first; ids of prompts that found nothing are left out.
+
+        Raises:
+            ImageReadError: an image cannot be read.
+            ConfigurationError: an unknown option, or one that the network is built from; a network that takes no
+                prompts, or prompts outside of the image.
+        """
+        if isinstance(image, (list, tuple)):
+            if points is not None or boxes is not None:
+                raise ConfigurationError(
+                    "points, boxes: found with a list of images, expected one image. Call segment for each image."
+                )
+            return [self.segment(one, domain=domain, **options) for one in image]
+        self._check_options(options, domain)
+        pixels = rgb_of(image)
+        with self._lock, _own_errors():
+            if points is None and boxes is None:
+                found = self._pipeline(options).run(pixels, domain)
+            else:
+                found = self._prompted(pixels, points, boxes, options)
+        return SegmentedImage(found.instances, found.table, found.foreground, found.class_names, image=pixels)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """Return ``(H, W, 3)`` uint8 RGB as the network takes it, ``(1, 3, H, W)`` on its device."""
+        with self._lock:
+            return self._pipeline({}).prepare(image)["image"].to(self.device)
+
+    def value(self, key: str) -> Any:
+        """Return what a key of the configuration stands for."""
+        with self._lock, _own_errors():
+            return self._values.get_parsed_content(key)
+
+    def parser(self, values: Mapping[str, Any]) -> ConfigParser:
+        """Return the configuration with this bundle's and further values, without files to read and to write."""
+        parser = ConfigParser(json.loads(json.dumps(self.config)))
+        own: dict[str, Any] = {
+            "bundle_root": str(self.folder.resolve()),
+            "device": self.device,
+            **self.settings,
+        }
+        if self.checkpoint is not None:
+            own["checkpoint"] = str(self.checkpoint)
+        silent = [one for one in self.config["handlers"] if _name(one) not in _WRITES_OR_REPORTS]
+        parser.update({**own, "handlers": silent, "dataset::data": [], **values})
+        return parser
+
+    @cached_property
+    def _values(self) -> ConfigParser:
+        return self.parser({})
+
+    @cached_property
+    def _of_network(self) -> frozenset[str]:
+        """The keys that the network is built and loaded from."""
+        known: set[str] = set()
+        left = {"network_def", "initialize"}
+        while left:
+            known |= left
+            texts = json.dumps([self.config[key] for key in left])
+            left = {key for key in _REFERENCE.findall(texts) if key in self.config} - known
+        return frozenset(known)
+
+    def _check_options(self, options: Mapping[str, Scalar], domain: str | None) -> None:
+        check_settings(options, self.config, str(self.folder))
+        if fixed := sorted(set(options) & self._of_network):
+            raise ConfigurationError(
+                f"{fixed[0]}: the network is built from it, expected an option of single images. Pass it to load()."
+            )
+        if domain is not None and "domains" not in self.config:
+            raise ConfigurationError(f"domain '{domain}': {self.folder.name} has no domains. Leave it out.")
+
+    def _prompted(
+        self,
+        pixels: np.ndarray,
+        points: ArrayLike | None,
+        boxes: ArrayLike | None,
+        options: Mapping[str, Scalar],
+    ) -> NucleiPrediction:
+        if options:
+            raise ConfigurationError(
+                f"{next(iter(options))}: found together with points or boxes, which have no such option. Leave it out."
+            )
+        if not takes_prompts(self.config) or self.click_segmenter is None:
+            raise ConfigurationError(
+                f"points, boxes: the network of {self.folder.name} takes no prompts. Segment the whole image, or load "
+                "a bundle such as promptnucseg."
+            )
+        size = (pixels.shape[0], pixels.shape[1])
+        clicks = clicks_in_image(size, points, boxes=boxes)
+        nuclei = self.click_segmenter.segment(ArrayImage(pixels), clicks)
+        scores = np.array([nucleus.score for nucleus in nuclei if nucleus is not None], dtype=np.float32)
+        return prediction_from_instances(paint_nuclei(nuclei, size), scores=scores)
+
+    def _pipeline(self, options: Mapping[str, Scalar]) -> "_Pipeline":
+        key = tuple(sorted(options.items()))
+        if key not in self._pipelines:
+            self._pipelines[key] = _Pipeline(self.parser({**options, **self.build()}))
+            if len(self._pipelines) > _PIPELINES_KEPT:
+                self._pipelines.popitem(last=False)
+        self._pipelines.move_to_end(key)
+        return self._pipelines[key]
+
+    def build(self) -> dict[str, nn.Module]:
+        """Build the network and load its weights, unless that is done; return it by its keys of the configuration."""
+        with self._lock, _own_errors():
+            if self._networks is None:
+                parser = self.parser({})
+                networks = {key: parser.get_parsed_content(key) for key in _NETWORK_KEYS}
+                parser.get_parsed_content("initialize")
+                for network in networks.values():
+                    network.eval()
+                self._networks = networks
+                logger.info(
+                    "%s: weights of %s on %s", self.folder.name, self.value("checkpoint"), self.device
+                )
+            return self._networks
+
+
+class _Pipeline:
+    """The evaluator of one configuration."""
+
+    def __init__(self, parser: ConfigParser) -> None:
+        preprocessing = parser.get_parsed_content("preprocessing")
+        self.preprocessing = Compose(
+            [step for step in preprocessing.transforms if not isinstance(step, (LoadImage, LoadImaged))]
+        )
+        self.evaluator = parser.get_parsed_content("evaluator")
+        self.evaluator.logger.setLevel(logging.WARNING)
+
+    def prepare(self, image: np.ndarray, **item: str) -> dict[str, Any]:
+        """Return the batch of one image."""
+        pixels = MetaTensor(torch.from_numpy(np.ascontiguousarray(image)), meta={"original_channel_dim": -1})
+        return dict(list_data_collate([self.preprocessing({"image": pixels, "id": "image", **item})]))
+
+    def run(self, image: np.ndarray, domain: str | None) -> NucleiPrediction:
+        """Return the nuclei of one image."""
+        self.evaluator.data_loader = [self.prepare(image, **({} if domain is None else {"domain": domain}))]
+        self.evaluator.run()
+        output = self.evaluator.state.output[0]
+        self.evaluator.data_loader = self.evaluator.state.output = None  # these hold the image in memory
+        return prediction_of(output)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what MONAI wraps into an error of its own while it evaluates a configuration or a transform."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, NucSAMError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def rgb_of(image: ImageLike) -> np.ndarray:
+    """Return an image as ``(H, W, 3)`` uint8 RGB, which shares no memory with it.
+
+    Raises:
+        ImageReadError: the file or the array is no grey or colour image.
+        ConfigurationError: something else than an array, a file or an image of Pillow.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        keep = image.mode in _WIDE_MODES or image.mode.startswith("I;16")
+        return to_rgb_uint8(np.array(image if keep else image.convert("RGB")), "image")
+    if not isinstance(image, np.ndarray):
+        raise ConfigurationError(
+            f"image: expected an array, a path, an image of Pillow or a list of these, found {type(image).__name__}."
+        )
+    has_alpha = image.ndim == 3 and image.shape[2] == 4
+    return to_rgb_uint8(np.array(image[..., :3] if has_alpha else image), "image")
+
+
+def read_inference_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a bundle's ``inference.json``.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    file = folder / "configs" / "inference.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{file}: cannot be read ({error}). Name a bundle that can infer."
+        ) from error
+    return dict(config)
+
+
+def check_settings(settings: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Check values for a configuration.
+
+    Args:
+        settings: values of its keys.
+        config: the configuration.
+        where: what messages call it.
+
+    Raises:
+        ConfigurationError: there is no such key, or a value is no scalar, a text that MONAI evaluates, or a text in
+            place of a number or a switch.
+    """
+    for key, value in settings.items():
+        if key not in config:
+            raise ConfigurationError(
+                f"{where}: its configuration has no key '{key}'; its keys are {', '.join(config)}."
+            )
+        if not isinstance(value, (bool, int, float, str, type(None))) or str(value)[:1] in ("$", "@", "%"):
+            raise ConfigurationError(
+                f"{where}: {key} {value!r}: expected a number, a switch, null or a text without a leading $, @ or %."
+            )
+        if isinstance(value, str) and isinstance(config[key], (bool, int, float)):
+            kind = "a switch" if isinstance(config[key], bool) else "a number"
+            raise ConfigurationError(f"{where}: {key} {value!r}: expected {kind} as {config[key]}.")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device '{name}': expected a device of PyTorch, for example 'cpu' or 'cuda:0'."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device '{name}': PyTorch finds no GPU. Pass device 'cpu', or None.")
+    return device
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "configs" / "inference.json").is_file()
+
+
+def _weights_there(folder: Path) -> str:
+    """Return a sentence on the weights in a bundle's folder."""
+    files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
+    weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
+    if not weights:
+        return f"There are none in {folder}: train the bundle, or pass the path of its weights."
+    return f"In {folder} there are {', '.join(weights)}."
+
+
+def _name(component: Mapping[str, Any]) -> str:
+    return str(component.get("_target_", "")).rsplit(".", 1)[-1]

@@ -1,0 +1,3 @@
+from tests.tiny_bundles import images, micro, no_traces, weights
+
+__all__ = ["images", "micro", "no_traces", "weights"]
