@@ -54,17 +54,19 @@ class EncodedImages(NamedTuple):
     Attributes:
         embedding: ``(B, C, g, g)`` fused levels of the encoder.
         guides: what the refinement takes from the images; None without it.
+        fine: ``(B, fine_channels, 8g, 8g)`` of SAM variants with a fine map.
     """
 
     embedding: Tensor
     guides: ImageGuides | None
+    fine: Tensor | None = None
 
 
 class CFRSAMOutput(NamedTuple):
     """The masks of N prompts in both stages, as the loss needs them.
 
     Attributes:
-        coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder.
+        coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder, with a fine map ``(N, 1, 8g, 8g)``.
         refined: ``(N, 1, S, S)`` logits after the refinement; None without one.
         iou: ``(N, 1)`` predicted intersection over union.
         boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without boundary supervision.
@@ -193,8 +195,8 @@ class CFRSAM(nn.Module):
         features = self.sam.image_encoder(image, adapters=self.adapters, return_levels=self.hmfm is not None)
         embedding = features.embedding if self.hmfm is None else self.hmfm(features.levels)
         if not isinstance(self.bgmr, BoundaryRefinement):
-            return EncodedImages(embedding, None)
-        return EncodedImages(embedding, self.bgmr.guides(embedding, image))
+            return EncodedImages(embedding, None, features.fine)
+        return EncodedImages(embedding, self.bgmr.guides(embedding, image), features.fine)
 
     def decode(self, encoded: EncodedImages, prompts: NucleusPrompts) -> MaskPrediction:
         """Return the final masks of the prompts: the refined ones, or the coarse ones where none are refined.
@@ -204,7 +206,7 @@ class CFRSAM(nn.Module):
         """
         margin = None if self.training else self.refine_margin_px
         if margin is not None and len(prompts.points) and isinstance(self.bgmr, BoundaryRefinement):
-            decoded = self._decoded(encoded.embedding, prompts)
+            decoded = self._decoded(encoded, prompts)
             inputs = _refinement_inputs(encoded, decoded, prompts)
             add = self.bgmr_options.start == "coarse"
             refined = refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin, add=add)
@@ -232,7 +234,7 @@ class CFRSAM(nn.Module):
                 some.iou[:0],
                 None if some.boundary is None else some.boundary[:0],
             )
-        decoded = self._decoded(encoded.embedding, prompts)
+        decoded = self._decoded(encoded, prompts)
         if self.bgmr is None or decoded.upscaled is None:
             return CFRSAMOutput(decoded.logits, None, decoded.iou, None)
         if isinstance(self.bgmr, PixelRefinement):
@@ -268,9 +270,9 @@ class CFRSAM(nn.Module):
             "options": json.dumps(options, sort_keys=True),
         }
 
-    def _decoded(self, embedding: Tensor, prompts: NucleusPrompts) -> DecodedMasks:
+    def _decoded(self, encoded: EncodedImages, prompts: NucleusPrompts) -> DecodedMasks:
         encoder, patch = self.sam.prompt_encoder, self.variant.patch
-        grid = (embedding.shape[-2], embedding.shape[-1])
+        grid = (encoded.embedding.shape[-2], encoded.embedding.shape[-1])
         size = (grid[0] * patch, grid[1] * patch)
         if self.prompt == "box":
             sparse, dense = encoder(boxes=boxes_of(prompts), image_size=size)
@@ -278,11 +280,12 @@ class CFRSAM(nn.Module):
             sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
         return decode_prompts(
             self.sam.mask_decoder,
-            embedding,
+            encoded.embedding,
             encoder.position_code(grid),
             sparse,
             dense,
             prompts.prompts_per_image,
+            fine=encoded.fine,
             return_upscaled=self.bgmr is not None,
         )
 

@@ -177,13 +177,19 @@ class SAC(nn.Module):
         return PointPrompts(*joined), logits
 
     def decode(self, image: Tensor, prompts: PointPrompts) -> Tensor:
-        """Return the mask logits ``(B, 1, 4g, 4g)`` of images that are prompted with all their points."""
-        embedding = self.sam.image_encoder(image, adapters=self.adapters).embedding
+        """Return the mask logits of images that are prompted with all their points.
+
+        They are ``(B, 1, 4g, 4g)``, with a fine map ``(B, 1, 8g, 8g)``.
+        """
+        features = self.sam.image_encoder(image, adapters=self.adapters)
+        embedding = features.embedding
         encoder = self.sam.prompt_encoder
         sparse, dense = encoder(points=tuple(prompts), image_size=(image.shape[-2], image.shape[-1]))
         code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
         one_each = [1] * len(image)
-        return decode_prompts(self.sam.mask_decoder, embedding, code, sparse, dense, one_each).logits
+        return decode_prompts(
+            self.sam.mask_decoder, embedding, code, sparse, dense, one_each, fine=features.fine
+        ).logits
 
     @property
     def header(self) -> dict[str, str]:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nucsam_monai.networks import CFRSAM, SAC, PromptNucSeg
+from nucsam_monai.networks.cfrsam import EncodedImages
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
-from nucsam_monai.networks.sam import SAM, decode_prompts
+from nucsam_monai.networks.sam import SAM, EncoderFeatures, decode_prompts
 
 
 class ClickNetwork(Protocol):
@@ -36,15 +37,15 @@ class PromptNucSegClicks:
     def __init__(self, network: PromptNucSeg) -> None:
         self.network = network
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor) -> EncoderFeatures:
         """See :class:`ClickNetwork`."""
         return self.network.encode(image)
 
-    def decode_clicks(self, embedding: Tensor, points: Tensor, labels: Tensor) -> MaskPrediction:
+    def decode_clicks(self, embedding: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`ClickNetwork`."""
         return self.network.decode(embedding, _prompts(points, labels))
 
-    def decode_boxes(self, embedding: Tensor, boxes: Tensor) -> MaskPrediction:
+    def decode_boxes(self, embedding: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`ClickNetwork`."""
         return _decode(self.network.segmentor.sam, embedding, boxes=boxes)
 
@@ -66,7 +67,7 @@ class CFRSAMClicks:
     def decode_clicks(self, embedding: Any, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`ClickNetwork`."""
         if self.network.prompt == "box":
-            return _decode(self.network.sam, embedding.embedding, points=(points, labels))
+            return _decode(self.network.sam, embedding, points=(points, labels))
         return self.network.decode(embedding, _prompts(points, labels))
 
     def decode_boxes(self, embedding: Any, boxes: Tensor) -> MaskPrediction:
@@ -76,7 +77,7 @@ class CFRSAMClicks:
             return self.network.decode(
                 embedding, _prompts(corners, corners.new_ones(corners.shape[:2]).long())
             )
-        return _decode(self.network.sam, embedding.embedding, boxes=boxes)
+        return _decode(self.network.sam, embedding, boxes=boxes)
 
 
 class SACClicks:
@@ -89,15 +90,15 @@ class SACClicks:
     def __init__(self, network: SAC) -> None:
         self.network = network
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor) -> EncoderFeatures:
         """See :class:`ClickNetwork`."""
-        return self.network.sam.image_encoder(image, adapters=self.network.adapters).embedding
+        return self.network.sam.image_encoder(image, adapters=self.network.adapters)
 
-    def decode_clicks(self, embedding: Tensor, points: Tensor, labels: Tensor) -> MaskPrediction:
+    def decode_clicks(self, embedding: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`ClickNetwork`."""
         return _decode(self.network.sam, embedding, points=(points, labels))
 
-    def decode_boxes(self, embedding: Tensor, boxes: Tensor) -> MaskPrediction:
+    def decode_boxes(self, embedding: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`ClickNetwork`."""
         return _decode(self.network.sam, embedding, boxes=boxes)
 
@@ -120,14 +121,25 @@ def _prompts(points: Tensor, labels: Tensor) -> NucleusPrompts:
 
 
 def _decode(
-    sam: SAM, embedding: Tensor, *, points: tuple[Tensor, Tensor] | None = None, boxes: Tensor | None = None
+    sam: SAM,
+    features: EncoderFeatures | EncodedImages,
+    *,
+    points: tuple[Tensor, Tensor] | None = None,
+    boxes: Tensor | None = None,
 ) -> MaskPrediction:
     """Ask plain SAM: one mask for each prompt."""
+    embedding = features.embedding
     grid = (embedding.shape[-2], embedding.shape[-1])
     encoder = sam.prompt_encoder
     patch = encoder.input_image_size[0] // encoder.image_embedding_size[0]
     sparse, dense = encoder(points, boxes, image_size=(grid[0] * patch, grid[1] * patch))
     masks = decode_prompts(
-        sam.mask_decoder, embedding, encoder.position_code(grid), sparse, dense, [len(sparse)]
+        sam.mask_decoder,
+        embedding,
+        encoder.position_code(grid),
+        sparse,
+        dense,
+        [len(sparse)],
+        fine=features.fine,
     )
     return MaskPrediction(masks.logits, masks.iou)

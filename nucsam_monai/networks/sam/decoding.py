@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor
+from torch.nn import functional
 
+from nucsam_monai.networks.sam.mask_decoder import FineMaskDecoder
 from nucsam_monai.networks.sam.prompt_chunks import prompts_per_chunk
 from nucsam_monai.networks.sam.two_way import ImageSide, image_side, run_two_way
 from nucsam_monai.networks.sam.upscaling import pixels_to_maps, upscale_cells
@@ -21,7 +23,8 @@ class DecodedMasks(NamedTuple):
     """The masks of N prompts.
 
     Attributes:
-        logits: ``(N, M, 4h, 4w)`` mask logits, M = 1 or 3; a pixel is foreground above 0.
+        logits: ``(N, M, 4h, 4w)`` mask logits, M = 1 or 3; a pixel is foreground above 0. With a fine map they are
+            ``(N, M, 8h, 8w)``.
         iou: ``(N, M)`` predicted intersection over union of each mask.
         upscaled: ``(N, C / 8, 4h, 4w)`` image features after up-scaling, on request.
         extra: ``(N, E, C)`` what became of the tokens that a method adds to the decoder's own.
@@ -41,6 +44,7 @@ def decode_prompts(
     dense: Tensor,
     prompts_per_image: Tensor | Sequence[int],
     *,
+    fine: Tensor | None = None,
     multimask: bool = False,
     return_upscaled: bool = False,
     extra_tokens: Tensor | None = None,
@@ -59,6 +63,9 @@ def decode_prompts(
     - the last attention, the hyper-networks and the product with the up-scaled features are computed for the
       masks that are returned.
 
+    Variants with a fine map draw outlines on it, as HQ-SAM does (Ke et al., 2023): the logits are doubled in size
+    bilinearly, and the product of the map with a second kernel of each mask is added.
+
     Args:
         mask_decoder: the decoder of the embedding's variant.
         embedding: ``(B, C, h, w)`` image embeddings.
@@ -67,6 +74,7 @@ def decode_prompts(
         dense: ``(N, C, h, w)`` or ``(1, C, h, w)`` dense prompt embeddings; one that is expanded to N prompts
             counts as one.
         prompts_per_image: ``(B,)`` integers with sum N; on the CPU they cost no synchronisation.
+        fine: ``(B, fine_channels, 8h, 8w)`` fine maps of the images, of variants that have one.
         multimask: return the three ambiguity masks instead of the single mask.
         return_upscaled: also return the up-scaled feature map of each prompt.
         extra_tokens: ``(E, C)`` learned tokens that stand behind the decoder's own in every prompt.
@@ -75,7 +83,8 @@ def decode_prompts(
             at once.
 
     Raises:
-        ConfigurationError: the numbers of images, prompts and counts do not fit together.
+        ConfigurationError: the numbers of images, prompts and counts do not fit together, or fine maps are missing
+            or not for this decoder.
 
     Example:
         Two images with three prompts and none::
@@ -90,6 +99,7 @@ def decode_prompts(
             sparse,
             dense,
             prompts_per_image,
+            fine=fine,
             multimask=multimask,
             return_upscaled=return_upscaled,
             extra_tokens=extra_tokens,
@@ -117,6 +127,7 @@ def decode_in_chunks(
     dense: Tensor,
     prompts_per_image: Tensor | Sequence[int],
     *,
+    fine: Tensor | None = None,
     multimask: bool = False,
     return_upscaled: bool = False,
     extra_tokens: Tensor | None = None,
@@ -128,6 +139,7 @@ def decode_in_chunks(
         The masks of consecutive prompts; nothing where there are no prompts.
     """
     counts = _checked_counts(prompts_per_image, images=len(embedding), prompts=len(sparse))
+    _check_fine(mask_decoder, embedding, fine)
     if len(dense) not in (1, len(sparse)):
         raise ConfigurationError(f"dense: expected 1 or {len(sparse)} prompts, found {len(dense)}.")
     if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
@@ -143,6 +155,8 @@ def decode_in_chunks(
     shared = None
     if len(dense) == 1 or dense.stride(0) == 0:
         shared = image_side(mask_decoder.transformer, _cells(embedding + dense[:1]), code)
+    # Images are taken apart once: their gradients are joined once then, and not for each chunk.
+    fine_maps = None if fine is None else fine.unbind()
     for prompts, images, chunk_counts in _chunks(counts, size):
         side = (
             _own_cells(embedding[images], dense[prompts], chunk_counts)
@@ -156,6 +170,7 @@ def decode_in_chunks(
             sparse[prompts],
             chunk_counts,
             grid,
+            None if fine_maps is None else fine_maps[images],
             multimask,
             return_upscaled,
             extra_tokens,
@@ -192,6 +207,7 @@ def _decode_chunk(
     sparse: Tensor,
     counts: Sequence[int],
     grid: tuple[int, int],
+    fine_maps: Sequence[Tensor] | None,
     multimask: bool,
     return_upscaled: bool,
     extra_tokens: Tensor | None,
@@ -206,6 +222,10 @@ def _decode_chunk(
     hypernetworks = mask_decoder.output_hypernetworks_mlps
     kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
     logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
+    if fine_maps is not None:
+        hypernetworks = mask_decoder.fine_hypernetworks_mlps
+        kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
+        logits = _add_outlines(logits, kernels, fine_maps, counts)
     iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
     extra = None if extra_tokens is None else tokens[:, 1 + mask_decoder.num_mask_tokens :]
     return DecodedMasks(logits, iou, upscaled, extra)
@@ -230,6 +250,42 @@ def _draw(
     return pixels_to_maps(torch.cat(maps), grid), torch.cat(features) if return_upscaled else None
 
 
+def _add_outlines(
+    logits: Tensor, kernels: Tensor, fine_maps: Sequence[Tensor], counts: Sequence[int]
+) -> Tensor:
+    """Double logits ``(N, M, 4h, 4w)`` in size and add the products of ``(N, M, F)`` kernels and fine maps.
+
+    Args:
+        logits: of the up-scaled features.
+        kernels: one per mask.
+        fine_maps: ``(F, 8h, 8w)`` of each image.
+        counts: number of prompts of each image.
+    """
+    # (n * M, F) @ (F, 8h * 8w), all masks of an image at once
+    outlines = [
+        (own.flatten(0, 1) @ fine.flatten(1)).unflatten(0, own.shape[:2])
+        for own, fine in zip(kernels.split(list(counts)), fine_maps, strict=True)
+        if len(own)
+    ]
+    size = fine_maps[0].shape[-2:]
+    logits = functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    return logits + torch.cat(outlines).unflatten(-1, size)
+
+
+def _check_fine(mask_decoder: MaskDecoder, embedding: Tensor, fine: Tensor | None) -> None:
+    """Make sure that a decoder gets the fine maps that it was built for, and no others."""
+    expected = None
+    if isinstance(mask_decoder, FineMaskDecoder):
+        batch, _, height, width = embedding.shape
+        expected = (batch, mask_decoder.fine_channels, 8 * height, 8 * width)
+    found = None if fine is None else tuple(fine.shape)
+    if found != expected:
+        raise ConfigurationError(
+            f"fine maps: found {found or 'none'}, expected {expected or 'none'} for this mask decoder. Pass the fine "
+            "map of the encoder's features; what cannot pass it needs a SAM variant without one."
+        )
+
+
 def _no_masks(
     mask_decoder: MaskDecoder,
     embedding: Tensor,
@@ -240,8 +296,9 @@ def _no_masks(
     masks = len(_returned_masks(mask_decoder, multimask))
     height, width = 4 * embedding.shape[2], 4 * embedding.shape[3]
     upscaled = embedding.new_zeros((0, mask_decoder.transformer_dim // 8, height, width))
+    doubled = 2 if isinstance(mask_decoder, FineMaskDecoder) else 1
     return DecodedMasks(
-        embedding.new_zeros((0, masks, height, width)),
+        embedding.new_zeros((0, masks, doubled * height, doubled * width)),
         embedding.new_zeros((0, masks)),
         upscaled if return_upscaled else None,
         None if extra_tokens is None else embedding.new_zeros((0, *extra_tokens.shape)),

@@ -59,11 +59,18 @@ class SAM(nn.Module):
             prompts_per_image: ``(B,)`` integers with sum N.
             multimask: return three ambiguity masks per prompt instead of one.
         """
-        embedding = self.image_encoder(image).embedding
+        features = self.image_encoder(image)
         sparse, dense = self.prompt_encoder((points, labels), image_size=tuple(image.shape[-2:]))
-        code = self.prompt_encoder.position_code(tuple(embedding.shape[-2:]))
+        code = self.prompt_encoder.position_code(tuple(features.embedding.shape[-2:]))
         return decode_prompts(
-            self.mask_decoder, embedding, code, sparse, dense, prompts_per_image, multimask=multimask
+            self.mask_decoder,
+            features.embedding,
+            code,
+            sparse,
+            dense,
+            prompts_per_image,
+            fine=features.fine,
+            multimask=multimask,
         )
 
 
