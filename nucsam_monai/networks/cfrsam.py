@@ -276,8 +276,10 @@ class CFRSAM(nn.Module):
         size = (grid[0] * patch, grid[1] * patch)
         if self.prompt == "box":
             sparse, dense = encoder(boxes=boxes_of(prompts), image_size=size)
+            labels = torch.ones_like(prompts.labels)
         else:
             sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
+            labels = prompts.labels
         return decode_prompts(
             self.sam.mask_decoder,
             encoded.embedding,
@@ -286,6 +288,7 @@ class CFRSAM(nn.Module):
             dense,
             prompts.prompts_per_image,
             fine=encoded.fine,
+            places=encoder.places(prompts.points, labels, image_size=size),
             return_upscaled=self.bgmr is not None,
         )
 

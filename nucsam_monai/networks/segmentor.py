@@ -119,9 +119,10 @@ class Segmentor(nn.Module):
             return MaskPrediction(logits[:0], iou[:0], None if classes is None else classes[:0])
         rows, columns = features.embedding.shape[-2], features.embedding.shape[-1]
         encoder, patch = self.sam.prompt_encoder, self.variant.patch
+        size = (rows * patch, columns * patch)
         sparse, dense = encoder(
             (prompts.points, prompts.labels),
-            image_size=(rows * patch, columns * patch),
+            image_size=size,
             pad=not prompts.has_boxes,
         )
         masks = decode_prompts(
@@ -132,6 +133,7 @@ class Segmentor(nn.Module):
             dense,
             prompts.prompts_per_image,
             fine=features.fine,
+            places=encoder.places(prompts.points, prompts.labels, image_size=size),
             extra_tokens=None if self.class_head is None else self.class_head.token.weight,
         )
         classes = None if self.class_head is None else self.class_head(masks.extra)
@@ -175,8 +177,8 @@ class Segmentor(nn.Module):
 def start_from_unsam(path: str, segmentor: Segmentor) -> None:
     """Start from the weights of a UN-SAM training: its encoder, and of its decoder what SAM has as well.
 
-    UN-SAM's bypass has no place in a segmentor and is left out. Each mask token starts with the kernels of UN-SAM's
-    first query, the foreground's.
+    UN-SAM's bypass has no place in a segmentor and is left out. Each mask token starts as UN-SAM's first query, the
+    foreground's, with its kernels: masks are foreground then, and are left to learn where each nucleus ends.
 
     Args:
         path: weights file of UN-SAM, all of which was trained.
@@ -202,6 +204,7 @@ def start_from_unsam(path: str, segmentor: Segmentor) -> None:
     load(sam.prompt_encoder, "prompt_encoder.")
     for part in ("transformer", "output_upscaling"):
         load(sam.mask_decoder.get_submodule(part), f"decoder.{part}.")
+    sam.mask_decoder.mask_tokens.weight.copy_(tensors["decoder.queries.0"][:1].expand(4, -1))
     for part in ("output_hypernetworks_mlps", "fine_hypernetworks_mlps"):
         for mlp in getattr(sam.mask_decoder, part, ()):
             load(mlp, f"decoder.{part}.0.0.")

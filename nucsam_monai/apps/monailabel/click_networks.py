@@ -132,7 +132,9 @@ def _decode(
     grid = (embedding.shape[-2], embedding.shape[-1])
     encoder = sam.prompt_encoder
     patch = encoder.input_image_size[0] // encoder.image_embedding_size[0]
-    sparse, dense = encoder(points, boxes, image_size=(grid[0] * patch, grid[1] * patch))
+    size = (grid[0] * patch, grid[1] * patch)
+    sparse, dense = encoder(points, boxes, image_size=size)
+    at = points if boxes is None else (boxes.reshape(-1, 2, 2), boxes.new_ones((len(boxes), 2)))
     masks = decode_prompts(
         sam.mask_decoder,
         embedding,
@@ -141,5 +143,6 @@ def _decode(
         dense,
         [len(sparse)],
         fine=features.fine,
+        places=None if at is None else encoder.places(*at, image_size=size),
     )
     return MaskPrediction(masks.logits, masks.iou)

@@ -107,6 +107,7 @@ def decode_cropped(
     *,
     pixels_per_logit: int,
     fine: Tensor | None = None,
+    places: Tensor | None = None,
     image_size: tuple[int, int] | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
 ) -> CroppedMasks:
@@ -130,6 +131,7 @@ def decode_cropped(
             dense,
             prompts_per_image,
             fine=fine,
+            places=places,
             chunk_size=chunk_size,
         )
     ]

@@ -45,6 +45,7 @@ def decode_prompts(
     prompts_per_image: Tensor | Sequence[int],
     *,
     fine: Tensor | None = None,
+    places: Tensor | None = None,
     multimask: bool = False,
     return_upscaled: bool = False,
     extra_tokens: Tensor | None = None,
@@ -64,7 +65,9 @@ def decode_prompts(
       masks that are returned.
 
     Variants with a fine map draw outlines on it, as HQ-SAM does (Ke et al., 2023): the logits are doubled in size
-    bilinearly, and the product of the map with a second kernel of each mask is added.
+    bilinearly, and the product of the map with a second kernel of each mask is added. Where prompts have a place, a
+    quadratic form in the distance from it is added as well, see
+    :class:`~nucsam_monai.networks.sam.mask_decoder.FineMaskDecoder`.
 
     Args:
         mask_decoder: the decoder of the embedding's variant.
@@ -75,6 +78,9 @@ def decode_prompts(
             counts as one.
         prompts_per_image: ``(B,)`` integers with sum N; on the CPU they cost no synchronisation.
         fine: ``(B, fine_channels, 8h, 8w)`` fine maps of the images, of variants that have one.
+        places: ``(N, 2)`` where each prompt is, as shares (x, y) of the image's width and height, see
+            :meth:`~nucsam_monai.networks.sam.prompt_encoder.PromptEncoder.places`; None where prompts ask for objects
+            all over the image. Decoders without a fine map do not look at it.
         multimask: return the three ambiguity masks instead of the single mask.
         return_upscaled: also return the up-scaled feature map of each prompt.
         extra_tokens: ``(E, C)`` learned tokens that stand behind the decoder's own in every prompt.
@@ -100,6 +106,7 @@ def decode_prompts(
             dense,
             prompts_per_image,
             fine=fine,
+            places=places,
             multimask=multimask,
             return_upscaled=return_upscaled,
             extra_tokens=extra_tokens,
@@ -128,6 +135,7 @@ def decode_in_chunks(
     prompts_per_image: Tensor | Sequence[int],
     *,
     fine: Tensor | None = None,
+    places: Tensor | None = None,
     multimask: bool = False,
     return_upscaled: bool = False,
     extra_tokens: Tensor | None = None,
@@ -171,6 +179,7 @@ def decode_in_chunks(
             chunk_counts,
             grid,
             None if fine_maps is None else fine_maps[images],
+            None if places is None else places[prompts],
             multimask,
             return_upscaled,
             extra_tokens,
@@ -208,6 +217,7 @@ def _decode_chunk(
     counts: Sequence[int],
     grid: tuple[int, int],
     fine_maps: Sequence[Tensor] | None,
+    places: Tensor | None,
     multimask: bool,
     return_upscaled: bool,
     extra_tokens: Tensor | None,
@@ -226,6 +236,10 @@ def _decode_chunk(
         hypernetworks = mask_decoder.fine_hypernetworks_mlps
         kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
         logits = _add_outlines(logits, kernels, fine_maps, counts)
+        if places is not None:
+            hypernetworks = mask_decoder.place_hypernetworks_mlps
+            forms = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
+            logits = _add_places(logits, forms, places)
     iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
     extra = None if extra_tokens is None else tokens[:, 1 + mask_decoder.num_mask_tokens :]
     return DecodedMasks(logits, iou, upscaled, extra)
@@ -270,6 +284,30 @@ def _add_outlines(
     size = fine_maps[0].shape[-2:]
     logits = functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     return logits + torch.cat(outlines).unflatten(-1, size)
+
+
+def _add_places(logits: Tensor, forms: Tensor, places: Tensor) -> Tensor:
+    """Add quadratic forms in the distance from each prompt's place, in cells of the embedding.
+
+    Args:
+        logits: ``(N, M, 8h, 8w)`` float32.
+        forms: ``(N, M, 6)`` coefficients of 1, x, y, x * x, x * y and y * y.
+        places: ``(N, 2)`` shares (x, y) of width and height.
+    """
+    height, width = logits.shape[-2:]
+    with torch.autocast(logits.device.type, enabled=False):
+        x, y = (
+            ((torch.arange(side, device=logits.device) + 0.5) - side * place[:, None].float()) / 8
+            for side, place in ((width, places[:, 0]), (height, places[:, 1]))
+        )
+        x, y = x[:, None], y[:, None]  # (N, 1, 8w), (N, 1, 8h)
+        one, by_x, by_y, by_xx, by_xy, by_yy = forms.float().unsqueeze(-1).unbind(2)  # (N, M, 1)
+        along_y = one + y * (by_y + y * by_yy)
+        along_x = x * (by_x + x * by_xx)
+        # (N * M, 8h, 3) @ (N * M, 3, 8w)
+        rows = torch.stack([along_y, torch.ones_like(along_y), by_xy * y], dim=-1).flatten(0, 1)
+        columns = torch.stack([torch.ones_like(along_x), along_x, x.expand_as(along_x)], dim=-2).flatten(0, 1)
+        return torch.baddbmm(logits.flatten(0, 1), rows, columns).unflatten(0, forms.shape[:2])
 
 
 def _check_fine(mask_decoder: MaskDecoder, embedding: Tensor, fine: Tensor | None) -> None:

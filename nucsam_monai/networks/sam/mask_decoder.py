@@ -1,5 +1,6 @@
 """The official mask decoder in the sizes of a variant."""
 
+import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.mask_decoder import MLP
 from torch import nn
@@ -7,9 +8,20 @@ from torch import nn
 from nucsam_monai.networks.sam.layers import use_float32_norms
 from nucsam_monai.networks.sam.variants import SAMVariant
 
+PLACE_TERMS = 6
+"""Coefficients of a quadratic form in the plane: 1, x, y, x * x, x * y, y * y."""
+
+_START_RADIUS = 0.75
+_START_HEIGHT = 2.0
+
 
 class FineMaskDecoder(MaskDecoder):
     """The mask decoder of variants with a fine map: each mask token has a second kernel, for that map.
+
+    A kernel alone cannot tell a nucleus from its neighbour, because a convolutional map says the same of both, and the
+    cells of the embedding are as large as a nucleus. So the token also gives a quadratic form in the distance from the
+    place of the prompt, as CondInst gives its kernels relative coordinates (Tian et al., 2020). It starts as a round
+    hill: positive up to three quarters of a cell from the prompt, and the more negative the farther away.
 
     Args:
         fine_channels: channels of the fine map.
@@ -23,6 +35,14 @@ class FineMaskDecoder(MaskDecoder):
         self.fine_hypernetworks_mlps = nn.ModuleList(
             MLP(channels, channels, fine_channels, 3) for _ in range(self.num_mask_tokens)
         )
+        self.place_hypernetworks_mlps = nn.ModuleList(
+            MLP(channels, channels, PLACE_TERMS, 3) for _ in range(self.num_mask_tokens)
+        )
+        slope = -_START_HEIGHT / _START_RADIUS**2
+        for mlp in self.place_hypernetworks_mlps:
+            nn.init.zeros_(mlp.layers[-1].weight)
+            with torch.no_grad():
+                mlp.layers[-1].bias.copy_(torch.tensor([_START_HEIGHT, 0, 0, slope, 0, slope]))
 
 
 def build_mask_decoder(variant: SAMVariant) -> MaskDecoder:

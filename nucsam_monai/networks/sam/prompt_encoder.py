@@ -64,6 +64,24 @@ class PromptEncoder(OfficialPromptEncoder):
             dense = self.no_mask_embed.weight[:, :, None, None]
             return sparse, dense.expand(count, -1, height // patch, width // patch)
 
+    def places(self, points: Tensor, labels: Tensor, *, image_size: tuple[int, int] | None = None) -> Tensor:
+        """Return where N prompts are, as shares (x, y) of the image's width and height.
+
+        A prompt is in the middle of its foreground points, or of the corners of its box.
+
+        Args:
+            points: ``(N, K, 2)``, as in :meth:`forward`.
+            labels: ``(N, K)``.
+            image_size: as in :meth:`forward`.
+
+        Returns:
+            ``(N, 2)`` float32; zero where a prompt has no such point.
+        """
+        height, width = image_size or self.input_image_size
+        counted = (labels > 0).unsqueeze(-1)
+        total = (counted * (points.float() + 0.5)).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+        return total / torch.tensor([width, height], device=total.device)
+
     def position_code(self, grid: tuple[int, int]) -> Tensor:
         """Return the position code ``(1, C, h, w)`` of an image embedding's cells, ``grid`` = (h, w)."""
         with torch.autocast(device_type=self._get_device().type, enabled=False):

@@ -70,6 +70,7 @@ class SAM(nn.Module):
             dense,
             prompts_per_image,
             fine=features.fine,
+            places=self.prompt_encoder.places(points, labels, image_size=tuple(image.shape[-2:])),
             multimask=multimask,
         )
 
