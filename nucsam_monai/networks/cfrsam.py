@@ -54,12 +54,12 @@ class EncodedImages(NamedTuple):
     Attributes:
         embedding: ``(B, C, g, g)`` fused levels of the encoder.
         guides: what the refinement takes from the images; None without it.
-        fine: ``(B, fine_channels, 8g, 8g)`` of SAM variants with a fine map.
+        pyramid: finer maps of the encoder, of SAM variants that have such; else empty.
     """
 
     embedding: Tensor
     guides: ImageGuides | None
-    fine: Tensor | None = None
+    pyramid: tuple[Tensor, ...] = ()
 
 
 class CFRSAMOutput(NamedTuple):
@@ -195,8 +195,8 @@ class CFRSAM(nn.Module):
         features = self.sam.image_encoder(image, adapters=self.adapters, return_levels=self.hmfm is not None)
         embedding = features.embedding if self.hmfm is None else self.hmfm(features.levels)
         if not isinstance(self.bgmr, BoundaryRefinement):
-            return EncodedImages(embedding, None, features.fine)
-        return EncodedImages(embedding, self.bgmr.guides(embedding, image), features.fine)
+            return EncodedImages(embedding, None, features.pyramid)
+        return EncodedImages(embedding, self.bgmr.guides(embedding, image), features.pyramid)
 
     def decode(self, encoded: EncodedImages, prompts: NucleusPrompts) -> MaskPrediction:
         """Return the final masks of the prompts: the refined ones, or the coarse ones where none are refined.
@@ -287,7 +287,7 @@ class CFRSAM(nn.Module):
             sparse,
             dense,
             prompts.prompts_per_image,
-            fine=encoded.fine,
+            pyramid=encoded.pyramid,
             places=encoder.places(prompts.points, labels, image_size=size),
             return_upscaled=self.bgmr is not None,
         )

@@ -188,7 +188,7 @@ class SAC(nn.Module):
         code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
         one_each = [1] * len(image)
         return decode_prompts(
-            self.sam.mask_decoder, embedding, code, sparse, dense, one_each, fine=features.fine
+            self.sam.mask_decoder, embedding, code, sparse, dense, one_each, pyramid=features.pyramid
         ).logits
 
     @property

@@ -132,7 +132,7 @@ class Segmentor(nn.Module):
             sparse,
             dense,
             prompts.prompts_per_image,
-            fine=features.fine,
+            pyramid=features.pyramid,
             places=encoder.places(prompts.points, prompts.labels, image_size=size),
             extra_tokens=None if self.class_head is None else self.class_head.token.weight,
         )

@@ -142,7 +142,7 @@ def _decode(
         sparse,
         dense,
         [len(sparse)],
-        fine=features.fine,
+        pyramid=features.pyramid,
         places=None if at is None else encoder.places(*at, image_size=size),
     )
     return MaskPrediction(masks.logits, masks.iou)

@@ -106,7 +106,7 @@ def decode_cropped(
     prompts_per_image: Tensor | Sequence[int],
     *,
     pixels_per_logit: int,
-    fine: Tensor | None = None,
+    pyramid: Sequence[Tensor] = (),
     places: Tensor | None = None,
     image_size: tuple[int, int] | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
@@ -130,7 +130,7 @@ def decode_cropped(
             sparse,
             dense,
             prompts_per_image,
-            fine=fine,
+            pyramid=pyramid,
             places=places,
             chunk_size=chunk_size,
         )

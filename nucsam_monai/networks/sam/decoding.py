@@ -15,6 +15,8 @@ from nucsam_monai.networks.sam.two_way import ImageSide, image_side, run_two_way
 from nucsam_monai.networks.sam.upscaling import pixels_to_maps, upscale_cells
 from nucsam_monai.utils.errors import ConfigurationError
 
+import os
+MODE = os.environ.get("MODE", "both")
 UPSCALED_CELLS = 2**11
 """Image cells of all prompts that a CPU up-scales together: 8 prompts at 16 x 16 cells (measured)."""
 
@@ -44,7 +46,7 @@ def decode_prompts(
     dense: Tensor,
     prompts_per_image: Tensor | Sequence[int],
     *,
-    fine: Tensor | None = None,
+    pyramid: Sequence[Tensor] = (),
     places: Tensor | None = None,
     multimask: bool = False,
     return_upscaled: bool = False,
@@ -77,7 +79,8 @@ def decode_prompts(
         dense: ``(N, C, h, w)`` or ``(1, C, h, w)`` dense prompt embeddings; one that is expanded to N prompts
             counts as one.
         prompts_per_image: ``(B,)`` integers with sum N; on the CPU they cost no synchronisation.
-        fine: ``(B, fine_channels, 8h, 8w)`` fine maps of the images, of variants that have one.
+        pyramid: the finer maps of the images, coarse to fine, of variants that have such; the last one is the fine map
+            ``(B, fine_channels, 8h, 8w)``.
         places: ``(N, 2)`` where each prompt is, as shares (x, y) of the image's width and height, see
             :meth:`~nucsam_monai.networks.sam.prompt_encoder.PromptEncoder.places`; None where prompts ask for objects
             all over the image. Decoders without a fine map do not look at it.
@@ -105,7 +108,7 @@ def decode_prompts(
             sparse,
             dense,
             prompts_per_image,
-            fine=fine,
+            pyramid=pyramid,
             places=places,
             multimask=multimask,
             return_upscaled=return_upscaled,
@@ -134,7 +137,7 @@ def decode_in_chunks(
     dense: Tensor,
     prompts_per_image: Tensor | Sequence[int],
     *,
-    fine: Tensor | None = None,
+    pyramid: Sequence[Tensor] = (),
     places: Tensor | None = None,
     multimask: bool = False,
     return_upscaled: bool = False,
@@ -147,7 +150,7 @@ def decode_in_chunks(
         The masks of consecutive prompts; nothing where there are no prompts.
     """
     counts = _checked_counts(prompts_per_image, images=len(embedding), prompts=len(sparse))
-    _check_fine(mask_decoder, embedding, fine)
+    _check_pyramid(mask_decoder, embedding, pyramid)
     if len(dense) not in (1, len(sparse)):
         raise ConfigurationError(f"dense: expected 1 or {len(sparse)} prompts, found {len(dense)}.")
     if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
@@ -164,7 +167,8 @@ def decode_in_chunks(
     if len(dense) == 1 or dense.stride(0) == 0:
         shared = image_side(mask_decoder.transformer, _cells(embedding + dense[:1]), code)
     # Images are taken apart once: their gradients are joined once then, and not for each chunk.
-    fine_maps = None if fine is None else fine.unbind()
+    fine_maps = pyramid[-1].unbind() if pyramid else None
+    seen = None if places is None or not pyramid else _seen_at(places, (embedding, *pyramid), counts)
     for prompts, images, chunk_counts in _chunks(counts, size):
         side = (
             _own_cells(embedding[images], dense[prompts], chunk_counts)
@@ -180,6 +184,7 @@ def decode_in_chunks(
             grid,
             None if fine_maps is None else fine_maps[images],
             None if places is None else places[prompts],
+            None if seen is None else seen[prompts],
             multimask,
             return_upscaled,
             extra_tokens,
@@ -218,6 +223,7 @@ def _decode_chunk(
     grid: tuple[int, int],
     fine_maps: Sequence[Tensor] | None,
     places: Tensor | None,
+    seen: Tensor | None,
     multimask: bool,
     return_upscaled: bool,
     extra_tokens: Tensor | None,
@@ -225,10 +231,17 @@ def _decode_chunk(
     masks = _returned_masks(mask_decoder, multimask)
     own_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
     output_tokens = torch.cat(own_tokens if extra_tokens is None else [*own_tokens, extra_tokens])
-    prompts = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+    asked = output_tokens.expand(len(sparse), -1, -1)
+    if seen is not None:
+        seen = mask_decoder.seen_at_place(seen)[:, None]
+        if MODE != "after":
+            asked = asked + seen
+    prompts = torch.cat([asked, sparse], dim=1)
     # The IoU token comes first, then the tokens of the masks, then those that were added.
     answers = 1 + masks.stop if extra_tokens is None else len(output_tokens)
     tokens, cells = run_two_way(mask_decoder.transformer, images, code, prompts, counts, answers=answers)
+    if seen is not None and MODE != "before":
+        tokens = tokens + seen
     hypernetworks = mask_decoder.output_hypernetworks_mlps
     kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
     logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
@@ -262,6 +275,25 @@ def _draw(
         if return_upscaled:
             features.append(pixels_to_maps(pixels, grid))
     return pixels_to_maps(torch.cat(maps), grid), torch.cat(features) if return_upscaled else None
+
+
+def _seen_at(places: Tensor, maps: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Return what maps ``(B, C, ...)`` say at the places ``(N, 2)`` of prompts, ``(N, sum of C)``."""
+    grids = (2 * places.float() - 1).split(list(counts))
+    found = [
+        torch.cat([_at(own, feature[image : image + 1]) for feature in maps], dim=1)
+        for image, own in enumerate(grids)
+        if len(own)
+    ]
+    return torch.cat(found)
+
+
+def _at(places: Tensor, feature: Tensor) -> Tensor:
+    """Interpolate one map ``(1, C, h, w)`` at places ``(n, 2)`` in -1..1: ``(n, C)`` float32."""
+    sampled = functional.grid_sample(
+        feature.float(), places[None, None], padding_mode="border", align_corners=False
+    )
+    return sampled[0, :, 0].mT
 
 
 def _add_outlines(
@@ -310,17 +342,20 @@ def _add_places(logits: Tensor, forms: Tensor, places: Tensor) -> Tensor:
         return torch.baddbmm(logits.flatten(0, 1), rows, columns).unflatten(0, forms.shape[:2])
 
 
-def _check_fine(mask_decoder: MaskDecoder, embedding: Tensor, fine: Tensor | None) -> None:
-    """Make sure that a decoder gets the fine maps that it was built for, and no others."""
-    expected = None
+def _check_pyramid(mask_decoder: MaskDecoder, embedding: Tensor, pyramid: Sequence[Tensor]) -> None:
+    """Make sure that a decoder gets the finer maps that it was built for, and no others."""
+    expected = []
     if isinstance(mask_decoder, FineMaskDecoder):
         batch, _, height, width = embedding.shape
-        expected = (batch, mask_decoder.fine_channels, 8 * height, 8 * width)
-    found = None if fine is None else tuple(fine.shape)
+        expected = [
+            (batch, channels, 2 ** (1 + level) * height, 2 ** (1 + level) * width)
+            for level, channels in enumerate(mask_decoder.pyramid_channels)
+        ]
+    found = [tuple(maps.shape) for maps in pyramid]
     if found != expected:
         raise ConfigurationError(
-            f"fine maps: found {found or 'none'}, expected {expected or 'none'} for this mask decoder. Pass the fine "
-            "map of the encoder's features; what cannot pass it needs a SAM variant without one."
+            f"pyramid: found maps {found or 'none'}, expected {expected or 'none'} for this mask decoder. Pass the "
+            "pyramid of the encoder's features; what cannot pass it needs a SAM variant without one."
         )
 
 

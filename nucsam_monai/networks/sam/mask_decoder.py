@@ -1,5 +1,7 @@
 """The official mask decoder in the sizes of a variant."""
 
+from collections.abc import Sequence
+
 import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.mask_decoder import MLP
@@ -24,25 +26,27 @@ class FineMaskDecoder(MaskDecoder):
     hill: positive up to three quarters of a cell from the prompt, and the more negative the farther away.
 
     Args:
-        fine_channels: channels of the fine map.
+        pyramid_channels: channels of the maps that are finer than the embedding, the last the fine one.
         options: of the official decoder.
     """
 
-    def __init__(self, fine_channels: int, **options: object) -> None:
+    def __init__(self, pyramid_channels: Sequence[int], **options: object) -> None:
         super().__init__(**options)
         channels = self.transformer_dim
-        self.fine_channels = fine_channels
+        self.pyramid_channels = tuple(pyramid_channels)
+        self.seen_at_place = nn.Linear(channels + sum(pyramid_channels), channels)
+        nn.init.zeros_(self.seen_at_place.weight)
+        nn.init.zeros_(self.seen_at_place.bias)
         self.fine_hypernetworks_mlps = nn.ModuleList(
-            MLP(channels, channels, fine_channels, 3) for _ in range(self.num_mask_tokens)
+            MLP(channels, channels, pyramid_channels[-1], 3) for _ in range(self.num_mask_tokens)
         )
-        self.place_hypernetworks_mlps = nn.ModuleList(
-            MLP(channels, channels, PLACE_TERMS, 3) for _ in range(self.num_mask_tokens)
-        )
+        forms = [MLP(channels, channels, PLACE_TERMS, 3) for _ in range(self.num_mask_tokens)]
         slope = -_START_HEIGHT / _START_RADIUS**2
-        for mlp in self.place_hypernetworks_mlps:
-            nn.init.zeros_(mlp.layers[-1].weight)
-            with torch.no_grad():
-                mlp.layers[-1].bias.copy_(torch.tensor([_START_HEIGHT, 0, 0, slope, 0, slope]))
+        for mlp in forms:
+            last = mlp.layers[-1]
+            nn.init.zeros_(last.weight)
+            last.bias.data = torch.tensor([_START_HEIGHT, 0, 0, slope, 0, slope])
+        self.place_hypernetworks_mlps = nn.ModuleList(forms)
 
 
 def build_mask_decoder(variant: SAMVariant) -> MaskDecoder:
@@ -62,7 +66,7 @@ def build_mask_decoder(variant: SAMVariant) -> MaskDecoder:
         "iou_head_depth": variant.iou_head_depth,
         "iou_head_hidden_dim": variant.iou_head_width,
     }
-    fine = variant.fine_channels
-    decoder = FineMaskDecoder(fine, **options) if fine else MaskDecoder(**options)
+    pyramid = variant.pyramid_channels
+    decoder = FineMaskDecoder(pyramid, **options) if pyramid else MaskDecoder(**options)
     use_float32_norms(decoder)
     return decoder

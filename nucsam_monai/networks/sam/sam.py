@@ -60,7 +60,8 @@ class SAM(nn.Module):
             multimask: return three ambiguity masks per prompt instead of one.
         """
         features = self.image_encoder(image)
-        sparse, dense = self.prompt_encoder((points, labels), image_size=tuple(image.shape[-2:]))
+        size = (image.shape[-2], image.shape[-1])
+        sparse, dense = self.prompt_encoder((points, labels), image_size=size)
         code = self.prompt_encoder.position_code(tuple(features.embedding.shape[-2:]))
         return decode_prompts(
             self.mask_decoder,
@@ -69,8 +70,8 @@ class SAM(nn.Module):
             sparse,
             dense,
             prompts_per_image,
-            fine=features.fine,
-            places=self.prompt_encoder.places(points, labels, image_size=tuple(image.shape[-2:])),
+            pyramid=features.pyramid,
+            places=self.prompt_encoder.places(points, labels, image_size=size),
             multimask=multimask,
         )
 
