@@ -9,14 +9,12 @@ from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.mask_decoder import FineMaskDecoder
+from nucsam_monai.networks.sam.mask_decoder import STEEPEST, FineMaskDecoder
 from nucsam_monai.networks.sam.prompt_chunks import prompts_per_chunk
 from nucsam_monai.networks.sam.two_way import ImageSide, image_side, run_two_way
 from nucsam_monai.networks.sam.upscaling import pixels_to_maps, upscale_cells
 from nucsam_monai.utils.errors import ConfigurationError
 
-import os
-MODE = os.environ.get("MODE", "both")
 UPSCALED_CELLS = 2**11
 """Image cells of all prompts that a CPU up-scales together: 8 prompts at 16 x 16 cells (measured)."""
 
@@ -67,8 +65,8 @@ def decode_prompts(
       masks that are returned.
 
     Variants with a fine map draw outlines on it, as HQ-SAM does (Ke et al., 2023): the logits are doubled in size
-    bilinearly, and the product of the map with a second kernel of each mask is added. Where prompts have a place, a
-    quadratic form in the distance from it is added as well, see
+    bilinearly, and the product of the map with a second kernel of each mask is added. Prompts that have a place are
+    told what all maps show there, and a hill near it is added as well, see
     :class:`~nucsam_monai.networks.sam.mask_decoder.FineMaskDecoder`.
 
     Args:
@@ -234,13 +232,12 @@ def _decode_chunk(
     asked = output_tokens.expand(len(sparse), -1, -1)
     if seen is not None:
         seen = mask_decoder.seen_at_place(seen)[:, None]
-        if MODE != "after":
-            asked = asked + seen
+        asked = asked + seen
     prompts = torch.cat([asked, sparse], dim=1)
     # The IoU token comes first, then the tokens of the masks, then those that were added.
     answers = 1 + masks.stop if extra_tokens is None else len(output_tokens)
     tokens, cells = run_two_way(mask_decoder.transformer, images, code, prompts, counts, answers=answers)
-    if seen is not None and MODE != "before":
+    if seen is not None:
         tokens = tokens + seen
     hypernetworks = mask_decoder.output_hypernetworks_mlps
     kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
@@ -251,8 +248,8 @@ def _decode_chunk(
         logits = _add_outlines(logits, kernels, fine_maps, counts)
         if places is not None:
             hypernetworks = mask_decoder.place_hypernetworks_mlps
-            forms = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
-            logits = _add_places(logits, forms, places)
+            hills = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
+            logits = _add_hills(logits, hills, places)
     iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
     extra = None if extra_tokens is None else tokens[:, 1 + mask_decoder.num_mask_tokens :]
     return DecodedMasks(logits, iou, upscaled, extra)
@@ -318,28 +315,29 @@ def _add_outlines(
     return logits + torch.cat(outlines).unflatten(-1, size)
 
 
-def _add_places(logits: Tensor, forms: Tensor, places: Tensor) -> Tensor:
-    """Add quadratic forms in the distance from each prompt's place, in cells of the embedding.
+def _add_hills(logits: Tensor, hills: Tensor, places: Tensor) -> Tensor:
+    """Add an elliptic hill near each prompt's place.
 
     Args:
         logits: ``(N, M, 8h, 8w)`` float32.
-        forms: ``(N, M, 6)`` coefficients of 1, x, y, x * x, x * y and y * y.
+        hills: ``(N, M, 6)``, see :class:`~nucsam_monai.networks.sam.mask_decoder.FineMaskDecoder`.
         places: ``(N, 2)`` shares (x, y) of width and height.
     """
     height, width = logits.shape[-2:]
     with torch.autocast(logits.device.type, enabled=False):
+        top, right, down, slope_x, slope_y, tilt = hills.float().unsqueeze(-1).unbind(2)  # (N, M, 1)
+        slope_x, slope_y = (slope.clamp(max=STEEPEST).exp() for slope in (slope_x, slope_y))
+        tilt = 2 * torch.tanh(tilt) * (slope_x * slope_y).sqrt()
         x, y = (
-            ((torch.arange(side, device=logits.device) + 0.5) - side * place[:, None].float()) / 8
-            for side, place in ((width, places[:, 0]), (height, places[:, 1]))
-        )
-        x, y = x[:, None], y[:, None]  # (N, 1, 8w), (N, 1, 8h)
-        one, by_x, by_y, by_xx, by_xy, by_yy = forms.float().unsqueeze(-1).unbind(2)  # (N, M, 1)
-        along_y = one + y * (by_y + y * by_yy)
-        along_x = x * (by_x + x * by_xx)
-        # (N * M, 8h, 3) @ (N * M, 3, 8w)
-        rows = torch.stack([along_y, torch.ones_like(along_y), by_xy * y], dim=-1).flatten(0, 1)
-        columns = torch.stack([torch.ones_like(along_x), along_x, x.expand_as(along_x)], dim=-2).flatten(0, 1)
-        return torch.baddbmm(logits.flatten(0, 1), rows, columns).unflatten(0, forms.shape[:2])
+            (torch.arange(side, device=logits.device) + 0.5 - side * place[:, None].float())[:, None] / 8
+            - shift
+            for side, place, shift in ((width, places[:, 0], right), (height, places[:, 1], down))
+        )  # (N, M, 8w) and (N, M, 8h), in cells from the hill's top
+        along_x, along_y = -slope_x * x * x, top - slope_y * y * y
+        # (N * M, 8h, 3) @ (N * M, 3, 8w): along_y + along_x + tilt * y * x
+        rows = torch.stack([along_y, torch.ones_like(y), tilt * y], dim=-1).flatten(0, 1)
+        columns = torch.stack([torch.ones_like(x), along_x, x], dim=-2).flatten(0, 1)
+        return torch.baddbmm(logits.flatten(0, 1), rows, columns).unflatten(0, hills.shape[:2])
 
 
 def _check_pyramid(mask_decoder: MaskDecoder, embedding: Tensor, pyramid: Sequence[Tensor]) -> None:

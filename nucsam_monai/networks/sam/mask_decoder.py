@@ -1,5 +1,6 @@
 """The official mask decoder in the sizes of a variant."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,20 +11,21 @@ from torch import nn
 from nucsam_monai.networks.sam.layers import use_float32_norms
 from nucsam_monai.networks.sam.variants import SAMVariant
 
-PLACE_TERMS = 6
-"""Coefficients of a quadratic form in the plane: 1, x, y, x * x, x * y, y * y."""
+STEEPEST = 6.0
+"""Largest logarithm of a hill's slope, for which logits stay finite in any precision."""
 
-_START_RADIUS = 0.75
-_START_HEIGHT = 2.0
+_START_TOP = 2.0
+_START_SLOPE = 10.0
 
 
 class FineMaskDecoder(MaskDecoder):
     """The mask decoder of variants with a fine map: each mask token has a second kernel, for that map.
 
     A kernel alone cannot tell a nucleus from its neighbour, because a convolutional map says the same of both, and the
-    cells of the embedding are as large as a nucleus. So the token also gives a quadratic form in the distance from the
-    place of the prompt, as CondInst gives its kernels relative coordinates (Tian et al., 2020). It starts as a round
-    hill: positive up to three quarters of a cell from the prompt, and the more negative the farther away.
+    cells of the embedding are as large as a nucleus. So the tokens are told what all maps show at the place of the
+    prompt, and each mask token also gives a hill near it, as CondInst gives its kernels relative coordinates (Tian et
+    al., 2020): ``top - e^a x^2 - e^b y^2 + 2 tanh(c) e^((a + b) / 2) x y``, x and y being the distance in cells from
+    the place moved by a vector. ``top``, the vector, a, b and c start as the same for every prompt.
 
     Args:
         pyramid_channels: channels of the maps that are finer than the embedding, the last the fine one.
@@ -40,13 +42,13 @@ class FineMaskDecoder(MaskDecoder):
         self.fine_hypernetworks_mlps = nn.ModuleList(
             MLP(channels, channels, pyramid_channels[-1], 3) for _ in range(self.num_mask_tokens)
         )
-        forms = [MLP(channels, channels, PLACE_TERMS, 3) for _ in range(self.num_mask_tokens)]
-        slope = -_START_HEIGHT / _START_RADIUS**2
-        for mlp in forms:
+        hills = [MLP(channels, channels, 6, 3) for _ in range(self.num_mask_tokens)]
+        slope = math.log(_START_SLOPE)
+        for mlp in hills:
             last = mlp.layers[-1]
             nn.init.zeros_(last.weight)
-            last.bias.data = torch.tensor([_START_HEIGHT, 0, 0, slope, 0, slope])
-        self.place_hypernetworks_mlps = nn.ModuleList(forms)
+            last.bias.data = torch.tensor([_START_TOP, 0, 0, slope, slope, 0])
+        self.place_hypernetworks_mlps = nn.ModuleList(hills)
 
 
 def build_mask_decoder(variant: SAMVariant) -> MaskDecoder:
