@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nucsam_monai.losses.segmentor import NucleusTargets
 from nucsam_monai.networks.nucleus_prompts import NucleusPrompts
+from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
 
 RAGGED_KEYS = ("points", "point_labels", "masks", "class_ids")
 """Keys of an item with one row per prompt, as :class:`~nucsam_monai.transforms.NucleusPromptsd` gives them."""
@@ -61,6 +62,9 @@ class PrepareNucleusBatch(PrepareBatch):
         image = batchdata["image"].to(device=device, non_blocking=non_blocking, **kwargs)
         classes, dense = (on_device(key) if key in batchdata else None for key in ("class_ids", "dense"))
         prompts = NucleusPrompts(
-            on_device("points"), on_device("point_labels"), batchdata["prompts_per_image"]
+            on_device("points"),
+            on_device("point_labels"),
+            batchdata["prompts_per_image"],
+            has_boxes=bool((batchdata["point_labels"] == BOX_LABELS[0]).any()),
         )
         return image, NucleusTargets(on_device("masks"), classes, dense), (), {"prompts": prompts}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nucsam_monai.networks.nucleus_prompts import BOX_LABELS
+from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction
 

@@ -55,8 +55,14 @@ def stock_sam(sam: SAM) -> StockSam:
     and the rest padded.
 
     Raises:
-        ConfigurationError: the network was built for images that are not square.
+        ConfigurationError: the network was built for images that are not square, or its variant has a fine map, which
+            the official tools do not pass on.
     """
+    if sam.variant.fine_channels:
+        raise ConfigurationError(
+            f"SAM variant '{sam.variant.name}': its decoder needs a fine map, expected a variant without one for the "
+            "automatic mode. Take PromptNucSeg, or another variant."
+        )
     height, width = sam.prompt_encoder.input_image_size
     if height != width:
         raise ConfigurationError(

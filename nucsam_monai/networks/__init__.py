@@ -10,9 +10,16 @@ from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import parameter_groups
 from nucsam_monai.networks.prompted_cfrsam import PromptedCFRSAM
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput
-from nucsam_monai.networks.promptnucseg import EndToEnd, EndToEndOutput, PromptNucSeg, trained_classes
+from nucsam_monai.networks.promptnucseg import (
+    EndToEnd,
+    EndToEndOutput,
+    PromptNucSeg,
+    load_networks,
+    trained_classes,
+    weights_file,
+)
 from nucsam_monai.networks.sac import SAC, SACOutput
-from nucsam_monai.networks.segmentor import Segmentor, learning_parameters
+from nucsam_monai.networks.segmentor import Segmentor, learning_parameters, start_from_unsam
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains, trained_unsam
 
 __all__ = [
@@ -39,9 +46,12 @@ __all__ = [
     "compile_modules",
     "default_fusion",
     "learning_parameters",
+    "load_networks",
     "parameter_groups",
     "start_from_other_classes",
+    "start_from_unsam",
     "trained_classes",
     "trained_domains",
     "trained_unsam",
+    "weights_file",
 ]

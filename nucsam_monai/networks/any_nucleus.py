@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nucsam_monai.networks.nucleus_prompts import BOX_LABELS, MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.prompter import PrompterOutput
+from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
 
 _CERTAINLY_BACKGROUND = -20.0
 

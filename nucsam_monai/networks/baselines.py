@@ -213,7 +213,7 @@ class PretrainedUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``(B, outputs, H, W)`` of ``(B, 3, H, W)``, sides multiples of 32."""
         *fine, coarse = self.trunk(image)
-        logits = self.head(self.decoder(coarse, fine[::-1]))
+        logits = self.head(self.decoder(coarse, fine[::-1])[-1])
         return functional.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
 

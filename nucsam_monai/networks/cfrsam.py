@@ -32,7 +32,7 @@ from nucsam_monai.networks.nucleus_prompts import (
 )
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
-from nucsam_monai.networks.sam import DecodedMasks, build_sam, decode_prompts
+from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.localised_start import start_localised
 from nucsam_monai.utils.errors import ConfigurationError
@@ -61,17 +61,23 @@ class EncodedImages(NamedTuple):
     Attributes:
         embedding: ``(B, C, g, g)`` fused levels of the encoder.
         guides: what the refinement takes from the images; None without it.
+        pyramid: finer maps of the encoder, of SAM variants that have such; else empty.
     """
 
     embedding: Tensor
     guides: ImageGuides | None
+    pyramid: tuple[Tensor, ...] = ()
+
+    def features(self) -> EncoderFeatures:
+        """Return what SAM's own decoder takes."""
+        return EncoderFeatures(self.embedding, pyramid=self.pyramid)
 
 
 class CFRSAMOutput(NamedTuple):
     """The masks of N prompts in both stages, as the loss needs them.
 
     Attributes:
-        coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder.
+        coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder, with a fine map ``(N, 1, 8g, 8g)``.
         refined: ``(N, 1, S, S)`` logits after the refinement; None without one.
         iou: ``(N, 1)`` predicted intersection over union.
         boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without boundary supervision.
@@ -200,8 +206,8 @@ class CFRSAM(nn.Module):
         features = self.sam.image_encoder(image, adapters=self.adapters, return_levels=self.hmfm is not None)
         embedding = features.embedding if self.hmfm is None else self.hmfm(features.levels)
         if not isinstance(self.bgmr, BoundaryRefinement):
-            return EncodedImages(embedding, None)
-        return EncodedImages(embedding, self.bgmr.guides(embedding, image))
+            return EncodedImages(embedding, None, features.pyramid)
+        return EncodedImages(embedding, self.bgmr.guides(embedding, image), features.pyramid)
 
     def decode(self, encoded: EncodedImages, prompts: NucleusPrompts) -> MaskPrediction:
         """Return the final masks of the prompts: the refined ones, or the coarse ones where none are refined.
@@ -211,7 +217,7 @@ class CFRSAM(nn.Module):
         """
         margin = None if self.training else self.refine_margin_px
         if margin is not None and len(prompts.points) and isinstance(self.bgmr, BoundaryRefinement):
-            decoded = self._decoded(encoded.embedding, prompts)
+            decoded = self._decoded(encoded, prompts)
             inputs = _refinement_inputs(encoded, decoded, prompts)
             add = self.bgmr_options.start == "coarse"
             refined = refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin, add=add)
@@ -224,13 +230,13 @@ class CFRSAM(nn.Module):
         if self.prompt == "point":
             return self.decode(embedding, prompts_of_one_image(points, labels))
         # Trained with boxes alone, so that the refinement has never seen the mask of a point.
-        masks = self.sam.decode_each(embedding.embedding, points=(points, labels))
+        masks = self.sam.decode_each(embedding.features(), points=(points, labels))
         return MaskPrediction(masks.logits, masks.iou)
 
     def decode_boxes(self, embedding: EncodedImages, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
         if self.prompt == "point":
-            masks = self.sam.decode_each(embedding.embedding, boxes=boxes)
+            masks = self.sam.decode_each(embedding.features(), boxes=boxes)
             return MaskPrediction(masks.logits, masks.iou)
         corners = boxes.reshape(-1, 2, 2)
         labels = torch.tensor(BOX_LABELS, device=boxes.device).expand(len(corners), 2)
@@ -256,7 +262,7 @@ class CFRSAM(nn.Module):
                 some.iou[:0],
                 None if some.boundary is None else some.boundary[:0],
             )
-        decoded = self._decoded(encoded.embedding, prompts)
+        decoded = self._decoded(encoded, prompts)
         if self.bgmr is None or decoded.upscaled is None:
             return CFRSAMOutput(decoded.logits, None, decoded.iou, None)
         if isinstance(self.bgmr, PixelRefinement):
@@ -292,21 +298,25 @@ class CFRSAM(nn.Module):
             "options": json.dumps(options, sort_keys=True),
         }
 
-    def _decoded(self, embedding: Tensor, prompts: NucleusPrompts) -> DecodedMasks:
+    def _decoded(self, encoded: EncodedImages, prompts: NucleusPrompts) -> DecodedMasks:
         encoder, patch = self.sam.prompt_encoder, self.variant.patch
-        grid = (embedding.shape[-2], embedding.shape[-1])
+        grid = (encoded.embedding.shape[-2], encoded.embedding.shape[-1])
         size = (grid[0] * patch, grid[1] * patch)
         if self.prompt == "box":
             sparse, dense = encoder(boxes=boxes_of(prompts), image_size=size)
+            labels = torch.ones_like(prompts.labels)
         else:
             sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
+            labels = prompts.labels
         return decode_prompts(
             self.sam.mask_decoder,
-            embedding,
+            encoded.embedding,
             encoder.position_code(grid),
             sparse,
             dense,
             prompts.prompts_per_image,
+            pyramid=encoded.pyramid,
+            places=encoder.places(prompts.points, labels, image_size=size),
             return_upscaled=self.bgmr is not None,
         )
 

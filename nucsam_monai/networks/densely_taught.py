@@ -75,9 +75,9 @@ class DenselyTaughtSegmentor(Segmentor):
 
     def forward(self, image: Tensor, prompts: NucleusPrompts) -> MaskPrediction | TaughtPrediction:  # type: ignore[override]
         """Segment the prompted nuclei of ``(B, 3, S, S)`` images; in training with the maps of all pixels."""
-        embedding = self.encode(image)
-        masks = self.decode(embedding, prompts)
-        return TaughtPrediction(masks, self.dense_head(embedding)) if self.training else masks
+        features = self.encode(image)
+        masks = self.decode(features, prompts)
+        return TaughtPrediction(masks, self.dense_head(features.embedding)) if self.training else masks
 
     @property
     def header(self) -> Mapping[str, str]:  # type: ignore[override]

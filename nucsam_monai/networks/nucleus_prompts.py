@@ -8,34 +8,34 @@ from torch import Tensor
 from nucsam_monai.networks.sam.prompt_encoder import PADDING_LABEL
 from nucsam_monai.utils.errors import ConfigurationError
 
-BOX_LABELS = (2, 3)
-"""SAM's labels of two points that are the corners of a box."""
-
 
 class NucleusPrompts(NamedTuple):
     """N nuclei of B images, each with its positive point and K negative ones (PromptNucSeg, negative prompts).
 
     A network that is prompted by boxes takes two opposite corners of each in place of points, with
-    :data:`BOX_LABELS`.
+    SAM's labels 2 and 3. Boxes and points may mix: all are filled up to one length with padding then.
 
     Attributes:
         points: ``(N, 1 + K, 2)`` float as (x, y) in pixels of the image, pixel centres at integers. The nuclei
             of all images are concatenated in the order of the images.
         labels: ``(N, 1 + K)`` int64: 1 this nucleus, 0 another nucleus, -1 padding.
         prompts_per_image: ``(B,)`` int64 with sum N; an image may have none.
+        has_boxes: whether some prompts are boxes for the segmentor of PromptNucSeg. The padding point that SAM appends
+            to points, but not to boxes, is then among the points already.
     """
 
     points: Tensor
     labels: Tensor
     prompts_per_image: Tensor
+    has_boxes: bool = False
 
 
 class MaskPrediction(NamedTuple):
     """The masks of N nuclei.
 
     Attributes:
-        logits: ``(N, 1, 4h, 4w)`` mask logits for an embedding of ``h x w`` cells; a pixel is foreground
-            above 0.
+        logits: ``(N, 1, 4h, 4w)`` mask logits for an embedding of ``h x w`` cells, ``(N, 1, 8h, 8w)`` with a fine
+            map; a pixel is foreground above 0.
         iou: ``(N, 1)`` predicted intersection over union.
         class_logits: ``(N, C)``, from a segmenter that also classifies.
     """
@@ -91,4 +91,4 @@ def padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
     labels = prompts.labels.new_full((1, *prompts.labels.shape[1:]), PADDING_LABEL)
     counts = prompts.prompts_per_image.clone()
     counts[0] = 1
-    return NucleusPrompts(points, labels, counts)
+    return NucleusPrompts(points, labels, counts, prompts.has_boxes)

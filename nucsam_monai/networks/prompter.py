@@ -35,7 +35,7 @@ class PrompterOptions:
     Attributes:
         backbone: ``convnext_small``; ``compact``, a small residual network for training from scratch on a CPU; or
             ``shared``, no backbone of its own, but a pyramid on the embedding of the segmentor's encoder (the
-            paper's supplement).
+            paper's supplement), with the finer maps of SAM variants that have such.
         levels: levels of the feature pyramid that anchor points are sampled from, 1 to 4.
         step: distance of the anchor points in pixels, a multiple of 4.
         channels: width of everything behind the backbone; None takes 256 for ``convnext_small``, as the
@@ -97,10 +97,12 @@ class EmbeddingShape(NamedTuple):
     Attributes:
         channels: of the embedding.
         patch: pixels per cell.
+        finer: channels of finer maps, see :class:`~nucsam_monai.networks.blocks.embedding_pyramid.EmbeddingPyramid`.
     """
 
     channels: int
     patch: int
+    finer: tuple[int, ...] = ()
 
 
 class AnchorFeatures(NamedTuple):

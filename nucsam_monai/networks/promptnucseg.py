@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from nucsam_monai.networks.any_nucleus import any_nucleus_logits
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, prompts_of_one_image
 from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput
-from nucsam_monai.networks.sam.trained_weights import read_header
+from nucsam_monai.networks.sam import EncoderFeatures, load_trained, read_header
 from nucsam_monai.networks.segmentor import Segmentor
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.names import distinct_names
+
+PARTS = ("prompter", "segmentor")
+"""Names of both networks, and of their weights files where each has one."""
 
 
 class PromptNucSeg(nn.Module):
@@ -72,7 +75,7 @@ class PromptNucSeg(nn.Module):
         self.prompter = Prompter(
             len(class_names),
             options=prompter,
-            embedding=EmbeddingShape(variant.embed_channels, variant.patch),
+            embedding=EmbeddingShape(variant.embed_channels, variant.patch, variant.pyramid_channels[:-1]),
             backbone_checkpoint=backbone_checkpoint,
         )
 
@@ -87,35 +90,35 @@ class PromptNucSeg(nn.Module):
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
         """
-        embedding = self.encode(image)
+        features = self.encode(image)
         if self.shares_encoder:
-            found = self.propose(embedding, with_mask=False)
+            found = self.propose(features, with_mask=False)
         else:
             found = self.prompter(image, with_mask=False)
-        return any_nucleus_logits(found, image.shape[-1], partial(self.decode, embedding))
+        return any_nucleus_logits(found, image.shape[-1], partial(self.decode, features))
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Return the segmentor's embeddings of ``(B, 3, S, S)`` images."""
+    def encode(self, image: Tensor) -> EncoderFeatures:
+        """Return what the segmentor's encoder says of ``(B, 3, S, S)`` images."""
         return self.segmentor.encode(image)
 
-    def decode(self, embedding: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
+    def decode(self, features: EncoderFeatures, prompts: NucleusPrompts) -> MaskPrediction:
         """Return the segmentor's masks of the prompted nuclei of encoded images."""
-        return self.segmentor.decode(embedding, prompts)
+        return self.segmentor.decode(features, prompts)
 
-    def decode_clicks(self, embedding: Tensor, points: Tensor, labels: Tensor) -> MaskPrediction:
+    def decode_clicks(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        return self.decode(embedding, prompts_of_one_image(points, labels))
+        return self.decode(features, prompts_of_one_image(points, labels))
 
-    def decode_boxes(self, embedding: Tensor, boxes: Tensor) -> MaskPrediction:
+    def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.segmentor.sam.decode_each(embedding, boxes=boxes)
+        masks = self.segmentor.sam.decode_each(features, boxes=boxes)
         return MaskPrediction(masks.logits, masks.iou)
 
-    def propose(self, embedding: Tensor, *, with_mask: bool = True) -> PrompterOutput:
+    def propose(self, features: EncoderFeatures, *, with_mask: bool = True) -> PrompterOutput:
         """Return the points that a prompter with a shared encoder proposes for encoded images.
 
         Args:
-            embedding: ``(B, C, h, w)`` of :meth:`encode`.
+            features: of :meth:`encode`.
             with_mask: compute the auxiliary mask.
 
         Raises:
@@ -126,8 +129,20 @@ class PromptNucSeg(nn.Module):
                 f"prompter: its backbone is '{self.prompter.options.backbone}', expected 'shared' to read an embedding."
             )
         patch = self.segmentor.variant.patch
-        image_size = (patch * embedding.shape[-2], patch * embedding.shape[-1])
-        return self.prompter.propose(self.prompter.backbone(embedding), image_size, with_mask=with_mask)
+        height, width = features.embedding.shape[-2:]
+        stages = self.prompter.backbone(features.embedding, features.pyramid[:-1])
+        return self.prompter.propose(stages, (patch * height, patch * width), with_mask=with_mask)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file of both networks says of them."""
+        options = {part: json.loads(getattr(self, part).header["options"]) for part in PARTS}
+        return {
+            "method": "promptnucseg",
+            "sam_variant": self.segmentor.variant.name,
+            "class_names": json.dumps(self.class_names),
+            "options": json.dumps(options, sort_keys=True),
+        }
 
     @property
     def prompter_header(self) -> dict[str, str]:
@@ -170,8 +185,46 @@ class EndToEnd(nn.Module):
 
     def forward(self, image: Tensor, prompts: NucleusPrompts) -> EndToEndOutput:
         """Return points and masks of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
-        embedding = self.network.encode(image)
-        return EndToEndOutput(self.network.propose(embedding), self.network.decode(embedding, prompts))
+        features = self.network.encode(image)
+        return EndToEndOutput(self.network.propose(features), self.network.decode(features, prompts))
+
+
+def weights_file(checkpoint: str | None, part: str) -> str | None:
+    """Return the file with the weights of a part.
+
+    Args:
+        checkpoint: one file with the weights of both networks, or a folder with a file of each; or None.
+        part: one of :data:`PARTS`.
+
+    Example:
+        >>> weights_file("trained", "prompter"), weights_file("compact.safetensors", "prompter")
+        ('trained/prompter.safetensors', 'compact.safetensors')
+    """
+    if checkpoint is None or checkpoint.endswith(".safetensors"):
+        return checkpoint
+    return f"{checkpoint}/{part}.safetensors"
+
+
+def load_networks(network: PromptNucSeg, prompter: str | None, segmentor: str | None) -> None:
+    """Load the weights of both networks, from one file or from a file of each.
+
+    Args:
+        network: changed in place.
+        prompter: file of the prompter or of both; None leaves the prompter as it is.
+        segmentor: file of the segmentor or of both; None leaves the segmentor as it is.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another network.
+    """
+    method = network.header["method"]
+    files = [path for path in dict.fromkeys((prompter, segmentor)) if path is not None]
+    of_both = [path for path in files if read_header(path)["method"] == method]
+    for path in of_both:
+        load_trained(path, network, network.header)
+    if prompter is not None and prompter not in of_both:
+        load_trained(prompter, network.prompter, network.prompter_header)
+    if segmentor is not None and segmentor not in of_both:
+        load_trained(segmentor, network.segmentor, network.segmentor.header)
 
 
 def trained_classes(checkpoint: str | None, default: Sequence[str]) -> list[str]:

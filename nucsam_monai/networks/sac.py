@@ -15,7 +15,7 @@ from nucsam_monai.networks.blocks.auto_prompter import AutoPrompter, GeneratorOp
 from nucsam_monai.networks.blocks.point_selection import PointPrompts
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.networks.sam import build_sam, decode_prompts
+from nucsam_monai.networks.sam import EncoderFeatures, build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -178,26 +178,32 @@ class SAC(nn.Module):
         return PointPrompts(*joined), logits
 
     def decode(self, image: Tensor, prompts: PointPrompts) -> Tensor:
-        """Return the mask logits ``(B, 1, 4g, 4g)`` of images that are prompted with all their points."""
-        embedding = self.encode(image)
+        """Return the mask logits of images that are prompted with all their points.
+
+        They are ``(B, 1, 4g, 4g)``, with a fine map ``(B, 1, 8g, 8g)``.
+        """
+        features = self.encode(image)
+        embedding = features.embedding
         encoder = self.sam.prompt_encoder
         sparse, dense = encoder(points=tuple(prompts), image_size=(image.shape[-2], image.shape[-1]))
         code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
         one_each = [1] * len(image)
-        return decode_prompts(self.sam.mask_decoder, embedding, code, sparse, dense, one_each).logits
+        return decode_prompts(
+            self.sam.mask_decoder, embedding, code, sparse, dense, one_each, pyramid=features.pyramid
+        ).logits
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Return the embeddings ``(B, C, h, w)`` of ``(B, 3, S, S)`` images."""
-        return self.sam.image_encoder(image, adapters=self.adapters).embedding
+    def encode(self, image: Tensor) -> EncoderFeatures:
+        """Return what the image encoder says of ``(B, 3, S, S)`` images."""
+        return self.sam.image_encoder(image, adapters=self.adapters)
 
-    def decode_clicks(self, embedding: Tensor, points: Tensor, labels: Tensor) -> MaskPrediction:
+    def decode_clicks(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_each(embedding, points=(points, labels))
+        masks = self.sam.decode_each(features, points=(points, labels))
         return MaskPrediction(masks.logits, masks.iou)
 
-    def decode_boxes(self, embedding: Tensor, boxes: Tensor) -> MaskPrediction:
+    def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_each(embedding, boxes=boxes)
+        masks = self.sam.decode_each(features, boxes=boxes)
         return MaskPrediction(masks.logits, masks.iou)
 
     @property

@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, padding_prompt
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.networks.sam import build_sam, decode_prompts
+from nucsam_monai.networks.sam import (
+    EncoderFeatures,
+    build_sam,
+    decode_prompts,
+    load_strictly,
+    read_header,
+)
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.localised_start import start_localised
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.networks.sam.tensor_files import read_safetensors
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +43,8 @@ class Segmentor(nn.Module):
 
     Encode an image once and ask for as many of its nuclei as there are points, at any time::
 
-        embedding = segmentor.encode(image)
-        masks = segmentor.decode(embedding, prompts).logits > 0
+        features = segmentor.encode(image)
+        masks = segmentor.decode(features, prompts).logits > 0
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
@@ -91,15 +99,15 @@ class Segmentor(nn.Module):
         """Segment the prompted nuclei of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
         return self.decode(self.encode(image), prompts)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Return the embeddings ``(B, C, h, w)`` of ``(B, 3, S, S)`` images."""
-        return self.sam.image_encoder(image).embedding
+    def encode(self, image: Tensor) -> EncoderFeatures:
+        """Return what the encoder says of ``(B, 3, S, S)`` images."""
+        return self.sam.image_encoder(image)
 
-    def decode(self, embedding: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
+    def decode(self, features: EncoderFeatures, prompts: NucleusPrompts) -> MaskPrediction:
         """Segment the prompted nuclei of encoded images, a bounded number of prompts at a time.
 
         Args:
-            embedding: ``(B, C, h, w)`` of :meth:`encode`.
+            features: of :meth:`encode`.
             prompts: the nuclei; none at all are allowed. In training every tensor that masks would train then
                 gets a gradient of zero, so that several processes stay in step.
 
@@ -107,18 +115,25 @@ class Segmentor(nn.Module):
             ConfigurationError: the numbers of images and prompts do not fit together.
         """
         if self.training and not len(prompts.points):
-            logits, iou, classes = self.decode(embedding, padding_prompt(prompts))
+            logits, iou, classes = self.decode(features, padding_prompt(prompts))
             return MaskPrediction(logits[:0], iou[:0], None if classes is None else classes[:0])
-        rows, columns = embedding.shape[-2], embedding.shape[-1]
+        rows, columns = features.embedding.shape[-2], features.embedding.shape[-1]
         encoder, patch = self.sam.prompt_encoder, self.variant.patch
-        sparse, dense = encoder((prompts.points, prompts.labels), image_size=(rows * patch, columns * patch))
+        size = (rows * patch, columns * patch)
+        sparse, dense = encoder(
+            (prompts.points, prompts.labels),
+            image_size=size,
+            pad=not prompts.has_boxes,
+        )
         masks = decode_prompts(
             self.sam.mask_decoder,
-            embedding,
+            features.embedding,
             encoder.position_code((rows, columns)),
             sparse,
             dense,
             prompts.prompts_per_image,
+            pyramid=features.pyramid,
+            places=encoder.places(prompts.points, prompts.labels, image_size=size),
             extra_tokens=None if self.class_head is None else self.class_head.token.weight,
         )
         classes = None if self.class_head is None else self.class_head(masks.extra)
@@ -156,6 +171,43 @@ class Segmentor(nn.Module):
                 "nothing. Give sam_checkpoint, or train 'all'.",
                 trainable,
             )
+
+
+@torch.no_grad()
+def start_from_unsam(path: str, segmentor: Segmentor) -> None:
+    """Start from the weights of a UN-SAM training: its encoder, and of its decoder what SAM has as well.
+
+    UN-SAM's bypass has no place in a segmentor and is left out. Each mask token starts as UN-SAM's first query, the
+    foreground's, with its kernels: masks are foreground then, and are left to learn where each nucleus ends.
+
+    Args:
+        path: weights file of UN-SAM, all of which was trained.
+        segmentor: of the same SAM variant; changed in place.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, is not UN-SAM's or of another variant, or lacks tensors.
+    """
+    header, sam = read_header(path), segmentor.sam
+    found, expected = (header["method"], header["sam_variant"]), ("unsam", segmentor.variant.name)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: found weights of method '{found[0]}' with SAM variant '{found[1]}', expected '{expected[0]}' "
+            f"with '{expected[1]}'. Give a file of the bundle unsam trained with that variant."
+        )
+    tensors = read_safetensors(path)
+
+    def load(module: nn.Module, start: str) -> None:
+        own = {name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)}
+        load_strictly(module, own, f"{path}, {start}*")
+
+    load(sam.image_encoder, "image_encoder.")
+    load(sam.prompt_encoder, "prompt_encoder.")
+    for part in ("transformer", "output_upscaling"):
+        load(sam.mask_decoder.get_submodule(part), f"decoder.{part}.")
+    sam.mask_decoder.mask_tokens.weight.copy_(tensors["decoder.queries.0"][:1].expand(4, -1))
+    for part in ("output_hypernetworks_mlps", "fine_hypernetworks_mlps"):
+        for mlp in getattr(sam.mask_decoder, part, ()):
+            load(mlp, f"decoder.{part}.0.0.")
 
 
 def learning_parameters(network: nn.Module) -> list[nn.Parameter]:

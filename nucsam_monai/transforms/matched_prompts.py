@@ -11,9 +11,8 @@ from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
 
 from nucsam_monai.transforms.instances import nucleus_points
-from nucsam_monai.transforms.nucleus_prompts import random_points
+from nucsam_monai.transforms.nucleus_prompts import jittered_boxes, own_boxes, random_points
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.prediction import prediction_from_instances
 
 TrainingPrompts = Literal["predicted", "gt_random", "gt_centroid", "mixed"]
 """Where prompts come from: the first stage; a random pixel of each nucleus; its centroid; the first stage, and a
@@ -22,8 +21,6 @@ random pixel for nuclei that it missed."""
 USES_FOUND: tuple[TrainingPrompts, ...] = ("predicted", "mixed")
 
 _POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
-_JITTER = 0.1
-"""Largest move of a side of a random box, as a share of the box ("Segment Anything", appendix A)."""
 
 
 class MatchedPromptsd(Randomizable, MapTransform):
@@ -76,7 +73,7 @@ class MatchedPromptsd(Randomizable, MapTransform):
         for key in self.key_iterator(item):
             instances = np.rint(convert_to_numpy(item[key])[0]).astype(np.int64)  # warped maps are floats
             ids = np.unique(instances[instances > 0])
-            points = self._of_truth(instances, len(ids))
+            points = self._of_truth(instances)
             prompted = np.arange(len(ids))
             if self.prompts in USES_FOUND:
                 if found[0] is None or found[1] is None:
@@ -101,15 +98,13 @@ class MatchedPromptsd(Randomizable, MapTransform):
             item["masks"] = torch.from_numpy(masks.astype(np.uint8))
         return item
 
-    def _of_truth(self, instances: NDArray[Any], count: int) -> NDArray[np.float32]:
+    def _of_truth(self, instances: NDArray[Any]) -> NDArray[np.float32]:
         """Return a prompt of every nucleus from the ground truth, in the order of the ids."""
         if self.prompt == "box":
             boxes = own_boxes(instances)
             if self.prompts == "gt_centroid":
                 return boxes
-            sides = (boxes[:, 1] - boxes[:, 0])[:, None]
-            moves = self.R.uniform(-_JITTER, _JITTER, (count, 2, 2))
-            return (boxes + moves * sides).astype(np.float32)
+            return jittered_boxes(boxes, self.R)
         points = (
             nucleus_points(instances) if self.prompts == "gt_centroid" else random_points(instances, self.R)
         )
@@ -152,17 +147,3 @@ def match_found(
     best_first, owners = best_first[owners > 0], owners[owners > 0]
     ids, first = np.unique(owners, return_index=True)
     return ids, best_first[first]
-
-
-def own_boxes(instances: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the corners ``(n, 2, 2)`` of each nucleus' box, its outermost pixels' outer edges.
-
-    Example:
-        >>> own_boxes(np.array([[0, 5, 5]]))
-        array([[[ 0.5, -0.5],
-                [ 2.5,  0.5]]], dtype=float32)
-    """
-    table = prediction_from_instances(instances).table
-    names = ("box_x_min_px", "box_y_min_px", "box_x_max_px", "box_y_max_px")
-    corners = np.stack([table[name] for name in names], axis=-1).astype(np.float32)
-    return corners.reshape(-1, 2, 2) - np.float32(0.5)

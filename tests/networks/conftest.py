@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import pytest
@@ -22,6 +23,15 @@ MICRO = SAMVariant(
     decoder_mlp_width=64,
     iou_head_width=16,
 )
+
+MICRO_TRUNK = dataclasses.replace(MICRO, name="micro_trunk", stem="efficientnet_lite0", fine_channels=4)
+
+
+@pytest.fixture
+def micro_trunk(monkeypatch):
+    """The micro variant with a trunk and a fine map."""
+    monkeypatch.setitem(SAM_VARIANTS, MICRO_TRUNK.name, MICRO_TRUNK)
+    return MICRO_TRUNK
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from nucsam_monai.networks import MaskPrediction, PromptNucSeg, trained_classes
+from nucsam_monai.networks import MaskPrediction, PromptNucSeg, load_networks, trained_classes, weights_file
 from nucsam_monai.networks.prompter import PrompterOutput
+from nucsam_monai.networks.promptnucseg import PARTS
 from nucsam_monai.networks.sam import save_trained
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
@@ -70,3 +71,53 @@ def test_the_names_of_the_classes_are_in_the_prompters_weights(network, tmp_path
     with pytest.raises(CheckpointError, match="names no classes"):
         trained_classes(str(path), ["x"])
     assert json.loads(network.prompter_header["class_names"]) == ["a", "b"]
+
+
+@pytest.fixture
+def compact(micro_trunk):
+    """Build both networks on one encoder with a trunk."""
+
+    def build(seed=0):
+        torch.manual_seed(seed)
+        options = {"backbone": "shared", "levels": 2}
+        learns = {"train_prompt_encoder": True}
+        return PromptNucSeg(["a", "b"], micro_trunk.name, 64, prompter=options, finetune=learns)
+
+    return build
+
+
+def test_a_shared_prompter_reads_the_maps_of_the_trunk(compact):
+    network = compact().eval()
+    image = torch.randn(1, 3, 64, 64)
+    features = network.encode(image)
+    found = network.propose(features)
+    assert (found.points.shape, found.mask_logits.shape) == ((1, 64, 2), (1, 1, 64, 64))
+    finest = features.pyramid[1]
+    changed = features._replace(pyramid=(features.pyramid[0], finest + 1, features.pyramid[2]))
+    assert not torch.equal(network.propose(changed).class_logits, found.class_logits)
+    assert network(image).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("given", ["both", "prompter", "segmentor"])
+def test_one_file_holds_both_networks(compact, tmp_path, given):
+    trained, network = compact(1), compact(2)
+    path = str(tmp_path / "model.safetensors")
+    save_trained(path, trained, trained.header)
+    assert trained_classes(path, ["x"]) == ["a", "b"]
+    parts = [weights_file(path, part) if given in ("both", part) else None for part in PARTS]
+    load_networks(network, *parts)
+    expected = trained.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_each_network_may_come_from_a_file_of_its_own(compact, tmp_path):
+    trained, network = compact(1), compact(2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    save_trained(tmp_path / "prompter.safetensors", trained.prompter, trained.prompter_header)
+    save_trained(tmp_path / "segmentor.safetensors", trained.segmentor, trained.segmentor.header)
+    load_networks(network, weights_file(str(tmp_path), "prompter"), None)
+    assert torch.equal(network.prompter.fusion.weight, trained.prompter.fusion.weight)
+    pos_embed = "segmentor.sam.image_encoder.pos_embed"
+    assert torch.equal(network.state_dict()[pos_embed], before[pos_embed])
+    load_networks(network, None, weights_file(str(tmp_path), "segmentor"))
+    assert torch.equal(network.state_dict()[pos_embed], trained.state_dict()[pos_embed])

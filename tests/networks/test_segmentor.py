@@ -4,9 +4,9 @@ from torch.nn import functional as F
 
 from nucsam_monai.losses import NucleusTargets, SegmentorLoss
 from nucsam_monai.metrics import mask_ious
-from nucsam_monai.networks import NucleusPrompts, Segmentor
-from nucsam_monai.networks.sam import build_sam, save_sam
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.networks import UNSAM, NucleusPrompts, Segmentor, start_from_unsam
+from nucsam_monai.networks.sam import build_sam, decode_prompts, save_sam, save_trained
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def gradients(network, images, prompts):
 def test_masks_are_those_of_sam(segmentor, images):
     network, prompts = segmentor().eval(), prompts_for([3, 1])
     with torch.no_grad():
-        found, expected = network(images, prompts), network.sam(images, *prompts)
+        found, expected = network(images, prompts), network.sam(images, *prompts[:3])
     assert (found.logits.shape, found.iou.shape) == ((4, 1, 16, 16), (4, 1))
     assert found.class_logits is None
     torch.testing.assert_close(found.logits, expected.logits)
@@ -66,7 +66,7 @@ def test_points_are_pixels_of_the_image_that_was_encoded(segmentor):
     network, prompts = segmentor().eval(), prompts_for([1])
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected = network.sam(image, *prompts)
+        expected = network.sam(image, *prompts[:3])
         torch.testing.assert_close(network(image, prompts).logits, expected.logits)
 
 
@@ -184,3 +184,42 @@ def test_two_images_are_learned_by_heart(segmentor):
             break
     with torch.no_grad():
         assert ious_of(network.eval()(images, draw()), masks).mean() > 0.85
+
+
+@torch.no_grad()
+def test_points_and_boxes_of_one_batch_are_answered_as_if_alone(segmentor, images):
+    network = segmentor().eval()
+    point, box = torch.tensor([[[20.0, 30]]]), torch.tensor([[[5.0, 8], [30, 40]]])
+    points = torch.cat([torch.cat([point, torch.zeros(1, 1, 2)], dim=1), box])
+    labels = torch.tensor([[1, -1], [2, 3]])
+    both = network(images, NucleusPrompts(points, labels, torch.tensor([1, 1]), has_boxes=True)).logits
+    alone = network(images, NucleusPrompts(point, torch.tensor([[1]]), torch.tensor([1, 0]))).logits
+    torch.testing.assert_close(both[:1], alone)
+    sam = network.sam
+    sparse, dense = sam.prompt_encoder(boxes=box.reshape(1, 4))
+    features = network.encode(images)
+    code = sam.prompt_encoder.position_code((4, 4))
+    boxed = decode_prompts(sam.mask_decoder, features.embedding, code, sparse, dense, [0, 1]).logits
+    torch.testing.assert_close(both[1:], boxed)
+
+
+def test_a_segmentor_starts_from_the_weights_of_unsam(micro_trunk, tmp_path, images):
+    torch.manual_seed(1)
+    unsam = UNSAM(micro_trunk.name, ["nuclei"], 64, encoder={"trainable": "all"})
+    path = str(tmp_path / "model.safetensors")
+    save_trained(path, unsam, unsam.header)
+    network = Segmentor(micro_trunk.name, 64)
+    start_from_unsam(path, network)
+    sam = network.sam
+    for own, theirs in (
+        (sam.image_encoder, unsam.image_encoder),
+        (sam.prompt_encoder, unsam.prompt_encoder),
+        (sam.mask_decoder.transformer, unsam.decoder.transformer),
+        (sam.mask_decoder.output_upscaling, unsam.decoder.output_upscaling),
+        (sam.mask_decoder.fine_hypernetworks_mlps[3], unsam.decoder.fine_hypernetworks_mlps[0][0]),
+    ):
+        assert all(torch.equal(one, theirs.state_dict()[name]) for name, one in own.state_dict().items())
+    assert torch.equal(sam.mask_decoder.mask_tokens.weight[2], unsam.decoder.queries[0][0])
+    assert network.eval()(images, prompts_for([1, 2])).logits.shape == (3, 1, 32, 32)
+    with pytest.raises(CheckpointError, match="expected 'unsam' with 'vit_tiny'"):
+        start_from_unsam(path, Segmentor("vit_tiny", 64))

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nucsam_monai.transforms import MatchedPromptsd, NucleusSizesd
-from nucsam_monai.transforms.matched_prompts import match_found, own_boxes
+from nucsam_monai.transforms.matched_prompts import match_found
+from nucsam_monai.transforms.nucleus_prompts import own_boxes
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles.matched_prompts import best_point_of_each
 

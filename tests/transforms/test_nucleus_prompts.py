@@ -133,8 +133,33 @@ def test_an_empty_crop_has_no_prompts(point, kind):
 
 
 @pytest.mark.parametrize(
-    "options", [{"point": "middle"}, {"max_masks": 0}, {"negatives": -1}, {"negatives_prob": 1.1}]
+    "options",
+    [{"point": "middle"}, {"max_masks": 0}, {"negatives": -1}, {"negatives_prob": 1.1}, {"boxes_prob": -0.5}],
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ConfigurationError, match=str(next(iter(options.values())))):
         NucleusPromptsd(**options)
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_a_share_of_the_prompts_are_boxes_around_their_masks(negatives):
+    instances = np.kron(np.arange(1, 401).reshape(20, 20), np.ones((10, 6), dtype=int)).astype(np.int32)
+    item = prompts_of(instances, max_masks=None, negatives=negatives, boxes_prob=0.3)
+    points, labels = item["points"], item["point_labels"]
+    assert points.shape[1] == labels.shape[1] == 2 + negatives
+    boxed = labels[:, 0] == 2
+    assert boxed.float().mean().item() == pytest.approx(0.3, abs=0.08)
+    assert (labels[boxed, 1] == 3).all()
+    assert (labels[boxed, 2:] == -1).all()
+    assert (labels[~boxed, 0] == 1).all()
+    assert (labels[~boxed, -1] == -1).all()  # the padding that SAM appends
+    for mask, corners in zip(item["masks"][boxed], points[boxed, :2], strict=True):
+        rows, columns = (axis.numpy() for axis in torch.nonzero(mask, as_tuple=True))
+        box = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]]) - 0.5
+        assert (np.abs(corners.numpy() - box) <= 0.1 * np.array([6, 10]) + 1e-5).all()
+    assert points[boxed, :2].min() >= -0.5
+
+
+def test_without_nuclei_there_are_no_boxes():
+    item = prompts_of(np.zeros((4, 6), dtype=np.int32), boxes_prob=1.0)
+    assert (item["points"].shape, item["point_labels"].shape) == ((0, 2, 2), (0, 2))

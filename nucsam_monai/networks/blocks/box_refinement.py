@@ -76,7 +76,7 @@ def refine_in_boxes(
         guides: of the images.
         upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
         owners: ``(N,)`` int64, the image of each mask.
-        coarse: ``(N, 1, 4g, 4g)`` coarse logits.
+        coarse: ``(N, 1, 4g, 4g)`` coarse logits, or larger ones.
         margin_px: how far beyond the coarse mask a box goes, at least the pixels of one logit.
         add: the refinement draws on the coarse logits instead of in their place.
 
@@ -84,9 +84,10 @@ def refine_in_boxes(
         ``(N, 1, S, S)`` logits.
     """
     size = (guides.evidence.shape[-2], guides.evidence.shape[-1])
-    scale = size[1] // coarse.shape[-1]
+    scale = size[1] // upscaled.shape[-1]
     logits = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    windows = _windows(coarse[:, 0] > 0, scale, max(margin_px, scale), size)
+    masks = F.adaptive_max_pool2d(coarse[:, 0], upscaled.shape[-2:]) > 0
+    windows = _windows(masks, scale, max(margin_px, scale), size)
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, window in enumerate(windows):
         alike[window.size].append(index)

@@ -51,7 +51,7 @@ def crop_masks(
         logits: ``(N, 1, h, w)`` single-mask logits of
             :func:`~nucsam_monai.networks.sam.decoding.decode_prompts`.
         iou: ``(N, 1)`` predicted intersection over union.
-        pixels_per_logit: side of a logit in pixels: a quarter of the variant's patch.
+        pixels_per_logit: side of a logit in pixels: a quarter of the variant's patch, or an eighth with a fine map.
         image_size: height and width in pixels of the image without the padding at its bottom and right; by
             default there is none.
 
@@ -106,6 +106,8 @@ def decode_cropped(
     prompts_per_image: Tensor | Sequence[int],
     *,
     pixels_per_logit: int,
+    pyramid: Sequence[Tensor] = (),
+    places: Tensor | None = None,
     image_size: tuple[int, int] | None = None,
     chunk_size: int | Literal["auto"] | None = "auto",
 ) -> CroppedMasks:
@@ -122,7 +124,15 @@ def decode_cropped(
     chunks = [
         crop_masks(chunk.logits, chunk.iou, pixels_per_logit=pixels_per_logit, image_size=image_size)
         for chunk in decode_in_chunks(
-            mask_decoder, embedding, image_pe, sparse, dense, prompts_per_image, chunk_size=chunk_size
+            mask_decoder,
+            embedding,
+            image_pe,
+            sparse,
+            dense,
+            prompts_per_image,
+            pyramid=pyramid,
+            places=places,
+            chunk_size=chunk_size,
         )
     ]
     return CroppedMasks(

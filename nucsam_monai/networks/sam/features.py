@@ -12,9 +12,15 @@ class EncoderFeatures(NamedTuple):
         embedding: ``(B, embed_channels, h, w)`` image embedding, ``h`` and ``w`` being image sides / patch.
         levels: on request, the outputs of the blocks ``variant.feature_blocks``, each through the one shared
             neck, shaped like ``embedding``; the last one is ``embedding`` itself. Else empty.
-        fine: ``(B, fine_channels, H / 2, W / 2)`` of variants with a trunk; None of others.
+        pyramid: of variants with a trunk, maps at an 8th, a 4th and half of the image that join the embedding with
+            the trunk's maps; else empty.
     """
 
     embedding: Tensor
     levels: tuple[Tensor, ...] = ()
-    fine: Tensor | None = None
+    pyramid: tuple[Tensor, ...] = ()
+
+    @property
+    def fine(self) -> Tensor | None:
+        """The map ``(B, fine_channels, H / 2, W / 2)`` of variants with a trunk; None of others."""
+        return self.pyramid[-1] if self.pyramid else None

@@ -116,10 +116,9 @@ class ImageEncoder(nn.Module):
         self._initialise()
         # Both after the initialisation, which is the transformer's.
         self.trunk = ConvTrunk() if variant.fine_channels else None
-        fine = variant.fine_channels
         self.fine = (
-            FineFeatures(variant.embed_channels, TRUNK_CHANNELS[2::-1], (2 * fine, 3 * fine // 2, fine))
-            if fine
+            FineFeatures(variant.embed_channels, TRUNK_CHANNELS[2::-1], variant.pyramid_channels)
+            if variant.fine_channels
             else None
         )
 
@@ -149,7 +148,7 @@ class ImageEncoder(nn.Module):
         features = self.features(necked, return_levels)
         if self.fine is None:
             return features
-        return features._replace(fine=self.fine(features.embedding, maps[-2::-1]))
+        return features._replace(pyramid=self.fine(features.embedding, maps[-2::-1]))
 
     def embed(self, image: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
         """Turn images into the first block's input, positions added.

@@ -4,6 +4,8 @@ import torch
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 
+from nucsam_monai.networks.sam.mask_decoder import FineMaskDecoder
+
 CACHED_CELLS = 2**13
 """Image cells of all prompts in one chunk on a CPU: 32 prompts at 16 x 16 cells, 2 at 64 x 64.
 
@@ -33,7 +35,8 @@ def bytes_per_prompt(
     numbers before and after its activation, beside P * C in its first half and P * C cells; mask prompts
     keep P * C cells from before the transformer, and 2 * P * C are added for copies. The scores of T tokens
     in H heads and their softmax take 2 * T * H * P.
-    A returned feature map has another 2 * P * C. Under autocast the estimate for float32 is an upper bound.
+    A returned feature map has another 2 * P * C. With a fine map the logits of the three masks are 64 times P each,
+    three times over. Under autocast the estimate for float32 is an upper bound.
 
     Args:
         mask_decoder: the decoder.
@@ -47,6 +50,8 @@ def bytes_per_prompt(
     heads = mask_decoder.transformer.num_heads
     all_tokens = 1 + mask_decoder.num_mask_tokens + tokens
     numbers = cells * ((11 if upscaled else 9) * channels + 2 * all_tokens * heads)
+    if isinstance(mask_decoder, FineMaskDecoder):
+        numbers += cells * 64 * 3 * 3
     return numbers * element_bytes
 
 

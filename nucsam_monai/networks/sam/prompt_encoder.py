@@ -7,6 +7,9 @@ from torch import Tensor
 from nucsam_monai.networks.sam.layers import use_float32_norms
 from nucsam_monai.networks.sam.variants import SAMVariant
 
+BOX_LABELS = (2, 3)
+"""Labels of two points that are the corners of a box."""
+
 PADDING_LABEL = -1
 """Label of a point that only fills up a prompt to the common number of points."""
 
@@ -17,7 +20,8 @@ class PromptEncoder(OfficialPromptEncoder):
     "Segment Anything" (Kirillov et al., 2023), appendix A. Three things differ from the official class, none
     of which changes its numbers in float32: coordinates can be normalised by another image size than the one
     the encoder was built for, autocast is off inside because half precision cannot tell neighbouring pixels
-    apart, and nothing is written in place.
+    apart, and nothing is written in place. Boxes may also be given as points with labels of their own, so that
+    one batch holds both kinds of prompts.
     """
 
     def forward(
@@ -27,16 +31,18 @@ class PromptEncoder(OfficialPromptEncoder):
         masks: Tensor | None = None,
         *,
         image_size: tuple[int, int] | None = None,
+        pad: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Encode N prompts; N may be 0.
 
         Args:
             points: ``(N, K, 2)`` coordinates as (x, y) in pixels and ``(N, K)`` labels: 1 is foreground, 0 is
-                background, -1 is padding.
+                background, -1 is padding; 2 and 3 are the corners of a box.
             boxes: ``(N, 4)`` corners as (x_min, y_min, x_max, y_max) in pixels.
             masks: ``(N, 1, 4h, 4w)`` mask logits, ``h`` and ``w`` being the image embedding's sides.
             image_size: height and width in pixels of the image that the coordinates refer to, as it is seen
                 by the image encoder; by default the size given at construction.
+            pad: append a padding point to points alone, as the official code does.
 
         Returns:
             Sparse tokens ``(N, T, C)``, where T is K + 1 for points alone (one padding point is appended),
@@ -46,7 +52,7 @@ class PromptEncoder(OfficialPromptEncoder):
         with torch.autocast(device_type=self._get_device().type, enabled=False):
             tokens = []
             if points is not None:
-                tokens.append(self._point_tokens(*points, (height, width), pad=boxes is None))
+                tokens.append(self._point_tokens(*points, (height, width), pad=pad and boxes is None))
             if boxes is not None:
                 tokens.append(self._box_tokens(boxes, (height, width)))
             count = self._get_batch_size(points, boxes, masks)
@@ -57,6 +63,24 @@ class PromptEncoder(OfficialPromptEncoder):
             patch = self.input_image_size[0] // self.image_embedding_size[0]
             dense = self.no_mask_embed.weight[:, :, None, None]
             return sparse, dense.expand(count, -1, height // patch, width // patch)
+
+    def places(self, points: Tensor, labels: Tensor, *, image_size: tuple[int, int] | None = None) -> Tensor:
+        """Return where N prompts are, as shares (x, y) of the image's width and height.
+
+        A prompt is in the middle of its foreground points, or of the corners of its box.
+
+        Args:
+            points: ``(N, K, 2)``, as in :meth:`forward`.
+            labels: ``(N, K)``.
+            image_size: as in :meth:`forward`.
+
+        Returns:
+            ``(N, 2)`` float32; zero where a prompt has no such point.
+        """
+        height, width = image_size or self.input_image_size
+        counted = (labels > 0).unsqueeze(-1)
+        total = (counted * (points.float() + 0.5)).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+        return total / torch.tensor([width, height], device=total.device)
 
     def position_code(self, grid: tuple[int, int]) -> Tensor:
         """Return the position code ``(1, C, h, w)`` of an image embedding's cells, ``grid`` = (h, w)."""
@@ -75,7 +99,10 @@ class PromptEncoder(OfficialPromptEncoder):
         background, foreground = self.point_embeddings[0].weight, self.point_embeddings[1].weight
         code = torch.where(label == PADDING_LABEL, self.not_a_point_embed.weight, code)
         code = torch.where(label == 0, code + background, code)
-        return torch.where(label == 1, code + foreground, code)
+        code = torch.where(label == 1, code + foreground, code)
+        for corner in BOX_LABELS:
+            code = torch.where(label == corner, code + self.point_embeddings[corner].weight, code)
+        return code
 
     def _box_tokens(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
         code = self.pe_layer.forward_with_coords(boxes.float().reshape(-1, 2, 2) + 0.5, image_size)

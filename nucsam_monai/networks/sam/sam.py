@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nucsam_monai.networks.sam.checkpoint import load_official_checkpoint, load_strictly
 from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
+from nucsam_monai.networks.sam.features import EncoderFeatures
 from nucsam_monai.networks.sam.image_encoder import ImageEncoder
 from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
 from nucsam_monai.networks.sam.prompt_encoder import build_prompt_encoder
@@ -59,31 +60,50 @@ class SAM(nn.Module):
             prompts_per_image: ``(B,)`` integers with sum N.
             multimask: return three ambiguity masks per prompt instead of one.
         """
-        embedding = self.image_encoder(image).embedding
-        sparse, dense = self.prompt_encoder((points, labels), image_size=tuple(image.shape[-2:]))
-        code = self.prompt_encoder.position_code(tuple(embedding.shape[-2:]))
+        features = self.image_encoder(image)
+        size = (image.shape[-2], image.shape[-1])
+        sparse, dense = self.prompt_encoder((points, labels), image_size=size)
+        code = self.prompt_encoder.position_code(tuple(features.embedding.shape[-2:]))
         return decode_prompts(
-            self.mask_decoder, embedding, code, sparse, dense, prompts_per_image, multimask=multimask
+            self.mask_decoder,
+            features.embedding,
+            code,
+            sparse,
+            dense,
+            prompts_per_image,
+            pyramid=features.pyramid,
+            places=self.prompt_encoder.places(points, labels, image_size=size),
+            multimask=multimask,
         )
 
     def decode_each(
         self,
-        embedding: Tensor,
+        features: EncoderFeatures,
         points: tuple[Tensor, Tensor] | None = None,
         boxes: Tensor | None = None,
     ) -> DecodedMasks:
         """Return one mask for each of N prompts on one encoded image.
 
         Args:
-            embedding: ``(1, C, h, w)`` of the image encoder.
+            features: of the image encoder, for one image.
             points: ``(N, K, 2)`` as (x, y) in pixels of the image, and their labels ``(N, K)`` as in :meth:`forward`.
             boxes: ``(N, 4)`` as (x_min, y_min, x_max, y_max) in pixels of the image.
         """
+        embedding, encoder = features.embedding, self.prompt_encoder
         grid = (embedding.shape[-2], embedding.shape[-1])
         size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)
-        sparse, dense = self.prompt_encoder(points, boxes, image_size=size)
-        code = self.prompt_encoder.position_code(grid)
-        return decode_prompts(self.mask_decoder, embedding, code, sparse, dense, [len(sparse)])
+        sparse, dense = encoder(points, boxes, image_size=size)
+        at = points if boxes is None else (boxes.reshape(-1, 2, 2), boxes.new_ones((len(boxes), 2)))
+        return decode_prompts(
+            self.mask_decoder,
+            embedding,
+            encoder.position_code(grid),
+            sparse,
+            dense,
+            [len(sparse)],
+            pyramid=features.pyramid,
+            places=None if at is None else encoder.places(*at, image_size=size),
+        )
 
 
 def build_sam(

@@ -72,10 +72,10 @@ class ConvTrunk(nn.Module):
 
 
 class FineFeatures(nn.Module):
-    """A map at half the image's size: a coarse map up-sampled step by step, each joined with a trunk map.
+    """Maps up to half the image's size: a coarse map up-sampled step by step, each joined with a trunk map.
 
     SAM's mask decoder draws at a quarter of the image's size from the embedding alone. What it draws is corrected by
-    the product of this map with a second kernel of each mask, as in HQ-SAM (Ke et al., 2023); the map is computed
+    the product of the last map with a second kernel of each mask, as in HQ-SAM (Ke et al., 2023); the map is computed
     once per image, whatever the number of prompts.
 
     Args:
@@ -95,17 +95,19 @@ class FineFeatures(nn.Module):
             for coarse, skip, width in zip((channels, *widths), skips, widths, strict=False)
         )
 
-    def forward(self, coarse: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, widths[-1], H / 2, W / 2)``.
+    def forward(self, coarse: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return ``(B, width, ...)`` for each of the ``widths``, the last one at half the image's size.
 
         Args:
             coarse: ``(B, channels, h, w)``, half the size of the first map or less.
             maps: ``(B, skip, ...)`` of the trunk, coarse to fine.
         """
+        joined = []
         for join, skip in zip(self.joins, maps, strict=True):
             up = functional.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
             coarse = join(torch.cat([up.to(skip.dtype), skip], dim=1))
-        return coarse
+            joined.append(coarse)
+        return tuple(joined)
 
 
 class DepthwiseConv(nn.Conv2d):

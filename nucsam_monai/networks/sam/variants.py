@@ -93,6 +93,12 @@ class SAMVariant:
         return self.width // self.heads
 
     @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of the maps at an 8th, a 4th and half of the image that a trunk adds, the last the fine one."""
+        fine = self.fine_channels
+        return (2 * fine, 3 * fine // 2, fine) if fine else ()
+
+    @property
     def feature_blocks(self) -> tuple[int, int, int, int]:
         """0-based blocks after a quarter, half, three quarters and all of the depth."""
         quarter = self.depth // 4

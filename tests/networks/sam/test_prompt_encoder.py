@@ -81,3 +81,21 @@ def test_prompts_pass_gradients_to_coordinates(encoder):
     encoder((points, LABELS))[0].sum().backward()
     assert points.grad[1].abs().min() > 0
     assert points.grad[0, 2].abs().max() == 0  # padding has no position
+
+
+def test_boxes_may_be_points_with_labels_of_their_own(encoder):
+    """A batch of a point and a box, filled up to one length, has the tokens of both."""
+    points = torch.stack([torch.stack([POINTS[0, 0], torch.zeros(2)]), BOXES[0].reshape(2, 2)])
+    sparse, _ = encoder((points, torch.tensor([[1, -1], [2, 3]])), pad=False)
+    torch.testing.assert_close(sparse[:1], encoder((POINTS[:1, :1], LABELS[:1, :1]))[0])
+    torch.testing.assert_close(sparse[1:], encoder(boxes=BOXES[:1])[0])
+
+
+def test_a_prompt_is_in_the_middle_of_its_points_or_its_box(encoder):
+    labels = torch.tensor([[1, 0, -1], [1, 1, 0]])
+    expected = torch.tensor([[3.5 / 24, 5.5 / 32], [7.0 / 24, 17.0 / 32]])
+    torch.testing.assert_close(encoder.places(POINTS, labels), expected)
+    corners = BOXES.reshape(2, 2, 2)
+    middle = encoder.places(corners, torch.tensor([[2, 3], [2, 3]]), image_size=(64, 48))
+    torch.testing.assert_close(middle[0], torch.tensor([5.5 / 48, 7.5 / 64]))
+    assert encoder.places(POINTS, torch.full((2, 3), -1)).tolist() == [[0, 0], [0, 0]]
