@@ -1,6 +1,7 @@
 """From instance maps to training targets and prompts, and from probabilities back to instances."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
-from monai.utils import convert_to_dst_type, convert_to_numpy
+from monai.utils import convert_to_dst_type, convert_to_numpy, convert_to_tensor
 from scipy.ndimage import find_objects
 
 from nucsam_monai.utils.errors import ConfigurationError
@@ -66,6 +67,37 @@ class NucleusDistanced(MapTransform):
         return item
 
 
+class DistanceTargetd(MapTransform):
+    """Add the distance map to the training target, as its last channel.
+
+    A map that was made before the image was cropped is taken; where an item has none, it is made of the instances as
+    they are now.
+
+    Args:
+        keys: the target ``(n, H, W)``.
+        distance_key: key of the map.
+        instances_key: key of the instance map ``(1, H, W)``.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "label",
+        distance_key: str = "distance",
+        instances_key: str = "instances",
+    ) -> None:
+        super().__init__(keys)
+        self.distance_key = distance_key
+        self.make = NucleusDistanced(instances_key, distance_key)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with ``(n + 1, H, W)`` targets."""
+        item = dict(data)
+        distance = (item if self.distance_key in item else self.make(item))[self.distance_key]
+        for key in self.key_iterator(item):
+            item[key] = torch.cat([convert_to_tensor(item[key], track_meta=False), distance])
+        return item
+
+
 class NucleusPointsd(Randomizable, MapTransform):
     """Add one foreground point per nucleus: prompts from the ground truth.
 
@@ -120,8 +152,8 @@ class ProbabilityToInstancesd(MapTransform):
             threshold.
 
     Raises:
-        ConfigurationError: unknown ``instances``, or a distance below one pixel; or, when called, a
-            probability that has not the channels of the rule.
+        ConfigurationError: unknown ``instances`` or value of ``distance_rule``, or a distance below one pixel; or,
+            when called, a probability that has not the channels of the rule.
     """
 
     def __init__(
@@ -139,7 +171,7 @@ class ProbabilityToInstancesd(MapTransform):
         self.threshold = threshold
         self.instances: InstanceRule = instances
         self.min_distance_px = min_distance_px
-        self.distance_rule = DistanceRule(**{"threshold": threshold, **(distance_rule or {})})
+        self.distance_rule = _read_distance_rule({"threshold": threshold, **(distance_rule or {})})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the label map added."""
@@ -153,13 +185,21 @@ class ProbabilityToInstancesd(MapTransform):
                     f"{probability.shape}. Choose the rule that the weights were trained for."
                 )
             if self.instances == "distance":
-                label_map = distance_instances(*probability, self.distance_rule)
+                foreground, distance = probability
+                label_map = distance_instances(foreground, distance, self.distance_rule)
                 item[key] = item[key][:1]
             else:
-                foreground = probability[0] >= self.threshold
-                label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
+                mask = probability[0] >= self.threshold
+                label_map = instances_of_foreground(mask, self.instances, self.min_distance_px)
             item[self.output_key] = torch.from_numpy(label_map)[None]
         return item
+
+
+def _read_distance_rule(values: Mapping[str, Any]) -> DistanceRule:
+    permitted = [field.name for field in fields(DistanceRule)]
+    if unknown := sorted(set(values) - set(permitted)):
+        raise ConfigurationError(f"distance_rule: unknown value {unknown}; permitted are {permitted}.")
+    return DistanceRule(**values)
 
 
 def nucleus_points(instances: np.ndarray) -> np.ndarray:

@@ -137,7 +137,7 @@ def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dic
     return {**header, "settings": json.dumps(dict(settings), sort_keys=True)}
 
 
-def trained_setting(checkpoint: Path | str, name: str, default: Any) -> Any:
+def trained_setting(checkpoint: Path | str | None, name: str, default: Any) -> Any:
     """Return what a weights file says of a key of ``inference.json``.
 
     Args:
@@ -148,7 +148,7 @@ def trained_setting(checkpoint: Path | str, name: str, default: Any) -> Any:
     Raises:
         CheckpointError: the file is damaged or of another kind.
     """
-    if not Path(checkpoint).is_file():
+    if checkpoint is None or not Path(checkpoint).is_file():
         return default
     return json.loads(read_header(checkpoint).get("settings", "{}")).get(name, default)
 
