@@ -63,7 +63,10 @@ class NucleusDistanced(MapTransform):
         """Return the item with the map added."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[self.output_key] = torch.from_numpy(nucleus_distance(convert_to_numpy(item[key])[0]))[None]
+            instances = convert_to_numpy(item[key])[0].astype(
+                np.int32, copy=False
+            )  # resampling gives float32
+            item[self.output_key] = torch.from_numpy(nucleus_distance(instances))[None]
         return item
 
 
@@ -247,8 +250,9 @@ def nucleus_distance(instances: np.ndarray) -> np.ndarray:
         around = slice(max(0, y0 - 1), min(height, y1 + 1)), slice(max(0, x0 - 1), min(width, x1 + 1))
         nucleus = np.asarray(instances[around] == index + 1, dtype=np.uint8)
         if nucleus.all():  # the nucleus fills the image
-            depth = np.ones(nucleus.shape, dtype=np.float32)
+            squared = np.ones(nucleus.shape, dtype=np.float32)
         else:
-            depth = cv2.distanceTransform(nucleus, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        distance[around] = np.where(nucleus, depth / depth.max(), distance[around])
+            # OpenCV's last bit changes from call to call; squares of distances between pixels are whole numbers.
+            squared = np.rint(cv2.distanceTransform(nucleus, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) ** 2)
+        distance[around] = np.where(nucleus, np.sqrt(squared / squared.max()), distance[around])
     return distance
