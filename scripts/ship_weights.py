@@ -1,7 +1,7 @@
-"""Write trained weights as they ship with a bundle: in half precision, with the settings of their inference.
+r"""Write trained weights as they ship with a bundle: in half precision, with the settings of their inference.
 
 Example:
-    python scripts/ship_weights.py output/compact/model.safetensors bundles/unsam/models/compact.safetensors \\
+    python scripts/ship_weights.py output/compact/model.safetensors bundles/unsam/models/compact.safetensors \
         --threshold 0.5 --marker_threshold 0.4
 """
 

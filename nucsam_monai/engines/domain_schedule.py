@@ -131,7 +131,9 @@ class DomainBatchSampler(Sampler[list[int]]):
         if self.weights is not None:
             share = self.weights[indices] / self.weights[indices].sum()
             order = rng.choice(indices, size=wanted, p=share).tolist()
-            return [order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)]
+            return [
+                order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)
+            ]
         passes = [rng.permutation(indices) for _ in range(math.ceil(wanted / len(indices)))]
         order = np.concatenate(passes)[:wanted].tolist()
         return [order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)]

@@ -65,11 +65,11 @@ class PrepareDomainBatch(PreparePointsBatch):
 
 
 class PrepareTruthBatch(PreparePointsBatch):
-    """Hand over the label as the network's argument ``truth`` as well: for training alone.
+    """Hand over the label's first channel as the network's argument ``truth`` as well: for training alone.
 
     A network whose own prompts are poor at first can take them from there in a warm-up (SAC, generator).
     """
 
     def arguments(self, batch: Mapping[str, Any], on_device: Callable[[str], Tensor]) -> dict[str, Any]:
         """Return ``truth`` and ``points``."""
-        return {**super().arguments(batch, on_device), "truth": on_device("label")}
+        return {**super().arguments(batch, on_device), "truth": on_device("label")[:, :1]}

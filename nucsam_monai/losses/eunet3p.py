@@ -81,10 +81,11 @@ class EUNet3PLoss(nn.Module):
     """The mask's loss, averaged over the network's output and those of its supervised levels.
 
     Args:
-        mask: the loss of one output.
+        mask: the loss of one output; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where the network also draws
+            the distance map.
     """
 
-    def __init__(self, mask: EUNet3PMaskLoss | None = None) -> None:
+    def __init__(self, mask: nn.Module | None = None) -> None:
         super().__init__()
         self.mask = mask if mask is not None else EUNet3PMaskLoss()
 
@@ -93,7 +94,7 @@ class EUNet3PLoss(nn.Module):
 
         Args:
             output: of the network in training mode.
-            target: ``(B, 1, H, W)`` binary mask of all nuclei.
+            target: ``(B, 1, H, W)`` binary mask of all nuclei, or ``(B, 2, H, W)`` with the distance map behind it.
 
         Raises:
             ConfigurationError: logits and target do not fit.

@@ -51,10 +51,11 @@ class SACLoss(nn.Module):
     """The loss of the mask plus the cross-entropy of the generator; whatever does not train is left out.
 
     Args:
-        mask: the loss of the mask.
+        mask: the loss of the mask; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where the network also draws the
+            distance map.
     """
 
-    def __init__(self, mask: SACMaskLoss | None = None) -> None:
+    def __init__(self, mask: nn.Module | None = None) -> None:
         super().__init__()
         self.mask = mask if mask is not None else SACMaskLoss()
 
@@ -63,7 +64,7 @@ class SACLoss(nn.Module):
 
         Args:
             output: of the network in training mode.
-            target: ``(B, 1, S, S)`` binary mask of all nuclei.
+            target: ``(B, 1, S, S)`` binary mask of all nuclei, or ``(B, 2, S, S)`` with the distance map behind it.
 
         Raises:
             ConfigurationError: the output holds no logits, or logits and target differ in more than their size.
@@ -73,7 +74,7 @@ class SACLoss(nn.Module):
             losses.append(self.mask(output.mask_logits, target))
         if output.generator_logits is not None:
             logits = output.generator_logits.float()
-            losses.append(F.binary_cross_entropy_with_logits(logits, target_at(logits, target)))
+            losses.append(F.binary_cross_entropy_with_logits(logits, target_at(logits, target[:, :1])))
         if not losses:
             raise ConfigurationError("output: found no logits, expected those of the mask or the generator.")
         return sum(losses[1:], start=losses[0])
@@ -91,6 +92,6 @@ def target_at(logits: Tensor, target: Tensor) -> Tensor:
     if target.ndim != 4 or logits.shape[:2] != target.shape[:2]:
         raise ConfigurationError(
             f"target: found shape {tuple(target.shape)}, expected the {tuple(logits.shape)} of the logits but for "
-            "height and width. Give one mask of all nuclei per image."
+            "height and width. Give one target channel per channel of the logits."
         )
     return F.interpolate(target.float(), size=(logits.shape[-2], logits.shape[-1]), mode="nearest-exact")

@@ -38,8 +38,8 @@ class Baseline(nn.Module):
     ================== ================================================ ======= ==========
 
     All but HoVer-Net give ``outputs`` logits, of nucleus and of the distance map, in training and evaluation, so that
-    any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net only the
-    network is here, not its choice of sizes, augmentation and schedule.
+    any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net
+    only the network is here, not its choice of sizes, augmentation and schedule.
     For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
 
     Args:
@@ -65,7 +65,9 @@ class Baseline(nn.Module):
             )
         self.name = name
         if name == "hovernet" and outputs != 1:
-            raise ConfigurationError(f"hovernet: found {outputs} outputs, expected 1: its own maps part nuclei.")
+            raise ConfigurationError(
+                f"hovernet: found {outputs} outputs, expected 1: its own maps part nuclei."
+            )
         self.size = size
         self.outputs = outputs
         self.network, self.side_multiple = _BUILDERS[name](size == "small", outputs)
@@ -146,7 +148,9 @@ class _FinestOutput(nn.Module):
 def _unet(small: bool, outputs: int) -> _Built:
     channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
     strides = (2,) * (len(channels) - 1)
-    network = UNet(2, in_channels=3, out_channels=outputs, channels=channels, strides=strides, num_res_units=2)
+    network = UNet(
+        2, in_channels=3, out_channels=outputs, channels=channels, strides=strides, num_res_units=2
+    )
     return _Built(network, 2 ** len(strides))
 
 

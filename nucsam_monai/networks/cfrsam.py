@@ -23,7 +23,6 @@ from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
 from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
 from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
 from nucsam_monai.networks.nucleus_prompts import (
-    BOX_LABELS,
     MaskPrediction,
     NucleusPrompts,
     boxes_of,
@@ -35,6 +34,7 @@ from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
 from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam, decode_prompts
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.localised_start import start_localised
+from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ class EUNet3POutput(NamedTuple):
     """What the losses need.
 
     Attributes:
-        logits: ``(B, 2, H, W)`` of background and nucleus.
+        logits: ``(B, 2, H, W)`` of background and nucleus, and the distance map's as a third where it is learned.
         side_logits: the same of each supervised level, the finer first; empty without deep supervision.
     """
 
@@ -64,6 +64,7 @@ class EUNet3P(nn.Module):
         sam: values of :class:`SAMInputOptions`.
         sam_checkpoint: SAM weights in the official layout; without them SAM is random, the same each time.
         embedding_cache: keeps SAM's features of images that come again.
+        outputs: logits per pixel in evaluation: 2 for learned instances, of nucleus and of the distance map.
 
     Raises:
         ConfigurationError: an unknown option or value, or a variant and an ``input_scale`` that do not fit.
@@ -86,8 +87,12 @@ class EUNet3P(nn.Module):
         sam: Mapping[str, Any] | None = None,
         sam_checkpoint: str | None = None,
         embedding_cache: EmbeddingCache | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
+        if outputs not in (1, 2):
+            raise ConfigurationError(f"outputs {outputs}: expected 1, or 2 with the distance map of nuclei.")
+        self.outputs = outputs
         _require_fusion(fusion, advanced)
         self.fusion = fusion
         self.advanced = advanced
@@ -96,7 +101,7 @@ class EUNet3P(nn.Module):
         self.sam_options = read_options(SAMInputOptions, sam, "sam")
         self.embedding_cache = embedding_cache
         self.to_rgb = UnitRGB()
-        self.unet = UNet3Plus(3, 2, self.unet_options)
+        self.unet = UNet3Plus(3, 1 + outputs, self.unet_options)
         self.variant: SAMVariant | None = None
         self.guidance: SAMGuidance | None = None
         self.image_encoder: ImageEncoder | None = None
@@ -127,8 +132,8 @@ class EUNet3P(nn.Module):
             features: what :meth:`sam_features` returns for them, where it is known.
 
         Returns:
-            Logits of nucleus ``(B, 1, H, W)``, positive where the nucleus's channel is the greater; in
-            training mode :class:`EUNet3POutput`.
+            Logits of nucleus ``(B, outputs, H, W)``, positive where the nucleus's channel is the greater, and of
+            the distance map; in training mode :class:`EUNet3POutput`.
 
         Raises:
             ConfigurationError: images of other sides, or features that do not belong to them.
@@ -137,7 +142,7 @@ class EUNet3P(nn.Module):
         logits, *side_logits = self.unet.decode(maps)
         if self.training:
             return EUNet3POutput(logits, tuple(side_logits))
-        return (logits[:, 1:] - logits[:, :1]).float()
+        return torch.cat([logits[:, 1:2] - logits[:, :1], logits[:, 2:]], dim=1).float()
 
     @torch.no_grad()
     def sam_features(self, image: Tensor) -> Tensor:
@@ -164,6 +169,8 @@ class EUNet3P(nn.Module):
         unet = asdict(self.unet_options)
         del unet["dropout"]
         options: dict[str, Any] = {"fusion": self.fusion, "unet": unet}
+        if self.outputs > 1:
+            options["outputs"] = self.outputs
         if self.variant is not None:
             options |= {"advanced": self.advanced, "sam": asdict(self.sam_options)}
         if self.fusion == "xgfb":

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,7 +55,7 @@ class SACOutput(NamedTuple):
     """What the losses need.
 
     Attributes:
-        mask_logits: ``(B, 1, 4g, 4g)``; None while the generator trains alone.
+        mask_logits: ``(B, outputs, 4g, 4g)``; None while the generator trains alone.
         generator_logits: ``(B, 1, H, W)``, or at ``generator.input_size``; None where the generator is not
             asked, or does not learn any more.
         prompts: the points that SAM was prompted with, those of the user first.
@@ -80,6 +81,8 @@ class SAC(nn.Module):
         msa: values of :class:`MSAOptions`, for ``adapter: msa``.
         generator: values of :class:`~nucsam_monai.networks.blocks.auto_prompter.GeneratorOptions`.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
+        outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and a
+            hyper-network of its own beside those of SAM's mask, of which both start as copies.
 
     Raises:
         ConfigurationError: an unknown option or value.
@@ -102,9 +105,11 @@ class SAC(nn.Module):
         msa: Mapping[str, Any] | None = None,
         generator: Mapping[str, Any] | None = None,
         sam_checkpoint: str | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.adapter = adapter
+        self.outputs = outputs
         self.sam_options = read_options(SAMOptions, sam, "sam")
         self.lora_options = read_options(LoRAOptions, lora, "lora")
         self.msa_options = read_options(MSAOptions, msa, "msa")
@@ -120,6 +125,7 @@ class SAC(nn.Module):
             sam_checkpoint,
             activation_checkpointing=self.sam_options.activation_checkpointing,
         )
+        self.distance_token, self.distance_hypernetwork = self._build_distance()
         self.generator = AutoPrompter(self.generator_options) if self.generator_options.n_points else None
         self._freeze(pretrained=sam_checkpoint is not None)
         self.begin_epoch(0)
@@ -142,7 +148,7 @@ class SAC(nn.Module):
             truth: ``(B, 1, S, S)`` binary mask of all nuclei. Only the warm-up looks at it, in training.
 
         Returns:
-            Mask logits ``(B, 1, S, S)``; in training mode :class:`SACOutput`, as the generator is trained too.
+            Mask logits ``(B, outputs, S, S)``; in training mode :class:`SACOutput`, as the generator is trained too.
 
         Raises:
             ConfigurationError: a warm-up without ``truth``.
@@ -180,7 +186,7 @@ class SAC(nn.Module):
     def decode(self, image: Tensor, prompts: PointPrompts) -> Tensor:
         """Return the mask logits of images that are prompted with all their points.
 
-        They are ``(B, 1, 4g, 4g)``, with a fine map ``(B, 1, 8g, 8g)``.
+        They are ``(B, outputs, 4g, 4g)``, with a fine map ``(B, outputs, 8g, 8g)``.
         """
         features = self.encode(image)
         embedding = features.embedding
@@ -188,9 +194,26 @@ class SAC(nn.Module):
         sparse, dense = encoder(points=tuple(prompts), image_size=(image.shape[-2], image.shape[-1]))
         code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
         one_each = [1] * len(image)
-        return decode_prompts(
-            self.sam.mask_decoder, embedding, code, sparse, dense, one_each, pyramid=features.pyramid
-        ).logits
+        decoder, token = self.sam.mask_decoder, self.distance_token
+        found = decode_prompts(
+            decoder,
+            embedding,
+            code,
+            sparse,
+            dense,
+            one_each,
+            return_upscaled=token is not None,
+            extra_tokens=token,
+            pyramid=features.pyramid,
+        )
+        if self.distance_hypernetwork is None or found.extra is None or found.upscaled is None:
+            return found.logits
+        # (B, 1, C / 8) with (B, C / 8, 4g, 4g)
+        kernels = self.distance_hypernetwork(found.extra)
+        distance = torch.einsum("bnc,bchw->bnhw", kernels, found.upscaled)
+        size = (found.logits.shape[-2], found.logits.shape[-1])
+        distance = F.interpolate(distance, size=size, mode="bilinear", align_corners=False)
+        return torch.cat([found.logits, distance], dim=1)
 
     def encode(self, image: Tensor) -> EncoderFeatures:
         """Return what the image encoder says of ``(B, 3, S, S)`` images."""
@@ -223,6 +246,8 @@ class SAC(nn.Module):
             options["selection"] = generator.selection
             options["tau"] = generator.threshold
             options["input_size"] = generator.input_size
+        if self.outputs > 1:
+            options["outputs"] = self.outputs
         if self.adapter == "lora":
             options["lora"] = asdict(self.lora_options)
         if self.adapter == "msa":
@@ -247,6 +272,21 @@ class SAC(nn.Module):
             None if self.stage == "segmenter" else logits,
             prompts,
         )
+
+    def _build_distance(self) -> tuple[nn.Parameter | None, MLP | None]:
+        """Build the token and the hyper-network of the distance map, where it is wanted."""
+        if self.outputs not in (1, 2) or (self.outputs == 2 and not self.sam_options.finetune):
+            raise ConfigurationError(
+                f"outputs {self.outputs}: expected 1, the mask, or 2 with its distance map, which has to be learned "
+                f"and needs sam.finetune true; found {self.sam_options.finetune}."
+            )
+        if self.outputs == 1:
+            return None, None
+        decoder = self.sam.mask_decoder
+        channels = decoder.transformer_dim
+        hypernetwork = MLP(channels, channels, channels // 8, 3)
+        hypernetwork.load_state_dict(decoder.output_hypernetworks_mlps[0].state_dict())
+        return nn.Parameter(decoder.mask_tokens.weight[:1].detach().clone()), hypernetwork
 
     def _freeze(self, *, pretrained: bool) -> None:
         """Leave a gradient to what learns; the generator always counts as trained."""

@@ -7,6 +7,7 @@ from nucsam_monai.transforms.found_points import AugmentWithFoundd, FoundNuclei
 from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
 from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
 from nucsam_monai.transforms.instances import (
+    DistanceTargetd,
     ForegroundMaskd,
     NucleusDistanced,
     NucleusPointsd,
@@ -27,13 +28,19 @@ from nucsam_monai.transforms.nucleus_sizes import NucleusSizesd
 from nucsam_monai.transforms.points import ExpertPointsd
 from nucsam_monai.transforms.reader import NucleiImageReader
 from nucsam_monai.transforms.superpixels import RandSuperpixelsd
-from nucsam_monai.transforms.training_crop import RandDegraded, RandStainJitterd, RandZoomCropd
+from nucsam_monai.transforms.training_crop import (
+    RandDegraded,
+    RandStainJitterd,
+    RandZoomCropd,
+    microscopy_augmentation,
+)
 from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
 
 __all__ = [
     "AugmentWithFoundd",
     "AugmentedCopiesd",
     "DenseNucleid",
+    "DistanceTargetd",
     "ExpertPointsd",
     "ForegroundMaskd",
     "FoundNuclei",
@@ -56,6 +63,7 @@ __all__ = [
     "RandZoomBlurd",
     "RandZoomCropd",
     "TrainingPrompts",
+    "microscopy_augmentation",
     "nucleus_centroids",
     "nucleus_distance",
     "nucleus_points",

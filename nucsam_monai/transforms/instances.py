@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
-from monai.utils import convert_to_dst_type, convert_to_numpy
+from monai.utils import convert_to_dst_type, convert_to_numpy, convert_to_tensor
 from scipy.ndimage import find_objects
 
 from nucsam_monai.utils.errors import ConfigurationError
@@ -64,7 +64,41 @@ class NucleusDistanced(MapTransform):
         """Return the item with the map added."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[self.output_key] = torch.from_numpy(nucleus_distance(convert_to_numpy(item[key])[0]))[None]
+            instances = convert_to_numpy(item[key])[0].astype(
+                np.int32, copy=False
+            )  # resampling gives float32
+            item[self.output_key] = torch.from_numpy(nucleus_distance(instances))[None]
+        return item
+
+
+class DistanceTargetd(MapTransform):
+    """Add the distance map to the training target, as its last channel.
+
+    A map that was made before the image was cropped is taken; where an item has none, it is made of the instances as
+    they are now.
+
+    Args:
+        keys: the target ``(n, H, W)``.
+        distance_key: key of the map.
+        instances_key: key of the instance map ``(1, H, W)``.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "label",
+        distance_key: str = "distance",
+        instances_key: str = "instances",
+    ) -> None:
+        super().__init__(keys)
+        self.distance_key = distance_key
+        self.make = NucleusDistanced(instances_key, distance_key)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with ``(n + 1, H, W)`` targets."""
+        item = dict(data)
+        distance = (item if self.distance_key in item else self.make(item))[self.distance_key]
+        for key in self.key_iterator(item):
+            item[key] = torch.cat([convert_to_tensor(item[key], track_meta=False), distance])
         return item
 
 
@@ -173,8 +207,8 @@ class ProbabilityToInstancesd(MapTransform):
                 item[self.scores_key] = torch.from_numpy(distance_scores(label_map, foreground, distance))
                 item[key] = item[key][:1]
             else:
-                foreground = probability[0] >= self.threshold
-                label_map = instances_of_foreground(foreground, self.instances, self.min_distance_px)
+                mask = probability[0] >= self.threshold
+                label_map = instances_of_foreground(mask, self.instances, self.min_distance_px)
             item[self.output_key] = torch.from_numpy(label_map)[None]
         return item
 
@@ -242,8 +276,9 @@ def nucleus_distance(instances: np.ndarray) -> np.ndarray:
         around = slice(max(0, y0 - 1), min(height, y1 + 1)), slice(max(0, x0 - 1), min(width, x1 + 1))
         nucleus = np.asarray(instances[around] == index + 1, dtype=np.uint8)
         if nucleus.all():  # the nucleus fills the image
-            depth = np.ones(nucleus.shape, dtype=np.float32)
+            squared = np.ones(nucleus.shape, dtype=np.float32)
         else:
-            depth = cv2.distanceTransform(nucleus, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        distance[around] = np.where(nucleus, depth / depth.max(), distance[around])
+            # OpenCV's last bit changes from call to call; squares of distances between pixels are whole numbers.
+            squared = np.rint(cv2.distanceTransform(nucleus, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) ** 2)
+        distance[around] = np.where(nucleus, np.sqrt(squared / squared.max()), distance[around])
     return distance

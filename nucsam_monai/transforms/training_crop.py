@@ -12,8 +12,37 @@ from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 
+from nucsam_monai.transforms.instances import NucleusDistanced
+from nucsam_monai.transforms.intensity import RandColorJitterd
+from nucsam_monai.utils.instances import InstanceRule
+
 Interpolation = Literal["image", "map", "labels"]
 """How a crop is resized: ``image`` averages where it shrinks, ``map`` interpolates, ``labels`` keeps ids."""
+
+
+def microscopy_augmentation(
+    size_px: int, zoom: tuple[float, float] = (0.6, 1.6), instances: InstanceRule = "components"
+) -> list[MapTransform]:
+    """Return random crops and changes of colour for images of any microscope, stain and magnification.
+
+    Args:
+        size_px: side of a crop.
+        zoom: smallest and largest magnification of a crop.
+        instances: for ``distance`` the map of each whole image is cropped with it, so that nuclei at the border of a
+            crop keep their depth.
+    """
+    interpolation: dict[str, Interpolation] = {"image": "image", "instances": "labels"}
+    maps: list[MapTransform] = []
+    if instances == "distance":
+        maps = [NucleusDistanced(output_key="distance")]
+        interpolation["distance"] = "map"
+    return [
+        *maps,
+        RandZoomCropd(tuple(interpolation), size_px, tuple(interpolation.values()), zoom),
+        RandStainJitterd("image"),
+        RandColorJitterd("image", prob=0.8),
+        RandDegraded("image"),
+    ]
 
 
 class RandZoomCropd(Randomizable, MapTransform):
@@ -51,6 +80,8 @@ class RandZoomCropd(Randomizable, MapTransform):
         zoomed = self.R.random() < self.prob
         zoom = float(np.exp(self.R.uniform(*np.log(self.zoom)))) if zoomed else 1.0
         side = max(1, round(self.size_px / zoom))
+        if side % (2 * self.size_px) == 0:  # centres between two pixels, of which labels would take the later
+            side -= 1
         y, x = (int(self.R.randint(0, max(1, length - side + 1))) for length in (height, width))
         turns, mirrored = int(self.R.randint(4)), bool(self.R.randint(2))
         for key, interpolation in zip(self.keys, self.interpolation, strict=True):
@@ -170,9 +201,9 @@ class RandDegraded(Randomizable, MapTransform):
         if blurred < self.blurred:
             image = cv2.GaussianBlur(image, (0, 0), self.R.uniform(0.3, 1.5))
         if noisy < self.noisy:
-            noise = self.R.normal(0, self.R.uniform(0, 12), size=image.shape[:2] + (1,))
+            noise = self.R.normal(0, self.R.uniform(0, 12), size=(*image.shape[:2], 1))
             image = np.clip(image + noise, 0, 255).astype(np.uint8)
         if compressed < self.compressed:
             _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(self.R.randint(30, 91))])
-            image = cv2.imdecode(file, cv2.IMREAD_COLOR)
+            image = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR), dtype=np.uint8)
         return image

@@ -20,7 +20,15 @@ from tests.bundles.conftest import Training, train_once
 from tests.bundles.runs import HEIGHT, WIDTH, assert_same_tensors, draw, network_of, raised_from
 from tests.handlers.tracked_engines import Store
 
-SIDES = {"unet": 32, "unetpp": 32, "attention_unet": 32, "unet3p": 32, "nnunet": 32, "swin_unetr": 64}
+SIDES = {
+    "unet": 32,
+    "unetpp": 32,
+    "attention_unet": 32,
+    "unet3p": 32,
+    "nnunet": 32,
+    "swin_unetr": 64,
+    "pretrained_unet": 64,
+}
 """Sides of the smallest images that each small network trains with."""
 
 
@@ -43,7 +51,7 @@ class TinyHoVerNet(nn.Module):
 
 @pytest.fixture
 def tiny_hovernet(monkeypatch: pytest.MonkeyPatch) -> None:
-    builders = {**baselines._BUILDERS, "hovernet": lambda small: baselines._Built(TinyHoVerNet(), 1)}
+    builders = {**baselines._BUILDERS, "hovernet": lambda small, outputs: baselines._Built(TinyHoVerNet(), 1)}
     monkeypatch.setattr(baselines, "_BUILDERS", builders)
 
 

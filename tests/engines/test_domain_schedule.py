@@ -175,3 +175,54 @@ def test_mixed_batches_hold_several_domains():
     assert any(
         len(domains_of([9, 9], batch)) == 2 for batch in batches(sampler([9, 9], 6, schedule="mixed"), 0)
     )
+
+
+def test_weights_are_how_often_each_image_is_drawn():
+    weights = [1.0, 2.0, 3.0, 4.0, 10.0]
+    source = sampler([5], schedule="mixed", samples_per_epoch=4000, weights=weights)
+    drawn = batches(source, 0)
+    assert (len(drawn), len(source)) == (2000, 2000)
+    times = Counter(index for batch in drawn for index in batch)
+    for index, weight in enumerate(weights):
+        assert times[index] == pytest.approx(4000 * weight / 20, abs=4 * (4000 * weight / 20) ** 0.5)
+
+
+def test_weights_count_inside_a_domain_where_batches_hold_one():
+    own = items([2, 2])  # a, b, a, b
+    weights = [3.0, 500.0, 1.0, 500.0]
+    source = DomainBatchSampler(
+        own, DOMAINS[:2], 2, 1, schedule="interleaved", samples_per_epoch=2000, weights=weights
+    )
+    times = Counter(index for batch in batches(source, 0) for index in batch)
+    assert times[0] + times[2] == times[1] + times[3] == 2000
+    names = [item["domain"] for item in own]
+    first, second = (index for index, name in enumerate(names) if name == "a")
+    share = weights[first] / (weights[first] + weights[second])
+    assert times[first] / 2000 == pytest.approx(share, abs=0.04)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(1, 3))
+def test_weighted_batches_follow_from_seed_and_epoch_and_are_shared_by_processes(seed, epoch, processes):
+    options = {"schedule": "mixed", "samples_per_epoch": 17, "seed": seed, "weights": list(range(1, 10))}
+    whole = batches(sampler([9], 2 * processes, **options), epoch)
+    assert whole == batches(sampler([9], 2 * processes, **options), epoch)
+    assert whole != batches(sampler([9], 2 * processes, **options), epoch + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        shares = []
+        for rank in range(processes):
+            patch.setattr(domain_schedule, "_processes", lambda rank=rank: (rank, processes))
+            source = sampler([9], 2, **options)
+            shares.append(batches(source, epoch))
+            assert len(source) == len(shares[-1])
+    for batch, *own in zip(whole, *shares, strict=True):
+        assert len({len(share) for share in own}) == 1  # nobody waits
+        together = [index for share in own for index in share]
+        assert Counter(together) >= Counter(batch)
+        assert len(together) - len(batch) < processes
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0] * 3])
+def test_weights_that_are_not_one_positive_number_per_item_are_refused(weights):
+    with pytest.raises(ConfigurationError, match="weights: expected 2 positive numbers"):
+        sampler([2], weights=weights)

@@ -55,12 +55,14 @@ def test_networks_without_domains_are_not_told_of_any():
     assert list(named) == ["points"]
 
 
-def test_the_ground_truth_is_handed_over_beside_the_label():
-    batch = collated(["a", "b"], label=torch.ones(1, 4, 4))
-    _, label, _, named = PrepareTruthBatch()(batch, device="meta")
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_mask_of_the_ground_truth_is_handed_over_beside_the_label(channels):
+    batch = collated(["a", "b"], label=torch.arange(channels).view(-1, 1, 1).expand(channels, 4, 4))
+    _, label, _, named = PrepareTruthBatch()(batch)
     assert list(named) == ["truth"]
-    assert named["truth"].shape == label.shape
-    assert named["truth"].is_meta
+    assert label.shape == (2, channels, 4, 4)
+    assert torch.equal(named["truth"], label[:, :1])
+    assert PrepareTruthBatch()(batch, device="meta")[3]["truth"].is_meta
 
 
 def test_monai_s_engines_call_the_network_with_it():

@@ -102,3 +102,20 @@ def test_the_average_is_exported_like_the_network(path):
     other = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
     load_trained(path, other, header)
     assert float(other[0].weight.detach()) == training.average
+
+
+def test_without_a_decay_the_average_is_the_network_itself_and_has_no_state(path):
+    training = Training(path, decay=None)
+    assert training.averaging.averaged is training.network
+    assert training.run(epochs=2) == list(range(1, 2 * STEPS + 1))
+    assert training.averaging.state_dict() == {}
+    assert Training(path, resume=True, decay=None).run(epochs=3)[-1] == 3 * STEPS
+
+
+def test_after_n_steps_a_warm_average_keeps_at_most_their_share(path):
+    found = Training(path, copy_epochs=0, decay=0.4, warm_up=True).run(epochs=3)
+    expected = [1.0]
+    for n in range(1, len(found)):
+        share = min(0.4, (1 + n) / (10 + n))
+        expected.append(share * expected[-1] + (1 - share) * (n + 1))
+    assert found == pytest.approx(expected)

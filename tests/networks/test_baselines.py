@@ -12,7 +12,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 NAMES = ["unet", "unetpp", "attention_unet", "unet3p", "nnunet"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "swin_unetr"])
+@pytest.mark.parametrize("name", [*NAMES, "swin_unetr", "pretrained_unet"])
 def test_small_networks_learn_and_answer(name):
     torch.manual_seed(0)
     network = Baseline(name, "small").train()
@@ -36,6 +36,7 @@ def test_small_networks_learn_and_answer(name):
         ("attention_unet", (0.49, 7.94)),
         ("unet3p", (1.69, 26.97)),
         ("nnunet", (0.48, 20.61)),
+        ("pretrained_unet", (3.47, 3.47)),
     ],
 )
 def test_sizes_are_those_of_the_table(name, millions):
@@ -133,3 +134,16 @@ def test_hovernet_takes_one_size_of_images():
 def test_unknown_names_and_sizes_are_refused(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         Baseline(*arguments)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "pretrained_unet"])
+def test_two_outputs_are_foreground_and_distance(name):
+    with torch.device("meta"):
+        network = Baseline(name, "small", outputs=2).eval()
+        assert network(torch.empty(2, 3, 128, 64)).shape == (2, 2, 128, 64)
+    assert json.loads(network.header["options"]) == {"size": "small", "outputs": 2}
+
+
+def test_hovernet_has_one_output():
+    with pytest.raises(ConfigurationError, match="hovernet: found 2 outputs, expected 1"):
+        Baseline("hovernet", outputs=2)

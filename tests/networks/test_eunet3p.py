@@ -223,3 +223,30 @@ def test_options_can_come_from_a_configuration_file(micro, tmp_path):
 def test_guidance_is_the_default_where_there_is_a_sam():
     assert default_fusion("sam.pth") == "xgfb"
     assert default_fusion(None) == "none"
+
+
+def test_a_third_channel_is_the_distance_map(build, images):
+    network, plain = build(fusion="none", outputs=2), build(fusion="none")
+    output = network.train()(images)
+    assert output.logits.shape == (2, 3, 64, 64)
+    output.logits[:, 2].sum().backward()
+    head = network.unet.head.weight.grad.abs().amax(dim=(1, 2, 3)) > 0
+    assert head.tolist() == [False, False, True]
+    network.eval()
+    with torch.no_grad():
+        network.unet.head.weight[:2], network.unet.head.bias[:2] = (
+            plain.unet.head.weight,
+            plain.unet.head.bias,
+        )
+        kept = {key: value for key, value in network.unet.state_dict().items() if "head" not in key}
+        plain.unet.load_state_dict({**plain.unet.state_dict(), **kept})
+        found, expected = network(images), plain.eval()(images)
+    assert found.shape == (2, 2, 64, 64)
+    torch.testing.assert_close(found[:, :1], expected)
+    assert json.loads(network.header["options"])["outputs"] == 2
+    assert "outputs" not in json.loads(plain.header["options"])
+
+
+def test_other_numbers_of_outputs_are_refused(build):
+    with pytest.raises(ConfigurationError, match="outputs 3: expected 1, or 2 with the distance map"):
+        build(outputs=3)

@@ -3,8 +3,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from torch import nn
 
-from nucsam_monai.networks.options import read_options
+from nucsam_monai.networks.options import parameter_groups, read_options
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -54,3 +55,18 @@ def test_other_values_are_refused(key, value, expected):
 def test_unknown_names_are_refused_and_the_permitted_named():
     with pytest.raises(ConfigurationError, match=r"example: unknown option \['flags'\]; permitted .*'flag'"):
         read_options(Example, {"flags": True}, "example")
+
+
+def test_parts_of_a_network_learn_at_a_rate_of_their_own():
+    network = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": nn.Linear(2, 1), "frozen": nn.Linear(2, 2)})
+    network["frozen"].requires_grad_(False)
+    groups = parameter_groups(network, 0.01, {"trunk": 0.5})
+    assert [group["lr"] for group in groups] == [0.005, 0.01]
+    assert [list(map(id, group["params"])) for group in groups] == [
+        [id(parameter) for parameter in network[part].parameters()] for part in ("trunk", "head")
+    ]
+    (whole,) = parameter_groups(network, 0.01, {})
+    assert len(whole["params"]) == 4
+    for wrong in ("neck", "frozen"):
+        with pytest.raises(ConfigurationError, match=f"no parameter that learns is called '{wrong}"):
+            parameter_groups(network, 0.01, {wrong: 0.5})

@@ -238,3 +238,46 @@ def test_options_can_come_from_a_configuration_file(micro, tmp_path):
         "tau": 0.5,
         "input_size": None,
     }
+
+
+def test_a_token_of_its_own_draws_the_distance_map(micro_sac, images):
+    network = micro_sac(adapter="full", generator={"n_points": 0}, outputs=2)
+    decoder = network.sam.mask_decoder
+    # both start as copies of what draws SAM's mask
+    assert torch.equal(network.distance_token, decoder.mask_tokens.weight[:1])
+    kernels = decoder.output_hypernetworks_mlps[0].state_dict()
+    assert all(torch.equal(network.distance_hypernetwork.state_dict()[key], kernels[key]) for key in kernels)
+    output = network.train()(images)
+    assert output.mask_logits.shape == (2, 2, 16, 16)
+    # an equal token attends alike, so the maps are equal until they learn
+    torch.testing.assert_close(output.mask_logits[:, 0], output.mask_logits[:, 1])
+    output.mask_logits[:, 1].square().sum().backward()
+    assert network.distance_token.grad.any()
+    assert all(parameter.grad.any() for parameter in network.distance_hypernetwork.parameters())
+    own = decoder.output_hypernetworks_mlps[0].parameters()
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in own)
+    with torch.no_grad():
+        network.distance_token.mul_(-1)
+        assert network.eval()(images).shape == (2, 2, 64, 64)
+        found = network(images)
+    assert not torch.allclose(found[:, 0], found[:, 1])
+
+
+def test_an_image_has_its_own_distance_map(micro_sac, images):
+    network = micro_sac(adapter="full", generator={"n_points": 0}, outputs=2).eval()
+    with torch.no_grad():
+        network.distance_token.mul_(-1)
+        together, alone = network(images), network(images[1:])
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_number_of_outputs_is_part_of_the_header(micro_sac):
+    one, two = (json.loads(micro_sac(outputs=outputs).header["options"]) for outputs in (1, 2))
+    assert two == {**one, "outputs": 2}
+
+
+@pytest.mark.parametrize(("outputs", "finetune"), [(0, True), (3, True), (2, False)])
+def test_outputs_that_nothing_can_learn_are_refused(micro_sac, outputs, finetune):
+    adapter = "full" if finetune else "none"
+    with pytest.raises(ConfigurationError, match=f"outputs {outputs}: expected 1, the mask, or 2"):
+        micro_sac(adapter=adapter, sam={"finetune": finetune}, outputs=outputs)

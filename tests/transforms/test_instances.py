@@ -7,13 +7,17 @@ from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 
 from nucsam_monai.transforms import (
+    DistanceTargetd,
     ForegroundMaskd,
+    NucleusDistanced,
     NucleusPointsd,
     ProbabilityToInstancesd,
+    nucleus_distance,
     nucleus_points,
     prediction_of,
 )
 from nucsam_monai.utils.errors import ConfigurationError
+from tests.oracles import learned_instances as oracle
 
 LABEL_MAPS = hnp.arrays(
     np.int32,
@@ -158,3 +162,72 @@ def test_unknown_rules_of_instances_are_refused(options):
         ConfigurationError, match=r"contours|min_distance_px 0|threshold 'low'|depth.*marker_threshold"
     ):
         ProbabilityToInstancesd(**options)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LABEL_MAPS)
+def test_distance_is_that_to_the_nearest_pixel_outside_of_the_nucleus(instances):
+    found = nucleus_distance(instances)
+    assert (found.dtype, found.shape) == (np.float32, instances.shape)
+    np.testing.assert_allclose(found, oracle.nucleus_distance(instances), atol=1e-6)
+    np.testing.assert_array_equal(found > 0, instances > 0)
+    for nucleus in set(instances.ravel()) - {0}:
+        assert found[instances == nucleus].max() == 1
+
+
+def test_distances_are_the_same_wherever_an_image_lies_in_memory():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:60, :60]
+    instances = np.where((y - 30) ** 2 + (x - 30) ** 2 <= 400, 1, 0).astype(np.int32)
+    first, kept = nucleus_distance(instances), []
+    for _ in range(40):
+        kept.append(rng.random(rng.integers(1, 999)))  # moves what is allocated next
+        np.testing.assert_array_equal(nucleus_distance(instances), first)
+
+
+def test_the_border_of_the_image_does_not_bound_a_nucleus():
+    instances = np.zeros((1, 1, 9), dtype=np.int32)
+    instances[..., :5] = 3
+    item = NucleusDistanced(output_key="depth")({"instances": torch.from_numpy(instances)})
+    np.testing.assert_allclose(item["depth"][0, 0], [1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_distance_map_is_the_last_channel_of_the_target(kind):
+    instances = kind(np.array([[[0, 4, 4, 4, 0]]], dtype=np.float32))  # resampling makes floats
+    label = kind(np.array([[[0, 1, 1, 1, 0]]], dtype=np.float32))
+    item = {"instances": instances, "label": label}
+    target = DistanceTargetd()(item)["label"]
+    np.testing.assert_allclose(target, [[[0, 1, 1, 1, 0]], [[0, 0.5, 1, 0.5, 0]]], atol=1e-6)
+    assert target.dtype == torch.float32
+    known = torch.full((1, 1, 5), 0.25)
+    assert torch.equal(DistanceTargetd()({**item, "distance": known})["label"][1:], known)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learned_distance_parts_touching_nuclei(kind):
+    foreground = np.full((1, 3, 9), 0.8, dtype=np.float32)
+    depth = np.broadcast_to([0.2, 0.9, 0.9, 0.4, 0.1, 0.3, 0.7, 0.8, 0.3], foreground.shape)
+    probability = kind(np.concatenate([foreground, depth.astype(np.float32)]))
+    for options, nuclei in (
+        ({}, 2),
+        ({"distance_rule": {"marker_threshold": 0.85}}, 1),
+        ({"distance_rule": {"min_area_px": 14}}, 1),
+        ({"threshold": 0.9}, 0),
+        ({"threshold": 0.9, "distance_rule": {"threshold": 0.5}}, 2),
+    ):
+        rule = {"min_marker_px": 1, "min_area_px": 1} | options.pop("distance_rule", {})
+        transform = ProbabilityToInstancesd(instances="distance", distance_rule=rule, **options)
+        item = transform({"pred": probability})
+        assert (item["pred"].shape, item["pred_instances"].shape) == ((1, 3, 9), (1, 3, 9))
+        np.testing.assert_array_equal(item["pred"], foreground)
+        assert item["pred_instances"].max() == nuclei
+
+
+def test_maps_that_do_not_fit_the_rule_are_refused():
+    with pytest.raises(ConfigurationError, match=r"\(2, H, W\) for instances 'distance'"):
+        ProbabilityToInstancesd(instances="distance")({"pred": torch.zeros(1, 3, 3)})
+    with pytest.raises(
+        ConfigurationError, match=r"unknown value \['tau'\]; permitted are .*'marker_threshold'"
+    ):
+        ProbabilityToInstancesd(instances="distance", distance_rule={"tau": 0.3})

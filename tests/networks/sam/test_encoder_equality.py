@@ -59,7 +59,7 @@ def merge_low_rank(block, adapter):
 def two_blocks(name, randomise, heads=None):
     """Build one windowed and one global block of a variant (among four), with a narrow MLP to save time."""
     variant = SAM_VARIANTS[name]
-    changes = {"depth": 4, "global_blocks": (1,), "mlp_ratio": 0.125, "stem": "patch"}
+    changes = {"depth": 4, "global_blocks": (1,), "mlp_ratio": 0.125, "stem": "patch", "fine_channels": 0}
     if heads is not None:
         changes |= {"heads": heads, "width": heads * variant.head_width}
     with torch.device("meta"):

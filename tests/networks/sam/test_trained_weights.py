@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 import nucsam_monai
-from nucsam_monai.networks.sam import build_sam, frozen_digest, load_trained, read_header, save_trained
+from nucsam_monai.networks.sam import (
+    build_sam,
+    frozen_digest,
+    load_trained,
+    read_header,
+    save_trained,
+    trained_setting,
+    with_settings,
+)
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 HEADER = {"method": "headed", "sam_variant": "small", "domains": "dsb, monuseg"}
@@ -194,3 +202,21 @@ def test_failed_writing_keeps_the_old_file(trained, path, monkeypatch):
 def test_loading_needs_to_know_what_it_expects(fresh, path):
     with pytest.raises(ConfigurationError, match="method, sam_variant are required"):
         load_trained(path, fresh, {})
+
+
+def test_weights_say_how_inference_has_to_treat_images(tmp_path):
+    network, told = (
+        nn.Linear(2, 2),
+        {"pixel_std": "image", "distance_rule": {"min_area_px": 9}, "points": None},
+    )
+    save_trained(tmp_path / "told.safetensors", network, with_settings(EXPECTED, told))
+    save_trained(tmp_path / "silent.safetensors", network, EXPECTED)
+    for name, value in told.items():
+        assert trained_setting(tmp_path / "told.safetensors", name, "default") == value
+    for path in (tmp_path / "silent.safetensors", tmp_path / "missing.safetensors", None):
+        assert trained_setting(path, "pixel_std", "default") == "default"
+    assert trained_setting(tmp_path / "told.safetensors", "threshold", 0.5) == 0.5
+    assert load_trained(tmp_path / "told.safetensors", network, EXPECTED)["method"] == "headed"
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError):
+        trained_setting(tmp_path / "broken.safetensors", "pixel_std", "default")

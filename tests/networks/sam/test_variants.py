@@ -55,7 +55,9 @@ def test_unknown_name_is_answered_with_the_permitted_and_the_nearest():
         ({"heads": 5}, "multiple of heads"),
         ({"global_blocks": (4,)}, r"0\.\.3"),
         ({"embed_channels": 36}, "embed_channels 36"),
-        ({"stem": "mlp"}, "'patch' or 'conv'"),
+        ({"stem": "mlp"}, "one of patch, conv, efficientnet_lite0"),
+        ({"fine_channels": 8}, "fine_channels 8 must be"),
+        ({"stem": "efficientnet_lite0"}, "fine_channels 0 must be"),
         ({"stem": "conv", "patch": 12}, "power of two"),
     ],
 )
