@@ -1,5 +1,6 @@
 """SAC: SAM, adapted by LoRA and prompted by points that a small U-Net proposes."""
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -7,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,7 +82,7 @@ class SAC(nn.Module):
         generator: values of :class:`~nucsam_monai.networks.blocks.auto_prompter.GeneratorOptions`.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
         outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and a
-            hyper-network of its own beside those of SAM's mask, of which both start as copies.
+            hyper-networks of its own beside those of SAM's mask, of which they start as copies.
 
     Raises:
         ConfigurationError: an unknown option or value.
@@ -125,7 +125,7 @@ class SAC(nn.Module):
             sam_checkpoint,
             activation_checkpointing=self.sam_options.activation_checkpointing,
         )
-        self.distance_token, self.distance_hypernetwork = self._build_distance()
+        self.distance_token, self.distance_hypernetwork, self.distance_outline = self._build_distance()
         self.generator = AutoPrompter(self.generator_options) if self.generator_options.n_points else None
         self._freeze(pretrained=sam_checkpoint is not None)
         self.begin_epoch(0)
@@ -211,8 +211,12 @@ class SAC(nn.Module):
         # (B, 1, C / 8) with (B, C / 8, 4g, 4g)
         kernels = self.distance_hypernetwork(found.extra)
         distance = torch.einsum("bnc,bchw->bnhw", kernels, found.upscaled)
-        size = (found.logits.shape[-2], found.logits.shape[-1])
-        distance = F.interpolate(distance, size=size, mode="bilinear", align_corners=False)
+        if self.distance_outline is not None:
+            # the same with a second kernel on the fine map (B, F, 8g, 8g)
+            size = (found.logits.shape[-2], found.logits.shape[-1])
+            distance = F.interpolate(distance.float(), size=size, mode="bilinear", align_corners=False)
+            kernels = self.distance_outline(found.extra)
+            distance = distance + torch.einsum("bnc,bchw->bnhw", kernels, features.pyramid[-1])
         return torch.cat([found.logits, distance], dim=1)
 
     def encode(self, image: Tensor) -> EncoderFeatures:
@@ -273,20 +277,24 @@ class SAC(nn.Module):
             prompts,
         )
 
-    def _build_distance(self) -> tuple[nn.Parameter | None, MLP | None]:
-        """Build the token and the hyper-network of the distance map, where it is wanted."""
+    def _build_distance(self) -> tuple[nn.Parameter | None, nn.Module | None, nn.Module | None]:
+        """Build what draws the distance map, where it is wanted, as copies of what draws the mask.
+
+        Returns:
+            The token, its hyper-network for the up-scaled embedding, and that for the fine map of variants that have
+            one.
+        """
         if self.outputs not in (1, 2) or (self.outputs == 2 and not self.sam_options.finetune):
             raise ConfigurationError(
                 f"outputs {self.outputs}: expected 1, the mask, or 2 with its distance map, which has to be learned "
                 f"and needs sam.finetune true; found {self.sam_options.finetune}."
             )
         if self.outputs == 1:
-            return None, None
+            return None, None, None
         decoder = self.sam.mask_decoder
-        channels = decoder.transformer_dim
-        hypernetwork = MLP(channels, channels, channels // 8, 3)
-        hypernetwork.load_state_dict(decoder.output_hypernetworks_mlps[0].state_dict())
-        return nn.Parameter(decoder.mask_tokens.weight[:1].detach().clone()), hypernetwork
+        token = nn.Parameter(decoder.mask_tokens.weight[:1].detach().clone())
+        fine = decoder.fine_hypernetworks_mlps[0] if self.variant.fine_channels else None
+        return token, copy.deepcopy(decoder.output_hypernetworks_mlps[0]), copy.deepcopy(fine)
 
     def _freeze(self, *, pretrained: bool) -> None:
         """Leave a gradient to what learns; the generator always counts as trained."""

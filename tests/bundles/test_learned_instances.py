@@ -96,8 +96,6 @@ def test_weights_say_how_to_treat_images_and_outputs(learned: Learned) -> None:
 
 
 def test_inference_takes_the_settings_from_the_weights(learned: Learned, tmp_path: Path) -> None:
-    if learned.runs is UNSAM:
-        pytest.skip("inference.json of UN-SAM builds networks of one query per domain")
     (tmp_path / "images").mkdir()
     Image.fromarray(draw(np.random.default_rng(1), 4)[0]).save(tmp_path / "images" / "one.png")
     names = {*learned.settings, "baseline", "baseline_size"} - {*SETTINGS, "sam_variant"}

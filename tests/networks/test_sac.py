@@ -281,3 +281,17 @@ def test_outputs_that_nothing_can_learn_are_refused(micro_sac, outputs, finetune
     adapter = "full" if finetune else "none"
     with pytest.raises(ConfigurationError, match=f"outputs {outputs}: expected 1, the mask, or 2"):
         micro_sac(adapter=adapter, sam={"finetune": finetune}, outputs=outputs)
+
+
+def test_a_fine_map_draws_the_outlines_of_both_maps():
+    torch.manual_seed(0)
+    network = SAC("hybrid", 64, adapter="full", generator={"n_points": 0}, outputs=2).train()
+    images = torch.randn(2, 3, 64, 64)
+    output = network(images)
+    assert output.mask_logits.shape == (2, 2, 32, 32)
+    # an equal token and equal kernels draw an equal map
+    torch.testing.assert_close(output.mask_logits[:, 0], output.mask_logits[:, 1])
+    output.mask_logits[:, 1].square().sum().backward()
+    for part in (network.distance_hypernetwork, network.distance_outline, network.sam.image_encoder.fine):
+        assert all(parameter.grad.any() for parameter in part.parameters())
+    assert network.eval()(images).shape == (2, 2, 64, 64)

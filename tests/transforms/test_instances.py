@@ -214,7 +214,6 @@ def test_a_learned_distance_parts_touching_nuclei(kind):
         ({"distance_rule": {"marker_threshold": 0.85}}, 1),
         ({"distance_rule": {"min_area_px": 14}}, 1),
         ({"threshold": 0.9}, 0),
-        ({"threshold": 0.9, "distance_rule": {"threshold": 0.5}}, 2),
     ):
         rule = {"min_marker_px": 1, "min_area_px": 1} | options.pop("distance_rule", {})
         transform = ProbabilityToInstancesd(instances="distance", distance_rule=rule, **options)
@@ -227,7 +226,3 @@ def test_a_learned_distance_parts_touching_nuclei(kind):
 def test_maps_that_do_not_fit_the_rule_are_refused():
     with pytest.raises(ConfigurationError, match=r"\(2, H, W\) for instances 'distance'"):
         ProbabilityToInstancesd(instances="distance")({"pred": torch.zeros(1, 3, 3)})
-    with pytest.raises(
-        ConfigurationError, match=r"unknown value \['tau'\]; permitted are .*'marker_threshold'"
-    ):
-        ProbabilityToInstancesd(instances="distance", distance_rule={"tau": 0.3})

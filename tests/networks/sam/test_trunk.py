@@ -27,7 +27,7 @@ COUNTS = {
     "trunk": 700_768,
     "fine": 153_504,
     "prompt_encoder": 3_276,
-    "mask_decoder": 756_340,
+    "mask_decoder": 1_075_084,
 }
 
 
@@ -186,11 +186,14 @@ def test_the_fine_map_joins_every_map_of_the_trunk():
     maps = [torch.randn(2, channels, 4 * 2**k, 6 * 2**k) for k, channels in enumerate((12, 10, 8), start=1)]
     with torch.no_grad():
         whole = fine(coarse, maps)
-        assert whole.shape == (2, 5, 32, 48)
-        assert not torch.equal(fine(-coarse, maps), whole)
+        assert [one.shape for one in whole] == [(2, 9, 8, 12), (2, 7, 16, 24), (2, 5, 32, 48)]
+        assert not torch.equal(fine(-coarse, maps)[-1], whole[-1])
         for k in range(3):
-            changed = [one if index != k else -one for index, one in enumerate(maps)]
-            assert not torch.equal(fine(coarse, changed), whole)
+            changed = fine(coarse, [one if index != k else -one for index, one in enumerate(maps)])
+            # a map is in what it joins and in all that is finer
+            assert [torch.equal(*pair) for pair in zip(changed, whole, strict=True)] == [
+                n < k for n in range(3)
+            ]
 
 
 def test_a_cache_is_bypassed(encoder):
