@@ -240,9 +240,11 @@ def test_a_third_channel_is_the_distance_map(build, images):
         )
         kept = {key: value for key, value in network.unet.state_dict().items() if "head" not in key}
         plain.unet.load_state_dict({**plain.unet.state_dict(), **kept})
+        network.unet.head.weight[2], network.unet.head.bias[2] = 0.0, 0.7
         found, expected = network(images), plain.eval()(images)
     assert found.shape == (2, 2, 64, 64)
     torch.testing.assert_close(found[:, :1], expected)
+    torch.testing.assert_close(found[:, 1:], torch.full_like(expected, 0.7))
     assert json.loads(network.header["options"])["outputs"] == 2
     assert "outputs" not in json.loads(plain.header["options"])
 
