@@ -81,7 +81,9 @@ class RandZoomCropd(Randomizable, MapTransform):
         zoomed = self.R.random() < self.prob
         zoom = float(np.exp(self.R.uniform(*np.log(self.zoom)))) if zoomed else 1.0
         side = max(1, round(self.size_px / zoom))
-        if side // gcd(side, self.size_px) % 2 == 0:  # centres between two pixels: labels would take the later
+        if (
+            side // gcd(side, self.size_px) % 2 == 0
+        ):  # centres between two pixels: labels would take the later
             side -= 1
         y, x = (int(self.R.randint(0, max(1, length - side + 1))) for length in (height, width))
         turns, mirrored = int(self.R.randint(4)), bool(self.R.randint(2))
