@@ -9,6 +9,7 @@ from nucsam_monai.inferers.point_finder import PointFinder
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
 from nucsam_monai.inferers.prompted import PromptedInferer, PromptedPrediction
 from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter, TilePrompter
+from nucsam_monai.inferers.scale import ScaledInferer
 from nucsam_monai.inferers.semantic import (
     ResizeInferer,
     SemanticInferer,
@@ -31,6 +32,7 @@ __all__ = [
     "PromptedPrediction",
     "PromptedSegmenter",
     "ResizeInferer",
+    "ScaledInferer",
     "SemanticInferer",
     "TileInferer",
     "TilePointFinder",

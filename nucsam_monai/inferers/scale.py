@@ -1,0 +1,195 @@
+"""Images of any magnification: nuclei are brought to a size that the network knows."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from monai.inferers import Inferer
+from torch import Tensor
+from torch.nn import functional
+
+from nucsam_monai.inferers.semantic import Points, Predictor, TileInferer
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import distance_instances, distance_scores
+
+logger = logging.getLogger(__name__)
+
+TARGET_DIAMETER_PX = 20.0
+"""The size that nuclei are brought to: the median of the training images."""
+
+KNOWN_DIAMETERS_PX = (11.0, 30.0)
+"""Nuclei of stained tissue in this range are segmented as well as at the target."""
+
+TRAINED_MPP = 0.25
+_CERTAIN_SCORE = 0.6
+_UNSURE_SCALES = (0.5, 2.0, 4.0)
+_SCALES = (0.1, 4.0)
+
+
+class Look(NamedTuple):
+    """What a first look at an image shows.
+
+    Attributes:
+        nuclei: number of nuclei found.
+        diameter_px: their median diameter in pixels of the image; NaN without nuclei.
+        score: their mean score; 0 without nuclei.
+    """
+
+    nuclei: int
+    diameter_px: float
+    score: float
+
+
+class ScaledInferer(Inferer):
+    """Resize an image before another inferer sees it, and its maps back to the image's size.
+
+    With ``auto`` the image is looked at first: as a whole where it has few tiles, else in four tiles. Small nuclei are
+    enlarged; where the network is unsure of what it finds, the scale of which it is surest is taken, of half, two and
+    four times the size. All else stays at its own scale, in one pass.
+
+    Args:
+        inferer: gives the maps.
+        diameter: of the nuclei in pixels, ``"auto"``, or None for no resizing.
+        mpp: micrometres per pixel of the images, of which :data:`TRAINED_MPP` are expected; None where unknown.
+
+    Raises:
+        ConfigurationError: a diameter or micrometres per pixel that are not positive, or both given.
+    """
+
+    def __init__(
+        self,
+        inferer: TileInferer,
+        diameter: float | Literal["auto"] | None = "auto",
+        mpp: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("diameter", diameter), ("mpp", mpp)):
+            if isinstance(value, bool) or not (
+                value is None or (name == "diameter" and value == "auto") or _is_positive(value)
+            ):
+                known = (
+                    "a positive number of pixels, 'auto' or null"
+                    if name == "diameter"
+                    else "micrometres per pixel"
+                )
+                raise ConfigurationError(f"{name} {value!r}: expected {known}.")
+        if mpp is not None and _is_positive(diameter):
+            raise ConfigurationError(
+                f"diameter {diameter} and mpp {mpp}: expected one of them. Leave one out."
+            )
+        self.inferer = inferer
+        self.diameter = diameter
+        self.mpp = mpp
+
+    def __call__(
+        self, inputs: Tensor, network: Predictor, *args: Any, points: Points | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return ``(B, n, H, W)`` from ``(B, 3, H, W)`` of any size."""
+
+        def maps_at(scale: float) -> Tensor:
+            return self._maps(inputs, scale, network, args, points, kwargs)
+
+        if self.mpp is not None or self.diameter != "auto":
+            return maps_at(self._told_scale())
+        side = self.inferer.tile_px
+        if max(inputs.shape[-2:]) <= 2 * side:
+            native = maps_at(1.0)
+            scale = choose_scale(_look_of(native), lambda scale: _look_of(maps_at(scale)))
+            return native if scale == 1.0 else maps_at(scale)
+
+        def look(scale: float) -> Look:
+            windows = [
+                self._maps(window, scale, network, args, None, kwargs)
+                for window in _windows(inputs, round(side / scale))
+            ]
+            return _join([_look_of(maps) for maps in windows])
+
+        return maps_at(choose_scale(look(1.0), look))
+
+    def _told_scale(self) -> float:
+        """Return the scale that follows from what the user says."""
+        if self.mpp is not None:
+            return float(np.clip(self.mpp / TRAINED_MPP, *_SCALES))
+        if self.diameter is None or KNOWN_DIAMETERS_PX[0] <= float(self.diameter) <= KNOWN_DIAMETERS_PX[1]:
+            return 1.0
+        return float(np.clip(TARGET_DIAMETER_PX / float(self.diameter), *_SCALES))
+
+    def _maps(
+        self,
+        image: Tensor,
+        scale: float,
+        network: Predictor,
+        args: tuple[Any, ...],
+        points: Points | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Return the maps of an image, found at a scale, at the image's size."""
+        own = {} if points is None else {"points": points}
+        if scale == 1.0:
+            return self.inferer(image, network, *args, **own, **kwargs)
+        height, width = image.shape[-2:]
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        resized = functional.interpolate(image, size=size, mode="bilinear", antialias=scale < 1)
+        if points is not None:
+            factor = points[0].new_tensor([size[1] / width, size[0] / height])
+            own["points"] = ((points[0] + 0.5) * factor - 0.5, points[1])
+        maps = self.inferer(resized, network, *args, **own, **kwargs)
+        return functional.interpolate(maps, size=(height, width), mode="bilinear", antialias=scale > 1)
+
+
+def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
+    """Return the factor by which an image is best resized before it is segmented.
+
+    Args:
+        native: the look at the image as it is.
+        look: gives the look at the image resized by a factor, with diameters in pixels of the image.
+    """
+    if native.nuclei and native.diameter_px < KNOWN_DIAMETERS_PX[0]:
+        scale = float(min(TARGET_DIAMETER_PX / native.diameter_px, _SCALES[1]))
+    elif native.score >= _CERTAIN_SCORE:
+        return 1.0
+    else:
+        scores = {1.0: native.score, **{scale: look(scale).score for scale in _UNSURE_SCALES}}
+        scale = max(scores, key=lambda one: scores[one])
+    if scale != 1.0:
+        logger.info("nuclei of about %.0f px: segmented at %.2g times the size.", native.diameter_px, scale)
+    return scale
+
+
+def _look_of(maps: Tensor) -> Look:
+    """Return what ``(1, 2, H, W)`` maps of the image's size show."""
+    if maps.shape[1] != 2:  # without a distance map touching nuclei are one, and their size says nothing
+        return Look(1, TARGET_DIAMETER_PX, 1.0)
+    foreground, distance = maps[0].float().cpu().numpy()
+    instances = distance_instances(foreground, distance)
+    scores = distance_scores(instances, foreground, distance)
+    if not len(scores):
+        return Look(0, float("nan"), 0.0)
+    areas = np.bincount(instances.ravel())[1:]
+    return Look(len(scores), float(np.median(2 * np.sqrt(areas / np.pi))), float(scores.mean()))
+
+
+def _join(looks: list[Look]) -> Look:
+    """Return what several windows show together, each counting by its nuclei."""
+    seen = [look for look in looks if look.nuclei]
+    nuclei = sum(look.nuclei for look in seen)
+    if not nuclei:
+        return Look(0, float("nan"), 0.0)
+    diameters = np.repeat([look.diameter_px for look in seen], [look.nuclei for look in seen])
+    score = sum(look.nuclei * look.score for look in seen) / nuclei
+    return Look(nuclei, float(np.median(diameters)), score)
+
+
+def _windows(image: Tensor, side: int) -> Iterator[Tensor]:
+    """Yield square windows ``(1, 3, side, side)`` about the centres of an image's quarters, inside the image."""
+    height, width = image.shape[-2:]
+    for row in (1, 3):
+        for column in (1, 3):
+            y = int(np.clip(row * height // 4 - side // 2, 0, max(0, height - side)))
+            x = int(np.clip(column * width // 4 - side // 2, 0, max(0, width - side)))
+            yield image[:1, :, y : y + side, x : x + side]
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -1,0 +1,137 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nucsam_monai.inferers import ScaledInferer, TileInferer
+from nucsam_monai.inferers.scale import Look, choose_scale
+from nucsam_monai.transforms import nucleus_distance
+from nucsam_monai.utils.errors import ConfigurationError
+
+TILE = 64
+
+
+def discs(diameter_px, size=(100, 120), gap=1.6):
+    """Draw a grid of discs: an image whose two first channels are foreground and distance map."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    pitch = max(4, round(gap * diameter_px))
+    centre = pitch / 2
+    inside = np.hypot(y % pitch - centre, x % pitch - centre) <= diameter_px / 2
+    instances = np.where(inside, 1 + (y // pitch) * 1000 + x // pitch, 0)
+    maps = np.stack([inside, nucleus_distance(instances), np.zeros(size)]).astype(np.float32)
+    return torch.from_numpy(maps)[None]
+
+
+class Reader:
+    """A network that reads its maps off the image and counts its tiles."""
+
+    def __init__(self):
+        self.tiles = 0
+
+    def __call__(self, tiles):
+        self.tiles += len(tiles)
+        return tiles[:, :2]
+
+
+def run(inferer, image, network=None):
+    return inferer(image, network or Reader())
+
+
+def scaled(**options):
+    return ScaledInferer(TileInferer(TILE), **options)
+
+
+def test_without_a_diameter_nothing_is_resized():
+    image = discs(5)
+    assert torch.equal(run(scaled(diameter=None), image), run(TileInferer(TILE), image))
+
+
+@pytest.mark.parametrize("size", [(100, 120), (300, 260)])
+def test_nuclei_of_a_known_size_take_one_pass_and_small_ones_are_enlarged(size):
+    for diameter, is_enlarged in ((20, False), (6, True)):
+        network, plain = Reader(), Reader()
+        maps = run(scaled(), discs(diameter, size), network)
+        run(TileInferer(TILE), discs(diameter, size), plain)
+        assert maps.shape == (1, 2, *size)
+        looked = 0 if max(size) <= 2 * TILE else 4
+        assert (network.tiles > plain.tiles + looked) == is_enlarged
+        # maps come back to their places
+        assert float((maps[0, 0] - discs(diameter, size)[0, 0]).abs().mean()) < 0.15
+
+
+def test_the_surest_scale_is_taken_where_the_network_is_unsure():
+    asked = []
+
+    def look(scale):
+        asked.append(scale)
+        return Look(5, 40.0, {0.5: 0.9, 2.0: 0.3, 4.0: 0.1}[scale])
+
+    assert choose_scale(Look(9, 25.0, 0.4), look) == 0.5
+    assert asked == [0.5, 2.0, 4.0]
+    assert choose_scale(Look(9, 25.0, 0.95), look) == 1.0
+    assert len(asked) == 3
+    assert choose_scale(Look(9, 5.0, 0.4), look) == 4.0
+    assert choose_scale(Look(9, 10.0, 0.4), look) == 2.0
+
+
+@pytest.mark.parametrize("size", [(100, 120), (300, 260)])
+def test_images_without_nuclei_stay_as_they_are(size):
+    image = torch.zeros(1, 3, *size)
+    assert torch.equal(run(scaled(), image), torch.zeros(1, 2, *size))
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        ({"diameter": 5}, 4.0),
+        ({"diameter": 10.0}, 2.0),
+        ({"diameter": 20}, 1.0),
+        ({"diameter": 80}, 0.25),
+        ({"diameter": None, "mpp": 0.5}, 2.0),
+        ({"mpp": 0.25}, 1.0),
+    ],
+)
+def test_what_the_user_says_decides(options, scale):
+    seen = []
+
+    class Tiles(TileInferer):
+        def __call__(self, inputs, network, *args, **kwargs):
+            seen.append(inputs.shape[-2:])
+            return super().__call__(inputs, network, *args, **kwargs)
+
+    maps = ScaledInferer(Tiles(TILE), **options)(discs(20), Reader())
+    assert maps.shape == (1, 2, 100, 120)
+    assert seen == [(round(100 * scale), round(120 * scale))]
+
+
+def test_points_move_with_the_image():
+    found = {}
+
+    class Tiles(TileInferer):
+        def __call__(self, inputs, network, *args, points=None, **kwargs):
+            found["points"] = points
+            return super().__call__(inputs, network, *args, **kwargs)
+
+    points = (torch.tensor([[[9.5, 19.5]]]), torch.ones(1, 1))
+    ScaledInferer(Tiles(TILE), diameter=10)(discs(10), Reader(), points=points)
+    assert found["points"][0].tolist() == [[[19.5, 39.5]]]
+
+
+def test_foreground_alone_says_nothing_of_the_size():
+    image = discs(5)
+    maps = scaled()(image, lambda tiles: tiles[:, :1])
+    assert torch.equal(maps, TileInferer(TILE)(image, lambda tiles: tiles[:, :1]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"diameter": 0}, {"diameter": "big"}, {"diameter": True}, {"mpp": -1}, {"mpp": math.inf}]
+)
+def test_impossible_sizes_are_refused(options):
+    with pytest.raises(ConfigurationError, match="expected"):
+        scaled(**options)
+
+
+def test_two_ways_to_say_the_size_are_refused():
+    with pytest.raises(ConfigurationError, match="expected one of them"):
+        scaled(diameter=20, mpp=0.5)
