@@ -311,8 +311,8 @@ class Segmenter:
         return self.parser({})
 
     @cached_property
-    def _of_network(self) -> frozenset[str]:
-        """The keys that the network is built and loaded from."""
+    def network_keys(self) -> frozenset[str]:
+        """The keys that the network is built and loaded from: they are chosen once, by :func:`load`."""
         known: set[str] = set()
         left = {"network_def", "initialize"}
         while left:
@@ -323,7 +323,7 @@ class Segmenter:
 
     def _check_options(self, options: Mapping[str, Scalar], domain: str | None) -> None:
         check_settings(options, self.config, str(self.folder))
-        if fixed := sorted(set(options) & self._of_network):
+        if fixed := sorted(set(options) & self.network_keys):
             raise ConfigurationError(
                 f"{fixed[0]}: the network is built from it, expected an option of single images. Pass it to load()."
             )

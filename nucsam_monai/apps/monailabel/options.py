@@ -123,7 +123,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 
 def options_of(segmenter: Segmenter) -> tuple[Option, ...]:
     """Return the options of a bundle with its weights: the keys of its ``inference.json`` that clients may set."""
-    names = [name for name in segmenter.config if name in _NUMBERS or name in _SWITCHES or name in _CHOICES]
+    known = (*_NUMBERS, *_SWITCHES, *_CHOICES)
+    names = [name for name in segmenter.config if name in known and name not in segmenter.network_keys]
     return options_of_values({name: segmenter.value(name) for name in names})
 
 
