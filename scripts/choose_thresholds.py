@@ -30,7 +30,7 @@ def main(
     dataset_dir: str,
     weights: str | None = None,
     split: str = "validation",
-    thresholds: Sequence[float] = (0.4, 0.45, 0.5, 0.55, 0.6),
+    thresholds: Sequence[float] = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
     marker_thresholds: Sequence[float] = (0.35, 0.4, 0.45, 0.5, 0.55),
 ) -> None:
     """Measure every pair of thresholds.
@@ -64,7 +64,9 @@ def main(
         best = max(best, (both, threshold, marker))
         parts = "  ".join(f"{domain} {aji:.4f} {pq:.4f}" for domain, (aji, pq) in means.items())
         sys.stdout.write(f"threshold {threshold:.2f} marker {marker:.2f}: {both:.4f}  {parts}\n")
-    sys.stdout.write(f"best: --threshold {best[1]} --marker_threshold {best[2]} (mean {best[0]:.4f})\n")
+    sys.stdout.write(
+        f"best (mean {best[0]:.4f}): --threshold {best[1]} --distance_rule \"{{'marker_threshold': {best[2]}}}\"\n"
+    )
 
 
 if __name__ == "__main__":

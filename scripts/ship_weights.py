@@ -2,7 +2,7 @@ r"""Write trained weights as they ship with a bundle: in half precision, with th
 
 Example:
     python scripts/ship_weights.py output/compact/model.safetensors bundles/unsam/models/compact.safetensors \
-        --threshold 0.5 --marker_threshold 0.4
+        --threshold 0.6 --distance_rule "{'marker_threshold': 0.45}"
 """
 
 import hashlib
