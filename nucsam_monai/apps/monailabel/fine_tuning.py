@@ -173,10 +173,12 @@ def training_overrides(
 
 
 def training_recipe(bundle: Segmenter) -> list[str]:
-    """Return the configurations that train such weights: ``train.json``, and ``compact.json`` for a distance map."""
-    learned = "instances" in bundle.config and bundle.value("instances") == "distance"
-    names = ("train.json", "compact.json") if learned else ("train.json",)
-    return [str(bundle.folder / "configs" / name) for name in names]
+    """Return the configurations that train such weights: ``train.json``, and the overlays of compact weights."""
+    values = {key: bundle.value(key) for key in ("instances", "backbone") if key in bundle.config}
+    shared = ["shared_encoder"] if values.get("backbone") == "shared" else []
+    compact = values.get("instances") == "distance" or (shared and bundle.value("sam_variant") == "hybrid")
+    names = ["train", *shared, *(["compact"] if compact else [])]
+    return [str(bundle.folder / "configs" / f"{name}.json") for name in names]
 
 
 def _train(recipe: list[str], overrides: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from nucsam_monai.networks import UNSAM
 from nucsam_monai.networks.sam import read_header, save_trained, with_settings
 from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.paths import bundle_root
 from tests.apps.monailabel.test_annotated_dataset import annotated
 from tests.tiny_bundles import Weights
 
@@ -87,6 +88,20 @@ def test_weights_with_a_distance_map_are_trained_by_the_recipe_they_come_from(tm
     written = read_header(runs.weights(facts["run"]))
     assert {key: written[key] for key in network.header} == network.header
     assert json.loads(written["settings"])["instances"] == "distance"
+
+
+@pytest.mark.slow
+def test_weights_for_clicks_that_ship_are_fine_tuned(tmp_path: Path) -> None:
+    shipped = Path(bundle_root("promptnucseg"), "models", "compact.safetensors")
+    own = Weights("promptnucseg", shipped, {"image_size": 64, "precision": "fp32"})
+    segmenter, runs = own.segmenter(), runs_of(own, tmp_path)
+    assert [Path(name).stem for name in training_recipe(segmenter)] == ["train", "shared_encoder", "compact"]
+    annotations = some_annotations(tmp_path)
+    facts = fine_tune(segmenter, runs, annotations, ImageOpener(10**6), WANTED, tracking_uri="off")
+    written, before = read_header(runs.weights(facts["run"])), read_header(shipped)
+    assert json.loads(written["settings"]).items() >= {"image_size": 64, "backbone": "shared"}.items()
+    assert written["method"] == before["method"]
+    assert Weights("promptnucseg", runs.weights(facts["run"]), own.settings).segmenter().network is not None
 
 
 def test_annotations_that_cannot_be_used_leave_nothing(weights: dict[str, Weights], tmp_path: Path) -> None:
