@@ -44,6 +44,8 @@ def main(
         marker_thresholds: of the distance map.
     """
     segmenter = load(bundle, weights)
+    if "diameter" in segmenter.config:  # the thresholds are those of the images' own scale
+        segmenter = load(bundle, weights, diameter=None)
     inferer = segmenter.value("inferer")
     maps: list[tuple[str, NDArray[np.float16], NDArray[np.int32]]] = []
     for item in with_progress(load_items(dataset_dir, split), "segmenting", "image"):

@@ -23,30 +23,37 @@ KNOWN_DIAMETERS_PX = (11.0, 30.0)
 
 TRAINED_MPP = 0.25
 _CERTAIN_SCORE = 0.6
-_UNSURE_SCALES = (0.5, 2.0, 4.0)
+_ENLARGED, _REDUCED = (2.0, 4.0), (0.25, 0.5)
 _SCALES = (0.1, 4.0)
+_MORE_NUCLEI = 1.2
+_FEWEST_NUCLEI = 5
+_FULLEST = 0.6
 
 
 class Look(NamedTuple):
-    """What a first look at an image shows.
+    """What a look at an image shows.
 
     Attributes:
         nuclei: number of nuclei found.
         diameter_px: their median diameter in pixels of the image; NaN without nuclei.
         score: their mean score; 0 without nuclei.
+        covered: share of what was looked at that they cover.
+        area_px: what was looked at, in pixels of the image.
     """
 
     nuclei: int
     diameter_px: float
     score: float
+    covered: float
+    area_px: float
 
 
 class ScaledInferer(Inferer):
     """Resize an image before another inferer sees it, and its maps back to the image's size.
 
     With ``auto`` the image is looked at first: as a whole where it has few tiles, else in four tiles. Small nuclei are
-    enlarged; where the network is unsure of what it finds, the scale of which it is surest is taken, of half, two and
-    four times the size. All else stays at its own scale, in one pass.
+    enlarged; where the network is unsure of what it finds, it looks at other scales, see :func:`choose_scale`. All else
+    stays at its own scale, in one pass.
 
     Args:
         inferer: gives the maps.
@@ -93,19 +100,19 @@ class ScaledInferer(Inferer):
         if self.mpp is not None or self.diameter != "auto":
             return maps_at(self._told_scale())
         side = self.inferer.tile_px
-        if max(inputs.shape[-2:]) <= 2 * side:
-            native = maps_at(1.0)
-            scale = choose_scale(_look_of(native), lambda scale: _look_of(maps_at(scale)))
-            return native if scale == 1.0 else maps_at(scale)
+        native = maps_at(1.0) if max(inputs.shape[-2:]) <= 2 * side else None
 
         def look(scale: float) -> Look:
+            if max(inputs.shape[-2:]) * scale <= 2 * side:
+                return _look_of(native if native is not None and scale == 1.0 else maps_at(scale))
             windows = [
                 self._maps(window, scale, network, args, None, kwargs)
                 for window in _windows(inputs, round(side / scale))
             ]
             return _join([_look_of(maps) for maps in windows])
 
-        return maps_at(choose_scale(look(1.0), look))
+        scale = choose_scale(look(1.0), look)
+        return native if native is not None and scale == 1.0 else maps_at(scale)
 
     def _told_scale(self) -> float:
         """Return the scale that follows from what the user says."""
@@ -141,17 +148,31 @@ class ScaledInferer(Inferer):
 def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
     """Return the factor by which an image is best resized before it is segmented.
 
+    Small nuclei are enlarged to the target, and an image of whose nuclei the network is certain stays as it is. Else
+    the scale counts at which it is surest, with two demands. An enlarged image shows more nuclei on the same area,
+    since few certain ones among many lost are no gain. A reduced one shows several nuclei, on no less of the image
+    than before and not nearly everywhere, since what is reduced too far looks like one large nucleus.
+
     Args:
         native: the look at the image as it is.
-        look: gives the look at the image resized by a factor, with diameters in pixels of the image.
+        look: gives the look at the image resized by a factor.
     """
-    if native.nuclei and native.diameter_px < KNOWN_DIAMETERS_PX[0]:
+    if native.diameter_px < KNOWN_DIAMETERS_PX[0] and native.covered <= _FULLEST:
         scale = float(min(TARGET_DIAMETER_PX / native.diameter_px, _SCALES[1]))
     elif native.score >= _CERTAIN_SCORE:
         return 1.0
     else:
-        scores = {1.0: native.score, **{scale: look(scale).score for scale in _UNSURE_SCALES}}
-        scale = max(scores, key=lambda one: scores[one])
+        scale, score = 1.0, native.score
+        for other in (*_ENLARGED, *_REDUCED):
+            seen = look(other)
+            if other > 1:
+                shows_more = seen.nuclei * native.area_px >= _MORE_NUCLEI * native.nuclei * seen.area_px
+            else:
+                shows_more = (
+                    seen.nuclei >= _FEWEST_NUCLEI and 0.8 * native.covered <= seen.covered <= _FULLEST
+                )
+            if shows_more and seen.score > score:
+                scale, score = other, seen.score
     if scale != 1.0:
         logger.info("nuclei of about %.0f px: segmented at %.2g times the size.", native.diameter_px, scale)
     return scale
@@ -159,26 +180,30 @@ def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
 
 def _look_of(maps: Tensor) -> Look:
     """Return what ``(1, 2, H, W)`` maps of the image's size show."""
+    area = float(maps.shape[-2] * maps.shape[-1])
     if maps.shape[1] != 2:  # without a distance map touching nuclei are one, and their size says nothing
-        return Look(1, TARGET_DIAMETER_PX, 1.0)
+        return Look(1, TARGET_DIAMETER_PX, 1.0, 0.0, area)
     foreground, distance = maps[0].float().cpu().numpy()
     instances = distance_instances(foreground, distance)
     scores = distance_scores(instances, foreground, distance)
     if not len(scores):
-        return Look(0, float("nan"), 0.0)
+        return Look(0, float("nan"), 0.0, 0.0, area)
     areas = np.bincount(instances.ravel())[1:]
-    return Look(len(scores), float(np.median(2 * np.sqrt(areas / np.pi))), float(scores.mean()))
+    diameter = float(np.median(2 * np.sqrt(areas / np.pi)))
+    return Look(len(scores), diameter, float(scores.mean()), float(areas.sum() / area), area)
 
 
 def _join(looks: list[Look]) -> Look:
     """Return what several windows show together, each counting by its nuclei."""
+    area = sum(look.area_px for look in looks)
     seen = [look for look in looks if look.nuclei]
     nuclei = sum(look.nuclei for look in seen)
     if not nuclei:
-        return Look(0, float("nan"), 0.0)
+        return Look(0, float("nan"), 0.0, 0.0, area)
     diameters = np.repeat([look.diameter_px for look in seen], [look.nuclei for look in seen])
     score = sum(look.nuclei * look.score for look in seen) / nuclei
-    return Look(nuclei, float(np.median(diameters)), score)
+    covered = sum(look.area_px * look.covered for look in seen) / area
+    return Look(nuclei, float(np.median(diameters)), score, covered, area)
 
 
 def _windows(image: Tensor, side: int) -> Iterator[Tensor]:

@@ -65,14 +65,34 @@ def test_the_surest_scale_is_taken_where_the_network_is_unsure():
 
     def look(scale):
         asked.append(scale)
-        return Look(5, 40.0, {0.5: 0.9, 2.0: 0.3, 4.0: 0.1}[scale])
+        return Look(6, 40.0, {0.5: 0.9, 2.0: 0.3, 4.0: 0.1, 0.25: 0.2}[scale], 0.3, 1000.0)
 
-    assert choose_scale(Look(9, 25.0, 0.4), look) == 0.5
-    assert asked == [0.5, 2.0, 4.0]
-    assert choose_scale(Look(9, 25.0, 0.95), look) == 1.0
-    assert len(asked) == 3
-    assert choose_scale(Look(9, 5.0, 0.4), look) == 4.0
-    assert choose_scale(Look(9, 10.0, 0.4), look) == 2.0
+    assert choose_scale(Look(9, 25.0, 0.4, 0.3, 1000.0), look) == 0.5
+    assert sorted(asked) == [0.25, 0.5, 2.0, 4.0]
+    assert choose_scale(Look(9, 25.0, 0.95, 0.3, 1000.0), look) == 1.0
+    assert len(asked) == 4
+    assert choose_scale(Look(9, 5.0, 0.4, 0.3, 1000.0), look) == 4.0
+    assert choose_scale(Look(9, 10.0, 0.4, 0.3, 1000.0), look) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "seen"),
+    [
+        (4.0, Look(7, 16.5, 0.68, 0.09, 16_384.0)),  # certain of the few it finds, on a 16th of the area
+        (0.25, Look(1, 112.8, 0.77, 1.0, 10_000.0)),  # everything is one nucleus
+        (0.5, Look(3, 48.3, 0.9, 0.4, 10_000.0)),  # too few to believe
+        (0.5, Look(60, 40.0, 0.65, 0.1, 262_144.0)),  # certain, because the unsure ones are lost
+    ],
+)
+def test_a_certain_look_that_lost_the_nuclei_is_no_gain(scale, seen):
+    nothing = Look(0, math.nan, 0.0, 0.0, 1000.0)
+    native = Look(120, 25.2, 0.55, 0.23, 262_144.0)
+    assert choose_scale(native, lambda asked: seen if asked == scale else nothing) == 1.0
+
+
+def test_nuclei_that_only_an_enlarged_image_shows_are_found():
+    nothing, shown = Look(0, math.nan, 0.0, 0.0, 10_000.0), Look(38, 5.9, 0.58, 0.14, 10_000.0)
+    assert choose_scale(nothing, lambda scale: shown if scale == 2.0 else nothing) == 2.0
 
 
 @pytest.mark.parametrize("size", [(100, 120), (300, 260)])
