@@ -220,7 +220,10 @@ class Segmenter:
         network = self.network
         if not isinstance(network, PromptableNetwork):
             return None
-        return ClickSegmenter(network, self.prepare, self.image_size, str(self.value("precision")))
+        enlarge = self.value("enlarge_below_px") if "enlarge_below_px" in self.config else 0.0
+        return ClickSegmenter(
+            network, self.prepare, self.image_size, str(self.value("precision")), float(enlarge)
+        )
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # mypy does not know the images of Pillow

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -69,7 +70,7 @@ def clicks_in_image(
             "boxes: expected [x_min, y_min, x_max, y_max] of at least 1 pixel each way, found "
             f"{drawn[(drawn[:, 2:] - drawn[:, :2] < 1).any(axis=1)][0].tolist()}."
         )
-    _inside((drawn[:, :2] + drawn[:, 2:]) / 2, "boxes", size)
+    _inside(_centres(drawn), "boxes", size)
     return Clicks(
         _inside(_rows_of(foreground, 2, "points"), "points", size),
         _inside(_rows_of(background, 2, "background"), "background", size),
@@ -100,6 +101,27 @@ def _inside(points: NDArray[np.float64], name: str, size: tuple[int, int]) -> ND
     return np.clip(points, 0, [width - 1, height - 1])
 
 
+def _centres(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+class _TwiceTheSize(ImageSource):
+    """An image at twice its size, of which regions with even numbers are read."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.height, self.width = 2 * source.height, 2 * source.width
+
+    def read(self, region: Region) -> np.ndarray:
+        """See :meth:`ImageSource.read`."""
+        pixels = self.source.read(Region(*(value // 2 for value in region)))
+        return cv2.resize(pixels, (region.width, region.height), interpolation=cv2.INTER_LINEAR)
+
+    def close(self) -> None:
+        """See :meth:`ImageSource.close`."""
+        self.source.close()
+
+
 class ClickSegmenter:
     """One nucleus for each click and each box.
 
@@ -112,6 +134,8 @@ class ClickSegmenter:
         prepare: makes ``(1, 3, H, W)`` on the network's device of ``(H, W, 3)`` uint8 RGB.
         tile_px: side of the network's tiles.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        enlarge_below_px: a nucleus of a smaller diameter is looked at a second time, in the image at twice its size; 0
+            never does.
 
     Example:
         >>> clicked = ClickSegmenter(network, segmenter.prepare, 256)  # doctest: +SKIP
@@ -119,12 +143,18 @@ class ClickSegmenter:
     """
 
     def __init__(
-        self, network: PromptableNetwork, prepare: Prepare, tile_px: int, precision: str = "auto"
+        self,
+        network: PromptableNetwork,
+        prepare: Prepare,
+        tile_px: int,
+        precision: str = "auto",
+        enlarge_below_px: float = 0.0,
     ) -> None:
         self.network = network
         self.prepare = prepare
         self.tile_px = tile_px
         self.precision = precision
+        self.enlarge_below_px = enlarge_below_px
         self.encoded_tiles = 0
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
 
@@ -138,9 +168,32 @@ class ClickSegmenter:
             source: the image.
             clicks: in pixels of it.
         """
+        found = self._masks(source, clicks)
+        if small := [index for index, mask in found.items() if self._is_small(mask)]:
+            count = len(clicks.foreground)
+            enlarged = Clicks(
+                2 * clicks.foreground[[index for index in small if index < count]] + 0.5,
+                2 * clicks.background + 0.5,
+                2 * clicks.boxes[[index - count for index in small if index >= count]] + 0.5,
+            )
+            for position, mask in self._masks(_TwiceTheSize(source), enlarged).items():
+                again, index = mask.halved(), small[position]
+                if again.mask.size and again.score >= found[index].score:
+                    found[index] = again
+        at = np.concatenate([clicks.foreground, _centres(clicks.boxes)])
+        pixels = np.floor(at[list(found)] + 0.5).astype(np.int64)
+        nuclei: list[Nucleus | None] = [None] * len(at)
+        for index, nucleus in zip(found, split_by_clicks(list(found.values()), pixels), strict=True):
+            nuclei[index] = nucleus if nucleus.mask.size else None
+        return nuclei
+
+    def _is_small(self, nucleus: Nucleus) -> bool:
+        return 2 * np.sqrt(nucleus.area_px / np.pi) < self.enlarge_below_px
+
+    def _masks(self, source: ImageSource, clicks: Clicks) -> dict[int, Nucleus]:
+        """Return the masks, which may overlap, in the order of the clicks and then of the boxes; none where empty."""
         tiling = plan_tiles((source.height, source.width), self.tile_px, self.tile_px // 2)
-        centres = (clicks.boxes[:, :2] + clicks.boxes[:, 2:]) / 2
-        at = np.concatenate([clicks.foreground, centres])
+        at = np.concatenate([clicks.foreground, _centres(clicks.boxes)])
         found: dict[int, Nucleus] = {}
         tiles = _tiles_of(at, tiling)
         for tile in np.unique(tiles).tolist():
@@ -155,14 +208,7 @@ class ClickSegmenter:
             for index, mask in zip(here.tolist(), masks, strict=True):
                 if mask is not None:
                     found[index] = mask.moved(*origin.tolist())
-        order = sorted(found)
-        pixels = np.floor(at[order] + 0.5).astype(np.int64)
-        nuclei: list[Nucleus | None] = [None] * len(at)
-        for index, nucleus in zip(
-            order, split_by_clicks([found[index] for index in order], pixels), strict=True
-        ):
-            nuclei[index] = nucleus if nucleus.mask.size else None
-        return nuclei
+        return dict(sorted(found.items()))
 
     def _embedding(self, source: ImageSource, tiling: Tiling, origin: NDArray[np.int64]) -> Any:
         height, width = tiling.covered_size
@@ -219,8 +265,7 @@ class ClickSegmenter:
             embedding,
             tiling,
         )
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        by_click = self._of_clicks(embedding, centres, np.zeros((0, 2)), tiling)
+        by_click = self._of_clicks(embedding, _centres(boxes), np.zeros((0, 2)), tiling)
         candidates = zip(_nuclei(by_box), by_click, boxes.tolist(), strict=True)
         return [_best_in_box((one, other), box) for one, other, box in candidates]
 

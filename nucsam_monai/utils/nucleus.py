@@ -44,6 +44,13 @@ class Nucleus:
         """Return the nucleus ``x`` columns and ``y`` rows further."""
         return replace(self, x=self.x + x, y=self.y + y)
 
+    def halved(self) -> "Nucleus":
+        """Return the nucleus in an image of half the size: the pixels of which it covers at least half."""
+        x0, y0, x1, y1 = self.box
+        mask = np.pad(self.mask, ((y0 % 2, y1 % 2), (x0 % 2, x1 % 2)))
+        covered = mask.reshape(mask.shape[0] // 2, 2, mask.shape[1] // 2, 2).sum(axis=(1, 3))
+        return replace(self, x=x0 // 2, y=y0 // 2, mask=covered >= 2).trimmed()
+
     def common_pixels(self, other: "Nucleus") -> int:
         """Return the number of pixels that both claim."""
         return int(np.count_nonzero(self.part_of(other) & other.part_of(self)))

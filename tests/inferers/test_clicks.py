@@ -1,6 +1,11 @@
 """Clicks and boxes, and the nuclei they stand for."""
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from nucsam_monai.inferers import Clicks, ClickSegmenter
 from nucsam_monai.utils.image_source import ArrayImage
@@ -93,6 +98,43 @@ def test_background_goes_to_the_network_with_every_click() -> None:
     marked = Clicks(np.array([[20.0, 20], [40, 40]]), np.array([[30.0, 30]]), np.zeros((0, 4)))
     ClickSegmenter(Recorder(), normalised, 64, "fp32").segment(source, marked)
     assert seen == [([[[20, 20], [30, 30]], [[40, 40], [30, 30]]], [[1, 0], [1, 0]])]
+
+
+@pytest.mark.parametrize("tile_px", [64, 256])
+def test_small_nuclei_are_looked_at_in_the_image_at_twice_its_size(tile_px: int) -> None:
+    centres = [(21, 20), (95, 61), (150, 30)]
+    image = discs(90, 170, centres, 4)
+    source = ArrayImage(image)
+    boxes = ((145, 25, 155, 35),)
+    once = ClickSegmenter(DarkNetwork(), normalised, tile_px, "fp32")
+    twice = ClickSegmenter(DarkNetwork(), normalised, tile_px, "fp32", enlarge_below_px=12)
+    painted = [
+        paint_nuclei(one.segment(source, clicks((95, 61), (21, 20), boxes=boxes)), (90, 170))
+        for one in (once, twice)
+    ]
+    assert twice.encoded_tiles > once.encoded_tiles
+    assert [painted[1][y, x] for x, y in centres] == [2, 1, 3]
+    assert np.isin(np.unique(painted[1]), [0, 1, 2, 3]).all()
+    dark = ndimage.binary_dilation(image[..., 0] < 100)  # an edge is half a pixel off at most
+    assert not painted[1][~dark].any()
+    assert ((painted[0] > 0) != (painted[1] > 0)).mean() < 0.01
+    large = ArrayImage(discs(90, 170, centres, 12))
+    twice.segment(large, clicks((95, 61)))
+    before = twice.encoded_tiles
+    twice.segment(large, clicks((96, 62)))
+    assert twice.encoded_tiles == before
+
+
+@given(
+    hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))),
+    st.integers(0, 5),
+    st.integers(0, 5),
+)
+def test_half_the_size_is_the_pixels_covered_by_half(mask: np.ndarray, x: int, y: int) -> None:
+    canvas = np.zeros((16, 16), dtype=int)
+    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    expected = canvas.reshape(8, 2, 8, 2).sum(axis=(1, 3)) >= 2
+    assert (paint_nuclei([Nucleus(x, y, mask).halved()], (8, 8)) == expected).all()
 
 
 def test_split_keeps_the_pixels_of_one_alone() -> None:
