@@ -56,7 +56,14 @@ class Candidate:
 CANDIDATES = {
     "hybrid": Candidate("UN-SAM with the variant `hybrid` as it ships"),
     "U-shaped": Candidate("no SAM: the same trunk with a light U-shaped decoder", bundle="baselines"),
-    "domains": Candidate("a domain for every dataset", keys={"domains": "@image_domains"}),
+    "domains": Candidate(
+        "a domain for every dataset, drawn in turn",
+        keys={
+            "domains": "@image_domains",
+            "schedule": "interleaved",
+            "train#trainer#prepare_batch#_target_": "nucsam_monai.engines.PrepareDomainBatch",
+        },
+    ),
     "no bypass": Candidate("without the bypass (E)", keys={"network_def#encoder#bypass": False}),
     "no SPGen": Candidate("without the self-prompt generator (S)", keys={"network_def#spgen#enabled": False}),
     "no global": Candidate("no global attention", variant={"global_blocks": ()}),
@@ -124,8 +131,7 @@ def train_and_measure(
                 seed=seed,
                 epochs=epochs,
                 val_interval=epochs + 1,
-                samples_per_epoch=_EPOCH_CROPS,
-                **keys,
+                **{"samples_per_epoch": _EPOCH_CROPS, **keys},
             )
             workflow.initialize()
             trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -140,10 +146,12 @@ def train_and_measure(
     domains = np.array(
         [item["domain"] for item in workflow.parser.get_parsed_content("validate#dataset#data")]
     )
-    network = workflow.parser.get_parsed_content("network_def")
+    network, trainer, batch_size = (
+        workflow.parser.get_parsed_content(key) for key in ("network_def", "train#trainer", "batch_size")
+    )
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "crops": epochs * _EPOCH_CROPS,
+        "crops": trainer.state.iteration * batch_size,
         "spent_cpu_seconds": round(spent),
         "metrics": {
             str(domain): {
