@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "samples"
 sys.path.append(str(ROOT / "scripts"))
 
+import benchmark_clicks  # noqa: E402
 import benchmark_compact_sam  # noqa: E402
 import benchmark_robustness  # noqa: E402
 import choose_thresholds  # noqa: E402
@@ -76,6 +77,27 @@ def test_robustness_measures_every_change(
     assert means["as published"]["samples"] == pytest.approx(
         means["16 bits, a quarter of the range"]["samples"], abs=0.1
     )
+
+
+def test_clicks_and_boxes_find_the_nuclei_they_ask_for(
+    one_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "clicks.json"
+    benchmark_clicks.main("promptnucseg", str(one_sample), nuclei_per_image=3, output=str(output))
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3
+    ious = json.loads(output.read_text())["ious"]["samples"]
+    assert [len(values) for values in ious.values()] == [3, 3, 3]
+    assert np.mean(ious["box"]) > 0.5
+
+
+def test_prompts_lie_in_the_nucleus() -> None:
+    nucleus = np.zeros((20, 30), dtype=bool)
+    nucleus[4:9, 10:12] = nucleus[7:9, 10:20] = True
+    prompts = benchmark_clicks.prompts_of(nucleus, np.random.default_rng(0))
+    for name in ("click anywhere", "click on the centre"):
+        ((x, y),) = prompts[name]["points"]
+        assert nucleus[y, x]
+    assert prompts["box"]["boxes"] == [[10, 4, 20, 9]]
 
 
 @pytest.mark.parametrize("name", benchmark_robustness.CHANGES)
