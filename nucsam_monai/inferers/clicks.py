@@ -303,7 +303,8 @@ def _nuclei(cropped: CroppedMasks) -> list[Nucleus | None]:
 
 
 def _best_in_box(candidates: Sequence[Nucleus | None], box: Sequence[float]) -> Nucleus | None:
-    """Cut the masks off a little beyond the box, and return the one that fills it best."""
+    """Cut the masks off a little beyond the box, and return the one whose part in the middle fills it best."""
+    middle = (round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2))
     x0, y0, x1, y1 = (int(side) for side in (box[0], box[1], np.ceil(box[2]) + 1, np.ceil(box[3]) + 1))
     frame = Nucleus(
         x0 - _MARGIN_PX,
@@ -316,6 +317,7 @@ def _best_in_box(candidates: Sequence[Nucleus | None], box: Sequence[float]) -> 
         inside = None if candidate is None else candidate.common_part(frame)
         if inside is None or not inside.mask.size:
             continue
+        inside = component_at(inside, *middle)
         own = Nucleus(inside.x, inside.y, np.ones_like(inside.mask))
         common = own.common_pixels(drawn)
         fit = common / (own.area_px + drawn.area_px - common)

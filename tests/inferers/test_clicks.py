@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -74,6 +75,21 @@ def test_a_box_takes_what_is_in_it() -> None:
     painted = paint_nuclei(found, (64, 64))
     assert (painted[45, 45], painted[15, 15]) == (1, 2)
     assert ((painted > 0) == (image[..., 0] < 100)).all()
+
+
+def test_a_box_takes_the_part_of_the_mask_in_its_middle() -> None:
+    class Silent(DarkNetwork):
+        def decode_clicks(self, embedding, points, labels):  # type: ignore[no-untyped-def]
+            dark = super().decode_clicks(embedding, points, labels)
+            return dark._replace(logits=torch.full_like(dark.logits, -5.0))
+
+    image = discs(64, 64, [(20, 30), (33, 42)], 6)
+    asked = clicks(boxes=((13, 23, 28, 38),))
+    (found,) = ClickSegmenter(Silent(), normalised, 64, "fp32").segment(ArrayImage(image), asked)
+    painted = paint_nuclei([found], (64, 64)) > 0
+    assert painted[30, 20]
+    assert not painted[37:, 28:].any()
+    assert (painted == (image[..., 0] < 100))[:36, :26].all()
 
 
 def test_where_nothing_is_no_nucleus_is_made_up() -> None:
