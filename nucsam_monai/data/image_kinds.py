@@ -42,7 +42,7 @@ def image_kind(image: NDArray[np.uint8]) -> ImageKind:
 def balanced_weights(items: Sequence[Mapping[str, Any]], crop_px: int) -> NDArray[np.float64]:
     """Return how often to draw each training image, so that rare kinds are seen and large images count more.
 
-    Images of one domain and kind form a group. A group is drawn in proportion to the square root of the number of
+    Every domain is drawn alike. Within a domain, a kind is drawn in proportion to the square root of the number of
     crops that it holds, and an image of it in proportion to its own number.
 
     Args:
@@ -60,5 +60,13 @@ def balanced_weights(items: Sequence[Mapping[str, Any]], crop_px: int) -> NDArra
     held: Counter[tuple[str, str]] = Counter()
     for group, count in zip(groups, crops, strict=True):
         held[group] += count  # type: ignore[assignment]
-    weights = np.array([count / sqrt(held[group]) for group, count in zip(groups, crops, strict=True)])
-    return weights / weights.sum()
+    per_domain: Counter[str] = Counter()
+    for (domain, _), count in held.items():
+        per_domain[domain] += sqrt(count)  # type: ignore[assignment]
+    weights = np.array(
+        [
+            count / (sqrt(held[group]) * per_domain[group[0]])
+            for group, count in zip(groups, crops, strict=True)
+        ]
+    )
+    return weights / len(per_domain)

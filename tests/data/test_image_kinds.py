@@ -49,7 +49,7 @@ def items_of(folder, *sizes):
     return items
 
 
-def test_weights_are_the_crops_of_an_image_over_the_root_of_those_of_its_group(tmp_path):
+def test_within_a_domain_weights_are_the_crops_of_an_image_over_the_root_of_those_of_its_kind(tmp_path):
     dark, white = (0, 0, 0), (250, 250, 250)
     items = items_of(
         tmp_path,
@@ -58,16 +58,22 @@ def test_weights_are_the_crops_of_an_image_over_the_root_of_those_of_its_group(t
         ("a", white, 64, 192),
         ("b", dark, 16, 20),
     )
-    # groups of 1 + 2, 3 and 1 crops; an image smaller than a crop counts as one
-    expected = np.array([1 / 3**0.5, 2 / 3**0.5, 3 / 3**0.5, 1.0])
+    # kinds of 1 + 2 and 3 crops in one domain, of 1 in the other: an image smaller than a crop counts as one
+    in_a = np.array([1 / 3**0.5, 2 / 3**0.5, 3 / 3**0.5])
+    expected = np.append(in_a / in_a.sum(), 1.0) / 2
     found = balanced_weights(items, crop_px=64)
-    np.testing.assert_allclose(found, expected / expected.sum())
-    assert found.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found, expected)
     order = [2, 0, 3, 1]
     np.testing.assert_allclose(balanced_weights([items[i] for i in order], 64), found[order])
 
 
-def test_a_group_is_drawn_by_the_root_of_its_crops(tmp_path):
-    sizes = [("a", (0, 0, 0), 64, 64)] * 16 + [("b", (0, 0, 0), 64, 64)] * 4
+def test_domains_are_drawn_alike_and_kinds_by_the_root_of_their_crops(tmp_path):
+    sizes = (
+        [("a", (0, 0, 0), 64, 64)] * 16
+        + [("a", (250, 250, 250), 64, 64)] * 4
+        + [("b", (0, 0, 0), 64, 64)] * 4
+    )
     found = balanced_weights(items_of(tmp_path, *sizes), crop_px=64)
-    assert found[:16].sum() / found[16:].sum() == pytest.approx(2)
+    assert found.sum() == pytest.approx(1)
+    assert found[:16].sum() / found[16:20].sum() == pytest.approx(2)
+    assert found[20:].sum() == pytest.approx(0.5)
