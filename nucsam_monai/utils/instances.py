@@ -29,12 +29,14 @@ class DistanceRule:
         marker_threshold: a pixel of the foreground deeper than this belongs to a marker.
         min_marker_px: area of the smallest marker.
         min_area_px: area of the smallest nucleus; also of foreground in which no marker was found.
+        min_score: score of the faintest nucleus that is kept, see :func:`distance_scores`.
     """
 
     threshold: float = 0.5
     marker_threshold: float = 0.5
     min_marker_px: int = 8
     min_area_px: int = 20
+    min_score: float = 0.0
 
 
 def distance_instances(
@@ -69,7 +71,10 @@ def distance_instances(
     owners = np.zeros(markers.max(initial=0) + 1, dtype=np.int32)
     owners[markers[seeds]] = components[seeds]
     instances = _flood(components, markers, _occur_twice(owners[1:], components), distance)
-    return _without_small(instances, rule.min_area_px)
+    instances = _without_small(instances, rule.min_area_px)
+    if rule.min_score > 0:
+        instances = _kept(instances, distance_scores(instances, foreground, distance) >= rule.min_score)
+    return instances
 
 
 def distance_scores(instances: np.ndarray, foreground: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -183,9 +188,13 @@ def _flood(
 
 def _without_small(label_map: np.ndarray, min_area_px: int = 1) -> np.ndarray:
     """Return the nuclei of at least this area as an int32 label map with ids 1..n."""
-    large = np.bincount(label_map.ravel(), minlength=1) >= min_area_px
-    large[0] = False
-    return (np.cumsum(large) * large).astype(np.int32)[label_map]
+    return _kept(label_map, np.bincount(label_map.ravel(), minlength=1)[1:] >= min_area_px)
+
+
+def _kept(label_map: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return the nuclei that ``keep``, ``(n,)`` ordered by id, names, as an int32 label map with ids 1..n."""
+    keep = np.append(False, keep)
+    return (np.cumsum(keep) * keep).astype(np.int32)[label_map]
 
 
 def _centres(height: np.ndarray, components: np.ndarray, min_distance_px: int) -> np.ndarray:

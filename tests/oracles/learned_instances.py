@@ -57,9 +57,16 @@ def distance_instances(foreground, distance, rule):
         for pixel in component:
             labels[pixel] = number
     for number in range(1, labels.max() + 1):
-        if np.count_nonzero(labels == number) < rule.min_area_px:
-            labels[labels == number] = 0
+        own = labels == number
+        if np.count_nonzero(own) < rule.min_area_px or (
+            own.any() and score(own, foreground, distance) < rule.min_score
+        ):
+            labels[own] = 0
     return labels
+
+
+def score(own, foreground, distance):
+    return np.float32(foreground[own].mean() * min(max(distance[own].max(), 0), 1))
 
 
 def shallowest_on_the_way(mask, distance, start):

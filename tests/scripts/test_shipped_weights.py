@@ -56,13 +56,21 @@ def test_the_chosen_thresholds_are_the_best_of_the_table(
     one_sample: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choose_thresholds.main(
-        "unsam", str(one_sample), split="test", thresholds=(0.3, 0.6), marker_thresholds=(0.4,)
+        "unsam",
+        str(one_sample),
+        split="test",
+        thresholds=(0.3, 0.6),
+        marker_thresholds=(0.4,),
+        min_scores=(0.3,),
     )
     *rows, best = capsys.readouterr().out.splitlines()
     means = {re.findall(r"[\d.]+", row)[0]: float(row.split(":")[1].split()[0]) for row in rows}
     assert len(means) == 2
     expected = max(means, key=means.__getitem__)
-    assert f"--threshold {float(expected)} --distance_rule \"{{'marker_threshold': 0.4}}\"" in best
+    assert (
+        f"--threshold {float(expected)} --distance_rule \"{{'marker_threshold': 0.4, 'min_score': 0.3}}\""
+        in best
+    )
 
 
 def test_robustness_measures_every_change(

@@ -148,6 +148,7 @@ RULES = st.builds(
     marker_threshold=st.sampled_from([0.3, 0.5, 0.8]),
     min_marker_px=st.integers(1, 4),
     min_area_px=st.integers(1, 8),
+    min_score=st.sampled_from([0.0, 0.4, 0.6]),
 )
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -189,8 +190,9 @@ def test_of_equal_depths_any_nucleus_may_take_a_pixel_that_none_reaches_by_a_dee
 ):
     foreground, distance = random_maps(seed, shape, smooth=False)
     distance = np.round(distance * levels) / levels
-    found = distance_instances(foreground, distance, replace(rule, min_area_px=1))
-    check_nuclei(foreground, found, replace(rule, min_area_px=1))
+    rule = replace(rule, min_area_px=1, min_score=0.0)
+    found = distance_instances(foreground, distance, rule)
+    check_nuclei(foreground, found, rule)
     mask = foreground >= rule.threshold
     np.testing.assert_array_equal(found > 0, mask)
     markers = oracle.markers_of(foreground, distance, rule)
@@ -224,6 +226,14 @@ def test_small_markers_part_nothing_and_small_nuclei_are_dropped():
     for markers, area, expected in ((1, 1, 3), (1, 3, 2), (4, 1, 2), (4, 17, 0), (9, 3, 1)):
         rule = DistanceRule(min_marker_px=markers, min_area_px=area)
         assert distance_instances(foreground, depth, rule).max() == expected
+
+
+def test_faint_nuclei_are_dropped():
+    foreground = np.array([[0.6, 0.6, 0.0, 1.0, 1.0, 0.0, 0.9]])
+    depth = np.array([[0.4, 0.9, 0.0, 0.4, 0.9, 0.0, 0.3]])  # scores 0.54, 0.9 and 0.27
+    for least, expected in ((0.0, [1, 1, 0, 2, 2, 0, 3]), (0.5, [1, 1, 0, 2, 2, 0, 0]), (0.95, [0] * 7)):
+        rule = DistanceRule(min_marker_px=1, min_area_px=1, min_score=least)
+        np.testing.assert_array_equal(distance_instances(foreground, depth, rule), [expected])
 
 
 @pytest.mark.parametrize("gap", [14, 16, 18])
