@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nucsam_monai.io.geojson import ObjectType, write_geojson
-from nucsam_monai.io.label_image import write_label_image
+from nucsam_monai.io.label_maps import write_label_image
 from nucsam_monai.io.overlay import check_same_plane, draw_prediction, write_png
 from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
 from nucsam_monai.utils.errors import ConfigurationError

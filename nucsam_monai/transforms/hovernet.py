@@ -16,8 +16,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import connected_components
 
 
 class HoVerNetInstancesd(MapTransform):

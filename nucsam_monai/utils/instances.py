@@ -1,4 +1,4 @@
-"""From a foreground to instances: its components, these cut along necks, or parted by a learned distance map."""
+"""Turn a foreground into instances: its components, these cut along necks, or parted by a learned distance map."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 from skimage.segmentation import watershed
 
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
 
 InstanceRule = Literal["components", "watershed", "distance"]
@@ -237,3 +236,16 @@ def _occur_twice(ids: np.ndarray, components: np.ndarray) -> np.ndarray:
     twice = np.bincount(ids, minlength=components.max(initial=0) + 1) > 1
     twice[0] = False
     return twice
+
+
+def connected_components(foreground: np.ndarray) -> np.ndarray:
+    """Return the 8-connected components of a ``(H, W)`` boolean mask as an int32 label map.
+
+    Example:
+        >>> connected_components(np.array([[1, 0, 0], [0, 1, 0]], dtype=bool))
+        array([[1, 0, 0],
+               [0, 1, 0]], dtype=int32)
+    """
+    if not foreground.size:
+        return np.zeros(foreground.shape, np.int32)
+    return cv2.connectedComponents(np.ascontiguousarray(foreground, dtype=np.uint8), connectivity=8)[1]

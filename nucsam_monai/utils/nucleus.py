@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from nucsam_monai.utils import class_vote
+from nucsam_monai.utils import label_runs
 from nucsam_monai.utils.errors import DatasetError
 
 
 def majority_values(instances: np.ndarray, values: np.ndarray, where: str) -> dict[int, int]:
-    """Give every instance its class, see :func:`nucsam_monai.utils.class_vote.majority_values`.
+    """Give every instance its class, see :func:`nucsam_monai.utils.label_runs.majority_values`.
 
     Args:
         instances: ``(H, W)`` non-negative integers, 0 = background.
@@ -22,7 +22,7 @@ def majority_values(instances: np.ndarray, values: np.ndarray, where: str) -> di
     """
     if values.shape != instances.shape:
         raise DatasetError(f"{where}: class map is {values.shape}, instance map is {instances.shape}.")
-    majority = class_vote.majority_values(instances, values)
+    majority = label_runs.majority_values(instances, values)
     if without := sorted(set(np.unique(instances[instances > 0]).tolist()) - set(majority)):
         raise DatasetError(f"{where}: {len(without)} instances have no class, first {without[0]}.")
     return majority

@@ -7,8 +7,8 @@ from typing import IO
 import numpy as np
 
 from nucsam_monai.data.converters.sources import Source
+from nucsam_monai.io.label_maps import read_npy_header
 from nucsam_monai.utils.errors import DatasetError
-from nucsam_monai.utils.npy import read_npy_header
 
 
 class NpyRows:

@@ -14,7 +14,7 @@ from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 
 INFO = DatasetInfo(
     name="tnbc",
