@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -62,6 +64,17 @@ def sha256_of_file(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_junk(name: str) -> bool:
+    """Tell whether a path with forward slashes is a file that an operating system left behind.
+
+    Example:
+        >>> is_junk("__MACOSX/stage1_train/._a.png"), is_junk("images/a.png")
+        (True, False)
+    """
+    parts = name.lower().split("/")
+    return "__macosx" in parts or parts[-1] in _JUNK_NAMES or parts[-1].startswith("._")
 
 
 def _umask() -> int:

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.class_vote import majority_values
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.npy import ids_row, open_npy, rgb_row
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
+from nucsam_monai.data.converters.rasters import ids_row, majority_values, open_npy, rgb_row
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.published_splits import stratified_shuffle
-from nucsam_monai.data.samples import Sample, SampleJob
+from nucsam_monai.data.splits import stratified_shuffle
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 _SEED = 5  # that of the challenge's baseline

@@ -6,13 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import IMAGEJ_ARCHIVES, Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.published_splits import shuffled_folds
-from nucsam_monai.data.samples import SampleJob
+from nucsam_monai.data.splits import shuffled_folds
+from nucsam_monai.data.writer import SampleJob
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
 Annotation = Literal["biologist", "biologist_second_round", "bioinformatician"]

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
 from nucsam_monai.data.converters.rasters import decode_mask, decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(

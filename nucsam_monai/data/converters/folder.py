@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.class_vote import majority_values
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
+from nucsam_monai.data.converters.rasters import majority_values
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, SPLITS, TRAIN_80_10_10, random_split
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_image, read_label_map
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.parallel import map_in_order

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import Splits, named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    Splits,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.samples import SampleJob
 from nucsam_monai.data.splits import last_fraction
+from nucsam_monai.data.writer import SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(

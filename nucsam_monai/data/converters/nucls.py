@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from nucsam_monai.data.converters.class_vote import majority_values
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
+from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb, majority_values
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
 from nucsam_monai.data.converters.sources import Source
-from nucsam_monai.data.samples import Sample
+from nucsam_monai.data.writer import Sample
 from nucsam_monai.utils.errors import DatasetError
 
 _WORDS = re.compile(r"[a-z]+")

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.npy import ids_row, open_npy, rgb_row
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
+from nucsam_monai.data.converters.rasters import ids_row, open_npy, rgb_row
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.label_files import renumber
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 _logger = logging.getLogger(__name__)

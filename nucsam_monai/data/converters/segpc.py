@@ -11,14 +11,19 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import Splits, named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    Splits,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import check_size, part_of
 from nucsam_monai.data.converters.rasters import decode_first_channel, decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
 Target = Literal["parts", "cell", "nucleus", "cytoplasm"]

@@ -15,9 +15,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO
 
-from nucsam_monai.data.junk import is_junk
 from nucsam_monai.utils.errors import DatasetError
-from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.files import is_junk, sha256_of_file
 
 MAX_MEMBER_BYTES = 1 << 30
 """Largest member that is read into memory at once."""

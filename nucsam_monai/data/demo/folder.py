@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nucsam_monai.data.converters.progress import with_progress
-from nucsam_monai.data.dataset import DATASET_FILE
+from nucsam_monai.data.dataset import DATASET_FILE, DatasetMetadata
 from nucsam_monai.data.demo.geometry import CLASS_NAMES
 from nucsam_monai.data.demo.plan import DEMO_DOMAINS, DemoCounts, demo_slots, draw_demo_image
-from nucsam_monai.data.metadata import DatasetMetadata
 from nucsam_monai.data.writer import DatasetWriter
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_directory
