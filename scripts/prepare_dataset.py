@@ -26,7 +26,7 @@ from pathlib import Path
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data.converters import CONVERTERS, ConversionSummary, folder
-from nucsam_monai.data.converters.hosted_files import HOSTED_FILES, hosted_file
+from nucsam_monai.data.download import HOSTED_FILES, hosted_file
 from nucsam_monai.data.download import download as download_file
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
@@ -51,7 +51,7 @@ def list_datasets() -> str:
 def download(dataset: str, output_dir: str = "downloads", **unknown: object) -> str:
     """Download the archive of an openly hosted dataset (dsb2018, tnbc), and say how to convert it.
 
-    An interrupted download goes on when the command is repeated.
+    An interrupted download leaves nothing behind and starts from the beginning when the command is repeated.
     """
     refuse_unknown(unknown, ("dataset", "output_dir"))
     hosted = hosted_file(str(dataset))

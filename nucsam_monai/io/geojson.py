@@ -119,7 +119,9 @@ class _BoundaryRings:
     touch_at_corners: bool = False
 
 
-def _trace_boundaries(masks: Sequence[np.ndarray], origins: Sequence[tuple[int, int]]) -> list[_BoundaryRings]:
+def _trace_boundaries(
+    masks: Sequence[np.ndarray], origins: Sequence[tuple[int, int]]
+) -> list[_BoundaryRings]:
     """Trace the boundaries of masks; array operations serve all of them together.
 
     Args:
