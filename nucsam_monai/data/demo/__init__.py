@@ -5,12 +5,12 @@ Example:
     >>> folder = demo_dataset_dir()  # doctest: +SKIP
 """
 
-from nucsam_monai.data.demo.folder import demo_dataset_dir
-from nucsam_monai.data.demo.plan import (
+from nucsam_monai.data.demo.folder import (
     DEMO_DOMAINS,
     DemoCounts,
     DemoImage,
     DemoSlot,
+    demo_dataset_dir,
     demo_slots,
     draw_demo_image,
 )
