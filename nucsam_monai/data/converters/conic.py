@@ -136,7 +136,7 @@ def _find_files(source: Source) -> dict[str, str]:
                 f"{source.path}: {files[found['name'].lower()]} and {name}, expected one folder with {_LAYOUT}."
             )
     if "images.npy" not in files or "labels.npy" not in files:
-        raise DatasetError(f"{source.path}: not CoNIC, expected {_LAYOUT}; first file: {source.names[0]}.")
+        raise source.refusal("CoNIC", _LAYOUT)
     if "patch_info.csv" not in files:
         raise DatasetError(
             f"{source.path}: no patch_info.csv. It says which patches overlap, and without it they cannot be kept "

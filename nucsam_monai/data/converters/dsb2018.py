@@ -128,9 +128,7 @@ def _find_samples(source: Source, part: str) -> dict[str, _Members]:
         roots.add(found["root"])
         (images if found["kind"].lower() == "images" else masks).setdefault(found["id"], []).append(name)
     if not images:
-        raise DatasetError(
-            f"{source.path}: not a DSB2018 archive, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
+        raise source.refusal("a DSB2018 archive", _LAYOUT)
     if len(roots) > 1:
         raise DatasetError(
             f"{source.path}: samples below {sorted(roots)[:3]}, expected one folder; pass one."

@@ -16,6 +16,7 @@ from nucsam_monai.data.converters.conversion import (
     check_counts,
     write_dataset,
 )
+from nucsam_monai.data.converters.pairing import pair_by_name
 from nucsam_monai.data.converters.polygons import AperioRegions, Overlap, paint_polygons, parse_regions
 from nucsam_monai.data.converters.rasters import decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
@@ -184,30 +185,16 @@ def _protocol(name: str, ids: Iterable[str], validation_fraction: float, tests: 
 
 def _find_samples(source: Source, part: str) -> dict[str, _Annotated]:
     """Pair images and annotations by name, read the annotations, and check the counts of the source."""
-    files: dict[str, dict[str, str]] = {"image": {}, "annotation": {}}
+    files: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
     for name, found in source.match(_MEMBER):
-        kind = "annotation" if found["kind"].lower() == "xml" else "image"
-        sample_id = found["id"].upper()
-        if sample_id in files[kind]:
-            raise DatasetError(
-                f"{source.path}: two {kind}s of {sample_id}: {files[kind][sample_id]} and {name}."
-            )
-        files[kind][sample_id] = name
-    if not files["image"]:
-        raise DatasetError(
-            f"{source.path}: not a MoNuSeg archive, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
-    if unpaired := sorted(set(files["image"]) ^ set(files["annotation"])):
-        have = "an image" if unpaired[0] in files["image"] else "an annotation"
-        raise DatasetError(
-            f"{source.path}: {len(unpaired)} images or annotations without the other; first {unpaired[0]}, "
-            f"which has {have} only. Expected {_LAYOUT}."
-        )
+        files[found["kind"].lower() == "xml"].append((found["id"].upper(), name))
+    pairs = pair_by_name(
+        source, files[False], files[True], title="MoNuSeg", layout=_LAYOUT, labels_are="annotation"
+    )
     samples = {}
-    for sample_id, image in files["image"].items():
-        annotation = files["annotation"][sample_id]
-        regions = parse_regions(source.read(annotation), source.where(annotation))
-        samples[sample_id] = _Annotated(source, image, regions)
+    for sample_id, pair in pairs.items():
+        regions = parse_regions(source.read(pair.labels), source.where(pair.labels))
+        samples[sample_id] = _Annotated(source, pair.image, regions)
     regions_found = sum(sample.regions.region_count for sample in samples.values())
     check_counts(part, source, {"images": len(samples), "regions": regions_found})
     return samples

@@ -107,9 +107,7 @@ def _find_tiles(source: Source) -> dict[tuple[str, str], dict[str, str]]:
         if files.setdefault(found["kind"].lower(), name) != name:
             raise DatasetError(f"{source.path}: {name} occurs twice, expected one folder of {_LAYOUT}.")
     if not tiles:
-        raise DatasetError(
-            f"{source.path}: not NuCLS tiles, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
+        raise source.refusal("NuCLS tiles", _LAYOUT)
     for (part, tile_id), files in sorted(tiles.items()):
         if missing := [kind for kind in _KINDS if kind not in files]:
             raise DatasetError(f"{source.path}: {part} tile {tile_id} has no {' and no '.join(missing)}.")

@@ -146,7 +146,7 @@ def _find_folds(source: Source) -> list[_Fold]:
             )
         fold[kind] = name
     if not arrays:
-        raise DatasetError(f"{source.path}: not PanNuke, expected {_LAYOUT}; first file: {source.names[0]}.")
+        raise source.refusal("PanNuke", _LAYOUT)
     for number, files in sorted(arrays.items()):
         if missing := [f"{kind}.npy" for kind in _KINDS if kind not in files]:
             raise DatasetError(f"{source.path}: fold {number} has no {' and no '.join(missing)}.")

@@ -142,9 +142,7 @@ def _find_samples(source: Source) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return ``{id: (image, masks in the order of the cells)}`` without the test images of the challenge."""
     found = _find_cells(source)
     if not any(cells.image for cells in found.values()):
-        raise DatasetError(
-            f"{source.path}: not a SegPC-2021 archive, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
+        raise source.refusal("a SegPC-2021 archive", _LAYOUT)
     unlabelled_test = {key for key, cells in found.items() if key.startswith("test_") and not cells.masks}
     samples = {}
     for sample_id, cells in found.items():

@@ -112,6 +112,15 @@ class Source(ABC):
         """Return how an error message calls a file of this source."""
         return f"{self.path.name}: {name}"
 
+    def refusal(self, title: str, layout: str) -> DatasetError:
+        """Return the error for a source without any file of a dataset.
+
+        Args:
+            title: what it should have been, for example ``"a TNBC archive"``.
+            layout: the expected names.
+        """
+        return DatasetError(f"{self.path}: not {title}, expected {layout}; first file: {self.names[0]}.")
+
     def close(self) -> None:
         """Close the archive and those in it."""
         self._opened.close()
