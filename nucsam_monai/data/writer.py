@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -21,8 +22,12 @@ from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_directory
 from nucsam_monai.utils.parallel import map_in_order
 
-# An id is a file name on every operating system.
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._()+-]{0,199}(?<![ .])")
+# What some operating system has no file name for, undecodable bytes (as surrogates) and hidden names included.
+_NOT_IN_AN_ID = re.compile(
+    r"""[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]|^\.|[ .]+$|^(?=(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))""",
+    re.IGNORECASE,
+)
+_LONGEST_ID_BYTES = 240  # leaves room for a suffix
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,28 @@ class WrittenSample:
     dropped: Mapping[str, int]
 
 
+def sample_id_of(name: str) -> str:
+    """Return a name as a sample id: the same, with ``_`` for what is not a file name on every operating system.
+
+    Example:
+        >>> sample_id_of("(2) Fall_Müller"), sample_id_of("10:30 h.")
+        ('(2) Fall_Müller', '10_30 h_')
+    """
+    return _NOT_IN_AN_ID.sub("_", unicodedata.normalize("NFC", name))
+
+
 def check_sample_id(sample_id: str) -> None:
     """Check that an id can be a file name.
 
     Raises:
         DatasetError: it can not.
     """
-    if not _SAFE_ID.fullmatch(sample_id):
-        raise DatasetError(f"sample id {sample_id!r}: not usable as a file name.")
+    usable = sample_id and sample_id_of(sample_id) == sample_id
+    if not usable or len(sample_id.encode()) > _LONGEST_ID_BYTES:
+        raise DatasetError(
+            f"sample id {sample_id!r}: not usable as a file name on every system, expected 1 to {_LONGEST_ID_BYTES} "
+            "bytes without special characters. Rename the image."
+        )
 
 
 def write_sample(root: Path, sample_id: str, sample: Sample, class_names: tuple[str, ...]) -> WrittenSample:
@@ -150,12 +169,16 @@ class SplitCounts:
 class DatasetWriter:
     """Write a dataset folder as its samples come.
 
-    Everything goes to a hidden folder beside ``folder`` which takes its name when the ``with`` block ends
+    Everything goes to a hidden folder next to ``folder`` which takes its name when the ``with`` block ends
     without an error; otherwise nothing is left.
 
     Args:
         folder: the dataset folder; it must not exist or be empty.
         metadata: what is known before the first sample; see :meth:`note` for what is known after the last.
+
+    Attributes:
+        dropped: ``{why: how many}`` annotations so far that are not in the instance maps.
+        most_nuclei: nuclei of the sample that has most so far.
 
     Raises:
         DatasetError: on entry, ``folder`` holds something already; on exit, no sample was written, or a
@@ -176,6 +199,7 @@ class DatasetWriter:
         self._ids: set[str] = set()
         self._group_splits: dict[str, str] = {}
         self._notes: dict[str, Any] = {}
+        self.most_nuclei = 0
         protocol = metadata.protocols[metadata.protocol] if metadata.protocol else None
         self._split_of_id = protocol.split_of_id() if protocol else {}
         self._keeps_groups = protocol is None or not protocol.divides_groups
@@ -293,6 +317,7 @@ class DatasetWriter:
         item |= {key: value for key, value in facts.items() if value is not None}
         self._items[split].append(item)
         self._nuclei[split] += written.nuclei
+        self.most_nuclei = max(self.most_nuclei, written.nuclei)
 
     def _write_json(self) -> None:
         if not self._ids:

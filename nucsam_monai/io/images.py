@@ -69,7 +69,8 @@ SUPPORTED_SUFFIXES = tuple(_FORMAT_OF_SUFFIX)
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one image as RGB.
 
-    Rows are y and columns are x for every format; see :mod:`nucsam_monai.io.decoders`. Alpha is dropped.
+    Rows are y and columns are x for every format, and an EXIF orientation is applied; see
+    :mod:`nucsam_monai.io.decoders`. Alpha is dropped.
     Values of other types than uint8 follow :func:`nucsam_monai.io.images.to_rgb_uint8`.
 
     Args:

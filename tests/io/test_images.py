@@ -3,13 +3,14 @@ import logging
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nucsam_monai.io import SUPPORTED_SUFFIXES, find_images, output_stems, read_image
 from nucsam_monai.io.images import to_rgb_uint8
@@ -96,6 +97,40 @@ def test_tiff_of_16_bit_rgba_drops_alpha_before_the_range_is_taken(tmp_path: Pat
     pixels = np.concatenate([RGB.astype(np.uint16) * 16, np.full((7, 11, 1), 65_535, np.uint16)], axis=-1)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), to_rgb_uint8(pixels[..., :3], "a"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", {}),
+        (".jpg", {"quality": 100, "subsampling": 0}),
+        (".tif", {}),
+        (".tif", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_exif_orientation_is_applied_once(
+    tmp_path: Path, suffix: str, options: dict[str, Any], orientation: int
+) -> None:
+    stored = np.zeros((16, 24, 3), np.uint8)
+    stored[:8, :8], stored[8:, 16:] = (255, 0, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(stored).save(tmp_path / f"a{suffix}", exif=exif, **options)
+    turned = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(stored),
+    }[orientation]
+    found = read_image(tmp_path / f"a{suffix}")
+    assert found.shape == turned.shape
+    np.testing.assert_allclose(found.astype(int), turned, atol=8)
+    assert found.flags.c_contiguous
 
 
 def test_thumbnail_after_the_image_is_ignored_and_a_stack_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class ConversionSummary:
         splits: images and nuclei per split.
         dropped: ``{why: how many}`` annotations that are not in the instance maps.
         protocol: the named split.
+        most_nuclei: nuclei of the image that has most.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class ConversionSummary:
     splits: Mapping[str, SplitCounts]
     dropped: Mapping[str, int] = field(default_factory=dict)
     protocol: str | None = None
+    most_nuclei: int = 0
 
 
 def write_dataset(
@@ -133,7 +135,9 @@ def write_dataset(
     with DatasetWriter(output_dir, metadata) as writer:
         writer.add_by_protocol(with_progress(jobs, info.name, "image", total), workers=workers)
         writer.note(dropped=dict(writer.dropped))
-    return ConversionSummary(Path(output_dir), info.name, writer.counts, dict(writer.dropped), chosen)
+    return ConversionSummary(
+        Path(output_dir), info.name, writer.counts, dict(writer.dropped), chosen, writer.most_nuclei
+    )
 
 
 Splits = Mapping[str, Iterable[str]]
