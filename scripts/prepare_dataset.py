@@ -12,7 +12,7 @@ Examples::
     python scripts/prepare_dataset.py validate data/monuseg
 
 A source may also be the folder unpacked from the archive, or a folder of several archives. ``folder`` takes
-images and label maps of one's own, paired by name. The options of one dataset are listed by
+your own images and label maps, paired by name. The options of one dataset are listed by
 ``python scripts/prepare_dataset.py dsb2018 --help``.
 """
 
@@ -97,7 +97,7 @@ def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
     return command
 
 
-def refuse_unknown(unknown: Iterable[str], permitted: Iterable[str]) -> None:
+def refuse_unknown(unknown: Iterable[str], known_names: Iterable[str]) -> None:
     """Complain about a misspelt option.
 
     Raises:
@@ -105,7 +105,7 @@ def refuse_unknown(unknown: Iterable[str], permitted: Iterable[str]) -> None:
     """
     for name in sorted(unknown):
         raise ConfigurationError(
-            f"unknown option --{name}; permitted are {', '.join(f'--{known}' for known in permitted)}."
+            f"unknown option --{name}; expected {', '.join(f'--{known}' for known in known_names)}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The dataset folder: reading, writing, validating and splitting it."""
+"""Read, write, validate and split dataset folders."""
 
 from nucsam_monai.data.dataset import (
     Dataset,

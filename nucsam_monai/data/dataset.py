@@ -32,13 +32,13 @@ class DatasetMetadata:
         modality: stain or microscopy, in words.
         magnification: objective magnification (``40.0`` for 40x); None where mixed or unknown.
         mpp: micrometres per pixel; None where mixed or unknown.
-        class_names: names that class ids index from 0; ``("nucleus",)`` where there are no classes.
+        class_names: names that class ids index from 0; ``("nucleus",)`` without classes.
         licence: licence of images and annotation.
         citation: what to cite.
         source: ``{file name: sha256}`` of what it was made from.
         conversion: options and counts of the conversion, for the reader of ``dataset.json``.
         protocols: the named splits of the dataset.
-        protocol: the one that ``dataset.json`` is split by; None where there are no named ones.
+        protocol: the one that ``dataset.json`` is split by; None without named ones.
     """
 
     name: str

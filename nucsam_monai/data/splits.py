@@ -64,7 +64,7 @@ def random_split(
         ids: sample ids, each once.
         fractions: ``{split name: fraction}`` with the sum 1.
         seed: seed of the permutation.
-        groups: ``{sample id: slide or patient}``; a sample without one is a group of its own.
+        groups: ``{sample id: slide or patient}``; a sample without one is its own group.
 
     Returns:
         ``{split name: sorted ids}`` with every name of ``fractions``.
@@ -159,7 +159,7 @@ def stratified_shuffle(
     _, stratum_of_sample, sizes = np.unique(list(strata), return_inverse=True, return_counts=True)
     training_count = math.floor(training_fraction * len(strata))
     training_sizes = _proportional_counts(sizes, training_count, random)
-    # What is left is drawn too, though there is no choice: it takes numbers from the generator.
+    # What is left is drawn too, although there is nothing to choose: it takes numbers from the generator.
     test_sizes = _proportional_counts(sizes - training_sizes, len(strata) - training_count, random)
     training, test = [], []
     for stratum, (first, second) in enumerate(zip(training_sizes, test_sizes, strict=True)):

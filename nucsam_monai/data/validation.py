@@ -1,4 +1,4 @@
-"""Checking every file of a dataset folder, and saying everything that is wrong at once."""
+"""Check every file of a dataset folder and report everything that is wrong at once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

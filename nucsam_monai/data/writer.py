@@ -68,7 +68,7 @@ class SampleJob:
 
     @property
     def facts(self) -> dict[str, str | None]:
-        """What an item says of the sample beside its files."""
+        """Tissue, group and fold, as an item of ``dataset.json`` has them."""
         return {"tissue": self.tissue, "group": self.group, "fold": self.fold}
 
 

@@ -1,4 +1,4 @@
-"""Reading images and writing what was found in them."""
+"""Read images and label maps, and write what was found in them."""
 
 from nucsam_monai.io.geojson import nuclei_features, write_geojson
 from nucsam_monai.io.images import (

@@ -1,4 +1,4 @@
-"""Decoders of single-plane images: each returns ``(H, W)`` or ``(H, W, 3)`` pixels of the file's own type.
+"""Decode single-plane images: every decoder returns ``(H, W)`` or ``(H, W, 3)`` pixels of the file's own type.
 
 Rows are y, counted downwards, and columns are x in every format. NIfTI, NRRD and MetaImage store x first
 (array axis 0 is x); their decoders swap the two. The EXIF orientation of PNG, JPEG and TIFF files is applied, so that
@@ -43,10 +43,10 @@ _PHOTOMETRIC_RGB = 2
 
 
 def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image that is larger than permitted, before memory is taken for its pixels."""
+    """Refuse an image that is larger than allowed, before memory is taken for its pixels."""
     if width * height > max_pixels:
         raise ImageReadError(
-            f"{where}: {width} x {height} pixels are more than the permitted {max_pixels}. "
+            f"{where}: {width} x {height} pixels are more than the allowed {max_pixels}. "
             "Cut the image into tiles, or raise max_pixels."
         )
 
@@ -54,8 +54,8 @@ def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: in
 def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
     """Return a decoder for one Pillow format; alpha is dropped, palettes and CMYK become RGB.
 
-    The plugin is called directly: ``PIL.Image.open`` would choose the format by content and has a limit on
-    pixels of its own that is global to the process.
+    The plugin is called directly: ``PIL.Image.open`` would choose the format by content and has its own limit on
+    pixels, which is global to the process.
     """
 
     def decode(path: Path, max_pixels: int) -> np.ndarray:

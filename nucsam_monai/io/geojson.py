@@ -161,7 +161,7 @@ class _Cracks(NamedTuple):
         owners: ``(n,)`` number of the mask.
         directions: ``(n,)`` 0 to 3.
         ends: ``(n, 2)`` x and y of the corner where it ends.
-        following: ``(n,)`` number of the crack that goes on there.
+        following: ``(n,)`` number of the crack that follows there.
         straight: ``(n,)`` whether that one has the same direction.
         touching: ``(masks,)`` see :class:`_BoundaryRings`.
     """

@@ -262,6 +262,6 @@ def _to_uint8(pixels: np.ndarray, source: str) -> np.ndarray:
         half_range = highest / 2 - lowest / 2
         offset, gain = lowest, 127.5 / half_range if half_range > 0 else 0.0
     if np.isinf(gain) or np.isinf(highest - offset):
-        raise ImageReadError(f"{source}: values from {lowest:g} to {highest:g} are no light intensities.")
+        raise ImageReadError(f"{source}: values from {lowest:g} to {highest:g} are not light intensities.")
     scaled = (pixels.astype(np.float64) - offset) * gain
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -50,7 +50,7 @@ def read_npy_header(file: IO[bytes]) -> NpyHeader:
     Versions 1 and 2 of the format are read; a later one is only used for records with named fields.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
     version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
     reader = _NPY_HEADER_READERS.get(version)
@@ -106,7 +106,7 @@ def _decode_npy(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
     """Decode an array of numbers; nothing is unpickled.
 
     Raises:
-        ImageReadError: it is no such array, or too large.
+        ImageReadError: it is not such an array, or too large.
     """
     if file.read(2) == b"PK":
         raise ImageReadError(
@@ -131,7 +131,7 @@ def _decode_mat(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
     """Decode the variable ``inst_map``, or else the only 2-D array of numbers, of a MATLAB file.
 
     Raises:
-        ImageReadError: there is no such array, it is too large, or the file is of version 7.3.
+        ImageReadError: it has no such array, it is too large, or the file is of version 7.3.
     """
     import scipy.io
     from scipy.io.matlab import MatReadError
@@ -212,7 +212,7 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
     ====================  =====================================================================
     ``.png``, ``.bmp``    1 to 16 bits; the values of a palette image are its indices
     ``.tif``, ``.tiff``   integers of any width, or floats that hold whole numbers
-    ``.npy``              likewise; files that need unpickling are refused
+    ``.npy``              the same; files that need unpickling are refused
     ``.mat``              the variable ``inst_map``, or else the only 2-D array of numbers
     ====================  =====================================================================
 
@@ -228,7 +228,7 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
 
     Raises:
         ImageReadError: the file is missing, damaged, of another type or shape, larger than ``max_pixels``, or
-            has values that are no ids (fractions, negative, above 2^31 - 1).
+            has values that are not ids (fractions, negative, above 2^31 - 1).
 
     Example:
         >>> read_label_map("predictions/slide1.npy").max()  # doctest: +SKIP
@@ -341,7 +341,7 @@ def _as_ids(values: NDArray[Any], where: str) -> NDArray[np.int32]:
     if plane.size and (plane.min() < 0 or plane.max() > _LARGEST_ID):
         raise ImageReadError(
             f"{where}: ids from {plane.min()} to {plane.max()}, expected 0 (background) to {_LARGEST_ID}. "
-            "Number the nuclei anew."
+            "Renumber the nuclei."
         )
     return np.ascontiguousarray(plane, dtype=np.int32)
 
@@ -354,6 +354,6 @@ def _one_channel(values: NDArray[Any], where: str) -> NDArray[Any]:
     if plane.ndim != 2:
         raise ImageReadError(
             f"{where}: expected one id per pixel (H, W), found shape {values.shape}. Colours or several maps in "
-            "one file are no label map; export the instance map alone."
+            "one file are not a label map; export the instance map alone."
         )
     return plane

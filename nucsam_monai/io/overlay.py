@@ -1,4 +1,4 @@
-"""Draw the outlines of nuclei on their image, also by outcome beside the ground truth."""
+"""Draw the outlines of nuclei on their image, also by outcome next to the ground truth."""
 
 import math
 from collections.abc import Collection
@@ -156,7 +156,7 @@ def comparison_overlay(
     matched_predicted: Collection[int],
     criterion: str = "IoU > 0.5",
 ) -> np.ndarray:
-    """Put the image, the ground truth and the prediction beside each other, outlines coloured by outcome.
+    """Put the image, the ground truth and the prediction side by side, outlines coloured by outcome.
 
     Small images are enlarged by a whole factor so that outlines stay crisp and captions fit.
 

@@ -262,7 +262,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
 
 
 class RandSuperpixelsd(RandomizableTransform, MapTransform):
-    """Give a random share of an image's superpixels their mean colour (PromptNucSeg, training of the segmentor).
+    """Give a random share of an image's superpixels their mean colour (PromptNucSeg, training of the segmenter).
 
     The superpixels are those of SLIC (Achanta et al., 2012), found in a reduced copy of the image; those that are
     not replaced keep their full detail. Instance maps stay as they are.
@@ -390,7 +390,7 @@ def zoom_blur(image: Tensor, factors: Tensor) -> Tensor:
 class RandGridShuffled(RandomizableTransform, MapTransform):
     """Cut image and instances into ``n x n`` cells of equal size and exchange these at random.
 
-    Parts of a nucleus in different cells are scattered. Each becomes a nucleus of its own with the class of
+    Parts of a nucleus in different cells are scattered. Each becomes a separate nucleus with the class of
     the whole, as at the border of a crop; the item's ``classes_key`` gains their ids where there are classes.
     Rows and columns that are left over at the bottom and right stay where they are, as cells of their own. An
     image of fewer pixels than cells along a side stays as it is.
@@ -456,7 +456,7 @@ def shuffle_cells(pixels: Tensor, order: Tensor, grid: int) -> Tensor:
 
 
 def _one_id_per_part(instances: Tensor, grid: int) -> tuple[Tensor, dict[int, int]]:
-    """Number the parts of nuclei in each cell of a ``(1, H, W)`` map anew; return ``{new id: old id}`` too."""
+    """Renumber the parts of nuclei in each cell of a ``(1, H, W)`` map; return ``{new id: old id}`` too."""
     height, width = instances.shape[-2:]
     row = np.minimum(np.arange(height) // (height // grid), grid)
     column = np.minimum(np.arange(width) // (width // grid), grid)
@@ -473,7 +473,7 @@ _ENDLESS = 1 << 31
 
 
 class AugmentedCopiesd(Randomizable, Transform):
-    """Give one of a fixed number of augmented copies of an item, chosen anew each time.
+    """Give one of a fixed number of augmented copies of an item, chosen at random each time.
 
     Copy k of an item is the same in every epoch, process and run, to the last bit. So a frozen encoder sees it
     once only: :class:`~nucsam_monai.networks.sam.EmbeddingCache` finds it again. Random transforms after this

@@ -50,7 +50,7 @@ class ProbabilityToInstancesd(MapTransform):
             threshold.
 
     Raises:
-        ConfigurationError: unknown ``instances`` or ``distance_rule``, a threshold that is no number, or a distance
+        ConfigurationError: unknown ``instances`` or ``distance_rule``, a threshold that is not a number, or a distance
             below one pixel; or, when called, a
             probability that has not the channels of the rule.
     """

@@ -116,7 +116,7 @@ class NucleusPromptsd(Randomizable, MapTransform):
 
     Args:
         keys: the instance map ``(1, H, W)``; of several only the last one's prompts stay.
-        max_masks: number of nuclei that are chosen at random, or all where there are no more; None takes all.
+        max_masks: number of nuclei that are chosen at random, or all if there are no more; None takes all.
         point: ``random`` draws any pixel of the nucleus; ``centroid`` takes its centroid, or the nucleus's
             pixel nearest to it.
         negatives: number K of negatives of each nucleus; fewer neighbours are padded with label -1.
@@ -131,7 +131,7 @@ class NucleusPromptsd(Randomizable, MapTransform):
         DatasetError: when called, a nucleus without a class.
 
     The item gains ``points`` ``(Z, 1 + K, 2)`` float32, ``point_labels`` ``(Z, 1 + K)`` int64, ``masks``
-    ``(Z, H, W)`` uint8 and, with classes, ``class_ids`` ``(Z,)`` int64; Z is 0 where there are no nuclei.
+    ``(Z, H, W)`` uint8 and, with classes, ``class_ids`` ``(Z,)`` int64; Z is 0 without nuclei.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ def prompt_with_neighbours(points: np.ndarray, chosen: np.ndarray, negatives: in
 
 
 class FoundNuclei(NamedTuple):
-    """What a detector found in one image.
+    """The nuclei that a detector found in one image.
 
     Attributes:
         points: ``(n, k, 2)`` float32 as (x, y) in pixels: the point of each nucleus, and for a detector of boxes
@@ -389,7 +389,7 @@ class MatchedPromptsd(Randomizable, MapTransform):
 
     Args:
         keys: the instance map ``(1, H, W)``; of several only the last one's prompts stay.
-        max_nuclei: nuclei that are chosen at random, or all where there are no more; the paper has 25.
+        max_nuclei: nuclei that are chosen at random, or all if there are no more; the paper has 25.
         prompts: see :data:`TrainingPrompts`; ``predicted`` and ``mixed`` need the item's ``found_points`` and
             ``found_scores`` of :class:`~nucsam_monai.transforms.AugmentWithFoundd`.
         prompt: ``point``, or ``box``: the found box around the nucleus' point, or in place of its centroid the

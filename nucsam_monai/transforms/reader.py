@@ -18,7 +18,7 @@ from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 
 class NucleiImageReader(ImageReader):
-    """Every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
+    """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
 
     ``LoadImage`` answers any failure of :meth:`read` by trying MONAI's own readers, of which some would
     return the image transposed, and reports none of the reasons as an exception. The file is therefore
@@ -105,7 +105,7 @@ def _check_scale(image: Tensor) -> None:
     if image.ndim != 3 or image.shape[0] != 3:
         raise ConfigurationError(f"image: expected RGB (3, H, W), found {tuple(image.shape)}.")
     lowest, highest = float(image.min()), float(image.max())
-    # Whole numbers up to 1 are a nearly black image, for example a crop beside all nuclei.
+    # Whole numbers up to 1 are a nearly black image, for example a crop without nuclei.
     from_unit_scale = highest <= 1 and image.is_floating_point() and bool((image != image.round()).any())
     if not (lowest >= -_INTERPOLATION and highest <= 255 + _INTERPOLATION) or from_unit_scale:
         raise ConfigurationError(

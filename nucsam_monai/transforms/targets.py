@@ -94,7 +94,7 @@ def nucleus_distance(instances: np.ndarray) -> np.ndarray:
 
     This is the Euclidean distance to the nearest pixel outside of the nucleus, divided by its maximum in that nucleus
     (Naylor et al., "Segmentation of Nuclei in Histopathology Images by Deep Regression of the Distance Map", 2019,
-    who leave out the division). The image's border does not bound a nucleus: what is cut there goes on.
+    who leave out the division). The image's border does not bound a nucleus: what is cut there continues.
 
     Args:
         instances: ``(H, W)`` integers, 0 = background.

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: write beside, flush, rename."""
+"""Write files that are complete or not there: write next to the target, flush, rename."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ _JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    r"""Give a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
+    r"""Give a temporary path next to ``path`` that becomes ``path`` when the block ends without an error.
 
     The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
     folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
@@ -39,7 +39,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` that becomes ``path`` when the block ends without an error.
+    """Give a temporary folder next to ``path`` that becomes ``path`` when the block ends without an error.
 
     Raises:
         FileExistsError: ``path`` exists and is not an empty folder.

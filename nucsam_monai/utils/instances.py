@@ -21,7 +21,7 @@ _SMOOTHING_PX = 1.0  # a ragged outline gives the distance transform several max
 
 @dataclass(frozen=True)
 class DistanceRule:
-    """How a learned distance map parts the foreground. Lengths are pixels of the map.
+    """Thresholds of the parting of a foreground by a learned distance map. Lengths are pixels of the map.
 
     Attributes:
         threshold: a pixel is foreground from this probability on.
@@ -191,7 +191,7 @@ def _centres(height: np.ndarray, components: np.ndarray, min_distance_px: int) -
     """Return the rows and columns ``(2, n)`` of the maxima in each component that may have several.
 
     These are the results of scikit-image's ``peak_local_max`` with a label for each component, which searches one
-    component after the other: only summits are looked at here, and alone only those beside another component's. A
+    component after the other: only summits are looked at here, and alone only those next to another component's. A
     component of one height has none.
     """
     summits = (height == _dilated(height, 1)) & (components > 0)

@@ -82,7 +82,7 @@ def areas_px(runs: LabelRuns, ranks: NDArray[np.int64], count: int) -> NDArray[n
 
 
 class Moments(NamedTuple):
-    """What each of ``k`` runs adds to the centre of its instance; sums of integers, so that they are exact.
+    """Contribution of each of ``k`` runs to the centre of its instance; sums of integers, so that they are exact.
 
     Attributes:
         doubled_x: ``(k,)`` float64 twice the sum of the columns of its pixels.

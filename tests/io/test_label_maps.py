@@ -113,14 +113,14 @@ REFUSED = {
     ),
     "nan.npy": (lambda path: np.save(path, np.array([[0, np.nan]])), "NaN"),
     "negative.npy": (lambda path: np.save(path, np.array([[0, -1]])), "ids from -1 to 0"),
-    "beyond.npy": (lambda path: np.save(path, np.array([[0, 2**31]])), "Number the nuclei anew"),
+    "beyond.npy": (lambda path: np.save(path, np.array([[0, 2**31]])), "Renumber the nuclei"),
     "stack.npy": (lambda path: np.save(path, np.zeros((2, 5, 5), int)), r"\(2, 5, 5\)"),
     "texts.npy": (lambda path: np.save(path, np.array([["a"]])), "integer ids"),
     "objects.npy": (lambda path: np.save(path, {"inst_map": LABELS}, allow_pickle=True), "never loaded"),
     "rubbish.npy": (lambda path: path.write_bytes(b"no array"), "not a .npy file"),
     "huge.npy": (
         lambda path: path.write_bytes(npy(LABELS).replace(b"(3, 4), }           ", b"(99999, 99999999), }")),
-        "more than the permitted",
+        "more than the allowed",
     ),
     "cut.npy": (lambda path: path.write_bytes(npy(LABELS)[:-8]), "damaged"),
     "archive.npy": (
@@ -203,7 +203,7 @@ def test_large_maps_are_refused(tmp_path: Path, suffix: str) -> None:
     else:
         Image.fromarray(LABELS.astype(np.uint8)).save(path)
     assert read_label_map(path, max_pixels=12).shape == (3, 4)
-    with pytest.raises(ImageReadError, match="more than the permitted 11"):
+    with pytest.raises(ImageReadError, match="more than the allowed 11"):
         read_label_map(path, max_pixels=11)
 
 

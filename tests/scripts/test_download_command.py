@@ -50,7 +50,7 @@ def test_from_the_server_to_a_dataset_folder(
         (["monuseg"], "only dsb2018, tnbc can be downloaded"),
         (
             ["dsb2018", "--output_dri", "x"],
-            "unknown option --output_dri; permitted are --dataset, --output_dir",
+            "unknown option --output_dri; expected --dataset, --output_dir",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""CoNIC (Lizard): H&E patches of colon at 20x with six classes of nuclei, as arrays and a table of patches."""
+"""Convert CoNIC (Lizard): H&E patches of colon at 20x with six classes of nuclei, as arrays and a table of patches."""
 
 import csv
 import io

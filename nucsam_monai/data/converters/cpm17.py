@@ -1,4 +1,4 @@
-"""CPM-17: H&E tiles of four kinds of tumours with instance maps in ``.mat`` files."""
+"""Convert CPM-17: H&E tiles of four kinds of tumours with instance maps in ``.mat`` files."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""2018 Data Science Bowl, stage 1 (BBBC038): one folder per image, one binary PNG per nucleus."""
+"""Convert the 2018 Data Science Bowl, stage 1 (BBBC038): one folder per image, one binary PNG per nucleus."""
 
 import re
 from collections import Counter

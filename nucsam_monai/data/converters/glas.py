@@ -1,4 +1,4 @@
-"""GlaS: glands in H&E of benign and malignant colon tissue, the challenge of MICCAI 2015."""
+"""Convert GlaS: glands in H&E of benign and malignant colon tissue, the challenge of MICCAI 2015."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ _PARTS = {"train": "train", "testa": "testA", "testb": "testB"}
 
 @dataclass(frozen=True)
 class _Grade:
-    """What ``Grade.csv`` says of an image."""
+    """An entry of ``Grade.csv``."""
 
     patient: str
     grade: str
@@ -83,7 +83,7 @@ def convert(
         workers: processes that decode and write.
 
     Raises:
-        ConfigurationError: an option is not permitted, or the source has no images for the protocol.
+        ConfigurationError: an option is out of range, or the source has no images for the protocol.
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     with open_source(source) as opened:

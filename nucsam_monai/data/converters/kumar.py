@@ -1,4 +1,4 @@
-"""Kumar: the 30 H&E images of the first release of MoNuSeg with instance maps, in three parts."""
+"""Convert Kumar: the 30 H&E images of the first release of MoNuSeg with instance maps, in three parts."""
 
 import re
 from collections.abc import Iterator, Mapping

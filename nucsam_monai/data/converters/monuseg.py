@@ -93,7 +93,7 @@ _MEMBER = re.compile(r"(?:.*/)?(?P<id>TCGA-[^/]+)\.(?P<kind>tif|tiff|xml)", re.I
 
 @dataclass(frozen=True)
 class _Annotated:
-    """Where one image lies, and what is annotated in it."""
+    """An image and its annotated regions."""
 
     source: Source
     image: str
@@ -127,7 +127,7 @@ def convert(
         workers: processes that decode and write.
 
     Raises:
-        ConfigurationError: an option is not permitted.
+        ConfigurationError: an option is unknown or out of range.
         DatasetError: a source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     if overlap not in get_args(Overlap):
@@ -144,7 +144,7 @@ def convert(
         mixed = sorted(sample.image for sample in samples.values() if "test" in sample.image.lower())
         if mixed:  # an archive or folder of that name
             raise DatasetError(
-                f"{source}: {len(mixed)} images for testing beside those for training, first {mixed[0]}. {_APART}"
+                f"{source}: {len(mixed)} images for testing next to those for training, first {mixed[0]}. {_APART}"
             )
         tests: dict[str, _Annotated] = {}
         if test_source:

@@ -1,4 +1,4 @@
-"""NuCLS tiles as folders of images, instance maps and class maps, with the splits as given."""
+"""Convert NuCLS tiles: folders of images, instance maps and class maps, with the splits as given."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""NuInsSeg: H&E of 31 human and mouse organs, one folder per organ."""
+"""Convert NuInsSeg: H&E of 31 human and mouse organs, one folder per organ."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Pairing images with their label maps by name, and telling the parts of a dataset apart."""
+"""Pair images with their label maps by name, and tell the parts of a dataset apart."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""PanNuke: three folds of H&E patches of 19 tissues, as arrays with one channel of ids per class."""
+"""Convert PanNuke: three folds of H&E patches of 19 tissues, as arrays with one channel of ids per class."""
 
 import logging
 import re

@@ -26,7 +26,7 @@ def parse_xml(content: bytes, where: str) -> ET.Element:
         where: its name, for messages.
 
     Raises:
-        DatasetError: it is no XML, or it has a document type.
+        DatasetError: it is not XML, or it has a document type.
     """
     try:
         root = ET.parse(io.BytesIO(content), ET.XMLParser(target=_Builder())).getroot()  # noqa: S314

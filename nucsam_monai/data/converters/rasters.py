@@ -93,7 +93,7 @@ def decode_first_channel(content: bytes, where: str) -> np.ndarray:
 
 @contextmanager
 def _reading_errors() -> Iterator[None]:
-    """A file that cannot be read is, in an archive of a dataset, an error of that dataset."""
+    """Raise a file that cannot be read as an error of the dataset that holds it."""
     try:
         yield
     except ImageReadError as error:
@@ -178,7 +178,7 @@ def open_npy(source: Source, name: str) -> Iterator[NpyRows]:
     """Open an array of a source.
 
     Raises:
-        DatasetError: it is no ``.npy`` file, is truncated, or holds Python objects.
+        DatasetError: it is not a ``.npy`` file, is truncated, or holds Python objects.
 
     Example:
         >>> with open_npy(source, "Fold 1/images/fold1/images.npy") as images:  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""SegPC-2021: plasma cells in stained bone marrow, one mask per cell with its nucleus and cytoplasm."""
+"""Convert SegPC-2021: plasma cells in stained bone marrow, one mask per cell with its nucleus and cytoplasm."""
 
 import re
 from collections import Counter
@@ -105,7 +105,7 @@ def convert(
         workers: processes that decode and write; each takes up to about 200 MB.
 
     Raises:
-        ConfigurationError: an option is not permitted, or the source has no images for the protocol.
+        ConfigurationError: an option is unknown, or the source has no images for the protocol.
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     if target not in get_args(Target):

@@ -1,4 +1,4 @@
-"""Walking a downloaded archive or an unpacked folder, whatever it holds, archives in archives included."""
+"""Walk a downloaded archive or an unpacked folder, archives in archives included."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""TNBC: H&E of triple-negative breast cancer with binary masks, one folder per slide."""
+"""Convert TNBC: H&E of triple-negative breast cancer with binary masks, one folder per slide."""
 
 import re
 from collections.abc import Iterator

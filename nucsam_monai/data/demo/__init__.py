@@ -1,4 +1,4 @@
-"""Synthetic microscopy to train and test on without a download: four domains and one held out.
+"""Draw synthetic microscopy to train and test on without a download: four domains and one held out.
 
 Example:
     >>> from nucsam_monai.data.demo import demo_dataset_dir
