@@ -255,7 +255,7 @@ class Segmenter:
         Args:
             image: an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, an image of Pillow, or a list of these.
                 Alpha is dropped; values of other types than uint8 follow
-                :func:`nucsam_monai.io.intensity.to_rgb_uint8`.
+                :func:`nucsam_monai.io.images.to_rgb_uint8`.
             points: ``(n, 2)`` (x, y) in pixels, one on each nucleus.
             boxes: ``(n, 4)`` (x_min, y_min, x_max, y_max) in pixels, one around each nucleus.
             domain: of the image, for methods with domains; None where it is unknown.

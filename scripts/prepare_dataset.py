@@ -12,7 +12,7 @@ Examples::
     python scripts/prepare_dataset.py validate data/monuseg
 
 A source may also be the folder unpacked from the archive, or a folder of several archives. ``folder`` takes
-images and label maps of one's own, paired by name. The options of one dataset are listed by
+your own images and label maps, paired by name. The options of one dataset are listed by
 ``python scripts/prepare_dataset.py dsb2018 --help``.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data.converters import CONVERTERS, ConversionSummary, folder
-from nucsam_monai.data.converters.hosted_files import HOSTED_FILES, hosted_file
+from nucsam_monai.data.download import HOSTED_FILES, hosted_file
 from nucsam_monai.data.download import download as download_file
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
@@ -51,7 +51,7 @@ def list_datasets() -> str:
 def download(dataset: str, output_dir: str = "downloads", **unknown: object) -> str:
     """Download the archive of an openly hosted dataset (dsb2018, tnbc), and say how to convert it.
 
-    An interrupted download goes on when the command is repeated.
+    An interrupted download leaves nothing behind and starts from the beginning when the command is repeated.
     """
     refuse_unknown(unknown, ("dataset", "output_dir"))
     hosted = hosted_file(str(dataset))
@@ -97,7 +97,7 @@ def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
     return command
 
 
-def refuse_unknown(unknown: Iterable[str], permitted: Iterable[str]) -> None:
+def refuse_unknown(unknown: Iterable[str], known_names: Iterable[str]) -> None:
     """Complain about a misspelt option.
 
     Raises:
@@ -105,7 +105,7 @@ def refuse_unknown(unknown: Iterable[str], permitted: Iterable[str]) -> None:
     """
     for name in sorted(unknown):
         raise ConfigurationError(
-            f"unknown option --{name}; permitted are {', '.join(f'--{known}' for known in permitted)}."
+            f"unknown option --{name}; expected {', '.join(f'--{known}' for known in known_names)}."
         )
 
 

@@ -1,16 +1,16 @@
-"""The dataset folder: reading, writing, validating and splitting it."""
+"""Read, write, validate and split dataset folders."""
 
 from nucsam_monai.data.dataset import (
     Dataset,
+    DatasetMetadata,
     class_names,
     find_datasets,
     load_items,
     read_dataset,
     training_domains,
 )
-from nucsam_monai.data.image_kinds import balanced_weights, image_kind
-from nucsam_monai.data.metadata import DatasetMetadata
 from nucsam_monai.data.splits import random_split
+from nucsam_monai.data.subset import balanced_weights, image_kind
 from nucsam_monai.data.validation import DatasetSummary, validate_dataset
 from nucsam_monai.data.writer import DatasetWriter
 

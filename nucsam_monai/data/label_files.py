@@ -1,4 +1,4 @@
-"""Reading and writing the three files of one sample: image, instance map and classes."""
+"""Read and write the three files of one sample: image, instance map and classes."""
 
 import json
 import struct

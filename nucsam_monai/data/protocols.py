@@ -1,4 +1,4 @@
-"""Named splits: which images a paper, a challenge or this package trains on, selects with and tests on."""
+"""Keep named splits: the images that a paper, a challenge or this package trains on, selects with and tests on."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,9 +1,15 @@
-"""A part of a split, for validations that shall not cost more than the training."""
+"""Choose which items of a split are used, and how often each is drawn."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from math import sqrt
+from typing import Any, Literal, TypeVar
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nucsam_monai.io import read_image
 from nucsam_monai.utils.errors import ConfigurationError
 
 Item = TypeVar("Item", bound=Mapping[str, object])
@@ -35,3 +41,64 @@ def first_of_each_domain(items: Sequence[Item], count: int | None) -> list[Item]
         if taken[item["domain"]] <= count:
             chosen.append(item)
     return chosen
+
+
+ImageKind = Literal["dark", "grey", "white_ground", "stained_ground"]
+
+_LOOK_PX = 64
+
+
+def image_kind(image: NDArray[np.uint8]) -> ImageKind:
+    """Tell the kind of an image from the typical brightness and colour of its ground.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+
+    Returns:
+        ``dark`` for fluorescence, ``grey`` for bright images without colour, ``white_ground`` and ``stained_ground``
+        for coloured stains on glass and on stained tissue.
+
+    Example:
+        >>> image_kind(np.zeros((8, 8, 3), dtype=np.uint8))
+        'dark'
+    """
+    pixels = cv2.resize(image, (_LOOK_PX, _LOOK_PX), interpolation=cv2.INTER_AREA).reshape(-1, 3).astype(int)
+    ground = np.median(pixels, axis=0)
+    if ground.mean() < 100:
+        return "dark"
+    if np.ptp(pixels, axis=1).mean() < 8:
+        return "grey"
+    return "white_ground" if ground.mean() > 190 and np.ptp(ground) < 25 else "stained_ground"
+
+
+def balanced_weights(items: Sequence[Mapping[str, Any]], crop_px: int) -> NDArray[np.float64]:
+    """Return how often to draw each training image, so that rare kinds are seen and large images count more.
+
+    Every domain is drawn alike. Within a domain, a kind is drawn in proportion to the square root of the number of
+    crops that it holds, and an image of it in proportion to its own number.
+
+    Args:
+        items: training items with ``image`` (path) and ``domain``.
+        crop_px: side of a crop.
+
+    Returns:
+        ``(n,)``, with sum 1.
+    """
+    groups, crops = [], []
+    for item in items:
+        image = read_image(item["image"])
+        groups.append((item["domain"], image_kind(image)))
+        crops.append(max(1.0, image.shape[0] * image.shape[1] / crop_px**2))
+    held: Counter[tuple[str, str]] = Counter()
+    for group, count in zip(groups, crops, strict=True):
+        held[group] += count  # type: ignore[assignment]
+    per_domain: Counter[str] = Counter()
+    for (domain, _), count in held.items():
+        per_domain[domain] += sqrt(count)  # type: ignore[assignment]
+    weights = np.array(
+        [
+            count / (sqrt(held[group]) * per_domain[group[0]])
+            for group, count in zip(groups, crops, strict=True)
+        ]
+    )
+    return weights / len(per_domain)

@@ -1,4 +1,4 @@
-"""Checking every file of a dataset folder, and saying everything that is wrong at once."""
+"""Check every file of a dataset folder and report everything that is wrong at once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from nucsam_monai.data.dataset import DATASET_FILE, FILE_KEYS, Dataset, read_dataset
-from nucsam_monai.data.junk import is_junk
 from nucsam_monai.data.label_files import read_classes, read_image, read_instances
 from nucsam_monai.data.protocols import UNUSED
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import DatasetError
+from nucsam_monai.utils.files import is_junk
 
 _SHOWN_PROBLEMS = 20
 

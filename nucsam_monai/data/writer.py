@@ -1,10 +1,12 @@
-"""Writing a dataset folder sample by sample; it appears whole or not at all."""
+"""Write a dataset folder sample by sample; it appears whole or not at all."""
 
 import json
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +14,148 @@ from typing import Any
 
 import numpy as np
 
-from nucsam_monai.data.dataset import DATASET_FILE, relative_items
-from nucsam_monai.data.metadata import DatasetMetadata
+from nucsam_monai.data.dataset import DATASET_FILE, DatasetMetadata, relative_items
+from nucsam_monai.data.label_files import renumber, write_classes, write_image, write_instances
 from nucsam_monai.data.protocols import UNUSED
-from nucsam_monai.data.samples import Sample, SampleJob, WrittenSample, check_sample_id, write_sample
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_directory
 from nucsam_monai.utils.parallel import map_in_order
+
+# What some operating system has no file name for, undecodable bytes (as surrogates) and hidden names included.
+_NOT_IN_AN_ID = re.compile(
+    r"""[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]|^\.|[ .]+$|^(?=(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))""",
+    re.IGNORECASE,
+)
+_LONGEST_ID_BYTES = 240  # leaves room for a suffix
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its annotation.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB.
+        instances: ``(H, W)`` non-negative integers, 0 = background, any ids.
+        classes: ``{id in instances: class id}`` for every instance, where the dataset has classes.
+        dropped: ``{why: how many}`` annotations that are not in ``instances``.
+    """
+
+    image: np.ndarray
+    instances: np.ndarray
+    classes: Mapping[int, int] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """A sample that is still to be decoded, perhaps in another process.
+
+    Attributes:
+        sample_id: file name of the sample without suffix.
+        decode: returns the sample; a :func:`functools.partial` of a module's function, which can be sent to
+            another process.
+        tissue: organ or tissue.
+        group: slide or patient, which a split should not divide.
+        fold: the fold of a published cross-validation that the sample belongs to.
+    """
+
+    sample_id: str
+    decode: Callable[[], Sample]
+    tissue: str | None = None
+    group: str | None = None
+    fold: str | None = None
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """Tissue, group and fold, as an item of ``dataset.json`` has them."""
+        return {"tissue": self.tissue, "group": self.group, "fold": self.fold}
+
+
+@dataclass(frozen=True)
+class WrittenSample:
+    """The files of one sample.
+
+    Attributes:
+        files: ``{"image" | "instances" | "classes": absolute path}``.
+        nuclei: number of instances.
+        dropped: see :class:`Sample`.
+    """
+
+    files: Mapping[str, str]
+    nuclei: int
+    dropped: Mapping[str, int]
+
+
+def sample_id_of(name: str) -> str:
+    """Return a name as a sample id: the same, with ``_`` for what is not a file name on every operating system.
+
+    Example:
+        >>> sample_id_of("(2) Fall_Müller"), sample_id_of("10:30 h.")
+        ('(2) Fall_Müller', '10_30 h_')
+    """
+    return _NOT_IN_AN_ID.sub("_", unicodedata.normalize("NFC", name))
+
+
+def check_sample_id(sample_id: str) -> None:
+    """Check that an id can be a file name.
+
+    Raises:
+        DatasetError: it can not.
+    """
+    usable = sample_id and sample_id_of(sample_id) == sample_id
+    if not usable or len(sample_id.encode()) > _LONGEST_ID_BYTES:
+        raise DatasetError(
+            f"sample id {sample_id!r}: not usable as a file name on every system, expected 1 to {_LONGEST_ID_BYTES} "
+            "bytes without special characters. Rename the image."
+        )
+
+
+def write_sample(root: Path, sample_id: str, sample: Sample, class_names: tuple[str, ...]) -> WrittenSample:
+    """Write image, instance map with contiguous ids, and classes below ``root``.
+
+    Raises:
+        DatasetError: the sample contradicts the format.
+    """
+    _check_sample(sample_id, sample)
+    contiguous, new_ids = renumber(sample.instances)
+    image_file = root / "images" / f"{sample_id}.png"
+    write_image(image_file, sample.image)
+    files = {
+        "image": str(image_file),
+        "instances": str(write_instances(root / "instances", sample_id, contiguous)),
+    }
+    if sample.classes is not None:
+        classes = _classes_by_new_id(sample_id, sample.classes, new_ids, class_names)
+        path = root / "classes" / f"{sample_id}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_classes(path, classes)
+        files["classes"] = str(path)
+    return WrittenSample(files, len(new_ids), sample.dropped)
+
+
+def _check_sample(sample_id: str, sample: Sample) -> None:
+    image, instances = sample.image, sample.instances
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DatasetError(f"{sample_id}: image is {image.dtype} {image.shape}, expected uint8 (H, W, 3).")
+    if instances.shape != image.shape[:2]:
+        raise DatasetError(f"{sample_id}: image is {image.shape[:2]}, instance map is {instances.shape}.")
+    if not np.issubdtype(instances.dtype, np.integer) or instances.min(initial=0) < 0:
+        raise DatasetError(f"{sample_id}: instance ids must be integers from 0, found {instances.dtype}.")
+
+
+def _classes_by_new_id(
+    sample_id: str, classes: Mapping[int, int], new_ids: Mapping[int, int], class_names: tuple[str, ...]
+) -> dict[int, int]:
+    without = sorted(set(new_ids) - set(classes))
+    if without:
+        raise DatasetError(f"{sample_id}: no class for instances {without[:5]} ({len(without)} in all).")
+    remapped = {new: int(classes[old]) for old, new in new_ids.items()}
+    if unknown := sorted(set(remapped.values()) - set(range(len(class_names)))):
+        raise DatasetError(
+            f"{sample_id}: class ids {unknown}, expected 0 to {len(class_names) - 1} ({', '.join(class_names)})."
+        )
+    return remapped
 
 
 @dataclass(frozen=True)
@@ -33,12 +169,16 @@ class SplitCounts:
 class DatasetWriter:
     """Write a dataset folder as its samples come.
 
-    Everything goes to a hidden folder beside ``folder`` which takes its name when the ``with`` block ends
+    Everything goes to a hidden folder next to ``folder`` which takes its name when the ``with`` block ends
     without an error; otherwise nothing is left.
 
     Args:
         folder: the dataset folder; it must not exist or be empty.
         metadata: what is known before the first sample; see :meth:`note` for what is known after the last.
+
+    Attributes:
+        dropped: ``{why: how many}`` annotations so far that are not in the instance maps.
+        most_nuclei: nuclei of the sample that has most so far.
 
     Raises:
         DatasetError: on entry, ``folder`` holds something already; on exit, no sample was written, or a
@@ -59,6 +199,7 @@ class DatasetWriter:
         self._ids: set[str] = set()
         self._group_splits: dict[str, str] = {}
         self._notes: dict[str, Any] = {}
+        self.most_nuclei = 0
         protocol = metadata.protocols[metadata.protocol] if metadata.protocol else None
         self._split_of_id = protocol.split_of_id() if protocol else {}
         self._keeps_groups = protocol is None or not protocol.divides_groups
@@ -176,6 +317,7 @@ class DatasetWriter:
         item |= {key: value for key, value in facts.items() if value is not None}
         self._items[split].append(item)
         self._nuclei[split] += written.nuclei
+        self.most_nuclei = max(self.most_nuclei, written.nuclei)
 
     def _write_json(self) -> None:
         if not self._ids:

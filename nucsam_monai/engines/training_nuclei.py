@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nucsam_monai.inferers.detected_points import DetectedPoints
 from nucsam_monai.inferers.point_finder import PointFinder
 from nucsam_monai.inferers.precision import autocast
-from nucsam_monai.transforms.found_points import FoundNuclei
+from nucsam_monai.transforms.prompts import FoundNuclei
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from nucsam_monai.inferers.semantic import (
     spatial_inferer,
 )
 from nucsam_monai.inferers.tile_point_finder import TilePointFinder, point_finder
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 
 __all__ = [
     "AutocastInferer",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucsam_monai.inferers.nucleus_masks import NucleusMasks
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 
 
 def paint(

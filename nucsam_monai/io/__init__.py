@@ -1,21 +1,25 @@
-"""Reading images and writing what was found in them."""
+"""Read images and label maps, and write what was found in them."""
 
-from nucsam_monai.io.comparison import comparison_overlay
-from nucsam_monai.io.evaluation import write_evaluation
 from nucsam_monai.io.geojson import nuclei_features, write_geojson
-from nucsam_monai.io.images import MAX_PIXELS, SUPPORTED_SUFFIXES, find_images, output_stems, read_image
-from nucsam_monai.io.intensity import to_rgb_uint8
-from nucsam_monai.io.label_image import write_label_image
+from nucsam_monai.io.images import (
+    MAX_PIXELS,
+    SUPPORTED_SUFFIXES,
+    find_images,
+    output_stems,
+    read_image,
+    to_rgb_uint8,
+)
 from nucsam_monai.io.label_maps import (
     LABEL_MAP_SUFFIXES,
     decode_label_channels,
     decode_label_map,
     read_label_map,
+    write_label_image,
 )
-from nucsam_monai.io.overlay import draw_prediction, encode_png, overlay_image, write_png
+from nucsam_monai.io.overlay import comparison_overlay, draw_prediction, encode_png, overlay_image, write_png
 from nucsam_monai.io.points_file import Point, points_by_id, read_points, require_inside
 from nucsam_monai.io.predictions import write_prediction
-from nucsam_monai.io.table import nuclei_rows, write_json, write_table
+from nucsam_monai.io.table import nuclei_rows, write_evaluation, write_json, write_table
 
 __all__ = [
     "LABEL_MAP_SUFFIXES",

@@ -1,8 +1,8 @@
-"""Decoders of single-plane images: each returns ``(H, W)`` or ``(H, W, 3)`` pixels of the file's own type.
+"""Decode single-plane images: every decoder returns ``(H, W)`` or ``(H, W, 3)`` pixels of the file's own type.
 
 Rows are y, counted downwards, and columns are x in every format. NIfTI, NRRD and MetaImage store x first
-(array axis 0 is x); their decoders swap the two. Directions and affines in headers and the EXIF orientation
-of photographs are not applied: pixels are where the file has them.
+(array axis 0 is x); their decoders swap the two. The EXIF orientation of PNG, JPEG and TIFF files is applied, so that
+images are as viewers show them; directions and affines in other headers are not.
 """
 
 import lzma
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import ImageFile, TiffImagePlugin
+from PIL import ExifTags, ImageFile, ImageOps, TiffImagePlugin
 
 from nucsam_monai.utils.errors import ImageReadError
 
@@ -43,10 +43,10 @@ _PHOTOMETRIC_RGB = 2
 
 
 def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image that is larger than permitted, before memory is taken for its pixels."""
+    """Refuse an image that is larger than allowed, before memory is taken for its pixels."""
     if width * height > max_pixels:
         raise ImageReadError(
-            f"{where}: {width} x {height} pixels are more than the permitted {max_pixels}. "
+            f"{where}: {width} x {height} pixels are more than the allowed {max_pixels}. "
             "Cut the image into tiles, or raise max_pixels."
         )
 
@@ -54,14 +54,15 @@ def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: in
 def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
     """Return a decoder for one Pillow format; alpha is dropped, palettes and CMYK become RGB.
 
-    The plugin is called directly: ``PIL.Image.open`` would choose the format by content and has a limit on
-    pixels of its own that is global to the process.
+    The plugin is called directly: ``PIL.Image.open`` would choose the format by content and has its own limit on
+    pixels, which is global to the process.
     """
 
     def decode(path: Path, max_pixels: int) -> np.ndarray:
         with plugin(path) as image:
             check_pixel_count(path, image.width, image.height, max_pixels)
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
             has_wide_values = image.mode in ("I", "F") or image.mode.startswith("I;16")
             return np.array(image if has_wide_values else image.convert("RGB"))
 
@@ -94,12 +95,25 @@ def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
         is_plain = page.photometric in (_PHOTOMETRIC_MINISBLACK, _PHOTOMETRIC_RGB) and page.bitspersample >= 8
         if is_plain:
             try:
-                return _samples_last(series.asarray(), series.axes, path)
+                pixels = _samples_last(series.asarray(), series.axes, path)
+                tag = page.tags.get(ExifTags.Base.Orientation)
+                return _upright(pixels, int(tag.value) if tag else 1)
             except ValueError as error:
                 # LZW, JPEG and others need a codec package; libtiff inside Pillow has them.
                 if "imagecodecs" not in str(error):
                     raise
     return _decode_tiff_with_pillow(path, max_pixels)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation (1 to 8, 1 is upright) to ``(H, W)`` or ``(H, W, C)``."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
 
 
 def _samples_last(pixels: np.ndarray, axes: str, path: Path) -> np.ndarray:

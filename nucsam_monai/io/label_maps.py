@@ -1,32 +1,205 @@
-"""Reading label maps that any tool wrote: image, NPY or MAT files whose values are ids."""
+"""Read label maps that any tool wrote (image, NPY or MAT files whose values are ids), and write label images."""
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
+from PIL import BmpImagePlugin, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from nucsam_monai.io.decoders import DECODER_FAILURES
-from nucsam_monai.io.images import MAX_PIXELS
-from nucsam_monai.io.label_decoders import (
-    decode_label_image,
-    decode_label_mat,
-    decode_label_npy,
-    decode_label_plane,
-)
-from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.io.decoders import DECODER_FAILURES, check_pixel_count
+from nucsam_monai.io.images import MAX_PIXELS, content_format
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+from nucsam_monai.utils.files import atomic_path
 
 _LARGEST_ID = int(np.iinfo(np.int32).max)
 _Decoder = Callable[[IO[bytes], str, int], NDArray[Any]]
+_PILLOW_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+_ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa", "RGBX"}
+_MAT_VARIABLE = "inst_map"  # the name in the files of HoVer-Net and of what follows its format
+_MAT_NUMBERS = {
+    "double",
+    "single",
+    "logical",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+}
+_NPY_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class NpyHeader(NamedTuple):
+    """Shape of an array, whether it is stored in Fortran order, and the type of its elements."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+
+
+def read_npy_header(file: IO[bytes]) -> NpyHeader:
+    """Read the header of a ``.npy`` file and leave the file at its first element.
+
+    Versions 1 and 2 of the format are read; a later one is only used for records with named fields.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+    reader = _NPY_HEADER_READERS.get(version)
+    if reader is None:
+        raise ValueError(f"version {version} of the format")
+    return NpyHeader(*reader(file))  # type: ignore[no-untyped-call]
+
+
+def _decode_image(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    """Decode a PNG, TIFF or BMP image, told by its content; public datasets have misnamed files.
+
+    Returns:
+        ``(H, W)`` or ``(H, W, C)`` without alpha; of a palette image the indices.
+
+    Raises:
+        ImageReadError: it is another kind of file, a JPEG in particular, or too large.
+    """
+    start = file.read(8)
+    file.seek(0)
+    found = content_format(start)
+    if found == "TIFF":
+        return _decode_tiff(file, where, max_pixels)
+    if found in _PILLOW_PLUGINS:
+        return _decode_with_pillow(_PILLOW_PLUGINS[found], file, where, max_pixels)
+    if found == "JPEG":
+        raise ImageReadError(f"{where}: a JPEG, which changes ids. Export the label map as PNG or TIFF.")
+    raise ImageReadError(
+        f"{where}: damaged, or not a PNG, TIFF or BMP image (first bytes: {start.hex() or 'none'}). Export it again."
+    )
+
+
+def _decode_plane(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    """Decode an image like :func:`_decode_image` whose channels are all the same: grey saved as RGB.
+
+    Returns:
+        ``(H, W)``.
+
+    Raises:
+        ImageReadError: as there, or the channels differ.
+    """
+    pixels = _decode_image(file, where, max_pixels)
+    if pixels.ndim == 3:
+        if (pixels != pixels[..., :1]).any():
+            raise ImageReadError(
+                f"{where}: expected one id per pixel (H, W), found colours of shape {pixels.shape}. "
+                "Export the instance map alone, without colours."
+            )
+        return pixels[..., 0]
+    return pixels
+
+
+def _decode_npy(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    """Decode an array of numbers; nothing is unpickled.
+
+    Raises:
+        ImageReadError: it is not such an array, or too large.
+    """
+    if file.read(2) == b"PK":
+        raise ImageReadError(
+            f"{where}: an archive of arrays (.npz), expected one array. Save the map as .npy."
+        )
+    file.seek(0)
+    try:
+        header = read_npy_header(file)
+    except ValueError as error:
+        raise ImageReadError(f"{where}: not a .npy file ({error}). Save the map with numpy.save.") from error
+    if header.dtype.hasobject:
+        raise ImageReadError(
+            f"{where}: holds pickled Python objects (a dictionary, for example), which are never loaded. "
+            "Save the instance map alone with numpy.save."
+        )
+    check_pixel_count(where, math.prod(header.shape), 1, max_pixels)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+
+
+def _decode_mat(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    """Decode the variable ``inst_map``, or else the only 2-D array of numbers, of a MATLAB file.
+
+    Raises:
+        ImageReadError: it has no such array, it is too large, or the file is of version 7.3.
+    """
+    import scipy.io
+    from scipy.io.matlab import MatReadError
+
+    try:
+        variables = {
+            name: shape
+            for name, shape, kind in scipy.io.whosmat(file)
+            if kind in _MAT_NUMBERS and len(shape) == 2
+        }
+        names = [_MAT_VARIABLE] if _MAT_VARIABLE in variables else list(variables)
+        if len(names) != 1:
+            raise ImageReadError(
+                f"{where}: expected '{_MAT_VARIABLE}' or a single 2-D array of numbers, found "
+                f"{', '.join(names) or 'none'}."
+            )
+        check_pixel_count(where, math.prod(variables[names[0]]), 1, max_pixels)
+        file.seek(0)
+        return scipy.io.loadmat(file, variable_names=names)[names[0]]
+    except NotImplementedError as error:
+        raise ImageReadError(
+            f"{where}: MATLAB 7.3 (HDF5), which is not supported. Save it with save(..., '-v7')."
+        ) from error
+    except MatReadError as error:
+        raise ValueError(str(error)) from error
+
+
+def _decode_with_pillow(
+    plugin: type[ImageFile.ImageFile], file: IO[bytes], where: str, max_pixels: int
+) -> NDArray[Any]:
+    with plugin(file) as image:
+        check_pixel_count(where, image.width, image.height, max_pixels)
+        pixels = np.array(image)
+        return pixels[..., :-1] if image.mode in _ALPHA_MODES else pixels
+
+
+def _decode_tiff(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        axes = dict(zip(series.axes, series.shape, strict=True))
+        if not {"Y", "X"} <= set(axes) <= {"Y", "X", "S"}:
+            raise ImageReadError(
+                f"{where}: expected one id per pixel (H, W), found axes {series.axes} of sizes {series.shape}. "
+                "Export the instance map alone."
+            )
+        check_pixel_count(where, axes.get("X", 1), axes.get("Y", 1), max_pixels)
+        try:
+            pixels = series.asarray()
+        except ValueError as error:
+            # LZW, JPEG and others need a codec package; libtiff inside Pillow has them.
+            if "imagecodecs" not in str(error):
+                raise
+        else:
+            if "S" not in axes:
+                return pixels
+            pixels = np.moveaxis(pixels, series.axes.index("S"), -1)
+            return pixels[..., : axes["S"] - len(series.keyframe.extrasamples)]
+    file.seek(0)
+    return _decode_with_pillow(TiffImagePlugin.TiffImageFile, file, where, max_pixels)
+
+
 _DECODERS: dict[str, _Decoder] = {
-    ".png": decode_label_plane,
-    ".tif": decode_label_plane,
-    ".tiff": decode_label_plane,
-    ".bmp": decode_label_plane,
-    ".npy": decode_label_npy,
-    ".mat": decode_label_mat,
+    ".png": _decode_plane,
+    ".tif": _decode_plane,
+    ".tiff": _decode_plane,
+    ".bmp": _decode_plane,
+    ".npy": _decode_npy,
+    ".mat": _decode_mat,
 }
 
 LABEL_MAP_SUFFIXES = tuple(_DECODERS)
@@ -39,7 +212,7 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
     ====================  =====================================================================
     ``.png``, ``.bmp``    1 to 16 bits; the values of a palette image are its indices
     ``.tif``, ``.tiff``   integers of any width, or floats that hold whole numbers
-    ``.npy``              likewise; files that need unpickling are refused
+    ``.npy``              the same; files that need unpickling are refused
     ``.mat``              the variable ``inst_map``, or else the only 2-D array of numbers
     ====================  =====================================================================
 
@@ -55,7 +228,7 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
 
     Raises:
         ImageReadError: the file is missing, damaged, of another type or shape, larger than ``max_pixels``, or
-            has values that are no ids (fractions, negative, above 2^31 - 1).
+            has values that are not ids (fractions, negative, above 2^31 - 1).
 
     Example:
         >>> read_label_map("predictions/slide1.npy").max()  # doctest: +SKIP
@@ -103,8 +276,36 @@ def decode_label_channels(content: bytes, where: str, *, max_pixels: int = MAX_P
     Raises:
         ImageReadError: the file is damaged, of another format, or too large.
     """
-    pixels = _decode(decode_label_image, io.BytesIO(content), where, max_pixels)
+    pixels = _decode(_decode_image, io.BytesIO(content), where, max_pixels)
     return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def write_label_image(path: Path | str, instances: np.ndarray) -> None:
+    """Write a label map as zlib-compressed TIFF: uint16, or int32 where an id is larger than 65535.
+
+    Args:
+        path: the file, ``.tif``; it appears complete or not at all.
+        instances: ``(H, W)`` integers, 0 = background.
+
+    Raises:
+        ConfigurationError: the map has another shape or type, no pixels, or ids that do not fit.
+    """
+    if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer) or instances.size == 0:
+        raise ConfigurationError(
+            f"{path}: expected a (H, W) map of integers, found shape {instances.shape} of {instances.dtype}."
+        )
+    lowest, highest = int(instances.min()), int(instances.max())
+    if lowest < 0 or highest > _LARGEST_ID:
+        raise ConfigurationError(f"{path}: ids from {lowest} to {highest}, expected 0 to {_LARGEST_ID}.")
+    stored_type = np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(
+            temporary,
+            instances.astype(stored_type, copy=False),
+            photometric="minisblack",
+            compression="zlib",
+            metadata=None,
+        )
 
 
 def _decoder_of(name: str) -> _Decoder:
@@ -140,7 +341,7 @@ def _as_ids(values: NDArray[Any], where: str) -> NDArray[np.int32]:
     if plane.size and (plane.min() < 0 or plane.max() > _LARGEST_ID):
         raise ImageReadError(
             f"{where}: ids from {plane.min()} to {plane.max()}, expected 0 (background) to {_LARGEST_ID}. "
-            "Number the nuclei anew."
+            "Renumber the nuclei."
         )
     return np.ascontiguousarray(plane, dtype=np.int32)
 
@@ -153,6 +354,6 @@ def _one_channel(values: NDArray[Any], where: str) -> NDArray[Any]:
     if plane.ndim != 2:
         raise ImageReadError(
             f"{where}: expected one id per pixel (H, W), found shape {values.shape}. Colours or several maps in "
-            "one file are no label map; export the instance map alone."
+            "one file are not a label map; export the instance map alone."
         )
     return plane

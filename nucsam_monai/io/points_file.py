@@ -1,4 +1,4 @@
-"""Points that a user clicked: a JSON file, checked before anything is segmented."""
+"""Read the points that a user clicked from a JSON file, and check them before anything is segmented."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Everything that is written for one segmented image."""
+"""Write everything about one segmented image."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nucsam_monai.io.geojson import ObjectType, write_geojson
-from nucsam_monai.io.label_image import write_label_image
+from nucsam_monai.io.label_maps import write_label_image
 from nucsam_monai.io.overlay import check_same_plane, draw_prediction, write_png
 from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
 from nucsam_monai.utils.errors import ConfigurationError
@@ -39,7 +39,7 @@ def write_prediction(
         (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``), ``overlay`` (``<stem>_overlay.png``).
 
     Raises:
-        ConfigurationError: image, label map and table do not belong together, or ``stem`` is no file name.
+        ConfigurationError: image, label map and table do not belong together, or ``stem`` is not a file name.
     """
     _check(prediction, image, stem)
     output_dir = Path(output_dir)
@@ -50,7 +50,7 @@ def write_prediction(
         "overlay": output_dir / f"{stem}_overlay.png",
     }
     overlay = draw_prediction(prediction, image)
-    # Compression leaves the interpreter free, so the pictures are written beside the texts.
+    # Compression leaves the interpreter free, so the pictures are written while the texts are.
     with ThreadPoolExecutor(max_workers=2) as pool:
         pictures = [
             pool.submit(write_png, paths["overlay"], overlay),

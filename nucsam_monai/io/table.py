@@ -1,10 +1,11 @@
-"""Tables and JSON documents: CSV with exact numbers, JSON without NaN."""
+"""Write tables and JSON documents: CSV with exact numbers, JSON without NaN."""
 
 import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +88,33 @@ def _plain(value: object, path: Path | str) -> object:
     raise ConfigurationError(
         f"{path}: a value of type {type(value).__name__} cannot be written as JSON: {value!r}."
     )
+
+
+TABLES = ("per_image", "summary", "per_tissue", "per_class", "comparison")
+"""Entries of an evaluation that are tables; each becomes a CSV file of that name."""
+
+
+def write_evaluation(output_dir: Path | str, document: Mapping[str, Any]) -> dict[str, Path]:
+    """Write an evaluation as tables and as ``summary.json``.
+
+    Args:
+        output_dir: made if missing; files of an earlier evaluation are replaced, those of tables that this one
+            lacks are removed.
+        document: the evaluation in plain types. Of its entries those in :data:`TABLES` are lists of rows and
+            become ``<name>.csv`` unless they are empty; ``summary.json`` holds all but the per-image table.
+
+    Returns:
+        The written files by name of the table, and ``json``.
+    """
+    output_dir = Path(output_dir)
+    written = {}
+    for name in TABLES:
+        path = output_dir / f"{name}.csv"
+        if document.get(name):
+            write_table(path, document[name])
+            written[name] = path
+        else:
+            path.unlink(missing_ok=True)
+    written["json"] = output_dir / "summary.json"
+    write_json(written["json"], {key: value for key, value in document.items() if key != "per_image"})
+    return written

@@ -16,8 +16,8 @@ from nucsam_monai.metrics.label_maps import as_label_maps
 from nucsam_monai.metrics.objects import dice2, object_scores
 from nucsam_monai.metrics.pannuke import image_mpq
 from nucsam_monai.metrics.points import centroids_xy
-from nucsam_monai.utils.class_vote import majority_values
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+from nucsam_monai.utils.label_runs import majority_values
 
 Protocol = Literal["foreground", "instance", "objects", "classes", "detection"]
 

@@ -1,40 +1,35 @@
 """Dictionary transforms beyond MONAI's own."""
 
-from nucsam_monai.transforms.augmented_copies import AugmentedCopiesd
-from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
-from nucsam_monai.transforms.dense_nuclei import DenseNucleid
-from nucsam_monai.transforms.found_points import AugmentWithFoundd, FoundNuclei
-from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
-from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
-from nucsam_monai.transforms.instances import (
-    DistanceTargetd,
-    ForegroundMaskd,
-    NucleusDistanced,
-    NucleusPointsd,
-    ProbabilityToInstancesd,
-    nucleus_distance,
-    nucleus_points,
-    prediction_of,
-)
-from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
-from nucsam_monai.transforms.matched_prompts import MatchedPromptsd, TrainingPrompts
-from nucsam_monai.transforms.nucleus_prompts import (
-    NucleusPromptsd,
-    PointPrompt,
-    prompt_with_neighbours,
-    random_points,
-)
-from nucsam_monai.transforms.nucleus_sizes import NucleusSizesd
-from nucsam_monai.transforms.points import ExpertPointsd
-from nucsam_monai.transforms.reader import NucleiImageReader
-from nucsam_monai.transforms.superpixels import RandSuperpixelsd
-from nucsam_monai.transforms.training_crop import (
+from nucsam_monai.transforms.augmentation import (
+    AugmentedCopiesd,
+    RandColorJitterd,
     RandDegraded,
+    RandGridShuffled,
     RandStainJitterd,
+    RandSuperpixelsd,
+    RandZoomBlurd,
     RandZoomCropd,
     microscopy_augmentation,
 )
-from nucsam_monai.transforms.zoom_blur import RandZoomBlurd
+from nucsam_monai.transforms.instances import HoVerNetInstancesd, ProbabilityToInstancesd, prediction_of
+from nucsam_monai.transforms.prompts import (
+    AugmentWithFoundd,
+    ExpertPointsd,
+    FoundNuclei,
+    MatchedPromptsd,
+    NucleusPointsd,
+    NucleusPromptsd,
+)
+from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader
+from nucsam_monai.transforms.targets import (
+    DenseNucleid,
+    DistanceTargetd,
+    ForegroundMaskd,
+    NucleusCentroidsd,
+    NucleusDistanced,
+    NucleusSizesd,
+    nucleus_distance,
+)
 
 __all__ = [
     "AugmentWithFoundd",
@@ -53,7 +48,6 @@ __all__ = [
     "NucleusPointsd",
     "NucleusPromptsd",
     "NucleusSizesd",
-    "PointPrompt",
     "ProbabilityToInstancesd",
     "RandColorJitterd",
     "RandDegraded",
@@ -62,12 +56,7 @@ __all__ = [
     "RandSuperpixelsd",
     "RandZoomBlurd",
     "RandZoomCropd",
-    "TrainingPrompts",
     "microscopy_augmentation",
-    "nucleus_centroids",
     "nucleus_distance",
-    "nucleus_points",
     "prediction_of",
-    "prompt_with_neighbours",
-    "random_points",
 ]

@@ -1,18 +1,24 @@
-"""Reading any supported image inside MONAI's ``LoadImage``."""
+"""Read images inside MONAI's LoadImage, and normalise them as SAM expects."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from monai.config import KeysCollection
 from monai.data import ImageReader
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type, convert_to_tensor
+from torch import Tensor
 
 from nucsam_monai.io import SUPPORTED_SUFFIXES, read_image
-from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 
 class NucleiImageReader(ImageReader):
-    """Every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
+    """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
 
     ``LoadImage`` answers any failure of :meth:`read` by trying MONAI's own readers, of which some would
     return the image transposed, and reports none of the reasons as an exception. The file is therefore
@@ -41,3 +47,68 @@ class NucleiImageReader(ImageReader):
             raise ImageReadError(f"expected one image file, found {len(img)}: {list(img)}.")
         pixels = read_image(img[0])
         return pixels, {"original_channel_dim": -1, "spatial_shape": np.asarray(pixels.shape[:2])}
+
+
+_INTERPOLATION = 1e-2  # how far rounding takes interpolated values beyond the scale
+
+
+PixelStd = Literal["sam", "released", "image"]
+_FAINTEST_STD = 2.0  # noise of an empty image must not be blown up to the contrast of nuclei
+
+
+class NormalizeSAMd(MapTransform):
+    """Subtract SAM's pixel mean and divide by its standard deviation, on the 0-255 scale.
+
+    Args:
+        keys: ``(3, H, W)`` RGB images with values in 0..255.
+        pixel_std: ``sam``; ``released`` for UN-SAM's published weights, whose loader divides by the mean; ``image``
+            for mean and standard deviation of the image's own, over all colours together, so that faint and strong
+            images look alike.
+        allow_missing_keys: pass over keys that an item lacks.
+
+    Raises:
+        ConfigurationError: an unknown ``pixel_std``; or, when called, an image that is not RGB or not on the
+            0-255 scale: SAM gives poor masks for images in 0..1 without any other sign of it.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        pixel_std: PixelStd = "sam",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if pixel_std not in get_args(PixelStd):
+            raise ConfigurationError(
+                f"pixel_std '{pixel_std}': expected one of {', '.join(get_args(PixelStd))}."
+            )
+        self.own = pixel_std == "image"
+        self.mean = torch.tensor(SAM_PIXEL_MEAN).view(3, 1, 1)
+        self.std = torch.tensor(SAM_PIXEL_STD).view(3, 1, 1) if pixel_std == "sam" else self.mean
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with float32 images."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image = convert_to_tensor(item[key], track_meta=False)
+            _check_scale(image)
+            mean, std = self.mean, self.std
+            if self.own:
+                std, mean = torch.std_mean(image.float())
+                std = std.clamp(min=_FAINTEST_STD)
+            normalised = (image.float() - mean) / std
+            item[key] = convert_to_dst_type(normalised, item[key], dtype=torch.float32)[0]
+        return item
+
+
+def _check_scale(image: Tensor) -> None:
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ConfigurationError(f"image: expected RGB (3, H, W), found {tuple(image.shape)}.")
+    lowest, highest = float(image.min()), float(image.max())
+    # Whole numbers up to 1 are a nearly black image, for example a crop without nuclei.
+    from_unit_scale = highest <= 1 and image.is_floating_point() and bool((image != image.round()).any())
+    if not (lowest >= -_INTERPOLATION and highest <= 255 + _INTERPOLATION) or from_unit_scale:
+        raise ConfigurationError(
+            f"image: expected values in 0..255, found {lowest:g}..{highest:g} ({image.dtype}). "
+            "Normalise once, and from the 8-bit scale."
+        )

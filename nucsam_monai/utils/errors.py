@@ -1,4 +1,4 @@
-"""The one family of errors that a user of this package meets.
+"""Define the one family of errors that a user of this package meets.
 
 A message says what was found, where, what was expected and what to do, for example::
 
@@ -23,4 +23,4 @@ class CheckpointError(NucSAMError):
 
 
 class ConfigurationError(NucSAMError, ValueError):
-    """A configuration value or argument is outside what is permitted."""
+    """A configuration value or argument is not one of those allowed."""

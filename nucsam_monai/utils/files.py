@@ -1,4 +1,4 @@
-"""Files that are complete or not there: write beside, flush, rename."""
+"""Write files that are complete or not there: write next to the target, flush, rename."""
 
 import hashlib
 import os
@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    r"""Give a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
+    r"""Give a temporary path next to ``path`` that becomes ``path`` when the block ends without an error.
 
     The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
     folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
@@ -37,7 +39,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` that becomes ``path`` when the block ends without an error.
+    """Give a temporary folder next to ``path`` that becomes ``path`` when the block ends without an error.
 
     Raises:
         FileExistsError: ``path`` exists and is not an empty folder.
@@ -62,6 +64,17 @@ def sha256_of_file(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_junk(name: str) -> bool:
+    """Tell whether a path with forward slashes is a file that an operating system left behind.
+
+    Example:
+        >>> is_junk("__MACOSX/stage1_train/._a.png"), is_junk("images/a.png")
+        (True, False)
+    """
+    parts = name.lower().split("/")
+    return "__macosx" in parts or parts[-1] in _JUNK_NAMES or parts[-1].startswith("._")
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Images as something to read regions from, whether they are in memory or too large for it."""
+"""Read regions of images that are in memory or too large for it."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""From a foreground to instances: its components, these cut along necks, or parted by a learned distance map."""
+"""Turn a foreground into instances: its components, these cut along necks, or parted by a learned distance map."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 from skimage.segmentation import watershed
 
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
 
 InstanceRule = Literal["components", "watershed", "distance"]
@@ -22,7 +21,7 @@ _SMOOTHING_PX = 1.0  # a ragged outline gives the distance transform several max
 
 @dataclass(frozen=True)
 class DistanceRule:
-    """How a learned distance map parts the foreground. Lengths are pixels of the map.
+    """Thresholds of the parting of a foreground by a learned distance map. Lengths are pixels of the map.
 
     Attributes:
         threshold: a pixel is foreground from this probability on.
@@ -201,7 +200,7 @@ def _centres(height: np.ndarray, components: np.ndarray, min_distance_px: int) -
     """Return the rows and columns ``(2, n)`` of the maxima in each component that may have several.
 
     These are the results of scikit-image's ``peak_local_max`` with a label for each component, which searches one
-    component after the other: only summits are looked at here, and alone only those beside another component's. A
+    component after the other: only summits are looked at here, and alone only those next to another component's. A
     component of one height has none.
     """
     summits = (height == _dilated(height, 1)) & (components > 0)
@@ -246,3 +245,16 @@ def _occur_twice(ids: np.ndarray, components: np.ndarray) -> np.ndarray:
     twice = np.bincount(ids, minlength=components.max(initial=0) + 1) > 1
     twice[0] = False
     return twice
+
+
+def connected_components(foreground: np.ndarray) -> np.ndarray:
+    """Return the 8-connected components of a ``(H, W)`` boolean mask as an int32 label map.
+
+    Example:
+        >>> connected_components(np.array([[1, 0, 0], [0, 1, 0]], dtype=bool))
+        array([[1, 0, 0],
+               [0, 1, 0]], dtype=int32)
+    """
+    if not foreground.size:
+        return np.zeros(foreground.shape, np.int32)
+    return cv2.connectedComponents(np.ascontiguousarray(foreground, dtype=np.uint8), connectivity=8)[1]

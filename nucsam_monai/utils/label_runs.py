@@ -1,4 +1,4 @@
-"""Runs of equal pixels, of which a nuclei image has about twenty times fewer than pixels."""
+"""Find runs of equal pixels and measure by them; a nuclei image has about twenty times fewer runs than pixels."""
 
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def areas_px(runs: LabelRuns, ranks: NDArray[np.int64], count: int) -> NDArray[n
 
 
 class Moments(NamedTuple):
-    """What each of ``k`` runs adds to the centre of its instance; sums of integers, so that they are exact.
+    """Contribution of each of ``k`` runs to the centre of its instance; sums of integers, so that they are exact.
 
     Attributes:
         doubled_x: ``(k,)`` float64 twice the sum of the columns of its pixels.
@@ -115,3 +115,33 @@ def centroids_xy_of(
     doubled_x = np.bincount(ranks + 1, weights=run_moments.doubled_x, minlength=count)[1:]
     y = np.bincount(ranks + 1, weights=run_moments.y, minlength=count)[1:]
     return np.stack((doubled_x / (2 * areas), y / areas), axis=1)
+
+
+def majority_values(instances: NDArray[Any], values: NDArray[Any]) -> dict[int, int]:
+    """Give every instance the value of most of its pixels.
+
+    The value 0 does not vote, and equal votes go to the lower value.
+
+    Args:
+        instances: ``(H, W)`` integers >= 0, 0 = background.
+        values: ``(H, W)`` integers >= 0, 0 = no class.
+
+    Returns:
+        ``{instance id: value}`` in rising order of the ids; an instance without any vote is left out.
+
+    Example:
+        >>> majority_values(np.array([[1, 1, 7, 9]]), np.array([[2, 0, 3, 0]]))
+        {1: 2, 7: 3}
+    """
+    runs = label_runs(instances, values)
+    run_ids, run_values = instances.ravel()[runs.starts], values.ravel()[runs.starts]
+    voting = (run_ids > 0) & (run_values > 0)
+    ids, rows = np.unique(run_ids[voting], return_inverse=True)
+    candidates, columns = np.unique(run_values[voting], return_inverse=True)
+    ballots, ballot_of_run = np.unique(rows * len(candidates) + columns, return_inverse=True)
+    votes = np.bincount(ballot_of_run, weights=runs.lengths[voting], minlength=len(ballots))
+    rows, columns = np.divmod(ballots, max(len(candidates), 1))
+    best_first = np.lexsort((columns, -votes, rows))
+    _, first = np.unique(rows[best_first], return_index=True)
+    winners = candidates[columns[best_first[first]]]
+    return dict(zip(ids.tolist(), winners.tolist(), strict=True))

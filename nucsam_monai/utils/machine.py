@@ -1,4 +1,4 @@
-"""What a measurement of time says of the machine."""
+"""Name the machine that a time was measured on."""
 
 import platform
 import re

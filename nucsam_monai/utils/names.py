@@ -1,4 +1,4 @@
-"""Names that users give: classes, domains."""
+"""Check names that users give: classes, domains."""
 
 from collections.abc import Sequence
 

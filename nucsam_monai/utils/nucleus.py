@@ -1,4 +1,4 @@
-"""Nuclei one by one, each cut out by its box: the form in which prompts answer and regions are put together."""
+"""Handle nuclei one by one, each cut out by its box, as prompts give them and regions are put together from them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 

@@ -1,4 +1,4 @@
-"""Where things lie: a bundle's own folder and the folder that data and outputs go to by default."""
+"""Find a bundle's folder, and the folder that data and outputs go to by default."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def bundle_root(name: str) -> str:
 
     Looked for, in this order: the working directory if it is the bundle itself, ``bundles/<name>`` below the
     working directory, ``<name>`` below the folder in the environment variable ``NUCSAM_BUNDLES``, and
-    ``bundles/<name>`` beside the package (a source checkout or an editable install).
+    ``bundles/<name>`` next to the package (a source checkout or an editable install).
 
     Args:
         name: the bundle's folder name, for example ``"unsam"``.

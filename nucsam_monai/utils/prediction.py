@@ -1,4 +1,4 @@
-"""The one type that every inferer returns and every writer, metric and server takes."""
+"""Hold the nuclei of an image in the one type that every inferer returns and every writer, metric and server takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from nucsam_monai.utils.label_runs import areas_px, centroids_xy_of, label_runs,
 NUCLEUS_DTYPE = np.dtype(
     [
         ("id", np.int32),  # the pixel value in `instances`
-        ("class_id", np.int16),  # index into `class_names`; 0 where there are no classes
+        ("class_id", np.int16),  # index into `class_names`; 0 without classes
         ("score", np.float32),  # confidence in [0, 1]
         ("centroid_x_px", np.float64),  # centre of mass, pixel centres at integers
         ("centroid_y_px", np.float64),
@@ -50,7 +50,7 @@ class NucleiPrediction:
 
     @property
     def summary(self) -> str:
-        """What was found, in words, for example ``37 nuclei, 256 x 256 px``; with several classes their counts too."""
+        """The result in words, for example ``37 nuclei, 256 x 256 px``; with several classes their counts too."""
         height, width = self.instances.shape
         words = f"{len(self)} {'nucleus' if len(self) == 1 else 'nuclei'}"
         if len(self.class_names) > 1 and len(self):
@@ -123,7 +123,7 @@ def prediction_from_instances(
 
 
 def _check_maps(instances: np.ndarray, foreground: np.ndarray | None) -> None:
-    """Refuse what is no label map and a foreground that is not of its shape."""
+    """Refuse what is not a label map, and a foreground of another shape."""
     if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
         raise ConfigurationError(
             "instances: expected a (H, W) map of integers, "
@@ -132,7 +132,7 @@ def _check_maps(instances: np.ndarray, foreground: np.ndarray | None) -> None:
     if instances.size and (instances.min() < 0 or instances.max() > _LARGEST_ID):
         raise ConfigurationError(
             f"instances: expected ids in 0..{_LARGEST_ID}, found {instances.min()}..{instances.max()}. "
-            "Number the nuclei anew."
+            "Renumber the nuclei."
         )
     if foreground is not None and foreground.shape != instances.shape:
         raise ConfigurationError(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nucsam_monai.data.demo.brightfield import render_he
-from nucsam_monai.data.demo.geometry import SceneRecipe, draw_scene
+from nucsam_monai.data.demo.painter import render_he
+from nucsam_monai.data.demo.scene import SceneRecipe, draw_scene
 from nucsam_monai.inferers import oracle_prompts
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 

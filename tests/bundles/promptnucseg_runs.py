@@ -6,7 +6,7 @@ import numpy as np
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.data import DatasetWriter
-from nucsam_monai.data.metadata import DatasetMetadata
+from nucsam_monai.data.dataset import DatasetMetadata
 from tests.bundles.runs import TINY, BundleRuns, draw
 
 CLASS_NAMES = ("left", "right")

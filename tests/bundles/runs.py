@@ -11,7 +11,7 @@ from monai.bundle import ConfigWorkflow
 from safetensors.torch import load_file
 
 from nucsam_monai.data import DatasetWriter
-from nucsam_monai.data.metadata import DatasetMetadata
+from nucsam_monai.data.dataset import DatasetMetadata
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLES = REPOSITORY / "bundles"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nucsam_monai import networks
 from nucsam_monai.data import DatasetWriter
-from nucsam_monai.data.metadata import DatasetMetadata
+from nucsam_monai.data.dataset import DatasetMetadata
 from nucsam_monai.networks.sam import build_sam, read_header
 from nucsam_monai.utils.errors import CheckpointError, DatasetError
 from tests.bundles.conftest import Training

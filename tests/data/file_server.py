@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +15,7 @@ class FileServer:
 
     Attributes:
         content: the file.
-        headers: validators and whatever else is sent with the file.
-        honours_range: answers ``Range`` with 206.
-        honours_if_range: compares ``If-Range`` with its validators.
         states_length: sends ``Content-Length``.
-        retry_after: what comes with an error's status.
         faults: what the next answers do instead, one per request: a status, a redirect's address, or the number
             of body bytes after which the connection ends.
         requests: headers of the requests so far.
@@ -28,11 +23,7 @@ class FileServer:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.headers: dict[str, str] = {"ETag": '"first"'}
-        self.honours_range = True
-        self.honours_if_range = True
         self.states_length = True
-        self.retry_after = "0"
         self.faults: list[int | str | tuple[int]] = []
         self.requests: list[dict[str, str]] = []
         self.url = ""
@@ -43,26 +34,13 @@ class FileServer:
         if isinstance(fault, str):
             self._send(handler, 302, {"Location": fault}, b"")
         elif isinstance(fault, int):
-            self._send(handler, fault, {"Content-Length": "0", "Retry-After": self.retry_after}, b"")
+            self._send(handler, fault, {"Content-Length": "0"}, b"")
         else:
             self._send_file(handler, fault[0] if fault else None)
 
     def _send_file(self, handler: BaseHTTPRequestHandler, cut: int | None) -> None:
-        wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-        if_range = handler.headers.get("If-Range")
-        same = not self.honours_if_range or if_range is None or if_range in self.headers.values()
-        start = int(wanted[1]) if wanted and self.honours_range and same else 0
-        total = len(self.content)
-        if start and start >= total:
-            self._send(handler, 416, {"Content-Range": f"bytes */{total}", "Content-Length": "0"}, b"")
-            return
-        body = self.content[start:]
-        headers = dict(self.headers)
-        if self.states_length:
-            headers["Content-Length"] = str(len(body))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-        self._send(handler, 206 if start else 200, headers, body if cut is None else body[:cut])
+        headers = {"Content-Length": str(len(self.content))} if self.states_length else {}
+        self._send(handler, 200, headers, self.content[:cut])
 
     @staticmethod
     def _send(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes) -> None:

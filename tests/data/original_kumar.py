@@ -1,6 +1,6 @@
 """A small copy of the layout of Kumar with ``.npy`` instance maps."""
 
-from nucsam_monai.data.converters.tcga import CLASSIC_PATIENTS
+from nucsam_monai.data.converters.monuseg import CLASSIC_PATIENTS
 from tests.data.encoded import labels, npy
 from tests.data.originals import noise, png
 

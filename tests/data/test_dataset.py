@@ -1,9 +1,11 @@
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nucsam_monai.data import DatasetWriter, class_names
 from nucsam_monai.data.dataset import (
     DatasetMetadata,
     find_datasets,
@@ -13,7 +15,7 @@ from nucsam_monai.data.dataset import (
 )
 from nucsam_monai.data.label_files import read_classes, read_instances
 from nucsam_monai.data.validation import validate_dataset
-from nucsam_monai.data.writer import DatasetWriter, SplitCounts
+from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from tests.data.originals import noise
 
@@ -247,3 +249,30 @@ def test_unreadable_datalist_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DatasetError, match=r"dataset\.json"):
         read_dataset(tmp_path)
+
+
+def write(folder, names):
+    metadata = DatasetMetadata(
+        folder.name, folder.name, "none", None, None, "CC0-1.0", "none", class_names=names
+    )
+    with DatasetWriter(folder, metadata) as writer:
+        writer.add("training", "a", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.int32))
+
+
+def test_the_classes_that_all_datasets_share(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name, ("a", "b"))
+    assert class_names(tmp_path) == class_names(tmp_path / "one") == ["a", "b"]
+
+
+def test_datasets_of_different_classes_have_one_class_and_say_so(tmp_path, caplog):
+    write(tmp_path / "one", ("a", "b"))
+    write(tmp_path / "two", ("b", "a"))
+    with caplog.at_level(logging.WARNING):
+        assert class_names(tmp_path) == ["nucleus"]
+    assert "different classes" in caplog.text
+
+
+def test_no_dataset_has_no_classes(tmp_path):
+    with pytest.raises(DatasetError):
+        class_names(tmp_path)

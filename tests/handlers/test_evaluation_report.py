@@ -8,7 +8,7 @@ from nucsam_monai.io import read_image
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
 from nucsam_monai.metrics.cumulative import ForegroundMetric, InstanceSegmentationMetric
 from nucsam_monai.metrics.summary import summarise_by_domain
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 from tests.handlers.tiny_evaluation import evaluator, toy_items
 
 COLUMNS = (*ForegroundMetric.columns, *InstanceSegmentationMetric.columns)

@@ -1,14 +1,19 @@
-"""Images come back as they were written."""
-
+import gzip
+import logging
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
-from nucsam_monai.io import SUPPORTED_SUFFIXES, read_image
-from nucsam_monai.io.intensity import to_rgb_uint8
+from nucsam_monai.io import SUPPORTED_SUFFIXES, find_images, output_stems, read_image
+from nucsam_monai.io.images import to_rgb_uint8
 from nucsam_monai.utils.errors import ImageReadError
 from tests.io.image_files import GREY, GREY_AS_RGB, RGB, write
 
@@ -94,6 +99,40 @@ def test_tiff_of_16_bit_rgba_drops_alpha_before_the_range_is_taken(tmp_path: Pat
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), to_rgb_uint8(pixels[..., :3], "a"))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", {}),
+        (".jpg", {"quality": 100, "subsampling": 0}),
+        (".tif", {}),
+        (".tif", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_exif_orientation_is_applied_once(
+    tmp_path: Path, suffix: str, options: dict[str, Any], orientation: int
+) -> None:
+    stored = np.zeros((16, 24, 3), np.uint8)
+    stored[:8, :8], stored[8:, 16:] = (255, 0, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(stored).save(tmp_path / f"a{suffix}", exif=exif, **options)
+    turned = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(stored),
+    }[orientation]
+    found = read_image(tmp_path / f"a{suffix}")
+    assert found.shape == turned.shape
+    np.testing.assert_allclose(found.astype(int), turned, atol=8)
+    assert found.flags.c_contiguous
+
+
 def test_thumbnail_after_the_image_is_ignored_and_a_stack_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(RGB, photometric="rgb", metadata=None)
@@ -176,3 +215,173 @@ def test_values_follow_the_documented_rule(values: np.ndarray, expected: list[in
 def test_values_that_are_no_image_are_refused(pixels: np.ndarray, cause: str) -> None:
     with pytest.raises(ImageReadError, match=f"a.tif.*{cause}"):
         to_rgb_uint8(pixels, "a.tif")
+
+
+def test_images_of_a_folder_are_sorted_and_others_skipped(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.nii.gz", "c.tif", ".hidden.png", "notes.txt", "d.gz", "raw.raw"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in find_images(tmp_path)] == ["a.nii.gz", "b.PNG", "c.tif"]
+    assert find_images(str(tmp_path / "c.tif")) == [tmp_path / "c.tif"]
+
+
+def test_nothing_found_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match="no such file or folder"):
+        find_images(tmp_path / "missing")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ImageReadError, match=r"no image in this folder.*\.nii\.gz"):
+        find_images(tmp_path)
+    with pytest.raises(ImageReadError, match=r"notes\.txt.*not a supported image"):
+        find_images(tmp_path / "notes.txt")
+
+
+def test_stems_differ_where_names_would_collide() -> None:
+    stems = output_stems(["x/a.png", "x/a.tif", "y/a.png", "x/A_PNG.jpg", "b.nii.gz", "c.d.png", "b2.nii"])
+    assert {str(path): stem for path, stem in stems.items()} == {
+        "x/a.png": "a_png_2",
+        "x/a.tif": "a_tif",
+        "y/a.png": "a_png_3",
+        "x/A_PNG.jpg": "A_PNG",
+        "b.nii.gz": "b",
+        "c.d.png": "c.d",
+        "b2.nii": "b2",
+    }
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            "{}{}{}".format,
+            st.sampled_from(["a", "A", "b"]),
+            st.sampled_from(["", "_png", "_png_2"]),
+            st.sampled_from([".png", ".tif", ".nii.gz"]),
+        )
+    )
+)
+def test_stems_are_unique_whatever_the_case(names: list[str]) -> None:
+    stems = output_stems(names)
+    assert set(stems) == {Path(name) for name in names}
+    assert len({stem.casefold() for stem in stems.values()}) == len(stems)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+def bytes_of(folder: Path, name: str, pixels: np.ndarray = RGB) -> bytes:
+    write(folder / name, pixels)
+    return (folder / name).read_bytes()
+
+
+BAD_IMAGES = {
+    **{f"empty file {suffix}": (f"a{suffix}", lambda _: b"", "empty") for suffix in SUPPORTED_SUFFIXES},
+    **{
+        f"text {suffix}": (f"a{suffix}", lambda _: b"<html>404 not found</html>", "MetaImage|not a")
+        for suffix in SUPPORTED_SUFFIXES
+    },
+    **{
+        f"truncated {suffix}": (
+            f"a{suffix}",
+            lambda folder, suffix=suffix: (content := bytes_of(folder, f"good{suffix}"))[
+                : int(len(content) * 0.8)
+            ],
+            "damaged",
+        )
+        for suffix in (".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd", ".mha")
+    },
+    **{
+        f"only the first bytes {suffix}": (
+            f"a{suffix}",
+            lambda folder, suffix=suffix: bytes_of(folder, f"good{suffix}")[:9],
+            "damaged|neither",
+        )
+        for suffix in (".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd", ".mha")
+    },
+    "PNG named JPEG": ("a.jpg", lambda folder: bytes_of(folder, "good.png"), "JPEG, the content is PNG"),
+    "JPEG named TIFF": ("a.tif", lambda folder: bytes_of(folder, "good.jpg"), "TIFF, the content is JPEG"),
+    "NRRD named MetaImage": ("a.mha", lambda folder: bytes_of(folder, "good.nrrd"), "the content is NRRD"),
+    "gzip of text": ("a.nii.gz", lambda _: gzip.compress(b"text" * 200), "damaged"),
+    "unsupported": ("a.gif", lambda _: b"GIF89a", "not a supported image"),
+    "no suffix": ("a", lambda _: b"x", "not a supported image"),
+    "only a suffix": (".png", lambda _: b"x", "not a supported image"),
+    "PNG bomb": ("a.png", lambda _: png_of_size(100_000, 100_000), "100000 x 100000 pixels.*max_pixels"),
+    "damaged PNG data": (
+        "a.png",
+        lambda folder: bytes_of(folder, "good.png").replace(b"IDAT", b"IDAX"),
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_image_gives_one_error_with_path_and_cause(tmp_path: Path, case: str) -> None:
+    name, content, cause = BAD_IMAGES[case]
+    good = tmp_path / "good"
+    good.mkdir()
+    (tmp_path / name).write_bytes(content(good))
+    with pytest.raises(ImageReadError, match=cause) as caught:
+        read_image(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match="No such file"):
+        read_image(tmp_path / "a.png")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(ImageReadError, match="directory"):
+        read_image(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".nii.gz", ".mha"])
+def test_limit_of_pixels_is_kept_in_every_decoder(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"a{suffix}", RGB)
+    assert read_image(tmp_path / f"a{suffix}", max_pixels=77).shape == (7, 11, 3)
+    with pytest.raises(ImageReadError, match="11 x 7 pixels"):
+        read_image(tmp_path / f"a{suffix}", max_pixels=76)
+
+
+def test_large_images_do_not_meet_the_limit_of_pillow(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    write(tmp_path / "a.png", RGB)
+    assert read_image(tmp_path / "a.png").shape == RGB.shape
+
+
+def complaint_about(path: Path) -> str | None:
+    """Message of the one permitted error, or None where the file is read after all."""
+    try:
+        image = read_image(path, max_pixels=10**6)
+    except ImageReadError as error:
+        return str(error)
+    assert image.ndim == 3
+    return None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    suffix=st.sampled_from([".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd"]),
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_bytes_give_an_image_or_one_error(tmp_path: Path, suffix: str, damage) -> None:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    good = tmp_path / f"good{suffix}"
+    if not good.exists():
+        write(good, RGB)
+    content = bytearray(good.read_bytes())
+    for position, value in damage:
+        content[position % min(len(content), 400)] = value
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    complaint = complaint_about(tmp_path / f"a{suffix}")
+    assert complaint is None or f"a{suffix}" in complaint

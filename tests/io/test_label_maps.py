@@ -16,7 +16,7 @@ from nucsam_monai.io import (
     read_label_map,
     write_label_image,
 )
-from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from tests.data.encoded import bmp, mat, npy
 from tests.data.originals import noise, png, tiff
 
@@ -113,14 +113,14 @@ REFUSED = {
     ),
     "nan.npy": (lambda path: np.save(path, np.array([[0, np.nan]])), "NaN"),
     "negative.npy": (lambda path: np.save(path, np.array([[0, -1]])), "ids from -1 to 0"),
-    "beyond.npy": (lambda path: np.save(path, np.array([[0, 2**31]])), "Number the nuclei anew"),
+    "beyond.npy": (lambda path: np.save(path, np.array([[0, 2**31]])), "Renumber the nuclei"),
     "stack.npy": (lambda path: np.save(path, np.zeros((2, 5, 5), int)), r"\(2, 5, 5\)"),
     "texts.npy": (lambda path: np.save(path, np.array([["a"]])), "integer ids"),
     "objects.npy": (lambda path: np.save(path, {"inst_map": LABELS}, allow_pickle=True), "never loaded"),
     "rubbish.npy": (lambda path: path.write_bytes(b"no array"), "not a .npy file"),
     "huge.npy": (
         lambda path: path.write_bytes(npy(LABELS).replace(b"(3, 4), }           ", b"(99999, 99999999), }")),
-        "more than the permitted",
+        "more than the allowed",
     ),
     "cut.npy": (lambda path: path.write_bytes(npy(LABELS)[:-8]), "damaged"),
     "archive.npy": (
@@ -203,5 +203,41 @@ def test_large_maps_are_refused(tmp_path: Path, suffix: str) -> None:
     else:
         Image.fromarray(LABELS.astype(np.uint8)).save(path)
     assert read_label_map(path, max_pixels=12).shape == (3, 4)
-    with pytest.raises(ImageReadError, match="more than the permitted 11"):
+    with pytest.raises(ImageReadError, match="more than the allowed 11"):
         read_label_map(path, max_pixels=11)
+
+
+@pytest.mark.parametrize(
+    ("highest", "stored"), [(0, np.uint16), (65_535, np.uint16), (65_536, np.int32), (2**31 - 1, np.int32)]
+)
+def test_ids_come_back_in_the_smallest_type(tmp_path: Path, highest: int, stored: type) -> None:
+    instances = np.zeros((33, 47), dtype=np.int64)
+    instances[5:9, 30:] = highest
+    write_label_image(tmp_path / "a.tif", instances)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].compression.name == "ADOBE_DEFLATE"
+        found = file.asarray()
+    assert found.dtype == stored
+    np.testing.assert_array_equal(found, instances)
+
+
+def test_more_than_65535_nuclei_come_back(tmp_path: Path) -> None:
+    instances = np.arange(300 * 300, dtype=np.int32).reshape(300, 300)
+    write_label_image(tmp_path / "a.tif", instances)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), instances)
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [
+        np.zeros((4, 5)),
+        np.zeros((4, 5, 1), dtype=int),
+        np.zeros((0, 5), dtype=int),
+        np.full((4, 5), -1),
+        np.full((4, 5), 2**31),
+    ],
+)
+def test_what_cannot_be_stored_is_not_written(tmp_path: Path, instances: np.ndarray) -> None:
+    with pytest.raises(ConfigurationError, match=r"a\.tif"):
+        write_label_image(tmp_path / "a.tif", instances)
+    assert list(tmp_path.iterdir()) == []

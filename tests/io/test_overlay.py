@@ -8,9 +8,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.color import rgb2lab
 
 from nucsam_monai.io import comparison_overlay, overlay_image
-from nucsam_monai.io.comparison import FALSE_POSITIVE, MISSED, TRUE_POSITIVE
-from nucsam_monai.io.overlay import outline_mask
-from nucsam_monai.io.palette import PALETTE
+from nucsam_monai.io.overlay import FALSE_POSITIVE, MISSED, PALETTE, TRUE_POSITIVE, outline_mask
 from nucsam_monai.utils.errors import ConfigurationError
 
 OUTCOMES = (TRUE_POSITIVE, FALSE_POSITIVE, MISSED)

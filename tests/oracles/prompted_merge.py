@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 
 
 def slow_origins(side, tile, overlap):

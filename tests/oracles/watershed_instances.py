@@ -5,7 +5,7 @@ import numpy as np
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 
 
 def divide(foreground, min_distance_px):

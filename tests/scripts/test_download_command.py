@@ -1,4 +1,3 @@
-import functools
 import hashlib
 import re
 from pathlib import Path
@@ -7,8 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from nucsam_monai.data.converters import CONVERTERS
-from nucsam_monai.data.converters.hosted_files import HOSTED_FILES, HostedFile
-from nucsam_monai.data.download import download
+from nucsam_monai.data.download import HOSTED_FILES, HostedFile
 from scripts import prepare_dataset
 from tests.data.file_server import HOST, serve
 from tests.data.originals import dsb_members, write_zip
@@ -32,9 +30,7 @@ def test_from_the_server_to_a_dataset_folder(
     with serve(archive) as server:
         hosted = HostedFile(server.url, "stage1_train.zip", hashlib.sha256(archive).hexdigest(), len(archive))
         monkeypatch.setattr(prepare_dataset, "hosted_file", {"dsb2018": hosted}.__getitem__)
-        monkeypatch.setattr(
-            prepare_dataset, "download_file", functools.partial(download, plain_http_hosts=(HOST,))
-        )
+        monkeypatch.setattr("nucsam_monai.data.download._PLAIN_HTTP_HOSTS", frozenset({HOST}))
         arguments = ["download", "dsb2018", "--output_dir", "my downloads"]
         assert prepare_dataset.main(arguments) == 0
         first = capsys.readouterr().out
@@ -54,7 +50,7 @@ def test_from_the_server_to_a_dataset_folder(
         (["monuseg"], "only dsb2018, tnbc can be downloaded"),
         (
             ["dsb2018", "--output_dri", "x"],
-            "unknown option --output_dri; permitted are --dataset, --output_dir",
+            "unknown option --output_dri; expected --dataset, --output_dir",
         ),
     ],
 )

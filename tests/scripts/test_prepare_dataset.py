@@ -53,7 +53,7 @@ def test_misspelt_option_stops_before_the_work(tmp_path: Path, capsys: pytest.Ca
         "monuseg37",
     ]
     assert main(arguments) == 1
-    assert "unknown option --protokol; permitted are --source" in capsys.readouterr().err
+    assert "unknown option --protokol; expected --source" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

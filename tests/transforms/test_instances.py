@@ -1,89 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
+from monai.transforms import ComputeHoVerMaps
 
 from nucsam_monai.transforms import (
-    DistanceTargetd,
-    ForegroundMaskd,
-    NucleusDistanced,
-    NucleusPointsd,
+    HoVerNetInstancesd,
     ProbabilityToInstancesd,
-    nucleus_distance,
-    nucleus_points,
     prediction_of,
 )
 from nucsam_monai.utils.errors import ConfigurationError
-from tests.oracles import learned_instances as oracle
 
-LABEL_MAPS = hnp.arrays(
-    np.int32,
-    st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    elements=st.sampled_from([0, 0, 1, 2, 5, 70_000]),
-)
 KINDS = [torch.as_tensor, MetaTensor, np.asarray]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_mask_is_1_on_every_nucleus(kind):
-    instances = kind(np.array([[[0, 3, 3, 70_000, 0]]], dtype=np.int32))
-    item = ForegroundMaskd()({"instances": instances, "id": "a"})
-    assert type(item["label"]) is type(instances)
-    np.testing.assert_array_equal(item["label"], [[[0, 1, 1, 1, 0]]])
-    assert item["label"].dtype in (torch.float32, np.float32)
-    assert item["instances"] is instances
-    assert ForegroundMaskd(output_key="mask")({"instances": instances})["mask"].shape == (1, 1, 5)
-
-
-@settings(max_examples=100, deadline=None)
-@given(LABEL_MAPS)
-def test_every_nucleus_has_the_point_nearest_to_its_centroid(instances):
-    points = nucleus_points(instances)
-    ids = [value for value in np.unique(instances) if value]
-    assert points.shape == (len(ids), 2)
-    assert points.dtype == np.float32
-    for (x, y), value in zip(points.astype(int), ids, strict=True):
-        assert instances[y, x] == value
-        pixels = np.argwhere(instances == value)
-        away = np.linalg.norm(pixels - pixels.mean(axis=0), axis=1)
-        assert np.linalg.norm([y, x] - pixels.mean(axis=0)) == pytest.approx(away.min())
-
-
-@settings(max_examples=60, deadline=None)
-@given(LABEL_MAPS, st.integers(1, 6), st.integers(0, 100))
-def test_points_are_padded_or_selected(instances, max_points, seed):
-    transform = NucleusPointsd(max_points=max_points).set_random_state(seed)
-    item = transform({"instances": torch.from_numpy(instances)[None]})
-    points, labels = item["points"], item["point_labels"]
-    assert (points.shape, points.dtype) == ((max_points, 2), torch.float32)
-    assert (labels.shape, labels.dtype) == ((max_points,), torch.int64)
-    nuclei = len(np.unique(instances[instances > 0]))
-    kept = min(nuclei, max_points)
-    assert labels.tolist() == [1] * kept + [-1] * (max_points - kept)
-    assert not points[kept:].any()
-    hit = {instances[int(y), int(x)] for x, y in points[:kept]}
-    assert len(hit) == kept
-    assert 0 not in hit
-
-
-def test_selection_changes_from_call_to_call_and_follows_from_the_seed():
-    item = {"instances": torch.arange(1, 65).view(1, 8, 8)}
-    transform = NucleusPointsd(max_points=8)
-    drawn = [transform.set_random_state(1)(item)["points"], transform(item)["points"]]
-    assert not torch.equal(*drawn)
-    assert torch.equal(transform.set_random_state(1)(item)["points"], drawn[0])
-
-
-def test_with_a_seed_an_image_gets_the_same_points_every_time():
-    item = {"instances": torch.arange(1, 65).view(1, 8, 8)}
-    transform = NucleusPointsd(max_points=8, seed=3)
-    first = transform(item)["points"]
-    transform({"instances": torch.arange(9).view(1, 3, 3)})
-    assert torch.equal(transform(item)["points"], first)
-    assert not torch.equal(NucleusPointsd(max_points=8, seed=4)(item)["points"], first)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,46 +92,6 @@ def test_unknown_rules_of_instances_are_refused(options):
         ProbabilityToInstancesd(**options)
 
 
-@settings(max_examples=100, deadline=None)
-@given(LABEL_MAPS)
-def test_distance_is_that_to_the_nearest_pixel_outside_of_the_nucleus(instances):
-    found = nucleus_distance(instances)
-    assert (found.dtype, found.shape) == (np.float32, instances.shape)
-    np.testing.assert_allclose(found, oracle.nucleus_distance(instances), atol=1e-6)
-    np.testing.assert_array_equal(found > 0, instances > 0)
-    for nucleus in set(instances.ravel()) - {0}:
-        assert found[instances == nucleus].max() == 1
-
-
-def test_distances_are_the_same_wherever_an_image_lies_in_memory():
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:60, :60]
-    instances = np.where((y - 30) ** 2 + (x - 30) ** 2 <= 400, 1, 0).astype(np.int32)
-    first, kept = nucleus_distance(instances), []
-    for _ in range(40):
-        kept.append(rng.random(rng.integers(1, 999)))  # moves what is allocated next
-        np.testing.assert_array_equal(nucleus_distance(instances), first)
-
-
-def test_the_border_of_the_image_does_not_bound_a_nucleus():
-    instances = np.zeros((1, 1, 9), dtype=np.int32)
-    instances[..., :5] = 3
-    item = NucleusDistanced(output_key="depth")({"instances": torch.from_numpy(instances)})
-    np.testing.assert_allclose(item["depth"][0, 0], [1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0], atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_distance_map_is_the_last_channel_of_the_target(kind):
-    instances = kind(np.array([[[0, 4, 4, 4, 0]]], dtype=np.float32))  # resampling makes floats
-    label = kind(np.array([[[0, 1, 1, 1, 0]]], dtype=np.float32))
-    item = {"instances": instances, "label": label}
-    target = DistanceTargetd()(item)["label"]
-    np.testing.assert_allclose(target, [[[0, 1, 1, 1, 0]], [[0, 0.5, 1, 0.5, 0]]], atol=1e-6)
-    assert target.dtype == torch.float32
-    known = torch.full((1, 1, 5), 0.25)
-    assert torch.equal(DistanceTargetd()({**item, "distance": known})["label"][1:], known)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_learned_distance_parts_touching_nuclei(kind):
     foreground = np.full((1, 3, 9), 0.8, dtype=np.float32)
@@ -226,3 +114,58 @@ def test_a_learned_distance_parts_touching_nuclei(kind):
 def test_maps_that_do_not_fit_the_rule_are_refused():
     with pytest.raises(ConfigurationError, match=r"\(2, H, W\) for instances 'distance'"):
         ProbabilityToInstancesd(instances="distance")({"pred": torch.zeros(1, 3, 3)})
+
+
+def discs(*places, side=64):
+    rows, columns = np.mgrid[:side, :side]
+    labels = np.zeros((side, side), dtype=np.int32)
+    for name, (row, column, radius) in enumerate(places, start=1):
+        labels[((rows - row) ** 2 + (columns - column) ** 2 <= radius**2) & (labels == 0)] = name
+    return labels
+
+
+def perfect(labels):
+    """What a network that is always right gives."""
+    distances = np.asarray(ComputeHoVerMaps()(labels[None]))
+    return torch.from_numpy(np.concatenate([labels[None] > 0, (distances + 1) / 2]).astype(np.float32))
+
+
+def test_touching_nuclei_are_parted():
+    truth = discs((20, 18, 9), (20, 36, 9), (44, 30, 10))
+    item = HoVerNetInstancesd()({"pred": perfect(truth)})
+    found = item["pred_instances"].numpy()
+    assert found.shape == (1, 64, 64)
+    assert found.dtype == np.int32
+    assert set(np.unique(found)) == {0, 1, 2, 3}
+    for name in (1, 2, 3):
+        mine = truth == name
+        matched = found[0] == np.bincount(found[0][mine]).argmax()
+        assert (mine & matched).sum() / (mine | matched).sum() > 0.9
+    assert item["pred"].shape == (1, 64, 64)
+    assert torch.equal(item["pred"][0] > 0.5, torch.from_numpy(truth > 0))
+
+
+def test_image_without_nuclei_has_no_instances():
+    found = HoVerNetInstancesd()({"pred": torch.full((3, 32, 32), 0.3)})["pred_instances"]
+    assert found.shape == (1, 32, 32)
+    assert not found.any()
+
+
+def test_maps_that_say_nothing_leave_connected_components():
+    maps = torch.full((3, 64, 64), 0.5)
+    maps[0] = torch.from_numpy(discs((12, 12, 6), (40, 40, 6)) > 0)
+    found = HoVerNetInstancesd()({"pred": maps})["pred_instances"]
+    assert found.unique().tolist() == [0, 1, 2]
+
+
+def test_specks_are_left_out():
+    truth = discs((20, 18, 9), (50, 50, 1))
+    found = HoVerNetInstancesd()({"pred": perfect(truth)})["pred_instances"]
+    assert found.unique().tolist() == [0, 1]
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(
+        ConfigurationError, match=r"three channels \(3, H, W\) of HoVer-Net, found shape \(1,"
+    ):
+        HoVerNetInstancesd()({"pred": torch.zeros(1, 8, 8)})

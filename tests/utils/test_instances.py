@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import (
     DistanceRule,
+    connected_components,
     distance_instances,
     instances_of_foreground,
     watershed_instances,
@@ -247,3 +247,24 @@ def test_touching_discs_are_parted_by_their_own_distances(gap):
     assert found.max() == 2
     assert np.count_nonzero(found != instances) <= 20  # along the border alone
     np.testing.assert_array_equal(found > 0, instances > 0)
+
+
+MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 8)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(MASKS, st.booleans())
+def test_components_equal_those_of_a_flood_fill(mask, transposed):
+    mask = mask.T if transposed else mask  # not contiguous
+    labels = connected_components(mask)
+    assert labels.dtype == np.int32
+    assert labels.shape == mask.shape
+    found = {
+        frozenset(zip(*(axis.tolist() for axis in np.nonzero(labels == value)), strict=True))
+        for value in range(1, labels.max() + 1)
+    }
+    assert found == {frozenset(component) for component in flood_fill(mask)}
+
+
+def test_an_image_without_pixels_has_no_components():
+    assert connected_components(np.zeros((0, 5), dtype=bool)).shape == (0, 5)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nucsam_monai.apps.experiments.steps import LABEL_MAPS
 from nucsam_monai.data.label_files import read_classes, read_instances
 from nucsam_monai.io import overlay_image, read_image, read_label_map
-from nucsam_monai.io.comparison import FALSE_POSITIVE, MISSED, TRUE_POSITIVE
+from nucsam_monai.io.overlay import FALSE_POSITIVE, MISSED, TRUE_POSITIVE
 from nucsam_monai.metrics import contingency_table, matched_ids
 from nucsam_monai.utils.files import atomic_path
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nucsam_monai.io.contours import mask_polygons
-from nucsam_monai.io.palette import colours_of
+from nucsam_monai.io.geojson import mask_polygons
+from nucsam_monai.io.overlay import colours_of
 from nucsam_monai.utils.files import atomic_path
 from nucsam_monai.utils.nucleus import Nucleus
 

@@ -9,9 +9,9 @@ from PIL import Image
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_label_map, write_label_image
 from nucsam_monai.io.decoders import DECODER_FAILURES, decode_itk, decode_nifti
-from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ImageReadError
 from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.utils.instances import connected_components
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".nrrd", ".nii.gz", ".nii")
 """What a client may ask for as ``result_extension``; 3D Slicer asks for ``.nrrd``."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucsam_monai.apps.monailabel.refusals import json_object
+from nucsam_monai.data.converters.polygons import parse_xml
 from nucsam_monai.utils.errors import DatasetError
-from nucsam_monai.utils.untrusted_xml import parse_xml
 
 POLYGON_SUFFIXES = (".xml", ".json", ".geojson")
 

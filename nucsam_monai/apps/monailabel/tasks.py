@@ -18,7 +18,7 @@ from nucsam_monai.apps.monailabel.model import ServedModel, devices, read_device
 from nucsam_monai.apps.monailabel.options import read_options
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.apps.monailabel.runs import ORIGINAL
-from nucsam_monai.io.palette import colours_of
+from nucsam_monai.io.overlay import colours_of
 from nucsam_monai.utils.errors import NucSAMError
 
 logger = logging.getLogger(__name__)

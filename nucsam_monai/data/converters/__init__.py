@@ -1,4 +1,4 @@
-"""One converter per public dataset: ``convert(source, output_dir, ...)`` writes a dataset folder."""
+"""Convert public datasets: each module has ``convert(source, output_dir, ...)``, which writes a dataset folder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetIn
 
 @dataclass(frozen=True)
 class Converter:
-    """What is known of a public dataset, and the function that converts it."""
+    """A public dataset and the function that converts it."""
 
     info: DatasetInfo
     convert: Callable[..., ConversionSummary]

@@ -1,4 +1,4 @@
-"""CoNIC (Lizard): H&E patches of colon at 20x with six classes of nuclei, as arrays and a table of patches."""
+"""Convert CoNIC (Lizard): H&E patches of colon at 20x with six classes of nuclei, as arrays and a table of patches."""
 
 import csv
 import io
@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.class_vote import majority_values
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.npy import ids_row, open_npy, rgb_row
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
+from nucsam_monai.data.converters.rasters import ids_row, majority_values, open_npy, rgb_row
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.published_splits import stratified_shuffle
-from nucsam_monai.data.samples import Sample, SampleJob
+from nucsam_monai.data.splits import stratified_shuffle
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 _SEED = 5  # that of the challenge's baseline
@@ -133,7 +136,7 @@ def _find_files(source: Source) -> dict[str, str]:
                 f"{source.path}: {files[found['name'].lower()]} and {name}, expected one folder with {_LAYOUT}."
             )
     if "images.npy" not in files or "labels.npy" not in files:
-        raise DatasetError(f"{source.path}: not CoNIC, expected {_LAYOUT}; first file: {source.names[0]}.")
+        raise source.refusal("CoNIC", _LAYOUT)
     if "patch_info.csv" not in files:
         raise DatasetError(
             f"{source.path}: no patch_info.csv. It says which patches overlap, and without it they cannot be kept "

@@ -1,17 +1,22 @@
-"""CPM-17: H&E tiles of four kinds of tumours with instance maps in ``.mat`` files."""
+"""Convert CPM-17: H&E tiles of four kinds of tumours with instance maps in ``.mat`` files."""
 
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import Splits, named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    Splits,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import decode_pair, pair_by_name, part_of
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.samples import SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, random_split
+from nucsam_monai.data.writer import SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(

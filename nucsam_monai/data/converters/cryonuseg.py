@@ -1,4 +1,4 @@
-"""CryoNuSeg: cryosectioned H&E of ten organs, annotated three times."""
+"""Convert CryoNuSeg: cryosectioned H&E of ten organs, annotated three times."""
 
 import re
 from collections.abc import Sequence
@@ -6,13 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import IMAGEJ_ARCHIVES, Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.published_splits import shuffled_folds
-from nucsam_monai.data.samples import SampleJob
+from nucsam_monai.data.splits import shuffled_folds
+from nucsam_monai.data.writer import SampleJob
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
 Annotation = Literal["biologist", "biologist_second_round", "bioinformatician"]
@@ -73,7 +77,7 @@ def convert(
         workers: processes that decode and write.
 
     Raises:
-        ConfigurationError: an option is not permitted.
+        ConfigurationError: an option is unknown.
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     if annotation not in get_args(Annotation):
@@ -113,7 +117,7 @@ def _protocols(ids: Sequence[str]) -> dict[str, Protocol]:
 
 
 def _find_pairs(source: Source, annotation: Annotation) -> dict[str, Pair]:
-    """Pair the images with the label maps of one mark-up, which lies in a folder of its own at any depth."""
+    """Pair the images with the label maps of one mark-up, which lies in a separate folder at any depth."""
     images: list[tuple[str, str]] = []
     label_maps: dict[Annotation | None, list[tuple[str, str]]] = {}
     for name, found in source.match(_MEMBER):

@@ -1,4 +1,4 @@
-"""2018 Data Science Bowl, stage 1 (BBBC038): one folder per image, one binary PNG per nucleus."""
+"""Convert the 2018 Data Science Bowl, stage 1 (BBBC038): one folder per image, one binary PNG per nucleus."""
 
 import re
 from collections import Counter
@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
 from nucsam_monai.data.converters.rasters import decode_mask, decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(
@@ -124,9 +128,7 @@ def _find_samples(source: Source, part: str) -> dict[str, _Members]:
         roots.add(found["root"])
         (images if found["kind"].lower() == "images" else masks).setdefault(found["id"], []).append(name)
     if not images:
-        raise DatasetError(
-            f"{source.path}: not a DSB2018 archive, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
+        raise source.refusal("a DSB2018 archive", _LAYOUT)
     if len(roots) > 1:
         raise DatasetError(
             f"{source.path}: samples below {sorted(roots)[:3]}, expected one folder; pass one."

@@ -1,26 +1,30 @@
-"""A dataset of one's own: a folder of images and a folder of label maps, paired by name."""
+"""Convert your own data: a folder of images and a folder of label maps, paired by name."""
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from nucsam_monai.data.converters.class_vote import majority_values
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
+from nucsam_monai.data.converters.rasters import majority_values
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, SPLITS, TRAIN_80_10_10, random_split
+from nucsam_monai.data.writer import Sample, SampleJob, sample_id_of
 from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_image, read_label_map
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.parallel import map_in_order
 
-_NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9 ._()+-]+")
+_logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -32,6 +36,7 @@ def convert(
     class_names: str | Sequence[str] | None = None,
     instances_suffix: str = "",
     classes_suffix: str = "",
+    binary: Literal["components"] | None = None,
     group_pattern: str | None = None,
     splits: Path | str | None = None,
     fractions: Mapping[str, float] = TRAIN_80_10_10,
@@ -46,6 +51,9 @@ def convert(
 ) -> ConversionSummary:
     """Make a dataset folder of images and label maps of equal names.
 
+    An image's id is its file name without the suffix, with ``_`` for what some operating system has no file name
+    for. Its EXIF orientation is applied.
+
     Args:
         images: folder of images, in any format that inference reads.
         instances: folder of label maps (PNG, TIFF, NPY or MAT; 0 = background, any other value a nucleus).
@@ -55,11 +63,13 @@ def convert(
             values that occur, in rising order, become the class ids from 0.
         class_names: their names in that order, separated by commas; ``class <value>`` by default.
         instances_suffix: what follows the image's name in the label map's, for example ``_mask``.
-        classes_suffix: likewise for ``classes``.
+        classes_suffix: the same for ``classes``.
+        binary: ``components`` for label maps that are binary masks: nuclei are their 8-connected components, so
+            nuclei that touch are one. By default a label map's values are ids.
         group_pattern: regular expression whose first group, or whole match, in the image's name is the slide or
             patient; images of one group stay in one split.
-        splits: JSON file ``{"training": [name, ...], "validation": [...], "test": [...]}`` with a split of one's
-            own; images that it does not name are unused. By default a random one of ``fractions``.
+        splits: JSON file ``{"training": [name, ...], "validation": [...], "test": [...]}`` with your own split;
+            images that it does not name are unused. By default a random one of ``fractions``.
         fractions: of the random split.
         seed: of the random split.
         name: name of the dataset and of its domain; the name of ``output_dir`` by default.
@@ -72,10 +82,11 @@ def convert(
 
     Raises:
         ConfigurationError: an option does not fit the files.
-        DatasetError: a file has no partner or another size, or ``output_dir`` is not empty.
-        ImageReadError: a file is damaged or no image.
+        DatasetError: a file has no partner or another size, two files have one name, or ``output_dir`` is not empty.
+        ImageReadError: a file is damaged or not an image.
     """
-    image_files = {_plain_stem(path): path for path in find_images(images)}
+    _check_binary(binary, classes)
+    image_files = _files_by_id(Path(images), find_images(images))
     label_files = _partners(Path(instances), instances_suffix, LABEL_MAP_SUFFIXES, image_files)
     class_files = (
         _partners(Path(classes), classes_suffix, (*LABEL_MAP_SUFFIXES, ".json"), image_files)
@@ -87,7 +98,7 @@ def convert(
     protocol = _protocol(list(image_files), splits, fractions, seed, groups)
     info = DatasetInfo(
         name=name or Path(output_dir).name,
-        title="images and label maps of one's own",
+        title="your own images and label maps",
         images=str(len(image_files)),
         size_px="as they are",
         modality=modality,
@@ -102,7 +113,7 @@ def convert(
     jobs = [
         SampleJob(
             sample_id,
-            partial(_decode, path, label_files[sample_id], class_files.get(sample_id), class_values),
+            partial(_decode, path, label_files[sample_id], class_files.get(sample_id), class_values, binary),
             group=groups.get(sample_id),
         )
         for sample_id, path in image_files.items()
@@ -110,13 +121,60 @@ def convert(
     with ExitStack() as stack:
         folders = [images, instances, *([classes] if classes else [])]
         sources = [stack.enter_context(open_source(folder)) for folder in dict.fromkeys(map(Path, folders))]
-        return write_dataset(output_dir, info, jobs, sources=sources, protocols=protocol, workers=workers)
+        summary = write_dataset(
+            output_dir,
+            info,
+            jobs,
+            sources=sources,
+            protocols=protocol,
+            conversion={"instances": "8-connected components of binary masks"} if binary else {},
+            workers=workers,
+        )
+    if binary is None and summary.most_nuclei == 1:
+        _logger.warning(
+            "no label map of %s has more than one id, as in binary masks. Give every nucleus an id of its own, or "
+            "convert again with --binary components.",
+            instances,
+        )
+    return summary
 
 
-def _plain_stem(path: Path) -> str:
-    """Return a sample id: the file's name without suffixes, with ``_`` for what no file name may have."""
-    stem = path.name.removesuffix(".gz")
-    return _NOT_IN_AN_ID.sub("_", stem.removesuffix(Path(stem).suffix))
+def _check_binary(binary: str | None, classes: Path | str | None) -> None:
+    if binary not in (None, "components"):
+        raise ConfigurationError(f"binary '{binary}': expected 'components', or nothing for maps of ids.")
+    if binary and classes and any(path.suffix.lower() == ".json" for path in Path(classes).glob("*")):
+        raise ConfigurationError(
+            f"binary '{binary}': {classes} has classes by instance id, but binary masks have no ids. Pass per-pixel "
+            "maps of the classes."
+        )
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return name.removesuffix(Path(name).suffix)
+
+
+def _files_by_id(folder: Path, paths: Iterable[Path], suffix: str = "") -> dict[str, Path]:
+    """Return ``{sample id: file}`` of the files whose names without suffixes end in ``suffix``.
+
+    Raises:
+        DatasetError: two files have one id, whatever its letter case.
+    """
+    files: dict[str, Path] = {}
+    taken: dict[str, Path] = {}
+    for path in paths:
+        stem = unicodedata.normalize("NFC", _stem(path))
+        if not stem.endswith(suffix):
+            continue
+        sample_id = sample_id_of(stem.removesuffix(suffix))
+        other = taken.setdefault(sample_id.lower(), path)
+        if other is not path:
+            raise DatasetError(
+                f"{folder}: {other.name} and {path.name} are both of '{sample_id}' (letter case and suffix do not "
+                "count). Rename or remove one."
+            )
+        files[sample_id] = path
+    return files
 
 
 def _partners(
@@ -125,17 +183,15 @@ def _partners(
     """Return the file of every image in ``folder``."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        stem = _plain_stem(path)
-        if path.name.startswith(".") or path.suffix.lower() not in file_suffixes or not stem.endswith(suffix):
-            continue
-        sample_id = stem.removesuffix(suffix)
-        if sample_id in found:
-            raise DatasetError(
-                f"{folder}: {found[sample_id].name} and {path.name} are both of '{sample_id}'."
-            )
-        found[sample_id] = path
+    found = _files_by_id(
+        folder,
+        (
+            path
+            for path in sorted(folder.iterdir())
+            if not path.name.startswith(".") and path.suffix.lower() in file_suffixes
+        ),
+        suffix,
+    )
     without = sorted(set(image_files) - set(found))
     if without:
         raise DatasetError(
@@ -178,9 +234,7 @@ def _protocol(
         return {"random": Protocol.from_splits(drawn, f"random, seed {seed}, fractions {dict(fractions)}")}
     try:
         content = json.loads(Path(splits).read_text(encoding="utf-8"))
-        named = {
-            split: [_plain_stem(Path(f"{stem}.x")) for stem in content.get(split, [])] for split in SPLITS
-        }
+        named = {split: [sample_id_of(str(name)) for name in content.get(split, [])] for split in SPLITS}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"splits {splits}: not a JSON object of lists of names for {', '.join(SPLITS)} ({error})."
@@ -212,10 +266,23 @@ def _class_names(given: str | Sequence[str] | None, values: Sequence[int]) -> tu
     return tuple(part.strip() for part in names) or tuple(f"class {value}" for value in values)
 
 
-def _decode(image: Path, labels: Path, classes: Path | None, class_values: Sequence[int]) -> Sample:
+def _decode(
+    image: Path,
+    labels: Path,
+    classes: Path | None,
+    class_values: Sequence[int],
+    binary: Literal["components"] | None,
+) -> Sample:
     pixels, instances = read_image(image), read_label_map(labels)
     if instances.shape != pixels.shape[:2]:
         raise DatasetError(f"{labels}: label map is {instances.shape}, its image is {pixels.shape[:2]}.")
+    if binary:
+        if np.unique(instances).size > 2:
+            raise DatasetError(
+                f"{labels}: {np.unique(instances).size} values, expected a binary mask of two. Leave out --binary for "
+                "maps of ids."
+            )
+        instances = connected_components(instances > 0)
     if classes is None:
         return Sample(pixels, instances)
     if classes.suffix.lower() == ".json":

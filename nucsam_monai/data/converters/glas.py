@@ -1,4 +1,4 @@
-"""GlaS: glands in H&E of benign and malignant colon tissue, the challenge of MICCAI 2015."""
+"""Convert GlaS: glands in H&E of benign and malignant colon tissue, the challenge of MICCAI 2015."""
 
 import csv
 import io
@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import Splits, named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    Splits,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.samples import SampleJob
 from nucsam_monai.data.splits import last_fraction
+from nucsam_monai.data.writer import SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(
@@ -50,7 +55,7 @@ _PARTS = {"train": "train", "testa": "testA", "testb": "testB"}
 
 @dataclass(frozen=True)
 class _Grade:
-    """What ``Grade.csv`` says of an image."""
+    """An entry of ``Grade.csv``."""
 
     patient: str
     grade: str
@@ -78,7 +83,7 @@ def convert(
         workers: processes that decode and write.
 
     Raises:
-        ConfigurationError: an option is not permitted, or the source has no images for the protocol.
+        ConfigurationError: an option is out of range, or the source has no images for the protocol.
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     with open_source(source) as opened:

@@ -1,18 +1,23 @@
-"""Kumar: the 30 H&E images of the first release of MoNuSeg with instance maps, in three parts."""
+"""Convert Kumar: the 30 H&E images of the first release of MoNuSeg with instance maps, in three parts."""
 
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import Splits, named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    Splits,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
+from nucsam_monai.data.converters.monuseg import CLASSIC_PATIENTS, patient_of, tissue_of
 from nucsam_monai.data.converters.pairing import decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.converters.tcga import CLASSIC_PATIENTS, patient_of, tissue_of
-from nucsam_monai.data.samples import SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, random_split
+from nucsam_monai.data.writer import SampleJob
 
 INFO = DatasetInfo(
     name="kumar",

@@ -1,7 +1,7 @@
-"""MoNuSeg 2018: H&E images of 1000 x 1000 pixels at 40x with outlines in Aperio XML."""
+"""Convert MoNuSeg 2018: H&E images of 1000 x 1000 pixels at 40x with outlines in Aperio XML."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,17 +10,62 @@ from typing import get_args
 
 import numpy as np
 
-from nucsam_monai.data.converters.aperio import AperioRegions, parse_regions
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.polygons import Overlap, paint_polygons
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
+from nucsam_monai.data.converters.pairing import pair_by_name
+from nucsam_monai.data.converters.polygons import AperioRegions, Overlap, paint_polygons, parse_regions
 from nucsam_monai.data.converters.rasters import decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.converters.tcga import CLASSIC_PATIENTS, patient_of, tissue_of
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import last_fraction
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+
+_CLASSIC_TISSUES = {
+    "breast": "A7-A13E A7-A13F AR-A1AK AR-A1AS E2-A1B5 E2-A14V",
+    "kidney": "B0-5711 HE-7128 HE-7129 HE-7130 B0-5710 B0-5698",
+    "liver": "18-5592 38-6178 49-4488 50-5931 21-5784 21-5786",
+    "prostate": "G9-6336 G9-6348 G9-6356 G9-6363 CH-5767 G9-6362",
+    "bladder": "DK-A2I6 G2-A2EK",
+    "colon": "AY-A8YK NH-A8F7",
+    "stomach": "KB-A93J RD-A8N9",
+}
+_TEST_TISSUES = {
+    "breast": "AC-A2FO AO-A0J2",
+    "kidney": "2Z-A9J9 GL-6846 IZ-8196",
+    "lung": "44-2665 69-7764",
+    "prostate": "EJ-A46H HC-7209",
+    "bladder": "CU-A0YN ZF-A9R5",
+    "colon": "A6-6782",
+    "brain": "FG-A4MU HT-8564",
+}
+
+
+def _by_patient(tissues: Mapping[str, str]) -> dict[str, str]:
+    return {f"TCGA-{patient}": tissue for tissue, patients in tissues.items() for patient in patients.split()}
+
+
+CLASSIC_PATIENTS = _by_patient(_CLASSIC_TISSUES)
+"""``{patient: tissue}`` of the 30 images of the first release, the training set of most papers."""
+
+TEST_PATIENTS = _by_patient(_TEST_TISSUES)
+"""``{patient: tissue}`` of the 14 test images of the MoNuSeg challenge."""
+
+
+def patient_of(barcode: str) -> str:
+    """Return the first three parts of a TCGA barcode: ``TCGA-<tissue source site>-<participant>``."""
+    return "-".join(barcode.split("-")[:3])
+
+
+def tissue_of(barcode: str) -> str | None:
+    """Return the tissue of an image; None where the patient is not in the tables."""
+    patient = patient_of(barcode)
+    return CLASSIC_PATIENTS.get(patient) or TEST_PATIENTS.get(patient)
+
 
 INFO = DatasetInfo(
     name="monuseg",
@@ -48,7 +93,7 @@ _MEMBER = re.compile(r"(?:.*/)?(?P<id>TCGA-[^/]+)\.(?P<kind>tif|tiff|xml)", re.I
 
 @dataclass(frozen=True)
 class _Annotated:
-    """Where one image lies, and what is annotated in it."""
+    """An image and its annotated regions."""
 
     source: Source
     image: str
@@ -82,7 +127,7 @@ def convert(
         workers: processes that decode and write.
 
     Raises:
-        ConfigurationError: an option is not permitted.
+        ConfigurationError: an option is unknown or out of range.
         DatasetError: a source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     if overlap not in get_args(Overlap):
@@ -99,7 +144,7 @@ def convert(
         mixed = sorted(sample.image for sample in samples.values() if "test" in sample.image.lower())
         if mixed:  # an archive or folder of that name
             raise DatasetError(
-                f"{source}: {len(mixed)} images for testing beside those for training, first {mixed[0]}. {_APART}"
+                f"{source}: {len(mixed)} images for testing next to those for training, first {mixed[0]}. {_APART}"
             )
         tests: dict[str, _Annotated] = {}
         if test_source:
@@ -140,30 +185,16 @@ def _protocol(name: str, ids: Iterable[str], validation_fraction: float, tests: 
 
 def _find_samples(source: Source, part: str) -> dict[str, _Annotated]:
     """Pair images and annotations by name, read the annotations, and check the counts of the source."""
-    files: dict[str, dict[str, str]] = {"image": {}, "annotation": {}}
+    files: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
     for name, found in source.match(_MEMBER):
-        kind = "annotation" if found["kind"].lower() == "xml" else "image"
-        sample_id = found["id"].upper()
-        if sample_id in files[kind]:
-            raise DatasetError(
-                f"{source.path}: two {kind}s of {sample_id}: {files[kind][sample_id]} and {name}."
-            )
-        files[kind][sample_id] = name
-    if not files["image"]:
-        raise DatasetError(
-            f"{source.path}: not a MoNuSeg archive, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
-    if unpaired := sorted(set(files["image"]) ^ set(files["annotation"])):
-        have = "an image" if unpaired[0] in files["image"] else "an annotation"
-        raise DatasetError(
-            f"{source.path}: {len(unpaired)} images or annotations without the other; first {unpaired[0]}, "
-            f"which has {have} only. Expected {_LAYOUT}."
-        )
+        files[found["kind"].lower() == "xml"].append((found["id"].upper(), name))
+    pairs = pair_by_name(
+        source, files[False], files[True], title="MoNuSeg", layout=_LAYOUT, labels_are="annotation"
+    )
     samples = {}
-    for sample_id, image in files["image"].items():
-        annotation = files["annotation"][sample_id]
-        regions = parse_regions(source.read(annotation), source.where(annotation))
-        samples[sample_id] = _Annotated(source, image, regions)
+    for sample_id, pair in pairs.items():
+        regions = parse_regions(source.read(pair.labels), source.where(pair.labels))
+        samples[sample_id] = _Annotated(source, pair.image, regions)
     regions_found = sum(sample.regions.region_count for sample in samples.values())
     check_counts(part, source, {"images": len(samples), "regions": regions_found})
     return samples

@@ -1,4 +1,4 @@
-"""NuCLS tiles as folders of images, instance maps and class maps, with the splits as given."""
+"""Convert NuCLS tiles: folders of images, instance maps and class maps, with the splits as given."""
 
 import re
 from collections.abc import Mapping
@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from nucsam_monai.data.converters.class_vote import majority_values
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
+from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb, majority_values
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 INFO = DatasetInfo(
@@ -108,9 +107,7 @@ def _find_tiles(source: Source) -> dict[tuple[str, str], dict[str, str]]:
         if files.setdefault(found["kind"].lower(), name) != name:
             raise DatasetError(f"{source.path}: {name} occurs twice, expected one folder of {_LAYOUT}.")
     if not tiles:
-        raise DatasetError(
-            f"{source.path}: not NuCLS tiles, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
+        raise source.refusal("NuCLS tiles", _LAYOUT)
     for (part, tile_id), files in sorted(tiles.items()):
         if missing := [kind for kind in _KINDS if kind not in files]:
             raise DatasetError(f"{source.path}: {part} tile {tile_id} has no {' and no '.join(missing)}.")

@@ -1,18 +1,21 @@
-"""NuInsSeg: H&E of 31 human and mouse organs, one folder per organ."""
+"""Convert NuInsSeg: H&E of 31 human and mouse organs, one folder per organ."""
 
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import IMAGEJ_ARCHIVES, Source, open_source
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.published_splits import shuffled_folds
-from nucsam_monai.data.samples import SampleJob
-from nucsam_monai.data.splits import SPLIT_SEED, random_split, split_counts
+from nucsam_monai.data.splits import SPLIT_SEED, random_split, shuffled_folds, split_counts
+from nucsam_monai.data.writer import SampleJob
 
 _FOLDS = 5
 _FOLD_SEED = 19  # that of the authors' recommendation

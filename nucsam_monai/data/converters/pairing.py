@@ -1,4 +1,4 @@
-"""Pairing images with their label maps by name, and telling the parts of a dataset apart."""
+"""Pair images with their label maps by name, and tell the parts of a dataset apart."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nucsam_monai.data.converters.rasters import decode_labels, decode_rgb
 from nucsam_monai.data.converters.sources import Source
-from nucsam_monai.data.samples import Sample
+from nucsam_monai.data.writer import Sample
 from nucsam_monai.utils.errors import DatasetError
 
 _WORDS = re.compile(r"[a-z]+")
@@ -28,6 +28,7 @@ def pair_by_name(
     *,
     title: str,
     layout: str,
+    labels_are: str = "label map",
 ) -> dict[str, Pair]:
     """Pair files that have the same id, whatever its letter case.
 
@@ -37,6 +38,7 @@ def pair_by_name(
         labels: ``(id, member name)`` of every label map.
         title: name of the dataset for messages.
         layout: the expected layout for messages.
+        labels_are: what messages call a label map.
 
     Returns:
         ``{id of the image: pair}`` in the order of the lower-case ids; it is not empty.
@@ -45,16 +47,14 @@ def pair_by_name(
         DatasetError: there are no images, an id occurs twice, or a file has no partner.
     """
     image_of = _unique(source, images, "images")
-    labels_of = _unique(source, labels, "label maps")
+    labels_of = _unique(source, labels, f"{labels_are}s")
     if not image_of:
-        raise DatasetError(
-            f"{source.path}: not a {title} archive, expected {layout}; first file: {source.names[0]}."
-        )
+        raise source.refusal(f"a {title} archive", layout)
     if unpaired := sorted(set(image_of) ^ set(labels_of)):
         sample_id, name = (image_of if unpaired[0] in image_of else labels_of)[unpaired[0]]
-        missing = "label map" if unpaired[0] in image_of else "image"
+        missing = labels_are if unpaired[0] in image_of else "image"
         raise DatasetError(
-            f"{source.path}: {len(unpaired)} images or label maps without the other; first {sample_id}: "
+            f"{source.path}: {len(unpaired)} images or {labels_are}s without the other; first {sample_id}: "
             f"{name} has no {missing}. Expected {layout}."
         )
     return {

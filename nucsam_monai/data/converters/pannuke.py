@@ -1,4 +1,4 @@
-"""PanNuke: three folds of H&E patches of 19 tissues, as arrays with one channel of ids per class."""
+"""Convert PanNuke: three folds of H&E patches of 19 tissues, as arrays with one channel of ids per class."""
 
 import logging
 import re
@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.npy import ids_row, open_npy, rgb_row
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    write_dataset,
+)
+from nucsam_monai.data.converters.rasters import ids_row, open_npy, rgb_row
 from nucsam_monai.data.converters.sources import Source, open_source
 from nucsam_monai.data.label_files import renumber
 from nucsam_monai.data.protocols import Protocol
-from nucsam_monai.data.samples import Sample, SampleJob
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import DatasetError
 
 _logger = logging.getLogger(__name__)
@@ -142,7 +146,7 @@ def _find_folds(source: Source) -> list[_Fold]:
             )
         fold[kind] = name
     if not arrays:
-        raise DatasetError(f"{source.path}: not PanNuke, expected {_LAYOUT}; first file: {source.names[0]}.")
+        raise source.refusal("PanNuke", _LAYOUT)
     for number, files in sorted(arrays.items()):
         if missing := [f"{kind}.npy" for kind in _KINDS if kind not in files]:
             raise DatasetError(f"{source.path}: fold {number} has no {' and no '.join(missing)}.")

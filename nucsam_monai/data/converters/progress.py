@@ -1,4 +1,4 @@
-"""A progress bar where somebody watches."""
+"""Show a progress bar on a terminal."""
 
 import sys
 from collections.abc import Iterable

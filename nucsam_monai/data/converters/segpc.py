@@ -1,4 +1,4 @@
-"""SegPC-2021: plasma cells in stained bone marrow, one mask per cell with its nucleus and cytoplasm."""
+"""Convert SegPC-2021: plasma cells in stained bone marrow, one mask per cell with its nucleus and cytoplasm."""
 
 import re
 from collections import Counter
@@ -11,14 +11,19 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import Splits, named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    Splits,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import check_size, part_of
 from nucsam_monai.data.converters.rasters import decode_first_channel, decode_rgb
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
+from nucsam_monai.data.writer import Sample, SampleJob
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
 Target = Literal["parts", "cell", "nucleus", "cytoplasm"]
@@ -100,7 +105,7 @@ def convert(
         workers: processes that decode and write; each takes up to about 200 MB.
 
     Raises:
-        ConfigurationError: an option is not permitted, or the source has no images for the protocol.
+        ConfigurationError: an option is unknown, or the source has no images for the protocol.
         DatasetError: the source is missing, damaged or of another layout, or ``output_dir`` is not empty.
     """
     if target not in get_args(Target):
@@ -137,9 +142,7 @@ def _find_samples(source: Source) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return ``{id: (image, masks in the order of the cells)}`` without the test images of the challenge."""
     found = _find_cells(source)
     if not any(cells.image for cells in found.values()):
-        raise DatasetError(
-            f"{source.path}: not a SegPC-2021 archive, expected {_LAYOUT}; first file: {source.names[0]}."
-        )
+        raise source.refusal("a SegPC-2021 archive", _LAYOUT)
     unlabelled_test = {key for key, cells in found.items() if key.startswith("test_") and not cells.masks}
     samples = {}
     for sample_id, cells in found.items():

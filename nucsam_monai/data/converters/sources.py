@@ -1,4 +1,4 @@
-"""Walking a downloaded archive or an unpacked folder, whatever it holds, archives in archives included."""
+"""Walk a downloaded archive or an unpacked folder, archives in archives included."""
 
 import hashlib
 import os
@@ -15,9 +15,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO
 
-from nucsam_monai.data.junk import is_junk
 from nucsam_monai.utils.errors import DatasetError
-from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.files import is_junk, sha256_of_file
 
 MAX_MEMBER_BYTES = 1 << 30
 """Largest member that is read into memory at once."""
@@ -112,6 +111,15 @@ class Source(ABC):
     def where(self, name: str) -> str:
         """Return how an error message calls a file of this source."""
         return f"{self.path.name}: {name}"
+
+    def refusal(self, title: str, layout: str) -> DatasetError:
+        """Return the error for a source without any file of a dataset.
+
+        Args:
+            title: what it should have been, for example ``"a TNBC archive"``.
+            layout: the expected names.
+        """
+        return DatasetError(f"{self.path}: not {title}, expected {layout}; first file: {self.names[0]}.")
 
     def close(self) -> None:
         """Close the archive and those in it."""

@@ -1,4 +1,4 @@
-"""TNBC: H&E of triple-negative breast cancer with binary masks, one folder per slide."""
+"""Convert TNBC: H&E of triple-negative breast cancer with binary masks, one folder per slide."""
 
 import re
 from collections.abc import Iterator
@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.known_archives import check_counts
-from nucsam_monai.data.converters.named_splits import named_protocols
+from nucsam_monai.data.converters.conversion import (
+    ConversionSummary,
+    DatasetInfo,
+    check_counts,
+    named_protocols,
+    write_dataset,
+)
 from nucsam_monai.data.converters.pairing import Pair, decode_pair, pair_by_name
 from nucsam_monai.data.converters.sources import Source, open_source
-from nucsam_monai.data.samples import Sample, SampleJob
 from nucsam_monai.data.splits import SPLIT_SEED, TRAIN_80_10_10, random_split
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.data.writer import Sample, SampleJob
+from nucsam_monai.utils.instances import connected_components
 
 INFO = DatasetInfo(
     name="tnbc",

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
-from nucsam_monai.utils.components import connected_components
+from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 DARK = 100

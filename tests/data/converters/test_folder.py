@@ -1,15 +1,18 @@
 import json
+import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nucsam_monai.data.converters import folder
 from nucsam_monai.data.dataset import read_dataset
-from nucsam_monai.data.label_files import read_classes, read_instances
+from nucsam_monai.data.label_files import read_classes, read_image, read_instances
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError, ImageReadError
 from tests.data.originals import noise
@@ -108,7 +111,7 @@ def test_groups_stay_together(tmp_path: Path, images: Path, pattern: str) -> Non
     assert all(len(members) == 1 for members in splits.values())
 
 
-def test_splits_of_ones_own(tmp_path: Path, images: Path) -> None:
+def test_your_own_splits(tmp_path: Path, images: Path) -> None:
     instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
     (tmp_path / "splits.json").write_text(json.dumps({"training": ["P0_0", "P0_1"], "test": ["P4_9"]}))
     summary = folder.convert(images, instances, tmp_path / "mine", splits=tmp_path / "splits.json", workers=2)
@@ -121,6 +124,105 @@ def test_splits_of_ones_own(tmp_path: Path, images: Path) -> None:
     (tmp_path / "splits.json").write_text("[]")
     with pytest.raises(ConfigurationError, match="not a JSON object"):
         folder.convert(images, instances, tmp_path / "other", splits=tmp_path / "splits.json")
+
+
+NAMES = ("Fall_Möller", "Fall_Müller", "_a", "-b", "(2) c", "ä, ö & 50 %", "細胞", "Con", "d. ", "e.f", "x:y")
+
+
+def pairs_named(
+    root: Path, names: Iterable[str], image_form: str = "NFC", label_form: str = "NFC"
+) -> dict[str, Path]:
+    """Write images and label maps in which image k has k nuclei."""
+    folders = {"images": root / "images", "instances": root / "instances"}
+    for number, name in enumerate(names, start=1):
+        for path in folders.values():
+            path.mkdir(exist_ok=True)
+        image_name, label_name = (unicodedata.normalize(form, name) for form in (image_form, label_form))
+        Image.fromarray(noise(8, 20, seed=number)).save(folders["images"] / f"{image_name}.png")
+        labels = np.zeros((8, 20), np.uint16)
+        labels[1, 1 : 1 + number] = range(1, 1 + number)
+        Image.fromarray(labels).save(folders["instances"] / f"{label_name}.tif")
+    return folders
+
+
+@pytest.mark.parametrize(("image_form", "label_form"), [("NFC", "NFC"), ("NFD", "NFC")])
+def test_ids_keep_the_names_of_the_files(tmp_path: Path, image_form: str, label_form: str) -> None:
+    folder.convert(**pairs_named(tmp_path, NAMES, image_form, label_form), output_dir=tmp_path / "mine")
+    validate_dataset(tmp_path / "mine")
+    found = {
+        item["id"]: int(read_instances(item["instances"]).max())
+        for item in read_dataset(tmp_path / "mine").items()
+    }
+    changed = {"Con": "_Con", "d. ": "d_", "x:y": "x_y"}
+    assert found == {changed.get(name, name): number for number, name in enumerate(NAMES, start=1)}
+
+
+def test_a_similar_name_is_not_a_partner(tmp_path: Path) -> None:
+    folders = pairs_named(tmp_path, ("Fall_Möller", "Fall_Müller"))
+    (folders["instances"] / "Fall_Müller.tif").unlink()
+    with pytest.raises(DatasetError, match=r"nothing for 1 of 2 images, first Fall_Müller\.png"):
+        folder.convert(**folders, output_dir=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a.png", "a.tif"), ("b.png", "B.png"), ("c_d.png", "c:d.png")]
+)
+def test_images_of_one_id_are_both_named(tmp_path: Path, first: str, second: str) -> None:
+    folders = pairs_named(tmp_path, ("other",))
+    for name in (first, second):
+        Image.fromarray(noise(8, 20)).save(folders["images"] / name)
+    one, two = sorted((first, second))
+    with pytest.raises(DatasetError, match=f"images: {re.escape(one)} and {re.escape(two)} are both of"):
+        folder.convert(**folders, output_dir=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("255.png", Image.fromarray(255 * (label_map() > 0).astype(np.uint8))),
+        ("1.png", Image.fromarray((label_map() > 0).astype(np.uint8))),
+        ("1bit.png", Image.fromarray(label_map() > 0)),
+    ],
+)
+def test_binary_masks_are_noticed_and_taken_apart_on_request(
+    tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture, name: str, mask: Image.Image
+) -> None:
+    (tmp_path / "masks").mkdir()
+    for image in images.iterdir():
+        mask.save(tmp_path / "masks" / image.name)
+    summary = folder.convert(images, tmp_path / "masks", tmp_path / "one")
+    assert sum(count.nuclei for count in summary.splits.values()) == 10
+    assert "--binary components" in caplog.text
+    caplog.clear()
+    summary = folder.convert(images, tmp_path / "masks", tmp_path / "two", binary="components")
+    assert sum(count.nuclei for count in summary.splits.values()) == 20
+    assert caplog.text == ""
+
+
+def test_ids_are_not_noticed_as_masks(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    folder.convert(images, instances, tmp_path / "mine")
+    assert caplog.text == ""
+    with pytest.raises(DatasetError, match="3 values, expected a binary mask of two"):
+        folder.convert(images, instances, tmp_path / "other", binary="components")
+    with pytest.raises(ConfigurationError, match="binary 'yes': expected 'components'"):
+        folder.convert(images, instances, tmp_path / "other", binary="yes")  # type: ignore[arg-type]
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "P0_0.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="binary masks have no ids"):
+        folder.convert(
+            images, instances, tmp_path / "other", classes=tmp_path / "classes", binary="components"
+        )
+
+
+def test_an_image_is_converted_as_viewers_show_it(tmp_path: Path) -> None:
+    folders = pairs_named(tmp_path, ("a",))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.fromarray(noise(8, 20, seed=1)).save(folders["images"] / "a.png", exif=exif)
+    folder.convert(**folders, output_dir=tmp_path / "mine")
+    (item,) = read_dataset(tmp_path / "mine").items()
+    assert np.array_equal(read_image(item["image"]), noise(8, 20, seed=1)[::-1, ::-1])
 
 
 def test_images_without_nuclei_are_normal(tmp_path: Path, images: Path) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nucsam_monai.data.converters import monuseg
+from nucsam_monai.data.converters.monuseg import CLASSIC_PATIENTS, TEST_PATIENTS, patient_of, tissue_of
 from nucsam_monai.data.dataset import read_dataset
 from nucsam_monai.data.label_files import read_image, read_instances
 from nucsam_monai.data.validation import validate_dataset
@@ -90,11 +91,11 @@ WRONG = {
     "test as training": (monuseg_members(TESTS, as_test=True), "none of its 2 images .* --test_source"),
     "no annotation": (
         without(f"Root/Annotations/{CLASSIC[1]}.xml"),
-        f"{CLASSIC[1]}, which has an image only",
+        f"{CLASSIC[1]}: .* has no annotation",
     ),
     "no image": (
         without(f"Root/Tissue Images/{CLASSIC[1]}.tif"),
-        f"{CLASSIC[1]}, which has an annotation only",
+        f"{CLASSIC[1]}: .* has no image",
     ),
     "image twice": (monuseg_members() | {f"other/{CLASSIC[1]}.tif": b"x"}, f"two images of {CLASSIC[1]}"),
     "damaged image": (
@@ -139,3 +140,16 @@ def test_unknown_options_are_refused(tmp_path: Path, options: dict) -> None:
     path = write_zip(tmp_path / "a.zip", monuseg_members())
     with pytest.raises(ConfigurationError, match="expected"):
         monuseg.convert(path, tmp_path / "out", **options)
+
+
+def test_tables_hold_the_published_images() -> None:
+    assert len(CLASSIC_PATIENTS) == 30
+    assert len(TEST_PATIENTS) == 14
+    assert not set(CLASSIC_PATIENTS) & set(TEST_PATIENTS)
+
+
+def test_patient_and_tissue_of_a_barcode() -> None:
+    assert patient_of("TCGA-A7-A13E-01Z-00-DX1") == "TCGA-A7-A13E"
+    assert tissue_of("TCGA-A7-A13E-01Z-00-DX1") == "breast"
+    assert tissue_of("TCGA-HT-8564-01Z-00-DX1") == "brain"
+    assert tissue_of("TCGA-XS-A8TJ-01Z-00-DX1") is None

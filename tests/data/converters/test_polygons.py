@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.draw import polygon
 
-from nucsam_monai.data.converters.polygons import paint_polygons, polygon_mask
+from nucsam_monai.data.converters.polygons import paint_polygons, parse_regions, parse_xml, polygon_mask
+from nucsam_monai.utils.errors import DatasetError
+from tests.data.originals import aperio_xml, square
 from tests.oracles.rasterise import polygon_mask as slow_polygon_mask
 
 SHAPE = (11, 9)
@@ -63,3 +65,65 @@ def test_overlap_goes_to_the_first_or_the_last() -> None:
     assert paint_polygons(boxes, SHAPE)[3].tolist() == [0, 1, 1, 1, 1, 2, 2, 0, 0]
     assert paint_polygons(boxes, SHAPE, "last")[3].tolist() == [0, 1, 1, 2, 2, 2, 2, 0, 0]
     assert not paint_polygons([], SHAPE).any()
+
+
+def test_regions_come_in_document_order_with_their_fractions() -> None:
+    regions = parse_regions(aperio_xml([square(1.5, 2.25, 3), [(1, 1), (2, 2)], square(0, 0, 1)]), "a.xml")
+    assert regions.region_count == 3
+    assert regions.mpp == 0.252
+    assert len(regions.polygons) == 2
+    np.testing.assert_array_equal(regions.polygons[0], square(1.5, 2.25, 3))
+
+
+def test_no_regions_and_no_mpp_are_normal() -> None:
+    regions = parse_regions(b'<Annotations MicronsPerPixel="?"><Annotation/></Annotations>', "a.xml")
+    assert (regions.polygons, regions.region_count, regions.mpp) == ([], 0, None)
+
+
+BOMB = """<?xml version="1.0" encoding="{encoding}"?>
+<!DOCTYPE Annotations [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><Annotations>&b;</Annotations>"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_document_type_is_refused(encoding: str) -> None:
+    with pytest.raises(DatasetError, match=r"a\.xml has a document type"):
+        parse_regions(BOMB.format(encoding=encoding).encode(encoding), "a.xml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable XML"),
+        (b"<Annotations>", "not a readable XML"),
+        (b'<?xml version="1.0" encoding="none"?><Annotations/>', "not a readable XML"),
+        (b"<html/>", "root is <html>"),
+        (aperio_xml([[("x", 1), (2, 2), (3, 3)]]), "without finite"),
+        (aperio_xml([[("nan", 1), (2, 2), (3, 3)]]), "without finite"),
+        (aperio_xml([square(1, 1, 1)]).replace(b'X="1"', b"", 1), "without finite"),
+    ],
+)
+def test_foreign_files_are_refused(content: bytes, message: str) -> None:
+    with pytest.raises(DatasetError, match=rf"^a\.xml: .*{message}"):
+        parse_regions(content, "a.xml")
+
+
+def test_plain_xml_is_read() -> None:
+    root = parse_xml(b'<a><b X="1"/></a>', "a.xml")
+    assert [(one.tag, one.get("X")) for one in root] == [("b", "1")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<a>",
+        b"\xff\xfe<",
+        b'<?xml version="1.0" encoding="no-such"?><a/>',
+        b'<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;&b;">]><a>&c;</a>',
+        b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>',
+        b'<!DOCTYPE a SYSTEM "http://example.org/a.dtd"><a/>',
+    ],
+)
+def test_damaged_or_typed_documents_are_refused(content: bytes) -> None:
+    with pytest.raises(DatasetError, match=r"a\.xml"):
+        parse_xml(content, "a.xml")

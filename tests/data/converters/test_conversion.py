@@ -3,11 +3,33 @@ from pathlib import Path
 
 import pytest
 
-from nucsam_monai.data.converters import known_archives
-from nucsam_monai.data.converters.known_archives import KNOWN_ARCHIVES, KnownArchive, check_counts
+from nucsam_monai.data.converters import conversion, kumar
+from nucsam_monai.data.converters.conversion import (
+    KNOWN_ARCHIVES,
+    KnownArchive,
+    check_counts,
+    divides_groups,
+    named_protocols,
+)
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.utils.errors import DatasetError
 from tests.data.originals import write_zip
+
+
+def test_groups_in_several_splits_are_found() -> None:
+    groups = {"a": "1", "b": "1", "c": "2"}
+    assert not divides_groups({"training": ["a", "b"], "test": ["c", "d"]}, groups)
+    assert divides_groups({"training": ["a"], "validation": ["b"], "test": ["c"]}, groups)
+    assert not divides_groups({"training": ["a"], "test": ["b"]}, {})
+
+
+def test_only_the_first_protocol_may_be_without_test_images() -> None:
+    splits = {"kumar_16_8_6": {"training": ["a"]}, "kumar_test1": {"training": ["a"], "test": []}}
+    assert list(named_protocols(kumar.INFO, splits)) == ["kumar_16_8_6"]
+    splits["kumar_test1"]["test"] = ["b"]
+    protocols = named_protocols(kumar.INFO, splits, {"a": "1", "b": "1"})
+    assert protocols["kumar_test1"].divides_groups
+    assert protocols["kumar_test1"].description == kumar.INFO.protocols["kumar_test1"]
 
 
 def test_table_has_no_archive_twice() -> None:
@@ -18,7 +40,7 @@ def test_table_has_no_archive_twice() -> None:
 def test_known_archive_must_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_source(write_zip(tmp_path / "a.zip", {"x": b""})) as source:
         known = KnownArchive(source.sha256, "the copy", {"images": 3, "masks": 9})
-        monkeypatch.setattr(known_archives, "_BY_DIGEST", {source.sha256: known})
+        monkeypatch.setattr(conversion, "_BY_DIGEST", {source.sha256: known})
         check_counts("dsb2018/train", source, {"images": 3, "masks": 9})
         with pytest.raises(DatasetError, match=r"a\.zip is 'the copy', but found 2 images, expected 3\."):
             check_counts("dsb2018/train", source, {"images": 2, "masks": 9})

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nucsam_monai.utils.class_vote import majority_values
+from nucsam_monai.utils.label_runs import majority_values
 
 SMALL = arrays(np.uint16, (4, 5), elements=st.integers(0, 4))
 

@@ -4,11 +4,28 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nucsam_monai.data.demo.chromatin import ChromatinRecipe, draw_chromatin
-from nucsam_monai.data.demo.debris import draw_discs, draw_specks, draw_strands
-from nucsam_monai.data.demo.geometry import ELONGATED, ROUND, Scene, SceneRecipe, draw_scene
-from nucsam_monai.data.demo.noise import fibre_noise, fractal_noise, smooth_noise, soft_step
-from nucsam_monai.data.demo.optics import HAEMATOXYLIN, absorb, expose, illumination
+from nucsam_monai.data.demo.painter import (
+    HAEMATOXYLIN,
+    ChromatinRecipe,
+    absorb,
+    draw_chromatin,
+    draw_discs,
+    draw_specks,
+    draw_strands,
+    expose,
+    illumination,
+)
+from nucsam_monai.data.demo.scene import (
+    ELONGATED,
+    ROUND,
+    Scene,
+    SceneRecipe,
+    draw_scene,
+    fibre_noise,
+    fractal_noise,
+    smooth_noise,
+    soft_step,
+)
 
 CROWDED = SceneRecipe(nuclei=(90, 90), lumen_share=0.05, crowding=0.6)
 
