@@ -9,12 +9,12 @@ from nucsam_monai.transforms.hovernet import HoVerNetInstancesd
 from nucsam_monai.transforms.instances import (
     DistanceTargetd,
     ForegroundMaskd,
+    LabelMapToPredictiond,
     NucleusDistanced,
     NucleusPointsd,
     ProbabilityToInstancesd,
     nucleus_distance,
     nucleus_points,
-    prediction_of,
 )
 from nucsam_monai.transforms.intensity import NormalizeSAMd, RandColorJitterd
 from nucsam_monai.transforms.matched_prompts import MatchedPromptsd, TrainingPrompts
@@ -45,6 +45,7 @@ __all__ = [
     "ForegroundMaskd",
     "FoundNuclei",
     "HoVerNetInstancesd",
+    "LabelMapToPredictiond",
     "MatchedPromptsd",
     "NormalizeSAMd",
     "NucleiImageReader",
@@ -67,7 +68,6 @@ __all__ = [
     "nucleus_centroids",
     "nucleus_distance",
     "nucleus_points",
-    "prediction_of",
     "prompt_with_neighbours",
     "random_points",
 ]

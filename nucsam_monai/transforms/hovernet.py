@@ -1,4 +1,4 @@
-"""From what HoVer-Net says of nuclei and distances to instances."""
+"""Turn HoVer-Net's probability and distance maps into nuclei."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -18,6 +18,7 @@ from monai.utils import convert_to_numpy
 
 from nucsam_monai.utils.components import connected_components
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.prediction import prediction_from_instances
 
 
 class HoVerNetInstancesd(MapTransform):
@@ -28,9 +29,8 @@ class HoVerNetInstancesd(MapTransform):
 
     Args:
         keys: ``(3, H, W)`` in 0..1 of probability, horizontal and vertical distance, as
-            :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` gives them through a sigmoid. The
-            probability alone, ``(1, H, W)``, stays under the key.
-        output_key: key of the ``(1, H, W)`` int32 label map.
+            :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` gives them through a sigmoid. A
+            :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes their place.
         threshold: a pixel is foreground from this probability on.
         min_area_px: smaller nuclei are left out.
 
@@ -41,12 +41,10 @@ class HoVerNetInstancesd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection = "pred",
-        output_key: str = "pred_instances",
         threshold: float = 0.5,
         min_area_px: int = 10,
     ) -> None:
         super().__init__(keys)
-        self.output_key = output_key
         self.threshold = threshold
         self.mask = GenerateWatershedMask(
             activation=torch.nn.Identity(), threshold=threshold, min_object_size=min_area_px
@@ -57,7 +55,7 @@ class HoVerNetInstancesd(MapTransform):
         self.watershed = Watershed(connectivity=1)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with the label map added."""
+        """Return the item with the nuclei."""
         item = dict(data)
         for key in self.key_iterator(item):
             maps = convert_to_numpy(item[key])
@@ -65,8 +63,7 @@ class HoVerNetInstancesd(MapTransform):
                 raise ConfigurationError(
                     f"{key}: expected the three channels (3, H, W) of HoVer-Net, found shape {maps.shape}."
                 )
-            item[self.output_key] = torch.from_numpy(self._instances(maps))[None]
-            item[key] = item[key][:1]
+            item[key] = prediction_from_instances(self._instances(maps), foreground=maps[0])
         return item
 
     def _instances(self, maps: np.ndarray) -> np.ndarray:

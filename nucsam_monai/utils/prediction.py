@@ -1,4 +1,4 @@
-"""The one type that every inferer returns and every writer, metric and server takes."""
+"""Describe the nuclei of an image: what inference gives and every writer, metric and server takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

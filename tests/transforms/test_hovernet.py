@@ -23,36 +23,35 @@ def perfect(labels):
 
 def test_touching_nuclei_are_parted():
     truth = discs((20, 18, 9), (20, 36, 9), (44, 30, 10))
-    item = HoVerNetInstancesd()({"pred": perfect(truth)})
-    found = item["pred_instances"].numpy()
-    assert found.shape == (1, 64, 64)
+    nuclei = HoVerNetInstancesd()({"pred": perfect(truth)})["pred"]
+    found = nuclei.instances
+    assert found.shape == (64, 64)
     assert found.dtype == np.int32
     assert set(np.unique(found)) == {0, 1, 2, 3}
     for name in (1, 2, 3):
         mine = truth == name
-        matched = found[0] == np.bincount(found[0][mine]).argmax()
+        matched = found == np.bincount(found[mine]).argmax()
         assert (mine & matched).sum() / (mine | matched).sum() > 0.9
-    assert item["pred"].shape == (1, 64, 64)
-    assert torch.equal(item["pred"][0] > 0.5, torch.from_numpy(truth > 0))
+    np.testing.assert_array_equal(nuclei.foreground > 0.5, truth > 0)
 
 
 def test_image_without_nuclei_has_no_instances():
-    found = HoVerNetInstancesd()({"pred": torch.full((3, 32, 32), 0.3)})["pred_instances"]
-    assert found.shape == (1, 32, 32)
+    found = HoVerNetInstancesd()({"pred": torch.full((3, 32, 32), 0.3)})["pred"].instances
+    assert found.shape == (32, 32)
     assert not found.any()
 
 
 def test_maps_that_say_nothing_leave_connected_components():
     maps = torch.full((3, 64, 64), 0.5)
     maps[0] = torch.from_numpy(discs((12, 12, 6), (40, 40, 6)) > 0)
-    found = HoVerNetInstancesd()({"pred": maps})["pred_instances"]
-    assert found.unique().tolist() == [0, 1, 2]
+    found = HoVerNetInstancesd()({"pred": maps})["pred"].instances
+    assert np.unique(found).tolist() == [0, 1, 2]
 
 
 def test_specks_are_left_out():
     truth = discs((20, 18, 9), (50, 50, 1))
-    found = HoVerNetInstancesd()({"pred": perfect(truth)})["pred_instances"]
-    assert found.unique().tolist() == [0, 1]
+    found = HoVerNetInstancesd()({"pred": perfect(truth)})["pred"].instances
+    assert np.unique(found).tolist() == [0, 1]
 
 
 def test_other_channels_are_refused():
