@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
 from nucsam_monai.io import draw_prediction, encode_png, read_image, to_rgb_uint8, write_prediction
 from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
-from nucsam_monai.transforms import prediction_of
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, NucSAMError
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
@@ -400,9 +399,9 @@ class _Pipeline:
         """Return the nuclei of one image."""
         self.evaluator.data_loader = [self.prepare(image, **({} if domain is None else {"domain": domain}))]
         self.evaluator.run()
-        output = self.evaluator.state.output[0]
+        nuclei: NucleiPrediction = self.evaluator.state.output[0]["pred"]
         self.evaluator.data_loader = self.evaluator.state.output = None  # these hold the image in memory
-        return prediction_of(output)
+        return nuclei
 
 
 @contextmanager

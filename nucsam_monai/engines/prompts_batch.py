@@ -8,10 +8,7 @@ import torch
 from monai.engines import PrepareBatch
 from torch import Tensor
 
-from nucsam_monai.inferers.detected_points import DetectedPoints
-from nucsam_monai.inferers.point_finder import PointFinder
-from nucsam_monai.inferers.prompted_segmenter import FindPoints, TilePrompter
-from nucsam_monai.inferers.tile_point_finder import TilePointFinder
+from nucsam_monai.inferers import DetectedPoints, FindPoints, PointFinder, TilePointFinder, TilePrompter
 from nucsam_monai.utils.errors import ConfigurationError
 
 

@@ -8,9 +8,7 @@ import numpy as np
 from monai.networks.utils import eval_mode
 from numpy.typing import NDArray
 
-from nucsam_monai.inferers.detected_points import DetectedPoints
-from nucsam_monai.inferers.point_finder import PointFinder
-from nucsam_monai.inferers.precision import autocast
+from nucsam_monai.inferers import DetectedPoints, PointFinder, autocast
 from nucsam_monai.transforms.prompts import FoundNuclei
 
 logger = logging.getLogger(__name__)

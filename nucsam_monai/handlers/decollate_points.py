@@ -6,7 +6,7 @@ from monai.data import decollate_batch
 from monai.engines import IterationEvents
 
 from nucsam_monai.engines.prompter_batch import RAGGED_KEYS
-from nucsam_monai.inferers.anchor_selection import select_points
+from nucsam_monai.inferers import select_points
 
 
 class DecollatePoints:

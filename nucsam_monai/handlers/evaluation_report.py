@@ -23,9 +23,9 @@ class EvaluationReport:
 
     The rows come from ``engine.state.metric_details``, so the report is attached behind the handlers that
     measure. The evaluator's items hold ``id``, ``domain``, ``image_path`` and perhaps ``group``, its outputs
-    ``pred_instances`` and ``label_instances``. Every mean in the summary has a 95 % bootstrap interval over the
-    images, or over the groups where there are groups. The first images of every domain get an overlay, the
-    same ones in every evaluation.
+    a ``NucleiPrediction`` under ``pred`` and the true ``label_instances``. Every mean in the summary has a 95 %
+    bootstrap interval over the images, or over the groups if there are any. The first images of every domain get an
+    overlay, the same ones in every evaluation.
 
     Args:
         output_dir: where the files go.
@@ -63,11 +63,8 @@ class EvaluationReport:
         """Note the images of one iteration and draw those that get an overlay."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             if Counter(self._domains)[item["domain"]] < self.overlays_per_domain:
-                maps = (
-                    convert_to_numpy(output[key])[0].astype(np.int32)
-                    for key in ("label_instances", "pred_instances")
-                )
-                write_comparison(self.output_dir, item, *maps)
+                true = convert_to_numpy(output["label_instances"])[0].astype(np.int32)
+                write_comparison(self.output_dir, item, true, output["pred"].instances)
             self._ids.append(item["id"])
             self._domains.append(item["domain"])
             self._groups.append(item.get("group") or "")

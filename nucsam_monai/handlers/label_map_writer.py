@@ -3,12 +3,9 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 from ignite.engine import Engine, Events
-from monai.utils import convert_to_numpy
 
 from nucsam_monai.io import write_json, write_label_image
-from nucsam_monai.utils.prediction import NucleiPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +14,7 @@ class LabelMapWriter:
     """Write the label map of every image of an evaluation, and the class of every nucleus where there are classes.
 
     The files are ``<domain>_<id>.tif`` and ``<domain>_<id>.json`` (``{instance id: class id}``). The evaluator's
-    items hold ``id`` and ``domain``; its outputs a ``NucleiPrediction`` under ``pred``, or a label map
-    ``(1, H, W)`` under ``pred_instances``.
+    items hold ``id`` and ``domain``, its outputs a ``NucleiPrediction`` under ``pred``.
 
     Args:
         output_dir: where the files go.
@@ -36,10 +32,6 @@ class LabelMapWriter:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             stem = self.output_dir / f"{item['domain']}_{item['id']}"
             prediction = output["pred"]
-            if not isinstance(prediction, NucleiPrediction):
-                instances = convert_to_numpy(output["pred_instances"])[0].astype(np.int32)
-                write_label_image(stem.with_name(f"{stem.name}.tif"), instances)
-                continue
             write_label_image(stem.with_name(f"{stem.name}.tif"), prediction.instances)
             if len(prediction.class_names) > 1:
                 ids, classes = (prediction.table[name].tolist() for name in ("id", "class_id"))

@@ -1,11 +1,12 @@
 """The Ignite side of the metrics: one handler, several named scalars."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler, from_engine
+from torch import Tensor
 
 from nucsam_monai.metrics.cumulative import LabelMapMetric
 from nucsam_monai.utils.errors import ConfigurationError
@@ -23,8 +24,9 @@ class NamedMetricsHandler(IgniteMetricHandler):
 
     Args:
         metric_fn: the metric that collects one row per image.
-        keys: keys of the predicted and of the true label maps in the engine's output.
-        output_transform: returns ``(y_pred, y)`` from the engine's output; by default takes ``keys`` from it.
+        keys: keys of what is predicted and what is true in the engine's output; by default the label maps of the
+            ``NucleiPrediction`` under ``pred`` and those under ``label_instances``.
+        output_transform: returns ``(y_pred, y)`` from the engine's output, in place of ``keys``.
         prefix: put before every name.
 
     Example::
@@ -39,11 +41,12 @@ class NamedMetricsHandler(IgniteMetricHandler):
     def __init__(
         self,
         metric_fn: LabelMapMetric,
-        keys: Sequence[str] = ("pred_instances", "label_instances"),
+        keys: Sequence[str] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         prefix: str = "val_",
     ) -> None:
-        super().__init__(metric_fn=metric_fn, output_transform=output_transform or from_engine(keys))
+        default = _label_maps if keys is None else from_engine(keys)
+        super().__init__(metric_fn=metric_fn, output_transform=output_transform or default)
         self.prefix = prefix
 
     def attach(self, engine: Engine, name: str | None = None) -> None:
@@ -80,3 +83,9 @@ class NamedMetricsHandler(IgniteMetricHandler):
         rows = torch.as_tensor(self.metric_fn.rows())
         for index, column in enumerate(self.metric_fn.columns):
             engine.state.metric_details[f"{self.prefix}{column}"] = rows[:, index]
+
+
+def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the predicted and the true label maps ``(1, H, W)`` of decollated outputs."""
+    predicted = [torch.from_numpy(output["pred"].instances)[None] for output in outputs]
+    return predicted, [output["label_instances"] for output in outputs]

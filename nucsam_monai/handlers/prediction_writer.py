@@ -7,7 +7,6 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
 from nucsam_monai.io import write_prediction
-from nucsam_monai.transforms import prediction_of
 
 logger = logging.getLogger(__name__)
 
@@ -15,8 +14,8 @@ logger = logging.getLogger(__name__)
 class PredictionWriter:
     """Write label image, GeoJSON, table and overlay of every image of an evaluator.
 
-    The evaluator's items hold ``id`` and ``pixels`` (``(3, H, W)`` uint8 RGB); for its outputs see
-    :func:`~nucsam_monai.transforms.prediction_of`.
+    The evaluator's items hold ``id`` and ``pixels`` (``(3, H, W)`` uint8 RGB), its outputs a ``NucleiPrediction``
+    under ``pred``.
 
     Args:
         output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
@@ -32,7 +31,7 @@ class PredictionWriter:
     def write(self, engine: Engine) -> None:
         """Write the images of one iteration."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            prediction = prediction_of(output)
+            prediction = output["pred"]
             pixels = convert_to_numpy(item["pixels"]).transpose(1, 2, 0)
             paths = write_prediction(prediction, pixels, self.output_dir, item["id"])
             logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["overlay"])

@@ -27,7 +27,7 @@ class ValidationLoss:
         self._sums = torch.zeros(2, len(self.domains), dtype=torch.float64)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a validator whose outputs hold ``pred`` (probability) and ``label``."""
+        """Attach to a validator whose outputs hold ``pred``, with its foreground, and ``label``."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
@@ -47,7 +47,9 @@ class ValidationLoss:
                 raise ConfigurationError(
                     f"validation image '{item['id']}': domain '{item['domain']}' is none of {self.domains}."
                 )
-            value = self.loss(logit(output["pred"])[None], output["label"][None])
+            label = output["label"]
+            probability = torch.from_numpy(output["pred"].foreground)[None].to(label.device)
+            value = self.loss(logit(probability)[None], label[None])
             self._sums[:, self.domains.index(item["domain"])] += torch.tensor([float(value), 1.0])
 
     def finish(self, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Vanilla SAM without a prompt: a grid of points over the image, and what the good masks show."""
+"""Segment everything with vanilla SAM: a grid of points over the image, and the good masks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,20 +8,20 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import MaskDecoder
 from segment_anything.modeling import Sam as StockSam
 from segment_anything.utils.amg import MaskData, rle_to_mask
-from torch import Tensor
+from torch import Tensor, nn
 
-from nucsam_monai.inferers.painting import paint_masks
-from nucsam_monai.inferers.stock_sam import stock_sam
-from nucsam_monai.networks.sam import SAM
+from nucsam_monai.inferers.masks import paint_masks
+from nucsam_monai.networks.sam import SAM, ImageEncoder, decode_prompts
 from nucsam_monai.utils.errors import ConfigurationError
 
 _LEAST = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "min_mask_region_area": 0}
 
 
 class AutomaticMaskInferer(Inferer):
-    """Instances of vanilla SAM: the official ``SamAutomaticMaskGenerator``, painted into one label map.
+    """Paint the masks of the official ``SamAutomaticMaskGenerator`` into one label map.
 
     "Segment Anything" (Kirillov et al., 2023), appendix B. The masks are painted from the lowest to the highest
     predicted IoU, so the best one wins where they overlap. SAM segments anything, also the ground between
@@ -41,7 +41,7 @@ class AutomaticMaskInferer(Inferer):
         max_area_share: masks above this share of the image's area are dropped.
 
     Raises:
-        ConfigurationError: a value outside what is permitted.
+        ConfigurationError: a value outside its range.
 
     Example:
         >>> from nucsam_monai.networks.sam import build_sam
@@ -84,16 +84,16 @@ class AutomaticMaskInferer(Inferer):
         Args:
             inputs: ``(B, 3, H, W)``, 8-bit images normalised with SAM's constants.
             network: built for square images; at their side the longer side of ``inputs`` is segmented.
-            args: what the engines hand to other methods; the automatic mode has no use for it.
-            kwargs: the same: domain, points.
+            args: unused; the engines hand it to other methods.
+            kwargs: unused: domain, points.
 
         Returns:
             ``instances``, the ``(B, 1, H, W)`` int32 label maps, and ``score``, the ``(B, 1, H, W)`` float32
-            predicted IoU of each pixel's instance, 0 in the background; on the device of ``inputs``. MONAI's
-            ``FlattenSubKeysd("pred", prefix="pred")`` makes ``pred_instances`` and ``pred_score`` of them.
+            predicted IoU of each pixel's instance, 0 in the background; on the device of ``inputs``.
+            :class:`~nucsam_monai.transforms.LabelMapToPredictiond` turns them into nuclei.
 
         Raises:
-            ConfigurationError: the network is no :class:`SAM` for square images, or the images are not
+            ConfigurationError: the network is not a :class:`SAM` for square images, or the images are not
                 normalised with SAM's constants.
         """
         if not isinstance(network, SAM):
@@ -126,7 +126,7 @@ def instances_of_records(
         max_area_share: masks above this share of the image's area are dropped.
 
     Returns:
-        Label map and scores as of :func:`~nucsam_monai.inferers.painting.paint_masks`.
+        Label map and scores as of :func:`~nucsam_monai.inferers.masks.paint_masks`.
     """
     largest = max_area_share * shape[0] * shape[1]
     kept = [record for record in records if record["area"] <= largest]
@@ -136,7 +136,7 @@ def instances_of_records(
 
 
 class _MaskGenerator(SamAutomaticMaskGenerator):
-    """The official generator, also for images of which all crops are without a mask."""
+    """Extend the official generator to images whose crops are all without a mask."""
 
     def _process_crop(self, *args: Any) -> MaskData:
         data = super()._process_crop(*args)
@@ -155,3 +155,69 @@ def _pixels(images: Tensor, sam: StockSam) -> np.ndarray:
             f"{lowest:g}..{highest:g}. Use NormalizeSAMd with pixel_std 'sam', once."
         )
     return pixels.round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+class _StockEncoder(nn.Module):
+    """Give the image encoder the official one's result and square working size."""
+
+    def __init__(self, encoder: ImageEncoder, img_size: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.img_size = img_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.encoder(image).embedding
+
+
+class _StockDecoder(nn.Module):
+    """Run the mask decoder with :func:`decode_prompts` behind the official one's arguments."""
+
+    def __init__(self, decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        masks = decode_prompts(
+            self.decoder,
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            [len(sparse_prompt_embeddings)],
+            multimask=multimask_output,
+        )
+        # NumPy, to which the official tools turn their results, has no bfloat16.
+        return masks.logits.float(), masks.iou.float()
+
+
+def stock_sam(sam: SAM) -> StockSam:
+    """Wrap a network for ``SamPredictor`` and ``SamAutomaticMaskGenerator``; the weights are shared.
+
+    The official code prepares images and masks: the longer side is resized to the working size and the rest padded.
+
+    Raises:
+        ConfigurationError: the network was built for images that are not square, or its variant has a fine map, which
+            the official tools do not pass on.
+    """
+    if sam.variant.fine_channels:
+        raise ConfigurationError(
+            f"SAM variant '{sam.variant.name}': its decoder needs a fine map, expected a variant without one for the "
+            "automatic mode. Take PromptNucSeg, or another variant."
+        )
+    height, width = sam.prompt_encoder.input_image_size
+    if height != width:
+        raise ConfigurationError(
+            f"SAM was built for images of {height} x {width} px: the automatic mode needs a square working size. "
+            "Build it with one number as image_size."
+        )
+    wrapped = StockSam(
+        _StockEncoder(sam.image_encoder, width), sam.prompt_encoder, _StockDecoder(sam.mask_decoder)
+    )
+    return wrapped.to(sam.image_encoder.pos_embed.device)

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nucsam_monai.inferers.precision import autocast
-from nucsam_monai.inferers.prompt_tiles import best_visits, visit_tiles
-from nucsam_monai.inferers.tiling import Tiling, plan_tiles
+from nucsam_monai.inferers.tiling import Tiling, plan_tiles, tiles_of
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, PromptableNetwork
 from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
@@ -195,7 +194,7 @@ class ClickSegmenter:
         tiling = plan_tiles((source.height, source.width), self.tile_px, self.tile_px // 2)
         at = np.concatenate([clicks.foreground, _centres(clicks.boxes)])
         found: dict[int, Nucleus] = {}
-        tiles = _tiles_of(at, tiling)
+        tiles = tiles_of(at, tiling)
         for tile in np.unique(tiles).tolist():
             here = np.flatnonzero(tiles == tile)
             of_clicks, of_boxes = here[here < len(clicks.foreground)], here[here >= len(clicks.foreground)]
@@ -284,14 +283,6 @@ class ClickSegmenter:
             pixels_per_logit=self.tile_px // side,
             image_size=tiling.covered_size,
         )
-
-
-def _tiles_of(at: NDArray[np.float64], tiling: Tiling) -> NDArray[np.int64]:
-    """Return for each point the tile that has it farthest from its edges."""
-    pixels = np.floor(at + 0.5).astype(np.int64)
-    visits = visit_tiles(pixels, tiling)
-    best = visits.select(best_visits(visits, pixels, tiling))
-    return best.tiles[np.argsort(best.prompts, kind="stable")]
 
 
 def _nuclei(cropped: CroppedMasks) -> list[Nucleus | None]:

@@ -1,4 +1,4 @@
-"""Mixed precision on CPU and GPU alike."""
+"""Run networks in mixed precision, on CPU and GPU alike."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -49,10 +49,10 @@ class AutocastInferer(Inferer):
         """Return what the inferer returns for ``inputs`` ``(B, 3, H, W)``.
 
         Raises:
-            ConfigurationError: ``fp16`` with gradients, whose scaling, without which they vanish, there is not.
+            ConfigurationError: ``fp16`` with gradients, which would vanish without scaling.
         """
         if self.precision == "fp16" and torch.is_grad_enabled():
-            raise ConfigurationError("precision 'fp16' is for inference alone: train in bf16 or fp32.")
+            raise ConfigurationError("precision 'fp16' is for inference only: train in bf16 or fp32.")
         with autocast(self.precision, inputs.device):
             return self.inferer(inputs, network, *args, **kwargs)
 

@@ -1,9 +1,10 @@
-"""One point, one nucleus: prompted segmentation of images of any size."""
+"""Segment the nucleus at each prompt, in images of any size: encode tiles, decode prompts, merge the masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import partial, reduce
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -12,21 +13,33 @@ from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nucsam_monai.inferers.detected_points import DetectedPoints, ImagePoints, check_points
-from nucsam_monai.inferers.duplicate_removal import (
+from nucsam_monai.inferers.masks import (
+    NucleusMasks,
     SuppressionRule,
     best_first,
+    join_masks,
     one_mask_per_prompt,
+    paint,
+    place_masks,
     suppress_duplicates,
 )
-from nucsam_monai.inferers.nucleus_masks import NucleusMasks, join_masks
-from nucsam_monai.inferers.painting import paint
+from nucsam_monai.inferers.points import DetectedPoints, FindPoints, ImagePoints, TilePrompter, check_points
 from nucsam_monai.inferers.precision import PRECISIONS, autocast
-from nucsam_monai.inferers.prompt_tiles import Visits, best_visits, visit_tiles
-from nucsam_monai.inferers.prompted_segmenter import FindPoints, PromptedSegmenter, TilePrompter
-from nucsam_monai.inferers.test_time_views import IDENTITY, SIX_VIEWS
-from nucsam_monai.inferers.tile_decoding import DecodingOptions, TileDecoder, TileEncoder
-from nucsam_monai.inferers.tiling import EncodedTiles, plan_tiles, tile_origins
+from nucsam_monai.inferers.tiling import (
+    IDENTITY,
+    SIX_VIEWS,
+    EncodedTiles,
+    TileEncoder,
+    Tiling,
+    View,
+    Visits,
+    best_visits,
+    plan_tiles,
+    tile_origins,
+    visit_tiles,
+)
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
+from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -36,13 +49,31 @@ Crossing = Literal["all", "best"]
 Classifier = Literal["prompter", "segmentor"]
 
 
+class PromptedSegmenter(Protocol):
+    """Turn points into masks in two steps, so that an image is encoded once for all of its prompts.
+
+    The inferer never looks into an embedding: whatever ``decode`` needs of the image can be in it.
+    """
+
+    def encode(self, image: Tensor) -> Any:
+        """Return the embeddings of square images ``(B, 3, S, S)``."""
+        ...
+
+    def decode(self, embedding: Any, prompts: NucleusPrompts) -> MaskPrediction:
+        """Return the masks of the prompts on all B images of the embedding.
+
+        The sides of the logits divide S.
+        """
+        ...
+
+
 @dataclass(frozen=True, repr=False)
 class PromptedPrediction(NucleiPrediction):
-    """The nuclei of one image, and which of them each prompt belongs to.
+    """Hold the nuclei of one image, and which of them each prompt belongs to.
 
     Attributes:
         nucleus_of_prompt: ``(n,)`` int32, for each prompt in the given order the id of the nucleus that was drawn
-            from it; where none was, because another prompt found the same nucleus or because its mask is empty,
+            from it; if none was, because another prompt found the same nucleus or because its mask is empty,
             the id of the nucleus that it lies in, or 0.
     """
 
@@ -52,24 +83,24 @@ class PromptedPrediction(NucleiPrediction):
 class PromptedInferer(Inferer):
     """Segment the nucleus at each point, in overlapping tiles, and merge the masks into instances.
 
-    The procedure of PromptNucSeg, which CFR-SAM shares: every tile with a prompt is encoded once; each prompt
+    This is the procedure of PromptNucSeg, which CFR-SAM shares: every tile with a prompt is encoded once; each prompt
     is decoded in all tiles that it lies in; a mask that comes close to an inner edge of its tile is presumably
     cut and gives way to one from a neighbouring tile; of the masks of one prompt the one with the highest
-    predicted intersection over union remains, of overlapping nuclei as well; the rest is painted into one label
-    map. Beyond that procedure a nucleus that is cut in every tile, because it is larger than the overlap, keeps
-    its best mask instead of being lost. An image that fits into one tile is one tile.
+    predicted intersection over union remains, as it does of overlapping nuclei; the rest is painted into one label
+    map. Unlike in the papers a nucleus that is cut in every tile, because it is larger than the overlap, keeps its best
+    mask instead of being lost. An image that fits into one tile is one tile.
 
     Args:
         tile_px: side of a tile, the size that the network was trained at.
         overlap_px: pixels that neighbouring tiles have in common: more than the largest nucleus and twice
             ``edge_px``.
-        edge_px: see :func:`~nucsam_monai.inferers.nucleus_masks.place_masks`.
+        edge_px: see :func:`~nucsam_monai.inferers.masks.place_masks`.
         crossing: ``all`` decodes a prompt in every tile that it lies in. ``best`` does so only in the tile
             where it is farthest from the edges, and in the others only if its mask there is empty or presumably
             cut: with an overlap of a quarter that saves up to 44 % of the masks, and for a single click up to
             three of four tiles, but the embeddings of all tiles are kept until the image is finished.
         nms: whether two nuclei are compared by ``box``, ``mask`` or ``smaller_mask``; see
-            :func:`~nucsam_monai.inferers.duplicate_removal.suppress_duplicates`.
+            :func:`~nucsam_monai.inferers.masks.suppress_duplicates`.
         nms_threshold: overlap above which the worse of two nuclei is dropped; 0.3 for Kumar and MoNuSeg.
         negatives: K; each prompt is decoded without and with its K nearest neighbours as negative points, and
             the better mask remains.
@@ -83,14 +114,14 @@ class PromptedInferer(Inferer):
         fill_holes: fill the holes of each nucleus.
 
     Raises:
-        ConfigurationError: a value outside of what is permitted.
+        ConfigurationError: a value outside its range.
 
     Example:
-        With a prompter and a segmentor, then with the clicks of an annotator::
+        With a prompter and a segmenter, then with the clicks of an annotator::
 
             inferer = PromptedInferer(tile_px=256, nms_threshold=0.3)
-            nuclei = inferer(image, segmentor, prompter.find_points)
-            clicked = inferer(image, segmentor, DetectedPoints(clicks, np.ones(3), np.zeros(3)))
+            nuclei = inferer(image, segmenter, PointFinder(prompter))
+            clicked = inferer(image, segmenter, DetectedPoints(clicks, np.ones(3), np.zeros(3)))
             clicked.nucleus_of_prompt  # e.g. [1, 2, 2]: the last two clicks hit one nucleus
     """
 
@@ -130,18 +161,16 @@ class PromptedInferer(Inferer):
         self.crossing = crossing
         self.nms: SuppressionRule = nms
         self.nms_threshold = nms_threshold
+        self.views: Sequence[View] = SIX_VIEWS if test_time_augmentation else IDENTITY
         self.tiles_per_batch = tiles_per_batch
         self.precision = precision
         self.class_names = tuple(class_names)
         self.largest_component = largest_component
         self.fill_holes = fill_holes
-        self.decoding = DecodingOptions(
-            views=SIX_VIEWS if test_time_augmentation else IDENTITY,
-            negatives=negatives,
-            prompts_per_call=prompts_per_call,
-            edge_px=edge_px,
-            segmenter_classifies=classifier == "segmentor",
-        )
+        self.negatives = negatives
+        self.prompts_per_call = prompts_per_call
+        self.edge_px = edge_px
+        self.segmenter_classifies = classifier == "segmentor"
 
     def __call__(
         self,
@@ -160,7 +189,7 @@ class PromptedInferer(Inferer):
             prompts: one point per nucleus, or what finds them in the whole image or in the encoded tiles.
 
         Raises:
-            ConfigurationError: not one image, prompts outside of it or of an unknown class, or a network whose
+            ConfigurationError: not one image, prompts outside it or of an unknown class, or a network whose
                 answers are of wrong shapes or not numbers.
         """
         if inputs.ndim != 4 or inputs.shape[0] != 1:
@@ -171,7 +200,7 @@ class PromptedInferer(Inferer):
         image_size = (image.shape[2], image.shape[3])
         with torch.no_grad(), autocast(self.precision, image.device):
             tiling = plan_tiles(image_size, self.tile_px, self.overlap_px)
-            encoder = TileEncoder(network, image, tiling, self.decoding.views)
+            encoder = TileEncoder(network, image, tiling, self.views)
             encoded: list[EncodedTiles] = []
             if isinstance(prompts, TilePrompter):
                 encoded = [encoder.encode(tiles) for tiles in self._batches(np.arange(len(tiling)))]
@@ -210,9 +239,7 @@ class PromptedInferer(Inferer):
     def _decode(self, encoder: TileEncoder, points: ImagePoints, encoded: list[EncodedTiles]) -> NucleusMasks:
         """Decode all prompts; tiles are encoded as they are needed, unless all of them are ``encoded``."""
         visits = visit_tiles(points.pixels, encoder.tiling)
-        decoder = TileDecoder(
-            encoder.segmenter, encoder.image.device, points, encoder.tiling, visits, self.decoding
-        )
+        decoder = _TileDecoder(self, encoder, points, visits)
         if self.crossing == "best":
             best = best_visits(visits, points.pixels, encoder.tiling)
             return self._decode_best(encoder, decoder, visits, best, encoded)
@@ -222,7 +249,7 @@ class PromptedInferer(Inferer):
     def _decode_best(
         self,
         encoder: TileEncoder,
-        decoder: TileDecoder,
+        decoder: "_TileDecoder",
         visits: Visits,
         best: NDArray[np.bool_],
         encoded: list[EncodedTiles],
@@ -240,6 +267,190 @@ class PromptedInferer(Inferer):
         different = np.unique(tiles)
         size = self.tiles_per_batch
         return [different[start : start + size] for start in range(0, len(different), size)]
+
+
+@dataclass(frozen=True)
+class _TileDecoder:
+    """Decode the prompts of one image.
+
+    Attributes:
+        options: how prompts are decoded.
+        encoder: encodes the image's tiles.
+        points: the prompts.
+        visits: all prompts of every tile; they are each other's neighbours.
+    """
+
+    options: PromptedInferer
+    encoder: TileEncoder
+    points: ImagePoints
+    visits: Visits
+
+    @property
+    def tiling(self) -> Tiling:
+        """The tiles of the image."""
+        return self.encoder.tiling
+
+    def decode(self, encoded: EncodedTiles, visits: Visits) -> Iterator[NucleusMasks]:
+        """Yield the masks of those visits whose tiles are encoded, some at a time."""
+        visits = visits.of_tiles(encoded.tiles)
+        for start in range(0, len(visits), self.options.prompts_per_call):
+            chunk = slice(start, start + self.options.prompts_per_call)
+            yield self._decode_chunk(encoded, Visits(visits.tiles[chunk], visits.prompts[chunk]))
+
+    def _decode_chunk(self, encoded: EncodedTiles, visits: Visits) -> NucleusMasks:
+        origins = self.tiling.origins(visits.tiles)
+        slots = np.searchsorted(encoded.tiles, visits.tiles)
+        positive, labels = self.points.in_tiles(visits.prompts, origins, self.tiling.tile_px)
+        masks = self._predict(encoded, slots, positive, labels)
+        if self.options.negatives:
+            masks = self._try_negatives(encoded, slots, positive, visits, masks)
+        class_ids = self.points.class_ids[visits.prompts]
+        if self.options.segmenter_classifies:
+            class_ids = _classes(masks)
+        cropped = crop_masks(
+            masks.logits,
+            masks.iou,
+            pixels_per_logit=self.tiling.tile_px // masks.logits.shape[-1],
+            image_size=self.tiling.covered_size,
+        )
+        return place_masks(
+            cropped,
+            origins,
+            visits.prompts,
+            class_ids,
+            tile_px=self.tiling.tile_px,
+            image_size=self.tiling.image_size,
+            edge_px=self.options.edge_px,
+        )
+
+    def _try_negatives(
+        self,
+        encoded: EncodedTiles,
+        slots: NDArray[np.int64],
+        positive: NDArray[np.float64],
+        visits: Visits,
+        alone: MaskPrediction,
+    ) -> MaskPrediction:
+        """Decode again with negative points; of both masks the one with the higher predicted IoU remains.
+
+        A prompt without neighbours is not decoded again.
+
+        Raises:
+            ConfigurationError: the prompts are boxes, which have no negative points.
+        """
+        if self.points.sizes is not None:
+            raise ConfigurationError(
+                f"negatives {self.options.negatives}: expected 0, because the prompts are boxes."
+            )
+        negatives, labels = nearest_others(self.points.xy, visits, self.visits, self.options.negatives)
+        rows = np.flatnonzero((labels == 0).any(axis=1))
+        if not len(rows):
+            return alone
+        origins = self.tiling.origins(visits.tiles)[:, None]
+        points = np.concatenate([positive, negatives - origins], axis=1)
+        labels = np.concatenate([np.ones_like(labels[:, :1]), labels], axis=1)
+        guided = self._predict(encoded, slots[rows], points[rows], labels[rows])
+        better = guided.iou[:, 0] > alone.iou[rows, 0]
+        replaced = torch.from_numpy(rows).to(better.device)[better]
+        return _combine(lambda old, new: old.index_copy(0, replaced, new[better]), alone, guided)
+
+    def _predict(
+        self,
+        encoded: EncodedTiles,
+        slots: NDArray[np.int64],
+        points: NDArray[np.float64],
+        labels: NDArray[np.int64],
+    ) -> MaskPrediction:
+        """Return the float32 mean over all views, the logits turned back to the tile.
+
+        Args:
+            encoded: B tiles.
+            slots: ``(N,)`` rising, the position of each prompt's tile among the B.
+            points: ``(N, 1 + K, 2)`` in pixels of the tiles, or ``(N, 2, 2)`` opposite corners of boxes.
+            labels: ``(N, 1 + K)``.
+        """
+        device, side = self.encoder.image.device, self.tiling.tile_px
+        xy = torch.from_numpy(points).float().to(device)
+        marks = torch.from_numpy(labels).to(device)
+        # On the CPU the counts cost the decoder no synchronisation.
+        counts = torch.from_numpy(np.bincount(slots, minlength=len(encoded.tiles)))
+
+        def answers() -> Iterator[MaskPrediction]:
+            for view, embedding in zip(self.encoder.views, encoded.embeddings, strict=True):
+                prompts = NucleusPrompts(view.of_points(xy, side), marks, counts)
+                answer = self.encoder.segmenter.decode(embedding, prompts)
+                self._check(answer, len(slots))
+                # In float32, whatever the network computes in.
+                yield _combine(Tensor.float, answer._replace(logits=view.undo(answer.logits)))
+
+        total = reduce(partial(_combine, torch.add), answers())
+        return _combine(lambda values: values / len(self.encoder.views), total)
+
+    def _check(self, answer: MaskPrediction, count: int) -> None:
+        """Refuse masks of wrong shapes, and numbers that no mask can be made of."""
+        shape, side = tuple(answer.logits.shape), self.tiling.tile_px
+        fits = len(shape) == 4 and shape[:2] == (count, 1) and shape[2] == shape[3] and shape[2] > 0
+        if not fits or side % shape[2] or tuple(answer.iou.shape) != (count, 1):
+            raise ConfigurationError(
+                f"segmenter: logits {shape} and IoU {tuple(answer.iou.shape)} for {count} prompts on tiles of "
+                f"{side} px; expected ({count}, 1, s, s) with s a divisor of {side}, and ({count}, 1)."
+            )
+        if answer.iou.isnan().any() or answer.logits.isnan().any():
+            raise ConfigurationError(
+                f"segmenter: NaN among the logits or predicted IoUs of {count} prompts. Where the precision is "
+                "fp16 its range was left: take bf16 or fp32. Otherwise the image or the weights hold NaN."
+            )
+
+
+def _combine(function: Callable[..., Tensor], *predictions: MaskPrediction) -> MaskPrediction:
+    """Apply a function to the logits, the IoUs and, where all have them, the class logits of predictions."""
+    classes = [one.class_logits for one in predictions if one.class_logits is not None]
+    return MaskPrediction(
+        function(*(one.logits for one in predictions)),
+        function(*(one.iou for one in predictions)),
+        function(*classes) if len(classes) == len(predictions) else None,
+    )
+
+
+def _classes(masks: MaskPrediction) -> NDArray[np.int64]:
+    if masks.class_logits is None:
+        raise ConfigurationError(
+            "classifier 'segmentor': the network gives no class logits. Build it with a class head, or take "
+            "the classes from the prompter."
+        )
+    return masks.class_logits.argmax(dim=1).cpu().numpy()
+
+
+def nearest_others(
+    xy: NDArray[np.float64], visits: Visits, all_visits: Visits, count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Find the nearest other points of the same tile (PromptNucSeg, negative prompts).
+
+    A point at the very position of the prompt is no neighbour: as a negative point it would contradict it.
+
+    Args:
+        xy: ``(n, 2)`` positions of all prompts in pixels.
+        visits: the N visits whose neighbours are looked for.
+        all_visits: those in which the neighbours are looked for.
+        count: K.
+
+    Returns:
+        Positions ``(N, K, 2)`` in the pixels of ``xy``, the nearest first, and labels ``(N, K)``: 0 for a
+        neighbour, -1 if there are no more; those have the position of the prompt.
+    """
+    points = np.repeat(xy[visits.prompts][:, None], count, axis=1)
+    labels = np.full((len(visits), count), -1, dtype=np.int64)
+    for tile in np.unique(visits.tiles):
+        rows = np.flatnonzero(visits.tiles == tile)
+        others = xy[all_visits.of_tiles(np.array([tile])).prompts]
+        away = ((points[rows, :1] - others) ** 2).sum(axis=2)
+        away[away == 0] = np.inf
+        nearest = np.argsort(away, axis=1, kind="stable")[:, :count]
+        found = np.isfinite(np.take_along_axis(away, nearest, axis=1))
+        which, slot = np.nonzero(found)
+        points[rows[which], slot] = others[nearest[which, slot]]
+        labels[rows[which], slot] = 0
+    return points, labels
 
 
 def _check_range(name: str, value: float, least: float, most: float = math.inf) -> None:

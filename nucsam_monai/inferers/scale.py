@@ -9,7 +9,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from torch.nn import functional
 
-from nucsam_monai.inferers.semantic import Points, Predictor, TileInferer
+from nucsam_monai.inferers.semantic import Points, Predictor, TileInferer, resized_points
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import distance_instances, distance_scores
 
@@ -139,8 +139,7 @@ class ScaledInferer(Inferer):
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         resized = functional.interpolate(image, size=size, mode="bilinear", antialias=scale < 1)
         if points is not None:
-            factor = points[0].new_tensor([size[1] / width, size[0] / height])
-            own["points"] = ((points[0] + 0.5) * factor - 0.5, points[1])
+            own["points"] = resized_points(points, size[1] / width, size[0] / height)
         maps = self.inferer(resized, network, *args, **own, **kwargs)
         return functional.interpolate(maps, size=(height, width), mode="bilinear", antialias=scale > 1)
 

@@ -1,4 +1,4 @@
-"""From an image of any size to the probability of nucleus, and from there to instances."""
+"""Predict the probability of nucleus in images of any size."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,14 +7,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
+from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F
 
 from nucsam_monai.inferers.precision import autocast
-from nucsam_monai.inferers.test_time_views import EIGHT_VIEWS, IDENTITY
-from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.instances import MIN_DISTANCE_PX, InstanceRule, instances_of_foreground
-from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+from nucsam_monai.inferers.tiling import EIGHT_VIEWS, IDENTITY
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,7 @@ class ResizeInferer(Inferer):
         """Return ``(B, n, H, W)`` from ``(B, 3, H, W)`` of any size."""
         height, width = inputs.shape[-2:]
         if points is not None:
-            scale = torch.tensor([self.image_size / width, self.image_size / height], device=inputs.device)
-            kwargs["points"] = ((points[0] + 0.5) * scale - 0.5, points[1])
+            kwargs["points"] = resized_points(points, self.image_size / width, self.image_size / height)
         size = (self.image_size, self.image_size)
         stretched = F.interpolate(inputs, size=size, mode="bilinear", align_corners=False)
         probability = network(stretched, *args, **kwargs)
@@ -97,14 +95,14 @@ def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInf
 
 
 class SemanticInferer(Inferer):
-    """The probability of nucleus, asked from the branch of the image's domain.
+    """Predict the probability of nucleus with the branch of the image's domain.
 
     Args:
         inferer: :class:`TileInferer` or :class:`ResizeInferer`.
         domains: the domains the network was trained on; None for networks without domains.
         unseen_domain: the branch that answers for any other domain: one of ``domains``, or ``"mean"`` for the
-            mean probability of several. By default ``"monuseg"`` where it was trained on (H&E at 40x, the
-            nearest domain of most histology), else ``"mean"``.
+            mean probability of several. By default ``"monuseg"`` if it was trained (H&E at 40x, the nearest
+            domain of most histology), else ``"mean"``.
         mean_domains: the branches that ``"mean"`` averages; all by default.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         test_time_augmentation: average over the eight ways in which a tile can be turned and mirrored.
@@ -184,26 +182,10 @@ class SemanticInferer(Inferer):
         return [{"domain": name} for name in (self.mean_domains if domain == "mean" else (str(domain),))]
 
 
-def prediction_from_probability(
-    probability: np.ndarray,
-    threshold: float = 0.5,
-    instances: InstanceRule = "components",
-    min_distance_px: int = MIN_DISTANCE_PX,
-) -> NucleiPrediction:
-    """Turn a probability of nucleus into instances.
-
-    Args:
-        probability: ``(H, W)`` in [0, 1].
-        threshold: a pixel is foreground from this probability on.
-        instances: ``components`` or ``watershed``, see
-            :func:`~nucsam_monai.utils.instances.instances_of_foreground`.
-        min_distance_px: for ``watershed``: centres of touching nuclei are further apart than this.
-
-    Raises:
-        ConfigurationError: unknown ``instances``, or a distance below one pixel.
-    """
-    label_map = instances_of_foreground(probability >= threshold, instances, min_distance_px)
-    return prediction_from_instances(label_map, foreground=probability)
+def resized_points(points: Points, x_factor: float, y_factor: float) -> Points:
+    """Return the points of an image ``(B, K, 2)`` after it was resized by the factors, and their labels."""
+    factors = points[0].new_tensor([x_factor, y_factor])
+    return (points[0] + 0.5) * factors - 0.5, points[1]
 
 
 def _points_of_tiles(points: Points, slices: Sequence[Sequence[slice]]) -> Points:
@@ -221,3 +203,34 @@ def _points_of_tiles(points: Points, slices: Sequence[Sequence[slice]]) -> Point
         coordinates.append(shifted)
         labels.append(torch.where(inside, points[1][image.start], -1))
     return torch.stack(coordinates), torch.stack(labels)
+
+
+_LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def otsu_foreground(image: np.ndarray) -> np.ndarray:
+    """Return the smaller side of Otsu's threshold on the luminance: the baseline of every trained method.
+
+    The smaller side works for dark nuclei on a bright background and for bright nuclei on a dark one, without
+    looking at an annotation. An image of one grey value has no foreground.
+
+    Source: Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979).
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+
+    Returns:
+        ``(H, W)`` bool.
+
+    Raises:
+        ImageReadError: the image is not ``(H, W, 3)`` uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ImageReadError(
+            f"image: expected (H, W, 3) RGB of uint8, found shape {image.shape} of {image.dtype}."
+        )
+    luminance = np.rint(image @ _LUMINANCE).astype(np.uint8)
+    if luminance.size == 0 or luminance.min() == luminance.max():
+        return np.zeros(luminance.shape, dtype=bool)
+    bright = luminance > threshold_otsu(luminance)
+    return bright if bright.mean() <= 0.5 else ~bright

@@ -11,7 +11,11 @@ from nucsam_monai.transforms.augmentation import (
     RandZoomCropd,
     microscopy_augmentation,
 )
-from nucsam_monai.transforms.instances import HoVerNetInstancesd, ProbabilityToInstancesd, prediction_of
+from nucsam_monai.transforms.instances import (
+    HoVerNetInstancesd,
+    LabelMapToPredictiond,
+    ProbabilityToInstancesd,
+)
 from nucsam_monai.transforms.prompts import (
     AugmentWithFoundd,
     ExpertPointsd,
@@ -40,6 +44,7 @@ __all__ = [
     "ForegroundMaskd",
     "FoundNuclei",
     "HoVerNetInstancesd",
+    "LabelMapToPredictiond",
     "MatchedPromptsd",
     "NormalizeSAMd",
     "NucleiImageReader",
@@ -58,5 +63,4 @@ __all__ = [
     "RandZoomCropd",
     "microscopy_augmentation",
     "nucleus_distance",
-    "prediction_of",
 ]

@@ -28,18 +28,18 @@ from nucsam_monai.utils.instances import (
     distance_scores,
     instances_of_foreground,
 )
-from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+from nucsam_monai.utils.prediction import prediction_from_instances
 
 
 class ProbabilityToInstancesd(MapTransform):
-    """Add the instances of a probability: the components of its foreground, whole or cut where nuclei touch.
+    """Turn a probability into nuclei: the components of its foreground, whole or cut where nuclei touch.
+
+    The nuclei score their mean probability, with ``distance`` see
+    :func:`~nucsam_monai.utils.instances.distance_scores`.
 
     Args:
-        keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map, of which the
-            foreground stays.
-        output_key: key of the ``(1, H, W)`` int32 label map.
-        scores_key: key of the scores ``(n,)`` of the nuclei, float32 and ordered by id, which ``distance`` adds, see
-            :func:`~nucsam_monai.utils.instances.distance_scores`.
+        keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map. A
+            :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes its place.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
@@ -51,26 +51,21 @@ class ProbabilityToInstancesd(MapTransform):
 
     Raises:
         ConfigurationError: unknown ``instances`` or ``distance_rule``, a threshold that is not a number, or a distance
-            below one pixel; or, when called, a
-            probability that has not the channels of the rule.
+            below one pixel; or, when called, a probability without the channels of the rule.
     """
 
     def __init__(
         self,
         keys: KeysCollection = "pred",
-        output_key: str = "pred_instances",
         threshold: float = 0.5,
         instances: InstanceRule = "components",
         min_distance_px: int = MIN_DISTANCE_PX,
         distance_rule: Mapping[str, Any] | None = None,
-        scores_key: str = "pred_scores",
     ) -> None:
         super().__init__(keys)
         check_instance_rule(instances, min_distance_px)
         if not isinstance(threshold, (int, float)):
             raise ConfigurationError(f"threshold {threshold!r}: expected a number from 0 to 1.")
-        self.output_key = output_key
-        self.scores_key = scores_key
         self.threshold = threshold
         self.instances: InstanceRule = instances
         self.min_distance_px = min_distance_px
@@ -83,7 +78,7 @@ class ProbabilityToInstancesd(MapTransform):
             ) from error
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with the label map added."""
+        """Return the item with the nuclei."""
         item = dict(data)
         channels = 2 if self.instances == "distance" else 1
         for key in self.key_iterator(item):
@@ -93,34 +88,33 @@ class ProbabilityToInstancesd(MapTransform):
                     f"{key}: expected ({channels}, H, W) for instances '{self.instances}', found shape "
                     f"{probability.shape}. Choose the rule that the weights were trained for."
                 )
+            foreground, scores = probability[0], None
             if self.instances == "distance":
-                foreground, distance = probability
-                label_map = distance_instances(foreground, distance, self.distance_rule)
-                item[self.scores_key] = torch.from_numpy(distance_scores(label_map, foreground, distance))
-                item[key] = item[key][:1]
+                label_map = distance_instances(foreground, probability[1], self.distance_rule)
+                scores = distance_scores(label_map, foreground, probability[1])
             else:
-                mask = probability[0] >= self.threshold
+                mask = foreground >= self.threshold
                 label_map = instances_of_foreground(mask, self.instances, self.min_distance_px)
-            item[self.output_key] = torch.from_numpy(label_map)[None]
+            item[key] = prediction_from_instances(label_map, foreground=foreground, scores=scores)
         return item
 
 
-def prediction_of(output: Mapping[Hashable, Any]) -> NucleiPrediction:
-    """Return the nuclei that an evaluator's output holds.
+class LabelMapToPredictiond(MapTransform):
+    """Turn a label map and the score of each pixel's nucleus into nuclei.
 
     Args:
-        output: with a ``NucleiPrediction`` under ``pred``; or with the probability ``(1, H, W)`` there, the label map
-            ``(1, H, W)`` under ``pred_instances``, and perhaps the scores of the nuclei ``(n,)`` under ``pred_scores``,
-            as :class:`ProbabilityToInstancesd` leaves them.
+        keys: a mapping of ``instances`` ``(1, H, W)`` and ``score`` ``(1, H, W)``, as
+            :class:`~nucsam_monai.inferers.AutomaticMaskInferer` gives them. A
+            :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes its place.
     """
-    prediction = output["pred"]
-    if isinstance(prediction, NucleiPrediction):
-        return prediction
-    return prediction_from_instances(
-        convert_to_numpy(output["pred_instances"])[0],
-        foreground=convert_to_numpy(prediction)[0],
-        scores=convert_to_numpy(output["pred_scores"]) if "pred_scores" in output else None,
-    )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the nuclei."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            instances, score = (convert_to_numpy(item[key][name])[0] for name in ("instances", "score"))
+            item[key] = prediction_from_instances(instances, foreground=score)
+        return item
 
 
 class HoVerNetInstancesd(MapTransform):
@@ -131,9 +125,8 @@ class HoVerNetInstancesd(MapTransform):
 
     Args:
         keys: ``(3, H, W)`` in 0..1 of probability, horizontal and vertical distance, as
-            :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` gives them through a sigmoid. The
-            probability alone, ``(1, H, W)``, stays under the key.
-        output_key: key of the ``(1, H, W)`` int32 label map.
+            :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` gives them through a sigmoid. A
+            :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes their place.
         threshold: a pixel is foreground from this probability on.
         min_area_px: smaller nuclei are left out.
 
@@ -144,12 +137,10 @@ class HoVerNetInstancesd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection = "pred",
-        output_key: str = "pred_instances",
         threshold: float = 0.5,
         min_area_px: int = 10,
     ) -> None:
         super().__init__(keys)
-        self.output_key = output_key
         self.threshold = threshold
         self.mask = GenerateWatershedMask(
             activation=torch.nn.Identity(), threshold=threshold, min_object_size=min_area_px
@@ -160,7 +151,7 @@ class HoVerNetInstancesd(MapTransform):
         self.watershed = Watershed(connectivity=1)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with the label map added."""
+        """Return the item with the nuclei."""
         item = dict(data)
         for key in self.key_iterator(item):
             maps = convert_to_numpy(item[key])
@@ -168,8 +159,7 @@ class HoVerNetInstancesd(MapTransform):
                 raise ConfigurationError(
                     f"{key}: expected the three channels (3, H, W) of HoVer-Net, found shape {maps.shape}."
                 )
-            item[self.output_key] = torch.from_numpy(self._instances(maps))[None]
-            item[key] = item[key][:1]
+            item[key] = prediction_from_instances(self._instances(maps), foreground=maps[0])
         return item
 
     def _instances(self, maps: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from nucsam_monai.inferers import DetectedPoints, select_points
 from nucsam_monai.io import write_prediction
 from nucsam_monai.networks import MaskPrediction, NucleusPrompts, PrompterOutput
 from nucsam_monai.segmenter import Segmenter
-from nucsam_monai.transforms import prediction_of
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.prediction import NucleiPrediction
 
@@ -161,7 +160,7 @@ class Pipeline:
         with self.clock.stage(_STAND_IN):
             item = {"pred": self.image.foreground()}
         with self.clock.stage("merge"):
-            return prediction_of(self._part("postprocessing")(item))
+            return self._part("postprocessing")(item)["pred"]
 
 
 class NearlyTrueSegmenter:

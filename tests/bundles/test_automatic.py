@@ -4,8 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.networks.sam import SAM
@@ -48,5 +48,5 @@ def test_the_automatic_mode_is_evaluated_without_training(
     assert summary["method"] == "sam_automatic"
     assert summary["options"]["points_per_side"] == 2
     output = workflow.evaluator.state.output[0]
-    assert output["pred_instances"].shape == output["label_instances"].shape == output["pred"].shape
-    assert output["pred_instances"].dtype == torch.int32
+    assert output["pred"].instances.shape == output["label_instances"].shape[1:]
+    assert output["pred"].instances.dtype == np.int32

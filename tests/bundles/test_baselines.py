@@ -163,7 +163,7 @@ def test_hovernet_learns_distances_and_parts_nuclei_by_them(settings: dict[str, 
     assert label.shape[1:] == (3, 32, 32)
     assert (label[:, 1:].min(), label[:, 1:].max()) == (-1, 1)
     output = workflow.evaluator.state.output[0]
-    assert output["pred"].shape == output["pred_instances"].shape == (1, HEIGHT, WIDTH)
+    assert output["pred"].instances.shape == output["pred"].foreground.shape == (HEIGHT, WIDTH)
     steps = [type(step).__name__ for step in parser.get_parsed_content("validate#postprocessing").transforms]
     assert steps == ["HoVerNetInstancesd", "CopyItemsd"]
     weights = tmp_path / "train" / "model.safetensors"

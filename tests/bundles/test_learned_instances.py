@@ -67,7 +67,7 @@ def test_the_network_learns_foreground_and_distance(learned: Learned) -> None:
     assert 0 <= label[:, 1].min() < 0.9 < label[:, 1].max() <= 1
     assert isinstance(learned.content("distance_loss"), DistanceInstanceLoss)
     output = learned.workflow.evaluator.state.output[0]
-    assert output["pred"].shape == output["pred_instances"].shape == (1, HEIGHT, WIDTH)
+    assert output["pred"].instances.shape == output["pred"].foreground.shape == (HEIGHT, WIDTH)
 
 
 def test_evaluation_repeats_the_numbers_of_the_training_by_the_settings_in_the_weights(

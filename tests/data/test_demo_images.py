@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nucsam_monai.data.demo import DEMO_DOMAINS, DemoCounts, DemoSlot, demo_slots, draw_demo_image
-from nucsam_monai.inferers.otsu import otsu_foreground
+from nucsam_monai.inferers import otsu_foreground
 from nucsam_monai.utils.errors import ConfigurationError
 
 DOMAINS = sorted(DEMO_DOMAINS)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nucsam_monai.handlers import ValidationLoss
+from nucsam_monai.transforms import ProbabilityToInstancesd
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.handlers.tiny_evaluation import evaluator, item, toy_items
 
@@ -62,7 +63,10 @@ def test_images_of_all_processes_count(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     handler.start(engine)
     engine.state.batch = items
-    engine.state.output = [{"pred": entry["image"][:1], "label": entry["label"]} for entry in items]
+    found = ProbabilityToInstancesd("image")
+    engine.state.output = [
+        {"pred": found({"image": entry["image"][:1]})["image"], "label": entry["label"]} for entry in items
+    ]
     handler.add(engine)
     for _ in range(2):  # measuring must not add the other process twice
         handler.finish(engine)

@@ -10,7 +10,6 @@ import tifffile
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, CopyItemsd, FlattenSubKeysd
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import PromptEncoder, Sam
 from segment_anything.utils.amg import mask_to_rle_pytorch
@@ -18,10 +17,9 @@ from segment_anything.utils.amg import mask_to_rle_pytorch
 from nucsam_monai.engines import PrepareDomainBatch
 from nucsam_monai.handlers import PredictionWriter
 from nucsam_monai.inferers import AutocastInferer, AutomaticMaskInferer
-from nucsam_monai.inferers.automatic import instances_of_records
-from nucsam_monai.inferers.stock_sam import stock_sam
+from nucsam_monai.inferers.automatic import instances_of_records, stock_sam
 from nucsam_monai.networks.sam import build_sam
-from nucsam_monai.transforms import NormalizeSAMd
+from nucsam_monai.transforms import LabelMapToPredictiond, NormalizeSAMd
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.networks.conftest import MICRO
 from tests.oracles.official_decoder import official_decoder
@@ -211,9 +209,7 @@ def test_the_writer_of_predictions_takes_the_result(tmp_path):
         network=network(),
         inferer=inferer,
         prepare_batch=PrepareDomainBatch(),
-        postprocessing=Compose(
-            [FlattenSubKeysd("pred", prefix="pred"), CopyItemsd("pred_score", names="pred")]
-        ),
+        postprocessing=LabelMapToPredictiond("pred"),
         val_handlers=[PredictionWriter(tmp_path)],
     ).run()
     expected = inferer(item["image"][None], network())

@@ -13,10 +13,11 @@ from nucsam_monai.inferers import (
     ResizeInferer,
     SemanticInferer,
     TileInferer,
-    prediction_from_probability,
+    otsu_foreground,
     spatial_inferer,
 )
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+from tests.oracles.otsu_slow import slow_otsu_threshold
 
 TILE = 8
 SIDES = st.integers(1, 21)  # smaller than, equal to and larger than a tile
@@ -222,23 +223,6 @@ def test_points_pass_through_and_metadata_is_no_obstacle():
     assert torch.nonzero(torch.as_tensor(result) > 0.5).tolist() == [[0, 0, 2, 13]]
 
 
-def test_prediction_from_probability():
-    probability = np.array([[0.5, 0.1, 0.9, 0.7], [0.0, 0.0, 0.0, 0.49]])
-    prediction = prediction_from_probability(probability)
-    assert prediction.instances.tolist() == [[1, 0, 2, 2], [0, 0, 0, 0]]
-    np.testing.assert_allclose(prediction.table["score"], [0.5, 0.8], atol=1e-6)
-    assert prediction.foreground.dtype == np.float32
-    assert len(prediction_from_probability(probability, threshold=0.95)) == 0
-
-
-def test_touching_nuclei_are_split_on_request():
-    y, x = np.mgrid[:20, :40]
-    probability = np.where((y - 10) ** 2 + np.minimum((x - 11) ** 2, (x - 28) ** 2) <= 81, 0.9, 0.1)
-    assert len(prediction_from_probability(probability)) == 1
-    assert len(prediction_from_probability(probability, instances="watershed", min_distance_px=7)) == 2
-    assert len(prediction_from_probability(probability, instances="watershed", min_distance_px=20)) == 1
-
-
 def test_images_are_fitted_by_tiles_or_by_stretching():
     tiles = spatial_inferer("tile", TILE, overlap=0.5)
     assert isinstance(tiles, TileInferer)
@@ -248,3 +232,46 @@ def test_images_are_fitted_by_tiles_or_by_stretching():
     assert stretched.image_size == TILE
     with pytest.raises(ConfigurationError, match="fit 'crop': expected one of tile, resize"):
         spatial_inferer("crop", TILE)
+
+
+def grey_image(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(("nuclei", "ground"), [(40, 220), (220, 40)])
+def test_finds_dark_and_bright_nuclei(nuclei: int, ground: int) -> None:
+    truth = np.zeros((20, 30), dtype=bool)
+    truth[4:9, 5:12] = True
+    assert np.array_equal(otsu_foreground(grey_image(np.where(truth, nuclei, ground))), truth)
+
+
+def test_uses_luminance_rather_than_one_channel() -> None:
+    image = np.full((10, 10, 3), 200, dtype=np.uint8)
+    image[2:5, 2:5] = (200, 20, 200)  # green weighs most
+    assert otsu_foreground(image)[2:5, 2:5].all()
+    assert otsu_foreground(image).sum() == 9
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 200))
+@settings(max_examples=25, deadline=None)
+def test_agrees_with_the_exhaustive_search(seed: int, spread: int) -> None:
+    rng = np.random.default_rng(seed)
+    grey = rng.integers(20, 21 + spread, (9, 11))
+    bright = grey > slow_otsu_threshold(grey)
+    expected = bright if bright.mean() <= 0.5 else ~bright
+    assert np.array_equal(otsu_foreground(grey_image(grey)), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (0, 7, 3)])
+def test_one_grey_value_has_no_foreground(shape: tuple[int, int, int]) -> None:
+    found = otsu_foreground(np.full(shape, 90, dtype=np.uint8))
+    assert found.shape == shape[:2]
+    assert not found.any()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
+)
+def test_rejects_what_is_not_rgb_uint8(image: np.ndarray) -> None:
+    with pytest.raises(ImageReadError, match="expected"):
+        otsu_foreground(image)

@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nucsam_monai.inferers.prompt_tiles import best_visits, visit_tiles
-from nucsam_monai.inferers.tiling import plan_tiles, tile_origins
+from nucsam_monai.inferers.tiling import SIX_VIEWS, best_visits, plan_tiles, tile_origins, visit_tiles
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles.prompted_merge import slow_origins
 
@@ -79,3 +78,40 @@ def test_visits_of_some_tiles():
     assert visits.of_tiles(np.array([1])).prompts.tolist() == [1, 2]
     assert visits.of_tiles(np.array([0, 1])).tiles.tolist() == [0, 0, 1, 1]
     assert len(visits.of_tiles(np.array([], dtype=int))) == 0
+
+
+VIEWED_SIDES = [1, 4, 7]
+
+
+@pytest.mark.parametrize("side", VIEWED_SIDES)
+@pytest.mark.parametrize("view", SIX_VIEWS, ids=str)
+def test_undoing_a_view_is_the_identity(view, side):
+    image = torch.arange(2.0 * side * side).reshape(2, side, side)
+    assert torch.equal(view.undo(view.of(image)), image)
+
+
+@pytest.mark.parametrize("side", VIEWED_SIDES)
+@pytest.mark.parametrize("view", SIX_VIEWS, ids=str)
+def test_points_go_with_their_pixels(view, side):
+    image = torch.arange(float(side * side)).reshape(side, side)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    points = torch.stack([columns, rows], dim=-1).float()
+    moved = view.of_points(points, side).long()
+    assert torch.equal(view.of(image)[moved[..., 1], moved[..., 0]], image)
+
+
+@pytest.mark.parametrize("view", SIX_VIEWS, ids=str)
+def test_the_centre_stays(view):
+    assert view.of_points(torch.tensor([127.5, 127.5]), 256).tolist() == [127.5, 127.5]
+
+
+def test_one_counter_clockwise_turn():
+    turned = SIX_VIEWS[3]
+    assert turned.of_points(torch.tensor([255.0, 10.0]), 256).tolist() == [10, 0]
+    assert torch.equal(turned.of(torch.tensor([[1, 2], [3, 4]])), torch.tensor([[2, 4], [1, 3]]))
+
+
+def test_all_views_differ():
+    image = torch.arange(9.0).reshape(3, 3)
+    views = {tuple(view.of(image).flatten().tolist()) for view in SIX_VIEWS}
+    assert len(views) == len(SIX_VIEWS) == 6

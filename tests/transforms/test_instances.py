@@ -6,8 +6,8 @@ from monai.transforms import ComputeHoVerMaps
 
 from nucsam_monai.transforms import (
     HoVerNetInstancesd,
+    LabelMapToPredictiond,
     ProbabilityToInstancesd,
-    prediction_of,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -20,17 +20,20 @@ def test_instances_are_the_8_connected_components(kind):
     probability[0, 0, 0] = probability[0, 1, 1] = 0.5  # touch at a corner; the threshold is foreground
     probability[0, 1, 3] = 0.499
     probability[0, 3, 6] = 1.0
-    instances = ProbabilityToInstancesd()({"pred": kind(probability)})["pred_instances"]
-    assert (instances.shape, instances.dtype) == ((1, 4, 7), torch.int32)
-    assert instances[0, 0, 0] == instances[0, 1, 1] > 0
-    assert instances[0, 1, 3] == 0
-    assert sorted(instances.unique().tolist()) == [0, 1, 2]
-    assert not isinstance(instances, MetaTensor)
+    nuclei = ProbabilityToInstancesd()({"pred": kind(probability)})["pred"]
+    instances = nuclei.instances
+    assert (instances.shape, instances.dtype) == ((4, 7), np.int32)
+    assert instances[0, 0] == instances[1, 1] > 0
+    assert instances[1, 3] == 0
+    assert np.unique(instances).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(nuclei.foreground, probability[0])
+    assert nuclei.table["score"].tolist() == [0.5, 1.0]
 
 
 def test_no_foreground_gives_no_instances():
-    item = ProbabilityToInstancesd(output_key="found", threshold=0.9)({"pred": torch.full((1, 3, 5), 0.8)})
-    assert torch.equal(item["found"], torch.zeros(1, 3, 5, dtype=torch.int32))
+    item = ProbabilityToInstancesd("found", threshold=0.9)({"found": torch.full((1, 3, 5), 0.8)})
+    assert not item["found"].instances.any()
+    assert item["found"].instances.shape == (3, 5)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 3), (3, 3), (1, 1, 3, 3)])
@@ -49,9 +52,9 @@ def test_touching_nuclei_are_split_on_request(kind):
         ({"instances": "watershed", "min_distance_px": 20}, 1),
         ({"instances": "watershed", "threshold": 0.95}, 0),
     ):
-        instances = ProbabilityToInstancesd(**options)({"pred": kind(probability)})["pred_instances"]
-        assert (instances.shape, instances.dtype) == ((1, 20, 40), torch.int32)
-        assert instances.max() == nuclei
+        found = ProbabilityToInstancesd(**options)({"pred": kind(probability)})["pred"]
+        assert (found.instances.shape, found.instances.dtype) == ((20, 40), np.int32)
+        assert found.instances.max() == len(found) == nuclei
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,18 +65,27 @@ def test_learned_instances_score_their_foreground_times_the_height_of_their_mark
     distance = inside * (1 - np.minimum(np.hypot(y - 10, x - 11), np.hypot(y - 10, x - 28)) / 10)
     transform = ProbabilityToInstancesd(instances="distance", distance_rule={"min_area_px": 5})
     item = transform({"pred": kind(np.stack([foreground, distance]).astype(np.float32))})
-    nuclei = prediction_of(item)
+    nuclei = item["pred"]
     assert nuclei.instances.max() == len(nuclei) == 2
     assert nuclei.foreground is not None
     for row in nuclei.table:
         own = nuclei.instances == row["id"]
         assert row["score"] == pytest.approx(foreground[own].mean() * distance[own].max(), abs=1e-5)
-    assert prediction_of({"pred": nuclei}) is nuclei
 
 
 def test_no_foreground_has_no_scores():
     transform = ProbabilityToInstancesd(instances="distance")
-    assert len(prediction_of(transform({"pred": torch.zeros(2, 5, 6)}))) == 0
+    assert len(transform({"pred": torch.zeros(2, 5, 6)})["pred"]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_label_maps_with_scores_become_nuclei(kind):
+    instances, score = np.array([[[0, 2, 2, 1]]], np.int32), np.array([[[0, 0.5, 0.5, 0.75]]], np.float32)
+    nuclei = LabelMapToPredictiond("pred")({"pred": {"instances": kind(instances), "score": kind(score)}})[
+        "pred"
+    ]
+    np.testing.assert_array_equal(nuclei.instances, instances[0])
+    assert nuclei.table["score"].tolist() == [0.75, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +118,9 @@ def test_a_learned_distance_parts_touching_nuclei(kind):
         rule = {"min_marker_px": 1, "min_area_px": 1} | options.pop("distance_rule", {})
         transform = ProbabilityToInstancesd(instances="distance", distance_rule=rule, **options)
         item = transform({"pred": probability})
-        assert (item["pred"].shape, item["pred_instances"].shape) == ((1, 3, 9), (1, 3, 9))
-        np.testing.assert_array_equal(item["pred"], foreground)
-        assert item["pred_instances"].max() == nuclei
+        assert item["pred"].instances.shape == (3, 9)
+        np.testing.assert_array_equal(item["pred"].foreground, foreground[0])
+        assert item["pred"].instances.max() == nuclei
 
 
 def test_maps_that_do_not_fit_the_rule_are_refused():
@@ -132,36 +144,35 @@ def perfect(labels):
 
 def test_touching_nuclei_are_parted():
     truth = discs((20, 18, 9), (20, 36, 9), (44, 30, 10))
-    item = HoVerNetInstancesd()({"pred": perfect(truth)})
-    found = item["pred_instances"].numpy()
-    assert found.shape == (1, 64, 64)
+    nuclei = HoVerNetInstancesd()({"pred": perfect(truth)})["pred"]
+    found = nuclei.instances
+    assert found.shape == (64, 64)
     assert found.dtype == np.int32
     assert set(np.unique(found)) == {0, 1, 2, 3}
     for name in (1, 2, 3):
         mine = truth == name
-        matched = found[0] == np.bincount(found[0][mine]).argmax()
+        matched = found == np.bincount(found[mine]).argmax()
         assert (mine & matched).sum() / (mine | matched).sum() > 0.9
-    assert item["pred"].shape == (1, 64, 64)
-    assert torch.equal(item["pred"][0] > 0.5, torch.from_numpy(truth > 0))
+    np.testing.assert_array_equal(nuclei.foreground > 0.5, truth > 0)
 
 
 def test_image_without_nuclei_has_no_instances():
-    found = HoVerNetInstancesd()({"pred": torch.full((3, 32, 32), 0.3)})["pred_instances"]
-    assert found.shape == (1, 32, 32)
+    found = HoVerNetInstancesd()({"pred": torch.full((3, 32, 32), 0.3)})["pred"].instances
+    assert found.shape == (32, 32)
     assert not found.any()
 
 
 def test_maps_that_say_nothing_leave_connected_components():
     maps = torch.full((3, 64, 64), 0.5)
     maps[0] = torch.from_numpy(discs((12, 12, 6), (40, 40, 6)) > 0)
-    found = HoVerNetInstancesd()({"pred": maps})["pred_instances"]
-    assert found.unique().tolist() == [0, 1, 2]
+    found = HoVerNetInstancesd()({"pred": maps})["pred"].instances
+    assert np.unique(found).tolist() == [0, 1, 2]
 
 
 def test_specks_are_left_out():
     truth = discs((20, 18, 9), (50, 50, 1))
-    found = HoVerNetInstancesd()({"pred": perfect(truth)})["pred_instances"]
-    assert found.unique().tolist() == [0, 1]
+    found = HoVerNetInstancesd()({"pred": perfect(truth)})["pred"].instances
+    assert np.unique(found).tolist() == [0, 1]
 
 
 def test_other_channels_are_refused():

@@ -15,10 +15,9 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import MapTransform
-from monai.utils import convert_to_numpy
 from torch import Tensor
 
-from nucsam_monai.inferers import PointFinder, PromptedInferer
+from nucsam_monai.inferers import PointFinder, PromptedInferer, PromptedPrediction
 from nucsam_monai.networks import PromptNucSeg
 from nucsam_monai.segmenter import Segmenter
 from nucsam_monai.utils.files import atomic_directory
@@ -28,12 +27,12 @@ _HERE = "nucsam_monai.apps.monailabel.stock_app"
 
 
 class AutomaticPromptsInferer(Inferer):
-    """Prompted inference that finds its points itself, and returns ids instead of a prediction.
+    """Find the points and segment the nuclei there.
 
     Args:
         inferer: what turns the points into nuclei.
         mask_filter: as of :class:`~nucsam_monai.inferers.PointFinder`.
-        radius_px: likewise.
+        radius_px: as of :class:`~nucsam_monai.inferers.PointFinder`.
     """
 
     def __init__(self, inferer: PromptedInferer, *, mask_filter: bool, radius_px: float) -> None:
@@ -42,33 +41,31 @@ class AutomaticPromptsInferer(Inferer):
         self.mask_filter = mask_filter
         self.radius_px = radius_px
 
-    def __call__(self, inputs: Tensor, network: PromptNucSeg, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the ``(1, 1, H, W)`` int32 label map of one normalised image ``(1, 3, H, W)``."""
+    def __call__(
+        self, inputs: Tensor, network: PromptNucSeg, *args: Any, **kwargs: Any
+    ) -> list[PromptedPrediction]:
+        """Return the nuclei of a batch of one normalised image ``(1, 3, H, W)``."""
         finder = PointFinder(network.prompter, mask_filter=self.mask_filter, radius_px=self.radius_px)
-        return torch.from_numpy(self.inferer(inputs, network, finder).instances)[None, None]
+        return [self.inferer(inputs, network, finder)]
 
 
 class StockLabeld(MapTransform):
     """Hand over the label map as MONAI Label's writer takes it: ``(W, H)`` uint16, or int32 past 65535 ids.
 
     Args:
-        keys: ``pred``, which holds the label map ``(1, H, W)`` or becomes it.
-        instances_key: where the label map is, if it is elsewhere.
+        keys: ``pred``, a ``NucleiPrediction`` that becomes the label map.
         image_key: the image, whose size is noted in the same order, as MONAI Label compares them.
     """
 
-    def __init__(
-        self, keys: str = "pred", instances_key: str = "pred_instances", image_key: str = "image"
-    ) -> None:
+    def __init__(self, keys: str = "pred", image_key: str = "image") -> None:
         super().__init__(keys)
-        self.instances_key = instances_key
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the label map."""
         item = dict(data)
         for key in self.key_iterator(item):
-            label_map = convert_to_numpy(item.get(self.instances_key, item[key]))[0]
+            label_map = item[key].instances
             fits = label_map.max(initial=0) <= np.iinfo(np.uint16).max
             item[key] = np.ascontiguousarray(label_map.T, dtype=np.uint16 if fits else np.int32)
             if isinstance(item.get(self.image_key), MetaTensor):

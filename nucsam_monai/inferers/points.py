@@ -1,0 +1,439 @@
+"""Find the points that prompt a segmenter: from a prompter's anchors, an annotator or the ground truth."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from nucsam_monai.inferers.tiling import EncodedTiles, TileEncoder, Tiling, plan_tiles, tiles_of
+from nucsam_monai.networks.prompter import Prompter, PrompterOutput
+from nucsam_monai.networks.promptnucseg import PromptNucSeg
+from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.prediction import NucleiPrediction
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DetectedPoints:
+    """Hold one point for each of n nuclei of one image.
+
+    Attributes:
+        points: ``(n, 2)`` float as (x, y) in pixels, pixel centres at integers.
+        scores: ``(n,)`` confidence.
+        class_ids: ``(n,)`` integers from 0 on.
+        sizes: ``(n, 2)`` width and height in pixels, for a network that is prompted by boxes; else None.
+    """
+
+    points: Tensor | NDArray[Any]
+    scores: Tensor | NDArray[Any]
+    class_ids: Tensor | NDArray[Any]
+    sizes: Tensor | NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+class ImagePoints(NamedTuple):
+    """Hold the checked points of one image.
+
+    Attributes:
+        xy: ``(n, 2)`` float64 position in pixels, pixel centres at integers.
+        pixels: ``(n, 2)`` int64 column and row of the pixel that each point lies in.
+        class_ids: ``(n,)`` int64.
+        sizes: ``(n, 2)`` float64 width and height in pixels, where prompts are boxes.
+    """
+
+    xy: NDArray[np.float64]
+    pixels: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+    sizes: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def in_tiles(
+        self, prompts: NDArray[np.int64], origins: NDArray[np.int64], tile_px: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return what a network is prompted with: points, or the corners of boxes, cut to their tiles.
+
+        Args:
+            prompts: ``(N,)`` rows.
+            origins: ``(N, 2)`` first pixel as (x, y) of the tile that each is decoded in.
+            tile_px: side of a tile.
+
+        Returns:
+            ``(N, 1, 2)`` or ``(N, 2, 2)`` in pixels of the tiles, and SAM's labels of them ``(N, 1)`` or ``(N, 2)``.
+        """
+        points = (self.xy[prompts] - origins)[:, None]
+        if self.sizes is None:
+            return points, np.ones(points.shape[:2], dtype=np.int64)
+        half = self.sizes[prompts][:, None] / 2
+        corners = np.concatenate([points - half, points + half], axis=1).clip(-0.5, tile_px - 0.5)
+        return corners, np.tile(np.array(BOX_LABELS, dtype=np.int64), (len(corners), 1))
+
+
+def check_points(
+    found: DetectedPoints, image_size: tuple[int, int], class_names: Sequence[str]
+) -> ImagePoints:
+    """Check that every point lies in the image and has a class that exists.
+
+    Args:
+        found: points on the CPU or any other device.
+        image_size: height and width in pixels.
+        class_names: names of the classes.
+
+    Raises:
+        ConfigurationError: shapes that do not fit together, a point outside the image or not finite, a size
+            below zero or not finite, or an unknown class.
+    """
+    xy, scores, class_ids = map(_numbers, (found.points, found.scores, found.class_ids))
+    if not xy.size:
+        xy = xy.reshape(0, 2)
+    if xy.ndim != 2 or xy.shape[1] != 2 or scores.shape != xy.shape[:1] or class_ids.shape != xy.shape[:1]:
+        raise ConfigurationError(
+            f"prompts: points {xy.shape}, scores {scores.shape} and class_ids {class_ids.shape}; "
+            "expected (n, 2), (n,) and (n,)."
+        )
+    height, width = image_size
+    # A pixel reaches half a pixel to each side of its centre; NaN is inside nothing.
+    inside = ((xy >= -0.5) & (xy <= np.array([width, height]) - 0.5)).all(axis=1)
+    if not inside.all():
+        first = int(np.argmin(inside))
+        raise ConfigurationError(
+            f"prompts: {np.count_nonzero(~inside)} of {len(xy)} points lie outside the image; number "
+            f"{first} is at x={xy[first, 0]:g}, y={xy[first, 1]:g}. Expected pixels (x, y) in an image "
+            f"{width} wide and {height} high."
+        )
+    unknown = ~np.isin(class_ids, np.arange(len(class_names)))
+    if unknown.any():
+        raise ConfigurationError(
+            f"prompts: class id {class_ids[unknown][0]:g}; expected a whole number in "
+            f"0..{len(class_names) - 1} for the classes {', '.join(class_names)}."
+        )
+    # On the rim half a pixel may lie between a point and the nearest centre; no tile has anything beyond those.
+    xy = np.clip(xy, 0, np.maximum([width - 1, height - 1], 0))
+    pixels = np.floor(xy + 0.5).astype(np.int64)
+    sizes = None if found.sizes is None else _checked_sizes(_numbers(found.sizes), len(xy))
+    return ImagePoints(xy, pixels, class_ids.astype(np.int64), sizes)
+
+
+def _checked_sizes(sizes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    sizes = sizes if sizes.size else sizes.reshape(0, 2)
+    if sizes.shape != (count, 2) or not (np.isfinite(sizes) & (sizes >= 0)).all():
+        raise ConfigurationError(
+            f"prompts: sizes {sizes.shape} from {sizes.min(initial=0):g} to {sizes.max(initial=0):g}; expected "
+            f"({count}, 2) with finite widths and heights in pixels."
+        )
+    return sizes
+
+
+def oracle_prompts(truth: NucleiPrediction) -> DetectedPoints:
+    """Take the prompts from the ground truth, as a perfect prompter would find them (PromptNucSeg, oracle points).
+
+    A point is the nucleus's centre of mass, or its pixel nearest to that if the centre lies outside.
+
+    Args:
+        truth: annotated nuclei, for example of
+            :func:`~nucsam_monai.utils.prediction.prediction_from_instances`.
+
+    Example:
+        >>> from nucsam_monai.utils.prediction import prediction_from_instances
+        >>> oracle_prompts(prediction_from_instances(np.array([[0, 5, 5, 5]]))).points
+        array([[2., 0.]])
+    """
+    table = truth.table
+    points = np.stack([table["centroid_x_px"], table["centroid_y_px"]], axis=1)
+    columns, rows = np.floor(points + 0.5).astype(np.int64).T
+    for row in np.flatnonzero(truth.instances[rows, columns] != table["id"]):
+        nucleus = table[row]
+        x, y = nucleus["box_x_min_px"], nucleus["box_y_min_px"]
+        crop = truth.instances[y : nucleus["box_y_max_px"], x : nucleus["box_x_max_px"]]
+        own = np.argwhere(crop == nucleus["id"])[:, ::-1] + (x, y)
+        points[row] = own[np.argmin(((own - points[row]) ** 2).sum(axis=1))]
+    return DetectedPoints(points, np.ones(len(table)), table["class_id"].astype(np.int64))
+
+
+def _numbers(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()  # NumPy has no bfloat16
+    return np.asarray(values, dtype=np.float64)
+
+
+@torch.no_grad()
+def select_points(
+    output: PrompterOutput, image_size: tuple[int, int], *, mask_filter: bool, radius: float
+) -> DetectedPoints:
+    """Keep one anchor point per nucleus, the most certain first (PromptNucSeg, nuclei prompter and inference).
+
+    An anchor counts if background is not its likeliest class. Points are clipped to the image; the mask filter
+    (MAPF) removes those that lie where the auxiliary mask sees no nucleus; of points close to each other only the
+    best stays.
+
+    Args:
+        output: of the network for one image.
+        image_size: height and width of the image in pixels.
+        mask_filter: use the auxiliary mask.
+        radius: largest distance in pixels between points of the same nucleus.
+
+    Raises:
+        ConfigurationError: several images, a negative radius, or a mask filter without a mask.
+    """
+    _check_request(output, mask_filter, radius)
+    points = output.points[0].float().cpu().numpy()
+    probabilities = output.class_logits[0].float().softmax(dim=-1).cpu().numpy()
+    class_ids = probabilities.argmax(axis=1)
+    scores = probabilities.max(axis=1)
+    usable = np.isfinite(points).all(axis=1) & np.isfinite(scores)
+    if not usable.all():
+        logger.warning(
+            "%d of %d points are not finite and were dropped; the weights are damaged or have diverged.",
+            len(usable) - usable.sum(),
+            len(usable),
+        )
+    keep = usable & (class_ids < probabilities.shape[1] - 1)
+    chosen = np.flatnonzero(keep)
+    height, width = image_size
+    points = points.clip(0, np.array([width - 1, height - 1], dtype=np.float32))
+    if mask_filter and output.mask_logits is not None:
+        x, y = points[chosen].astype(np.int64).T
+        on_nucleus = output.mask_logits[0, 0].float().cpu().numpy()[y, x] > 0  # logit 0 is probability 0.5
+        chosen = chosen[on_nucleus]
+    chosen = chosen[suppress_near_points(points[chosen], scores[chosen], radius)]
+    sizes = None if output.sizes is None else output.sizes[0].float().cpu().numpy()[chosen]
+    return DetectedPoints(points[chosen], scores[chosen], class_ids[chosen], sizes)
+
+
+def suppress_near_points(points: np.ndarray, scores: np.ndarray, radius: float) -> np.ndarray:
+    """Keep the best points and drop all within ``radius`` of one that was kept.
+
+    Args:
+        points: ``(n, 2)``, finite.
+        scores: ``(n,)``; of equal ones the first goes first.
+        radius: in the unit of ``points``; a point at exactly this distance is dropped.
+
+    Returns:
+        ``(k,)`` int64, the indices of the kept points from the best to the worst.
+
+    Example:
+        >>> suppress_near_points(np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]]), np.array([0.5, 0.9, 0.6]), 2)
+        array([1, 2])
+    """
+    if not len(points):
+        return np.zeros(0, dtype=np.int64)
+    tree = KDTree(points)
+    dropped = np.zeros(len(points), dtype=bool)
+    kept = []
+    for index in np.argsort(-scores, kind="stable"):
+        if dropped[index]:
+            continue
+        kept.append(index)
+        dropped[tree.query_ball_point(points[index], radius)] = True
+    return np.array(kept, dtype=np.int64)
+
+
+FindPoints = Callable[[Tensor], DetectedPoints]
+"""A prompter: finds the nuclei of one image ``(1, 3, H, W)``."""
+
+
+@runtime_checkable
+class TilePrompter(Protocol):
+    """Find points in the embeddings of the tiles: a prompter that shares the segmenter's encoder."""
+
+    def find_in_tiles(self, encoded: Sequence[EncodedTiles], tiling: Tiling) -> DetectedPoints:
+        """Return the nuclei of the image that ``tiling`` covers, all of whose tiles are encoded."""
+        ...
+
+
+class PointFinder:
+    """Find one point per nucleus of a whole image, or the classes of nuclei whose points are given.
+
+    Args:
+        prompter: the network, on the device of the images.
+        mask_filter: drop points where the auxiliary mask sees no nucleus (PromptNucSeg, MAPF).
+        radius_px: largest distance between points of the same nucleus.
+
+    Raises:
+        ConfigurationError: a mask filter for a prompter without auxiliary mask.
+
+    Example::
+
+        nuclei = PromptedInferer()(image, segmenter, PointFinder(prompter, mask_filter=True, radius_px=12))
+    """
+
+    def __init__(self, prompter: Prompter, *, mask_filter: bool = False, radius_px: float = 12.0) -> None:
+        _check_mask_filter(prompter, mask_filter)
+        self.prompter = prompter
+        self.mask_filter = mask_filter
+        self.radius_px = radius_px
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> DetectedPoints:
+        """Return the nuclei of one normalised image ``(1, 3, H, W)``, the most certain first."""
+        output = self.prompter(image, with_mask=self.mask_filter)
+        size = (image.shape[-2], image.shape[-1])
+        return select_points(output, size, mask_filter=self.mask_filter, radius=self.radius_px)
+
+    @torch.no_grad()
+    def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
+        """Return given points with what the anchor point nearest to each says: class, and size if it has one.
+
+        Args:
+            image: one normalised image ``(1, 3, H, W)``.
+            points: ``(n, 2)`` as (x, y) in pixels.
+        """
+        output = self.prompter(image, with_mask=False)
+        own, anchors, classes = _numbers(points).reshape(-1, 2), *_anchors(output)
+        nearest = _nearest(own, anchors)
+        sizes = None if output.sizes is None else output.sizes[0].float().cpu().numpy()[nearest]
+        return DetectedPoints(own, np.ones(len(own)), classes[nearest], sizes)
+
+
+class TilePointFinder:
+    """Find one point per nucleus in the encoded tiles of an image (PromptNucSeg, supplement: shared encoder).
+
+    Every pixel belongs to the tile in which it is farthest from the tile's inner edges; a tile's points in the
+    pixels of others are left to those. Of points close to each other on both sides of a seam the better one stays.
+
+    Args:
+        network: with a shared encoder.
+        mask_filter: drop points where the auxiliary mask sees no nucleus.
+        radius_px: largest distance between points of the same nucleus.
+        tile_px: side of a tile, for :meth:`classify`.
+        overlap_px: pixels that neighbouring tiles have in common, for :meth:`classify`.
+
+    Raises:
+        ConfigurationError: a mask filter for a prompter without auxiliary mask.
+    """
+
+    def __init__(
+        self,
+        network: PromptNucSeg,
+        *,
+        mask_filter: bool = False,
+        radius_px: float = 12.0,
+        tile_px: int = 256,
+        overlap_px: int = 64,
+    ) -> None:
+        _check_mask_filter(network.prompter, mask_filter)
+        self.network = network
+        self.mask_filter = mask_filter
+        self.radius_px = radius_px
+        self.tile_px = tile_px
+        self.overlap_px = overlap_px
+
+    @torch.no_grad()
+    def find_in_tiles(self, encoded: Sequence[EncodedTiles], tiling: Tiling) -> DetectedPoints:
+        """Return the nuclei of an image, the most certain first.
+
+        Args:
+            encoded: all tiles; of several views the first is looked at.
+            tiling: the tiles of the image.
+        """
+        tiles, points, scores, class_ids = [], [], [], []
+        for tile, output in self._proposals(encoded, with_mask=self.mask_filter):
+            found = select_points(
+                output, tiling.covered_size, mask_filter=self.mask_filter, radius=self.radius_px
+            )
+            tiles.append(np.full(len(found), tile))
+            points.append(_numbers(found.points) + tiling.origins(np.array([tile])))
+            scores.append(np.asarray(found.scores))
+            class_ids.append(np.asarray(found.class_ids))
+        placed, ranks = np.concatenate(points), np.concatenate(scores)
+        own = np.flatnonzero(tiles_of(placed, tiling) == np.concatenate(tiles))
+        best = own[suppress_near_points(placed[own], ranks[own], self.radius_px)]
+        return DetectedPoints(placed[best], ranks[best], np.concatenate(class_ids)[best])
+
+    @torch.no_grad()
+    def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
+        """Return given points with the likeliest class of nucleus at the anchor point nearest to each.
+
+        Args:
+            image: one normalised image ``(1, 3, H, W)``.
+            points: ``(n, 2)`` as (x, y) in pixels.
+        """
+        tiling = plan_tiles(image.shape[-2:], self.tile_px, self.overlap_px)
+        encoder = TileEncoder(self.network, image, tiling)
+        encoded = (encoder.encode(np.array([tile])) for tile in range(len(tiling)))
+        anchors, classes = [], []
+        for tile, output in self._proposals(encoded, with_mask=False):
+            of_tile, classes_of_tile = _anchors(output)
+            anchors.append(of_tile + tiling.origins(np.array([tile])))
+            classes.append(classes_of_tile)
+        own = _numbers(points).reshape(-1, 2)
+        nearest = _nearest(own, np.concatenate(anchors))
+        return DetectedPoints(own, np.ones(len(own)), np.concatenate(classes)[nearest])
+
+    def _proposals(
+        self, encoded: Iterable[EncodedTiles], *, with_mask: bool
+    ) -> Iterator[tuple[int, PrompterOutput]]:
+        """Yield every tile with what the prompter proposes in it."""
+        for batch in encoded:
+            output = self.network.propose(batch.embeddings[0], with_mask=with_mask)
+            for slot, tile in enumerate(batch.tiles.tolist()):
+                own = slice(slot, slot + 1)
+                mask = None if output.mask_logits is None else output.mask_logits[own]
+                yield tile, PrompterOutput(output.points[own], output.class_logits[own], mask)
+
+
+def point_finder(
+    network: PromptNucSeg, *, mask_filter: bool, radius_px: float, tile_px: int, overlap_px: int
+) -> PointFinder | TilePointFinder:
+    """Return what finds the points of a network: in whole images, or in tiles if the encoder is shared.
+
+    Args:
+        network: both of its parts are trained.
+        mask_filter: drop points where the auxiliary mask sees no nucleus.
+        radius_px: largest distance between points of the same nucleus.
+        tile_px: side of a tile.
+        overlap_px: pixels that neighbouring tiles have in common.
+
+    Raises:
+        ConfigurationError: a mask filter for a prompter without auxiliary mask.
+    """
+    if not network.shares_encoder:
+        return PointFinder(network.prompter, mask_filter=mask_filter, radius_px=radius_px)
+    return TilePointFinder(
+        network, mask_filter=mask_filter, radius_px=radius_px, tile_px=tile_px, overlap_px=overlap_px
+    )
+
+
+def _check_request(output: PrompterOutput, mask_filter: bool, radius: float) -> None:
+    if len(output.points) != 1:
+        raise ConfigurationError(
+            f"output: found {len(output.points)} images, expected one. Select points image by image."
+        )
+    if not radius >= 0:
+        raise ConfigurationError(f"radius {radius}: expected a distance of 0 px or more.")
+    if mask_filter and output.mask_logits is None:
+        raise ConfigurationError(
+            "mask_filter: the output holds no mask. Switch options.aux_mask on in training and with_mask in "
+            "inference, or the filter off."
+        )
+
+
+def _check_mask_filter(prompter: Prompter, mask_filter: bool) -> None:
+    if mask_filter and not prompter.options.aux_mask:
+        raise ConfigurationError(
+            "mask_filter: the prompter has no auxiliary mask. Train it with aux_mask, or switch the filter off."
+        )
+
+
+def _anchors(output: PrompterOutput) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the points ``(A, 2)`` of one image's anchors and the likeliest class of nucleus ``(A,)`` of each."""
+    return _numbers(output.points[0]), output.class_logits[0, :, :-1].argmax(dim=-1).cpu().numpy()
+
+
+def _nearest(points: NDArray[np.float64], anchors: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each point ``(n, 2)`` the index of the nearest finite anchor ``(A, 2)``; 0 if none is finite."""
+    finite = np.flatnonzero(np.isfinite(anchors).all(axis=1))
+    if not len(finite):
+        return np.zeros(len(points), dtype=np.int64)
+    return finite[KDTree(anchors[finite]).query(points)[1]]
