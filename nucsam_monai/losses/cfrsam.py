@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.losses.nucleus_masks import NucleusMaskLoss
-from nucsam_monai.networks.cfrsam import CFRSAMOutput
+from nucsam_monai.networks.cfrsam.network import CFRSAMOutput
 from nucsam_monai.utils.errors import ConfigurationError
 
 

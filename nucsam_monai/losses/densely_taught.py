@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from nucsam_monai.losses.hovernet import HoVerNetBranchLoss
 from nucsam_monai.losses.segmentor import NucleusTargets, SegmentorLoss
-from nucsam_monai.networks.densely_taught import TaughtPrediction
+from nucsam_monai.networks.promptnucseg import TaughtPrediction
 from nucsam_monai.utils.errors import ConfigurationError
 
 

@@ -9,8 +9,8 @@ from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, HoVer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatures
+from nucsam_monai.networks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.utils.errors import ConfigurationError
 
 Size = Literal["small", "standard"]

@@ -4,8 +4,7 @@ import torch
 
 from nucsam_monai.inferers import PointFinder, PromptedInferer, TilePointFinder, point_finder
 from nucsam_monai.networks import MaskPrediction, PrompterOutput, PromptNucSeg
-from nucsam_monai.networks.blocks.anchor_points import anchor_grid
-from nucsam_monai.networks.prompter import PrompterOptions
+from nucsam_monai.networks.prompter import PrompterOptions, anchor_grid
 from nucsam_monai.utils.errors import ConfigurationError
 
 TILE, OVERLAP = 64, 16

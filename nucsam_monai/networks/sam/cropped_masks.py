@@ -11,7 +11,7 @@ from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.decoding import decode_in_chunks
+from nucsam_monai.networks.sam.decoder import decode_in_chunks
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -49,7 +49,7 @@ def crop_masks(
 
     Args:
         logits: ``(N, 1, h, w)`` single-mask logits of
-            :func:`~nucsam_monai.networks.sam.decoding.decode_prompts`.
+            :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`.
         iou: ``(N, 1)`` predicted intersection over union.
         pixels_per_logit: side of a logit in pixels: a quarter of the variant's patch, or an eighth with a fine map.
         image_size: height and width in pixels of the image without the padding at its bottom and right; by
@@ -114,9 +114,9 @@ def decode_cropped(
     """Decode prompts chunk by chunk and keep only the cropped masks.
 
     The peak of memory is that of one chunk, however many prompts there are. For the arguments see
-    :func:`~nucsam_monai.networks.sam.decoding.decode_prompts` and :func:`crop_masks`; ``image_size`` holds
+    :func:`~nucsam_monai.networks.sam.decoder.decode_prompts` and :func:`crop_masks`; ``image_size`` holds
     for all images of the batch. To use each chunk's masks at once, pass the results of
-    :func:`~nucsam_monai.networks.sam.decoding.decode_in_chunks` to :func:`crop_masks`.
+    :func:`~nucsam_monai.networks.sam.decoder.decode_in_chunks` to :func:`crop_masks`.
 
     Raises:
         ConfigurationError: as in both functions.

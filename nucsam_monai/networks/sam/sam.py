@@ -7,13 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.checkpoint import load_official_checkpoint, load_strictly
-from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
-from nucsam_monai.networks.sam.features import EncoderFeatures
-from nucsam_monai.networks.sam.image_encoder import ImageEncoder
-from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
+from nucsam_monai.networks.sam.decoder import DecodedMasks, build_mask_decoder, decode_prompts
+from nucsam_monai.networks.sam.encoder import EncoderFeatures, ImageEncoder
 from nucsam_monai.networks.sam.prompt_encoder import build_prompt_encoder
 from nucsam_monai.networks.sam.variants import SAMVariant, sam_variant
+from nucsam_monai.networks.sam.weights import load_official_checkpoint, load_strictly
 
 
 class SAM(nn.Module):

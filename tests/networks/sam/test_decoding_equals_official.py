@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nucsam_monai.networks.sam import build_mask_decoder, build_prompt_encoder, decode_prompts, sam_variant
-from nucsam_monai.networks.sam.decoding import decode_in_chunks
+from nucsam_monai.networks.sam.decoder import decode_in_chunks
 from tests.oracles.official_decoder import decode_image_by_image, official_decoder
 
 GRID = (5, 4)
