@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn import functional as F
 
 from nucsam_monai.networks.fine_tuning import bottleneck
@@ -319,9 +318,7 @@ class DomainQueryDecoder(nn.Module):
         outline = (_kernels(self.fine_hypernetworks_mlps[domain], tokens).mT @ fine.flatten(2)).unflatten(
             2, fine.shape[-2:]
         )
-        masks = functional.interpolate(
-            masks.float(), size=fine.shape[-2:], mode="bilinear", align_corners=False
-        )
+        masks = F.interpolate(masks.float(), size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return masks + outline
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from nucsam_monai.networks.sam.decoder import decode_in_chunks
 from nucsam_monai.utils.errors import ConfigurationError
@@ -175,5 +175,5 @@ def _resized(piece: Tensor, factor: int) -> npt.NDArray[np.bool_]:
     if not piece.numel():
         return np.zeros((0, 0), dtype=np.bool_)
     size = (factor * piece.shape[0], factor * piece.shape[1])
-    pixels = functional.interpolate(piece[None, None], size=size, mode="bilinear", align_corners=False)
+    pixels = F.interpolate(piece[None, None], size=size, mode="bilinear", align_corners=False)
     return (pixels[0, 0] > 0).numpy()

@@ -10,7 +10,7 @@ from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from nucsam_monai.networks.sam.kernels import (
     attend,
@@ -278,7 +278,7 @@ def _ask_images(
     query = attention.q_proj(asking)
     mixed = [
         join_heads(
-            functional.scaled_dot_product_attention(
+            F.scaled_dot_product_attention(
                 split_heads(part.flatten(0, 1).unsqueeze(0), attention.num_heads), key, value
             )
         )[0]
@@ -329,7 +329,7 @@ def upscale_cells(decoder: MaskDecoder, cells: Tensor) -> Tensor:
     first, norm, activation, second, last_activation = decoder.output_upscaling
     cells = _transposed_convolution(first, cells)
     weight, bias = norm.weight.float(), norm.bias.float()
-    normed = functional.layer_norm(cells.float(), weight.shape, weight, bias, norm.eps).to(cells.dtype)
+    normed = F.layer_norm(cells.float(), weight.shape, weight, bias, norm.eps).to(cells.dtype)
     return last_activation(_transposed_convolution(second, activation(normed))).flatten(2, 3)
 
 
@@ -347,7 +347,7 @@ def _transposed_convolution(convolution: nn.ConvTranspose2d, cells: Tensor) -> T
     # (C, C', 2, 2) -> (4 * C', C)
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
     bias = None if convolution.bias is None else convolution.bias.repeat(4)
-    return functional.linear(cells, weight, bias).unflatten(-1, (4, -1))
+    return F.linear(cells, weight, bias).unflatten(-1, (4, -1))
 
 
 UPSCALED_CELLS = 2**11
@@ -622,9 +622,7 @@ def _seen_at(places: Tensor, maps: Sequence[Tensor], counts: Sequence[int]) -> T
 
 def _at(places: Tensor, feature: Tensor) -> Tensor:
     """Interpolate one map ``(1, C, h, w)`` at places ``(n, 2)`` in -1..1: ``(n, C)`` float32."""
-    sampled = functional.grid_sample(
-        feature.float(), places[None, None], padding_mode="border", align_corners=False
-    )
+    sampled = F.grid_sample(feature.float(), places[None, None], padding_mode="border", align_corners=False)
     return sampled[0, :, 0].mT
 
 
@@ -646,7 +644,7 @@ def _add_outlines(
         if len(own)
     ]
     size = fine_maps[0].shape[-2:]
-    logits = functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     return logits + torch.cat(outlines).unflatten(-1, size)
 
 

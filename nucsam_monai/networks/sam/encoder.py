@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nucsam_monai.networks.sam.kernels import FrozenCache, PackedLinear, folded_attention
@@ -156,7 +156,7 @@ def resize_position_grid(table: Tensor, size: tuple[int, int], mode: str = "bicu
     """
     if table.shape[1:3] == torch.Size(size):
         return table
-    resized = functional.interpolate(table.permute(0, 3, 1, 2), size=size, mode=mode, align_corners=False)
+    resized = F.interpolate(table.permute(0, 3, 1, 2), size=size, mode=mode, align_corners=False)
     return resized.permute(0, 2, 3, 1).contiguous()
 
 
@@ -172,9 +172,7 @@ def relative_positions(table: Tensor, length: int) -> Tensor:
     """
     rows = 2 * length - 1
     if table.shape[0] != rows:
-        table = functional.interpolate(table.T.unsqueeze(0), size=rows, mode="linear", align_corners=False)[
-            0
-        ].T
+        table = F.interpolate(table.T.unsqueeze(0), size=rows, mode="linear", align_corners=False)[0].T
     position = torch.arange(length, device=table.device)
     return table[position[:, None] - position[None, :] + length - 1]
 
@@ -329,7 +327,7 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform ``(..., width)`` tokens."""
-        return self.lin2(functional.gelu(self.lin1(tokens)))
+        return self.lin2(F.gelu(self.lin1(tokens)))
 
 
 class EncoderBlock(nn.Module):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 
 class _Entry(NamedTuple):
@@ -104,13 +104,13 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Multiply ``(..., in_features)``; the result is ``(..., out_features)``."""
         if not self._can_pack(input):
-            return functional.linear(input, self.weight, self.bias)
+            return F.linear(input, self.weight, self.bias)
         rows = input.numel() // self.in_features
         packed = self._packed  # read once: another thread may replace it meanwhile
         if packed is None or packed.rows != rows or not self._is_current(packed):
             if rows != self._previous_rows or not 1 < rows <= MOST_ROWS:
                 self._previous_rows = rows
-                return functional.linear(input, self.weight, self.bias)
+                return F.linear(input, self.weight, self.bias)
             packed = self._pack(rows)
         return torch.ops.mkl._mkl_linear(input, packed.weight, self.weight, self.bias, rows)
 
@@ -225,17 +225,15 @@ def folded_attention(
     wide_query = torch.cat(parts, dim=-1)
     extra = wide_query.shape[-1] - channels
 
-    one_hot = functional.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
+    one_hot = F.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
     wide_key = _flatten_cells(torch.cat([key, one_hot.expand(*key.shape[:-1], extra)], dim=-1))
-    wide_value = _flatten_cells(functional.pad(value, (0, extra)))  # fused kernels demand one width
+    wide_value = _flatten_cells(F.pad(value, (0, extra)))  # fused kernels demand one width
     if padding is not None:
         _, padded_key, padded_value = padding.to(key.dtype).reshape(3, heads, 1, channels).unbind(0)
-        own = functional.pad(functional.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
+        own = F.pad(F.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
         wide_key = _append_cell(wide_key, own)
-        wide_value = _append_cell(wide_value, functional.pad(padded_value, (0, extra)))
-    attended = functional.scaled_dot_product_attention(
-        _flatten_cells(wide_query), wide_key, wide_value, scale=1.0
-    )
+        wide_value = _append_cell(wide_value, F.pad(padded_value, (0, extra)))
+    attended = F.scaled_dot_product_attention(_flatten_cells(wide_query), wide_key, wide_value, scale=1.0)
     # (N, heads, h * w, C + extra) -> (..., h, w, heads * C)
     return attended[..., :channels].transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
 
@@ -270,7 +268,7 @@ def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> T
         ``(N, Q, C)``.
     """
     heads = attention.num_heads
-    mixed = functional.scaled_dot_product_attention(
+    mixed = F.scaled_dot_product_attention(
         split_heads(attention.q_proj(query), heads),
         split_heads(attention.k_proj(key), heads),
         split_heads(attention.v_proj(value), heads),

@@ -3,7 +3,7 @@
 import torch
 from segment_anything.modeling.common import LayerNorm2d as OfficialLayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
@@ -18,7 +18,7 @@ class LayerNorm2d(OfficialLayerNorm2d):
         """Normalise; the result has the input's type."""
         channels_last = x.permute(0, 2, 3, 1).float()
         weight, bias = self.weight.float(), self.bias.float()
-        normed = functional.layer_norm(channels_last, weight.shape, weight, bias, self.eps)
+        normed = F.layer_norm(channels_last, weight.shape, weight, bias, self.eps)
         return normed.permute(0, 3, 1, 2).to(x.dtype)
 
 
