@@ -23,7 +23,6 @@ from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOut
 from nucsam_monai.networks.sam import (
     EncoderFeatures,
     build_sam,
-    decode_prompts,
     load_strictly,
     load_trained,
     read_header,
@@ -112,7 +111,7 @@ class Segmentor(nn.Module):
 
     def encode(self, image: Tensor) -> EncoderFeatures:
         """Return what the encoder says of ``(B, 3, S, S)`` images."""
-        return self.sam.image_encoder(image)
+        return self.sam.encode(image)
 
     def decode(self, features: EncoderFeatures, prompts: NucleusPrompts) -> MaskPrediction:
         """Segment the prompted nuclei of encoded images, a bounded number of prompts at a time.
@@ -128,23 +127,12 @@ class Segmentor(nn.Module):
         if self.training and not len(prompts.points):
             logits, iou, classes = self.decode(features, padding_prompt(prompts))
             return MaskPrediction(logits[:0], iou[:0], None if classes is None else classes[:0])
-        rows, columns = features.embedding.shape[-2], features.embedding.shape[-1]
-        encoder, patch = self.sam.prompt_encoder, self.variant.patch
-        size = (rows * patch, columns * patch)
-        sparse, dense = encoder(
-            (prompts.points, prompts.labels),
-            image_size=size,
-            pad=not prompts.has_boxes,
-        )
-        masks = decode_prompts(
-            self.sam.mask_decoder,
-            features.embedding,
-            encoder.position_code((rows, columns)),
-            sparse,
-            dense,
+        masks = self.sam.decode(
+            features,
+            prompts.points,
+            prompts.labels,
             prompts.prompts_per_image,
-            pyramid=features.pyramid,
-            places=encoder.places(prompts.points, prompts.labels, image_size=size),
+            pad=not prompts.has_boxes,
             extra_tokens=None if self.class_head is None else self.class_head.token.weight,
         )
         classes = None if self.class_head is None else self.class_head(masks.extra)
@@ -427,7 +415,7 @@ class PromptNucSeg(nn.Module):
 
     def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.segmentor.sam.decode_each(features, boxes=boxes)
+        masks = self.segmentor.sam.decode_boxes(features, boxes)
         return MaskPrediction(masks.logits, masks.iou)
 
     def propose(self, features: EncoderFeatures, *, with_mask: bool = True) -> PrompterOutput:

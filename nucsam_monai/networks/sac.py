@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nucsam_monai.networks.fine_tuning import FineTuning, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.networks.sam import EncoderFeatures, build_sam, decode_prompts
+from nucsam_monai.networks.sam import EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.layers import UnitRGB
 from nucsam_monai.utils.errors import ConfigurationError
@@ -540,22 +540,13 @@ class SAC(nn.Module):
         They are ``(B, outputs, 4g, 4g)``, with a fine map ``(B, outputs, 8g, 8g)``.
         """
         features = self.encode(image)
-        embedding = features.embedding
-        encoder = self.sam.prompt_encoder
-        sparse, dense = encoder(points=tuple(prompts), image_size=(image.shape[-2], image.shape[-1]))
-        code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
-        one_each = [1] * len(image)
-        decoder, token = self.sam.mask_decoder, self.distance_token
-        found = decode_prompts(
-            decoder,
-            embedding,
-            code,
-            sparse,
-            dense,
-            one_each,
-            return_upscaled=token is not None,
-            extra_tokens=token,
-            pyramid=features.pyramid,
+        found = self.sam.decode(
+            features,
+            *prompts,
+            [1] * len(image),
+            is_local=False,
+            return_upscaled=self.distance_token is not None,
+            extra_tokens=self.distance_token,
         )
         if self.distance_hypernetwork is None or found.extra is None or found.upscaled is None:
             return found.logits
@@ -572,16 +563,16 @@ class SAC(nn.Module):
 
     def encode(self, image: Tensor) -> EncoderFeatures:
         """Return what the image encoder says of ``(B, 3, S, S)`` images."""
-        return self.sam.image_encoder(image, adapters=self.adapters)
+        return self.sam.encode(image, adapters=self.adapters)
 
     def decode_clicks(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_each(features, points=(points, labels))
+        masks = self.sam.decode_points(features, points, labels)
         return MaskPrediction(masks.logits, masks.iou)
 
     def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_each(features, boxes=boxes)
+        masks = self.sam.decode_boxes(features, boxes)
         return MaskPrediction(masks.logits, masks.iou)
 
     @property

@@ -33,10 +33,10 @@ from nucsam_monai.networks.nucleus_prompts import (
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.prompter import Prompter, any_nucleus_logits
 from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
-from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam, decode_prompts
+from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.decoder import start_localised
-from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
+from nucsam_monai.networks.sam.prompt_encoder import corners_of_boxes
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.names import distinct_names
 
@@ -267,7 +267,7 @@ class CFRSAM(nn.Module):
 
     def encode(self, image: Tensor) -> EncodedImages:
         """Encode ``(B, 3, S, S)`` images, normalised with SAM's constants."""
-        features = self.sam.image_encoder(image, adapters=self.adapters, return_levels=self.hmfm is not None)
+        features = self.sam.encode(image, adapters=self.adapters, return_levels=self.hmfm is not None)
         embedding = features.embedding if self.hmfm is None else self.hmfm(features.levels)
         if not isinstance(self.bgmr, BoundaryRefinement):
             return EncodedImages(embedding, None, features.pyramid)
@@ -294,17 +294,15 @@ class CFRSAM(nn.Module):
         if self.prompt == "point":
             return self.decode(embedding, prompts_of_one_image(points, labels))
         # Trained with boxes alone, so that the refinement has never seen the mask of a point.
-        masks = self.sam.decode_each(embedding.features(), points=(points, labels))
+        masks = self.sam.decode_points(embedding.features(), points, labels)
         return MaskPrediction(masks.logits, masks.iou)
 
     def decode_boxes(self, embedding: EncodedImages, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
         if self.prompt == "point":
-            masks = self.sam.decode_each(embedding.features(), boxes=boxes)
+            masks = self.sam.decode_boxes(embedding.features(), boxes)
             return MaskPrediction(masks.logits, masks.iou)
-        corners = boxes.reshape(-1, 2, 2)
-        labels = torch.tensor(BOX_LABELS, device=boxes.device).expand(len(corners), 2)
-        return self.decode(embedding, prompts_of_one_image(corners, labels))
+        return self.decode(embedding, prompts_of_one_image(*corners_of_boxes(boxes)))
 
     def decode_stages(self, encoded: EncodedImages, prompts: NucleusPrompts) -> CFRSAMOutput:
         """Return the masks of the prompts before and after the refinement.
@@ -363,24 +361,15 @@ class CFRSAM(nn.Module):
         }
 
     def _decoded(self, encoded: EncodedImages, prompts: NucleusPrompts) -> DecodedMasks:
-        encoder, patch = self.sam.prompt_encoder, self.variant.patch
-        grid = (encoded.embedding.shape[-2], encoded.embedding.shape[-1])
-        size = (grid[0] * patch, grid[1] * patch)
+        points, labels = prompts.points, prompts.labels
         if self.prompt == "box":
-            sparse, dense = encoder(boxes=boxes_of(prompts), image_size=size)
-            labels = torch.ones_like(prompts.labels)
-        else:
-            sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
-            labels = prompts.labels
-        return decode_prompts(
-            self.sam.mask_decoder,
-            encoded.embedding,
-            encoder.position_code(grid),
-            sparse,
-            dense,
+            points, labels = corners_of_boxes(boxes_of(prompts))
+        return self.sam.decode(
+            encoded.features(),
+            points,
+            labels,
             prompts.prompts_per_image,
-            pyramid=encoded.pyramid,
-            places=encoder.places(prompts.points, labels, image_size=size),
+            pad=self.prompt == "point",
             return_upscaled=self.bgmr is not None,
         )
 

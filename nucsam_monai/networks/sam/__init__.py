@@ -6,11 +6,10 @@ from nucsam_monai.networks.sam.cache import (
     encode_cached,
     first_trained_block,
 )
-from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks, decode_cropped
+from nucsam_monai.networks.sam.cropped_masks import CroppedMasks, crop_masks
 from nucsam_monai.networks.sam.decoder import (
     DecodedMasks,
     build_mask_decoder,
-    decode_in_chunks,
     decode_prompts,
 )
 from nucsam_monai.networks.sam.encoder import BlockAdapter, EncoderFeatures, ImageEncoder
@@ -51,8 +50,6 @@ __all__ = [
     "build_prompt_encoder",
     "build_sam",
     "crop_masks",
-    "decode_cropped",
-    "decode_in_chunks",
     "decode_prompts",
     "encode_cached",
     "first_trained_block",

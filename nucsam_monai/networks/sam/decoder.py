@@ -228,80 +228,85 @@ def run_two_way(
         queries, cells = _layer(first, prompts, prompts, images, code)
     for layer in others:
         queries, cells = _layer(layer, queries, prompts, cells, code)
+
+    # Final attention from the tokens to the image, for the tokens that are returned
     queries = queries[:, :answers]
-    asking = queries + prompts[:, :answers]
-    found = attend_to_image(transformer.final_attn_token_to_image, asking, cells + code, cells)
-    return transformer.norm_final_attn(queries + found), cells
+    attended = attend_to_image(
+        transformer.final_attn_token_to_image, queries + prompts[:, :answers], cells + code, cells
+    )
+    return transformer.norm_final_attn(queries + attended), cells
 
 
 def _layer(
     layer: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor, cells: Tensor, code: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run a layer with cells ``(N, P, C)`` of each prompt's own."""
-    queries = _attend_to_each_other(layer, queries, prompts)
-    placed = cells + code
-    found = attend_to_image(layer.cross_attn_token_to_image, queries + prompts, placed, cells)
-    queries = _learn(layer, queries, found)
-    told = attend_to_tokens(layer.cross_attn_image_to_token, placed, queries + prompts, queries)
-    return queries, layer.norm4(
-        told.add_(cells)
-    )  # in place: a new tensor of this size costs as much as the sum
+    keys = cells + code
+    # Self-attention block
+    queries = _self_attn(layer, queries, prompts)
+    # Cross-attention block, tokens attending to image embedding, and MLP block
+    attended = attend_to_image(layer.cross_attn_token_to_image, queries + prompts, keys, cells)
+    queries = _add_and_mlp(layer, queries, attended)
+    # Cross-attention block, image embedding attending to tokens
+    update = attend_to_tokens(layer.cross_attn_image_to_token, keys, queries + prompts, queries)
+    # In place: a new tensor of this size costs as much as the sum
+    return queries, layer.norm4(update.add_(cells))
 
 
 def _shared_layer(
     layer: TwoWayAttentionBlock, prompts: Tensor, images: ImageSide, counts: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Run the first layer, whose cells are the same for all prompts of an image."""
-    queries = _attend_to_each_other(layer, prompts, prompts)
-    queries = _learn(layer, queries, _ask_images(layer, images, queries + prompts, counts))
-    told = _tell_images(layer, images, queries + prompts, queries, counts)
-    return queries, layer.norm4(told.add_(_per_prompt(images.cells, counts)))
+    # Self-attention block
+    queries = _self_attn(layer, prompts, prompts)
+    # Cross-attention block, tokens attending to image embedding, and MLP block
+    attended = _shared_cross_attn_token_to_image(layer, images, queries + prompts, counts)
+    queries = _add_and_mlp(layer, queries, attended)
+    # Cross-attention block, image embedding attending to tokens
+    update = _shared_cross_attn_image_to_token(layer, images, queries + prompts, queries, counts)
+    return queries, layer.norm4(update.add_(_per_prompt(images.cells, counts)))
 
 
-def _learn(layer: TwoWayAttentionBlock, queries: Tensor, found: Tensor) -> Tensor:
-    queries = layer.norm2(queries + found)
+def _add_and_mlp(layer: TwoWayAttentionBlock, queries: Tensor, attended: Tensor) -> Tensor:
+    queries = layer.norm2(queries + attended)
     return layer.norm3(queries + layer.mlp(queries))
 
 
-def _attend_to_each_other(layer: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor) -> Tensor:
+def _self_attn(layer: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor) -> Tensor:
     if layer.skip_first_layer_pe:
         return layer.norm1(attend(layer.self_attn, queries, queries, queries))
     placed = queries + prompts
     return layer.norm1(queries + attend(layer.self_attn, placed, placed, queries))
 
 
-def _ask_images(
-    layer: TwoWayAttentionBlock, images: ImageSide, asking: Tensor, counts: Sequence[int]
+def _shared_cross_attn_token_to_image(
+    layer: TwoWayAttentionBlock, images: ImageSide, queries: Tensor, counts: Sequence[int]
 ) -> Tensor:
     """Attend from the tokens to the image; the tokens of all prompts of an image form one sequence."""
     attention = layer.cross_attn_token_to_image
-    query = attention.q_proj(asking)
-    mixed = [
-        join_heads(
-            F.scaled_dot_product_attention(
-                split_heads(part.flatten(0, 1).unsqueeze(0), attention.num_heads), key, value
-            )
-        )[0]
-        for part, key, value in zip(
-            query.split(list(counts)), images.key.split(1), images.value.split(1), strict=True
-        )
-        if len(part)
-    ]
-    return attention.out_proj(torch.cat(mixed).unflatten(0, asking.shape[:2]))
+    mixed = []
+    per_image = attention.q_proj(queries).split(list(counts))
+    for query, key, value in zip(per_image, images.key.split(1), images.value.split(1), strict=True):
+        if len(query):
+            # (n, T, D) -> (1, H, n * T, D / H)
+            heads = split_heads(query.flatten(0, 1).unsqueeze(0), attention.num_heads)
+            mixed.append(join_heads(F.scaled_dot_product_attention(heads, key, value))[0])
+    return attention.out_proj(torch.cat(mixed).unflatten(0, queries.shape[:2]))
 
 
-def _tell_images(
-    layer: TwoWayAttentionBlock, images: ImageSide, asking: Tensor, queries: Tensor, counts: Sequence[int]
+def _shared_cross_attn_image_to_token(
+    layer: TwoWayAttentionBlock, images: ImageSide, keys: Tensor, values: Tensor, counts: Sequence[int]
 ) -> Tensor:
     """Attend from the image to the tokens of each prompt."""
     attention = layer.cross_attn_image_to_token
     heads = attention.num_heads
     scores = []
-    for part, query in zip(attention.k_proj(asking).split(list(counts)), images.query, strict=True):
+    for part, query in zip(attention.k_proj(keys).split(list(counts)), images.query, strict=True):
+        # (n, T, D) -> (H, n * T, D / H)
         key = part.flatten(0, 1).unflatten(1, (heads, -1)).transpose(0, 1)
         # (H, n * T, D / H) @ (H, D / H, P) -> (n, H * T, P)
         scores.append((key @ query.mT).unflatten(1, part.shape[:2]).transpose(0, 1).flatten(1, 2))
-    return mix_tokens(attention, torch.cat(scores), queries)
+    return mix_tokens(attention, torch.cat(scores), values)
 
 
 def _per_prompt(images: Tensor, counts: Sequence[int]) -> Tensor:
@@ -433,55 +438,6 @@ def decode_prompts(
 
             decode_prompts(decoder, embedding, code, sparse, dense, [3, 0]).logits.shape  # (3, 1, 4h, 4w)
     """
-    chunks = list(
-        decode_in_chunks(
-            mask_decoder,
-            embedding,
-            image_pe,
-            sparse,
-            dense,
-            prompts_per_image,
-            pyramid=pyramid,
-            places=places,
-            multimask=multimask,
-            return_upscaled=return_upscaled,
-            extra_tokens=extra_tokens,
-            chunk_size=chunk_size,
-        )
-    )
-    if not chunks:
-        return _no_masks(mask_decoder, embedding, multimask, return_upscaled, extra_tokens)
-    if len(chunks) == 1:
-        return chunks[0]
-    logits, iou, upscaled, extra = zip(*chunks, strict=True)
-    return DecodedMasks(
-        torch.cat(logits),
-        torch.cat(iou),
-        torch.cat(upscaled) if return_upscaled else None,
-        None if extra_tokens is None else torch.cat(extra),
-    )
-
-
-def decode_in_chunks(
-    mask_decoder: MaskDecoder,
-    embedding: Tensor,
-    image_pe: Tensor,
-    sparse: Tensor,
-    dense: Tensor,
-    prompts_per_image: Tensor | Sequence[int],
-    *,
-    pyramid: Sequence[Tensor] = (),
-    places: Tensor | None = None,
-    multimask: bool = False,
-    return_upscaled: bool = False,
-    extra_tokens: Tensor | None = None,
-    chunk_size: int | Literal["auto"] | None = "auto",
-) -> Iterator[DecodedMasks]:
-    """Decode like :func:`decode_prompts`, handing out each chunk's masks before the next is decoded.
-
-    Yields:
-        The masks of consecutive prompts; nothing where there are no prompts.
-    """
     counts = _checked_counts(prompts_per_image, images=len(embedding), prompts=len(sparse))
     _check_pyramid(mask_decoder, embedding, pyramid)
     if len(dense) not in (1, len(sparse)):
@@ -489,39 +445,84 @@ def decode_in_chunks(
     if chunk_size is not None and chunk_size != "auto" and chunk_size < 1:
         raise ConfigurationError(f"chunk_size {chunk_size}: expected a positive number of prompts.")
     if not len(sparse):
-        return
+        return _no_masks(mask_decoder, embedding, multimask, return_upscaled, extra_tokens)
     size = chunk_size or len(sparse)
     if size == "auto":
         tokens = sparse.shape[1] + (0 if extra_tokens is None else len(extra_tokens))
         size = prompts_per_chunk(mask_decoder, embedding, tokens=tokens, upscaled=return_upscaled)
     grid = (embedding.shape[2], embedding.shape[3])
     code = _cells(image_pe)
+
+    # Project the images for the first layer once, if their prompts share the dense embedding
     shared = None
     if len(dense) == 1 or dense.stride(0) == 0:
         shared = image_side(mask_decoder.transformer, _cells(embedding + dense[:1]), code)
-    # Images are taken apart once: their gradients are joined once then, and not for each chunk.
-    fine_maps = pyramid[-1].unbind() if pyramid else None
-    seen = None if places is None or not pyramid else _seen_at(places, (embedding, *pyramid), counts)
+    fine = _fine_maps(embedding, pyramid, places, counts)
+
+    # Decode chunk by chunk
+    chunks = []
     for prompts, images, chunk_counts in _chunks(counts, size):
-        side = (
-            _own_cells(embedding[images], dense[prompts], chunk_counts)
-            if shared is None
-            else ImageSide(*(tensor[images] for tensor in shared))
-        )
-        yield _decode_chunk(
+        if shared is None:
+            side: ImageSide | Tensor = _own_cells(embedding[images], dense[prompts], chunk_counts)
+        else:
+            side = ImageSide(*(tensor[images] for tensor in shared))
+        chunk = _decode_chunk(
             mask_decoder,
             side,
             code,
             sparse[prompts],
             chunk_counts,
             grid,
-            None if fine_maps is None else fine_maps[images],
-            None if places is None else places[prompts],
-            None if seen is None else seen[prompts],
-            multimask,
-            return_upscaled,
-            extra_tokens,
+            None if fine is None else fine.of_chunk(prompts, images),
+            multimask=multimask,
+            return_upscaled=return_upscaled,
+            extra_tokens=extra_tokens,
         )
+        chunks.append(chunk)
+    return _joined(chunks)
+
+
+class _FineMaps(NamedTuple):
+    """What the prompts of a decoder with a fine map draw outlines on.
+
+    Attributes:
+        maps: ``(F, 8h, 8w)`` of each image.
+        places: ``(N, 2)`` shares (x, y) of width and height; None without places.
+        seen: ``(N, sum of C)`` values of all maps at the places.
+    """
+
+    maps: Sequence[Tensor]
+    places: Tensor | None
+    seen: Tensor | None
+
+    def of_chunk(self, prompts: slice, images: slice) -> "_FineMaps":
+        if self.places is None or self.seen is None:
+            return _FineMaps(self.maps[images], None, None)
+        return _FineMaps(self.maps[images], self.places[prompts], self.seen[prompts])
+
+
+def _fine_maps(
+    embedding: Tensor, pyramid: Sequence[Tensor], places: Tensor | None, counts: Sequence[int]
+) -> _FineMaps | None:
+    if not pyramid:
+        return None
+    # Images are taken apart once: their gradients are joined once then, and not for each chunk.
+    maps = pyramid[-1].unbind()
+    return _FineMaps(
+        maps, places, None if places is None else _seen_at(places, (embedding, *pyramid), counts)
+    )
+
+
+def _joined(chunks: Sequence[DecodedMasks]) -> DecodedMasks:
+    if len(chunks) == 1:
+        return chunks[0]
+    logits, iou, upscaled, extra = zip(*chunks, strict=True)
+    return DecodedMasks(
+        torch.cat(logits),
+        torch.cat(iou),
+        None if upscaled[0] is None else torch.cat(upscaled),
+        None if extra[0] is None else torch.cat(extra),
+    )
 
 
 def _checked_counts(prompts_per_image: Tensor | Sequence[int], images: int, prompts: int) -> list[int]:
@@ -554,37 +555,44 @@ def _decode_chunk(
     sparse: Tensor,
     counts: Sequence[int],
     grid: tuple[int, int],
-    fine_maps: Sequence[Tensor] | None,
-    places: Tensor | None,
-    seen: Tensor | None,
+    fine: _FineMaps | None,
+    *,
     multimask: bool,
     return_upscaled: bool,
     extra_tokens: Tensor | None,
 ) -> DecodedMasks:
     masks = _returned_masks(mask_decoder, multimask)
+
+    # Concatenate output tokens: IoU first, then the masks, then those that a method adds
     own_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
     output_tokens = torch.cat(own_tokens if extra_tokens is None else [*own_tokens, extra_tokens])
-    asked = output_tokens.expand(len(sparse), -1, -1)
-    if seen is not None:
-        seen = mask_decoder.seen_at_place(seen)[:, None]
-        asked = asked + seen
-    prompts = torch.cat([asked, sparse], dim=1)
-    # The IoU token comes first, then the tokens of the masks, then those that were added.
+    outputs = output_tokens.expand(len(sparse), -1, -1)
+    seen = None
+    if fine is not None and fine.seen is not None:
+        seen = mask_decoder.seen_at_place(fine.seen)[:, None]
+        outputs = outputs + seen
+    prompts = torch.cat([outputs, sparse], dim=1)
+
+    # Run the transformer
     answers = 1 + masks.stop if extra_tokens is None else len(output_tokens)
     tokens, cells = run_two_way(mask_decoder.transformer, images, code, prompts, counts, answers=answers)
     if seen is not None:
         tokens = tokens + seen
-    hypernetworks = mask_decoder.output_hypernetworks_mlps
-    kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=2)
+
+    def of_masks(hypernetworks: nn.ModuleList, dim: int) -> Tensor:
+        return torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=dim)
+
+    # Upscale mask embeddings and predict masks using the mask tokens
+    kernels = of_masks(mask_decoder.output_hypernetworks_mlps, dim=2)
     logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
-    if fine_maps is not None:
-        hypernetworks = mask_decoder.fine_hypernetworks_mlps
-        kernels = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
-        logits = _add_outlines(logits, kernels, fine_maps, counts)
-        if places is not None:
-            hypernetworks = mask_decoder.place_hypernetworks_mlps
-            hills = torch.stack([hypernetworks[mask](tokens[:, 1 + mask]) for mask in masks], dim=1)
-            logits = _add_hills(logits, hills, places)
+    if fine is not None:
+        kernels = of_masks(mask_decoder.fine_hypernetworks_mlps, dim=1)
+        logits = _add_outlines(logits, kernels, fine.maps, counts)
+        if fine.places is not None:
+            hills = of_masks(mask_decoder.place_hypernetworks_mlps, dim=1)
+            logits = _add_hills(logits, hills, fine.places)
+
+    # Predict mask quality
     iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
     extra = None if extra_tokens is None else tokens[:, 1 + mask_decoder.num_mask_tokens :]
     return DecodedMasks(logits, iou, upscaled, extra)
