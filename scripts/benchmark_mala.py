@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from nucsam_monai.io import write_json
-from nucsam_monai.networks.adapters.dynamic_convolution import convolve_dynamically, nest_kernels
-from nucsam_monai.networks.adapters.mala import KERNEL_SIDES
+from nucsam_monai.networks.fine_tuning import KERNEL_SIDES, convolve_dynamically, nest_kernels
 from nucsam_monai.utils.machine import processor_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests

@@ -23,9 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nucsam_monai.io import write_json
-from nucsam_monai.networks.blocks import BoundaryRefinement
-from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
-from nucsam_monai.networks.blocks.refinement_chunks import refine_in_chunks
+from nucsam_monai.networks.cfrsam.refinement import BoundaryRefinement, refine_in_boxes, refine_in_chunks
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.utils.machine import processor_name
 

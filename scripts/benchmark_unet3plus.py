@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from nucsam_monai.io import write_json
-from nucsam_monai.networks.blocks import full_scale_node
-from nucsam_monai.networks.blocks.enlarged_convolution import convolve_enlarged
-from nucsam_monai.networks.blocks.unet3plus import UNet3Plus, UNet3PlusOptions
+from nucsam_monai.networks import unet3plus
+from nucsam_monai.networks.unet3plus import UNet3Plus, UNet3PlusOptions, convolve_enlarged
 from nucsam_monai.utils.machine import processor_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
@@ -60,7 +59,7 @@ def main(
     outputs, kept = {}, {}
     for repeat in range(repeats + 1):
         for name, convolve in CONTENDERS.items():
-            with patch.object(full_scale_node, "convolve_enlarged", convolve):
+            with patch.object(unet3plus, "convolve_enlarged", convolve):
                 if repeat:  # the first time warms up
                     times[name].append(seconds(network, images))
                     continue

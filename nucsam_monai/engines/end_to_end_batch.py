@@ -8,8 +8,8 @@ from monai.engines import PrepareBatch
 from torch import Tensor
 
 from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
-from nucsam_monai.losses.end_to_end import EndToEndTarget
 from nucsam_monai.losses.prompter import PrompterTarget
+from nucsam_monai.losses.promptnucseg import EndToEndTarget
 
 _RAGGED_KEYS = ("centroids", "point_classes")
 

@@ -8,7 +8,7 @@ from monai.data import list_data_collate
 from monai.engines import PrepareBatch
 from torch import Tensor
 
-from nucsam_monai.losses.segmentor import NucleusTargets
+from nucsam_monai.losses.promptnucseg import NucleusTargets
 from nucsam_monai.networks.nucleus_prompts import NucleusPrompts
 from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
 

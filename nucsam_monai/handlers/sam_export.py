@@ -7,9 +7,9 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from nucsam_monai.handlers.weights_saver import BestWeightsSaver
+from nucsam_monai.networks.promptnucseg import Segmentor
 from nucsam_monai.networks.sam import read_header, save_sam
-from nucsam_monai.networks.sam.tensor_files import read_safetensors
-from nucsam_monai.networks.segmentor import Segmentor
+from nucsam_monai.networks.sam.weights import read_safetensors
 
 logger = logging.getLogger(__name__)
 

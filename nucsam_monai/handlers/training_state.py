@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.tensor_files import open_safetensors, read_safetensors, require_same_tensors
+from nucsam_monai.networks.sam.weights import open_safetensors, read_safetensors, require_same_tensors
 from nucsam_monai.utils.errors import CheckpointError
 from nucsam_monai.utils.files import atomic_path
 

@@ -1,14 +1,17 @@
 """Losses of the papers, MONAI's own ones reused."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
-from nucsam_monai.losses.densely_taught import DenselyTaughtLoss
-from nucsam_monai.losses.distance import DistanceInstanceLoss
-from nucsam_monai.losses.end_to_end import EndToEndLoss, EndToEndTarget
+from nucsam_monai.losses.common import DistanceInstanceLoss, HoVerNetBranchLoss
 from nucsam_monai.losses.eunet3p import EUNet3PLoss, EUNet3PMaskLoss
-from nucsam_monai.losses.hovernet import HoVerNetBranchLoss
 from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
+from nucsam_monai.losses.promptnucseg import (
+    DenselyTaughtLoss,
+    EndToEndLoss,
+    EndToEndTarget,
+    NucleusTargets,
+    SegmentorLoss,
+)
 from nucsam_monai.losses.sac import SACLoss, SACMaskLoss
-from nucsam_monai.losses.segmentor import NucleusTargets, SegmentorLoss
 from nucsam_monai.losses.unsam import BatchFocalLoss, MaskLoss, UNSAMLoss
 
 __all__ = [

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.losses.nucleus_masks import NucleusMaskLoss
-from nucsam_monai.networks.cfrsam import CFRSAMOutput
+from nucsam_monai.losses.common import NucleusMaskLoss
+from nucsam_monai.networks.cfrsam.network import CFRSAMOutput
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -30,7 +30,7 @@ class CFRSAMLoss(nn.Module):
     """``L(coarse) + L(refined) + 0.01 * BCE(boundary)``, ``L = 20 * focal + Dice + (predicted IoU - IoU)^2``.
 
     CFR-SAM, section on the training objective; ``L`` is
-    :class:`~nucsam_monai.losses.nucleus_masks.NucleusMaskLoss`. Coarse logits are enlarged to the image bilinearly.
+    :class:`~nucsam_monai.losses.common.NucleusMaskLoss`. Coarse logits are enlarged to the image bilinearly.
 
     Args:
         focal_weight: of the focal loss.

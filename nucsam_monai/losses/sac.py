@@ -6,6 +6,7 @@ from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.losses.common import target_at
 from nucsam_monai.networks.sac import SACOutput
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -78,20 +79,3 @@ class SACLoss(nn.Module):
         if not losses:
             raise ConfigurationError("output: found no logits, expected those of the mask or the generator.")
         return sum(losses[1:], start=losses[0])
-
-
-def target_at(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the target in float32 at the size of the logits, from the pixel nearest to each cell's centre.
-
-    PyTorch's ``nearest`` takes the first pixel instead, which would shift the mask by 1.5 px at a fourth of the
-    size.
-
-    Raises:
-        ConfigurationError: the two differ in their numbers of images or channels.
-    """
-    if target.ndim != 4 or logits.shape[:2] != target.shape[:2]:
-        raise ConfigurationError(
-            f"target: found shape {tuple(target.shape)}, expected the {tuple(logits.shape)} of the logits but for "
-            "height and width. Give one target channel per channel of the logits."
-        )
-    return F.interpolate(target.float(), size=(logits.shape[-2], logits.shape[-1]), mode="nearest-exact")

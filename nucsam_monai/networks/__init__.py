@@ -1,25 +1,26 @@
 """Networks of the methods."""
 
 from nucsam_monai.networks.baselines import Baseline
-from nucsam_monai.networks.cfrsam import CFRSAM, CFRSAMOutput
-from nucsam_monai.networks.class_transfer import start_from_other_classes
+from nucsam_monai.networks.cfrsam.network import CFRSAM, CFRSAMOutput, PromptedCFRSAM
 from nucsam_monai.networks.compilation import compile_modules
-from nucsam_monai.networks.densely_taught import DenselyTaughtSegmentor, TaughtPrediction
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import parameter_groups
-from nucsam_monai.networks.prompted_cfrsam import PromptedCFRSAM
-from nucsam_monai.networks.prompter import Prompter, PrompterOutput
+from nucsam_monai.networks.prompter import Prompter, PrompterOutput, start_from_other_classes
 from nucsam_monai.networks.promptnucseg import (
+    DenselyTaughtSegmentor,
     EndToEnd,
     EndToEndOutput,
     PromptNucSeg,
+    Segmentor,
+    TaughtPrediction,
+    learning_parameters,
     load_networks,
+    start_from_unsam,
     trained_classes,
     weights_file,
 )
 from nucsam_monai.networks.sac import SAC, SACOutput
-from nucsam_monai.networks.segmentor import Segmentor, learning_parameters, start_from_unsam
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains, trained_unsam
 
 __all__ = [

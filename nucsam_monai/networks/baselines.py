@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, HoVerNet, SwinUNETR, UNet
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatures
+from nucsam_monai.networks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.utils.errors import ConfigurationError
 
 Size = Literal["small", "standard"]
@@ -218,7 +218,7 @@ class PretrainedUNet(nn.Module):
         """Return logits ``(B, outputs, H, W)`` of ``(B, 3, H, W)``, sides multiples of 32."""
         *fine, coarse = self.trunk(image)
         logits = self.head(self.decoder(coarse, fine[::-1])[-1])
-        return functional.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
+        return F.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _pretrained_unet(_small: bool, outputs: int) -> _Built:

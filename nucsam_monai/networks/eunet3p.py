@@ -1,8 +1,8 @@
-"""SAM-guided eU-Net3+: a U-Net 3+ whose coarsest features SAM's frozen ones gate."""
+"""SAM-guided eU-Net3+: a U-Net 3+ whose coarsest features are gated by those of a frozen SAM."""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -10,16 +10,200 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks.sam_guidance import SAMGuidance
-from nucsam_monai.networks.blocks.unet3plus import Guide, UNet3Plus, UNet3PlusOptions
-from nucsam_monai.networks.blocks.unit_rgb import UnitRGB
-from nucsam_monai.networks.blocks.x_gated_fusion import XGFBOptions
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import EmbeddingCache, ImageEncoder, SAMVariant, build_sam, encode_cached
 from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.layers import UnitRGB
+from nucsam_monai.networks.unet3plus import Guide, MaxBlurPool, UNet3Plus, UNet3PlusOptions, initialise
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+
+Gate = Literal["glu", "released"]
+
+
+@dataclass(frozen=True)
+class XGFBOptions:
+    """The X-gated fusion block.
+
+    Attributes:
+        gate: ``glu`` expands and gates as the paper says; ``released`` squeezes to a sixteenth with ReLU as
+            the authors' code does.
+        kv: keys and values of the attention: ``gated`` features as in the paper, ``ungated`` ones as in the
+            authors' code, or SAM's through a linear layer (``sam``, ours).
+        residual: add the gated features to what the attention returns.
+    """
+
+    gate: Gate = "glu"
+    kv: Literal["gated", "ungated", "sam"] = "gated"
+    residual: bool = False
+
+
+class ChannelGate(nn.Module):
+    """Weigh the channels of a map by what it and SAM's features show on average.
+
+    Args:
+        channels: of the map.
+        guide_channels: of SAM's features.
+        kind: see :class:`XGFBOptions`.
+    """
+
+    def __init__(self, channels: int, guide_channels: int, kind: Gate) -> None:
+        super().__init__()
+        joint = channels + guide_channels
+        squeezed = max(1, joint // 16)
+        hidden: list[nn.Module] = (
+            [nn.Conv2d(joint, 2 * joint, kernel_size=1), nn.GLU(dim=1)]
+            if kind == "glu"
+            else [nn.Conv2d(joint, squeezed, kernel_size=1), nn.ReLU(inplace=True)]
+        )
+        last = nn.Conv2d(joint if kind == "glu" else squeezed, channels, kernel_size=1)
+        self.weights = nn.Sequential(nn.AdaptiveAvgPool2d(1), *hidden, last, nn.Sigmoid())
+
+    def forward(self, features: Tensor, guide: Tensor) -> Tensor:
+        """Return ``features`` ``(B, C, h, w)`` weighed, where ``guide`` is ``(B, C_s, h, w)``."""
+        return self.weights(torch.cat([features, guide], dim=1)) * features
+
+
+class XGatedFusionBlock(nn.Module):
+    """X-GFB: a channel gate, then attention of all positions to all (eU-Net3+, section on the fusion block).
+
+    One head as wide as the map, neither positions nor normalisation: SAM speaks through the gate.
+
+    Args:
+        channels: of the map.
+        guide_channels: of SAM's features.
+        options: gate, keys and values, residual.
+
+    Example:
+        >>> block = XGatedFusionBlock(8, 4, XGFBOptions())
+        >>> block(torch.zeros(1, 8, 4, 4), torch.zeros(1, 4, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, channels: int, guide_channels: int, options: XGFBOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.gate = ChannelGate(channels, guide_channels, options.gate)
+        self.guide_tokens = nn.Linear(guide_channels, channels) if options.kv == "sam" else None
+        self.attention = nn.MultiheadAttention(channels, num_heads=1, batch_first=True)
+
+    def forward(self, features: Tensor, guide: Tensor) -> Tensor:
+        """Return what replaces ``features`` ``(B, C, h, w)``; ``guide`` is ``(B, C_s, h, w)``."""
+        gated = self.gate(features, guide)
+        query = _tokens(gated)
+        if self.guide_tokens is not None:
+            context = self.guide_tokens(_tokens(guide))
+        else:
+            context = query if self.options.kv == "gated" else _tokens(features)
+        attended, _ = self.attention(query, context, context, need_weights=False)
+        fused = attended.transpose(1, 2).reshape(gated.shape)
+        return fused + gated if self.options.residual else fused
+
+
+class ConcatFusion(nn.Module):
+    """The ablation of X-GFB: concatenate and convolve 1 x 1.
+
+    Args:
+        channels: of the map.
+        guide_channels: of SAM's features.
+    """
+
+    def __init__(self, channels: int, guide_channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels + guide_channels, channels, kernel_size=1)
+
+    def forward(self, features: Tensor, guide: Tensor) -> Tensor:
+        """Return what replaces ``features`` ``(B, C, h, w)``; ``guide`` is ``(B, C_s, h, w)``."""
+        return self.mix(torch.cat([features, guide], dim=1))
+
+
+def _tokens(features: Tensor) -> Tensor:
+    return features.flatten(2).transpose(1, 2)
+
+
+class SAMGuidance(nn.Module):
+    """Fuse SAM's embedding into the coarsest level and, if ``advanced``, gate every other level with it.
+
+    The gates of the other levels are those of the authors' code; the paper leaves them to future work.
+
+    Args:
+        filters: channels of the levels, the finest first.
+        embed_channels: of SAM's embedding.
+        embedding_stride: pixels of the U-Net's image per pixel of the embedding.
+        fusion: ``xgfb`` or ``concat``.
+        xgfb: of the X-gated fusion block.
+        advanced: gate the other levels.
+
+    Raises:
+        ConfigurationError: an embedding that no doublings or halvings bring to the levels' resolutions.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[int],
+        embed_channels: int,
+        embedding_stride: int,
+        *,
+        fusion: Literal["xgfb", "concat"] = "xgfb",
+        xgfb: XGFBOptions | None = None,
+        advanced: bool = False,
+    ) -> None:
+        super().__init__()
+        *inner, coarsest = filters
+        coarsest_stride = 2 ** len(inner)
+        if embedding_stride < 1 or coarsest_stride % embedding_stride:
+            raise ConfigurationError(
+                f"SAM's embedding has one pixel per {embedding_stride} px of the image, expected a power of two "
+                f"up to {coarsest_stride} px, the coarsest level's. Change sam.input_scale."
+            )
+        self.to_coarsest = _halvings(coarsest_stride // embedding_stride)
+        self.fusion: nn.Module = (
+            XGatedFusionBlock(coarsest, embed_channels, xgfb or XGFBOptions())
+            if fusion == "xgfb"
+            else ConcatFusion(coarsest, embed_channels)
+        )
+        widths = [max(1, width // 2) for width in inner] if advanced else []
+        self.to_level = nn.ModuleList(
+            _to_level(embed_channels, width, embedding_stride, 2**level) for level, width in enumerate(widths)
+        )
+        self.gates = nn.ModuleList(
+            ChannelGate(channels, width, "released") for channels, width in zip(inner, widths, strict=False)
+        )
+        self.levels = len(filters)
+        initialise(self)
+
+    def forward(self, level: int, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return the changed map of a level.
+
+        Args:
+            level: 0 is the finest.
+            features: ``(B, C, h, w)``, the level's map.
+            embedding: ``(B, embed_channels, g, g')``.
+        """
+        if level == self.levels - 1:
+            return self.fusion(features, self.to_coarsest(embedding))
+        if not self.gates:
+            return features
+        return self.gates[level](features, self.to_level[level](embedding))
+
+
+def _halvings(factor: int) -> nn.Sequential:
+    return nn.Sequential(*(MaxBlurPool() for _ in range(factor.bit_length() - 1)))
+
+
+def _to_level(in_channels: int, out_channels: int, stride: int, level_stride: int) -> nn.Module:
+    """Return what brings an embedding of ``stride`` px to a level of ``level_stride`` px."""
+    factor = stride // level_stride
+    if factor > 1:
+        return nn.ConvTranspose2d(
+            in_channels, out_channels, kernel_size=2 * factor, stride=factor, padding=factor // 2
+        )
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=1), *_halvings(level_stride // stride)
+    )
+
 
 Fusion = Literal["xgfb", "concat", "none"]
 """How SAM's features enter: the X-gated fusion block, a concatenation, or not at all (eU-Net3+ alone)."""
@@ -53,14 +237,14 @@ class EUNet3P(nn.Module):
 
     SAM is frozen: without a gradient, and with the cache once per image. Only the U-Net and the fusion learn.
     The paper's numbers of parameters are those of the defaults with ``fusion: none``, and with the gate
-    ``released``. U-Net 3+ itself is :data:`~nucsam_monai.networks.blocks.unet3plus.ORIGINAL_UNET3PLUS`.
+    ``released``. U-Net 3+ itself is :data:`~nucsam_monai.networks.unet3plus.ORIGINAL_UNET3PLUS`.
 
     Args:
         sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; not looked at with ``fusion: none``.
         fusion: see :data:`Fusion`.
         advanced: let SAM gate every level of the encoder (authors' code).
-        unet: values of :class:`~nucsam_monai.networks.blocks.unet3plus.UNet3PlusOptions`.
-        xgfb: values of :class:`~nucsam_monai.networks.blocks.x_gated_fusion.XGFBOptions`.
+        unet: values of :class:`~nucsam_monai.networks.unet3plus.UNet3PlusOptions`.
+        xgfb: values of :class:`~nucsam_monai.networks.eunet3p.XGFBOptions`.
         sam: values of :class:`SAMInputOptions`.
         sam_checkpoint: SAM weights in the official layout; without them SAM is random, the same each time.
         embedding_cache: keeps SAM's features of images that come again.

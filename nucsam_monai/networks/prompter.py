@@ -1,26 +1,382 @@
-"""The nuclei prompter of PromptNucSeg: one point and one class per nucleus, from anchor points."""
+"""The nuclei prompter of PromptNucSeg and CFR-SAM: one point and one class per nucleus, from anchor points."""
 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from nucsam_monai.networks.blocks.anchor_points import SampleAlignment, anchor_grid, sample_at
-from nucsam_monai.networks.blocks.compact_backbone import CompactBackbone
-from nucsam_monai.networks.blocks.convnext import CONVNEXT_SMALL, ConvNeXtBackbone
-from nucsam_monai.networks.blocks.embedding_pyramid import EmbeddingPyramid
-from nucsam_monai.networks.blocks.feature_pyramid import FeaturePyramid
-from nucsam_monai.networks.blocks.prompter_heads import NucleiMaskHead, point_head
+from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.networks.sam.layers import LayerNorm2d
+from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
+from nucsam_monai.networks.sam.weights import (
+    load_strictly,
+    read_header,
+    read_safetensors,
+    read_tensors,
+    require_same_tensors,
+)
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+
+SampleAlignment = Literal["corrected", "released"]
+
+
+def anchor_grid(height: int, width: int, step: int, device: torch.device | None = None) -> Tensor:
+    """Return the centres of the cells of a grid (PromptNucSeg, section on the nuclei prompter).
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+        step: side of a cell in pixels.
+        device: where the result lies.
+
+    Returns:
+        ``(height, width, 2)`` float32 as (x, y) in pixels.
+
+    Example:
+        >>> anchor_grid(1, 2, step=8)
+        tensor([[[ 4.,  4.],
+                 [12.,  4.]]])
+    """
+    x = step / 2 + step * torch.arange(width, dtype=torch.float32, device=device)
+    y = step / 2 + step * torch.arange(height, dtype=torch.float32, device=device)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def sample_at(
+    features: Tensor, points: Tensor, stride: int, alignment: SampleAlignment = "corrected"
+) -> Tensor:
+    """Interpolate a feature map bilinearly at points of the image.
+
+    Args:
+        features: ``(B, C, h, w)``, each cell standing for ``stride`` x ``stride`` pixels.
+        points: ``(B, n, m, 2)`` float32 as (x, y) in pixels of the image.
+        stride: side of a cell in pixels.
+        alignment: ``corrected`` reads the value of a cell at the cell's centre, and at the border of the map
+            that of the outermost cells. ``released`` is the authors' code, for their published weights: it
+            stretches the centres of the outermost cells to the border of the image, which shifts samples by
+            up to half a cell.
+
+    Returns:
+        ``(B, C, n, m)`` in the type of ``features``.
+    """
+    height, width = stride * features.shape[-2], stride * features.shape[-1]
+    grid = torch.stack([points[..., 0] * (2 / width) - 1, points[..., 1] * (2 / height) - 1], dim=-1)
+    released = alignment == "released"
+    # half precision would round coordinates to whole cells
+    sampled = F.grid_sample(
+        features.float(),
+        grid.float(),
+        mode="bilinear",
+        padding_mode="zeros" if released else "border",
+        align_corners=released,
+    )
+    return sampled.to(features.dtype)
+
+
+WIDTHS = (32, 64, 128, 192)
+"""Channels of the four maps."""
+
+_GROUPS = 8
+
+
+class CompactBackbone(nn.Module):
+    """One residual block (He et al., 2016) with group normalisation (Wu and He, 2018) for each of four sizes.
+
+    Trained from random weights for some hundred steps it finds more nuclei than a ConvNeXt of the same cost, which
+    is meant for long trainings. Batches may be small, and images do not influence each other. All reductions take whole
+    pairs of pixels, so that a cell of a map lies in the middle of the pixels that it stands for.
+
+    Attributes:
+        widths: channels of the four maps.
+
+    Example:
+        >>> maps = CompactBackbone()(torch.zeros(1, 3, 64, 64))
+        >>> [tuple(stage.shape[1:]) for stage in maps]
+        [(32, 16, 16), (64, 8, 8), (128, 4, 4), (192, 2, 2)]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths = WIDTHS
+        self.stem = nn.Sequential(*_convolution(3, 16, kernel=4), *_convolution(16, WIDTHS[0], kernel=4))
+        self.stages = nn.ModuleList(
+            ResidualBlock(before, after, halve=level > 0)
+            for level, (before, after) in enumerate(zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False))
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return maps at a 4th, 8th, 16th and 32nd of ``(B, 3, H, W)`` images, rounded down."""
+        image = self.stem(image)
+        maps = []
+        for stage in self.stages:
+            image = stage(image)
+            maps.append(image)
+        return maps
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut.
+
+    Args:
+        before: channels of the input.
+        after: channels of the output.
+        halve: halve the map first.
+    """
+
+    def __init__(self, before: int, after: int, *, halve: bool) -> None:
+        super().__init__()
+        self.reduce = nn.AvgPool2d(2) if halve else nn.Identity()
+        self.body = nn.Sequential(
+            *_convolution(before, after, kernel=3),
+            nn.Conv2d(after, after, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(_GROUPS, after),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if before != after:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, kernel_size=1, bias=False), nn.GroupNorm(_GROUPS, after)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Transform ``(B, before, h, w)`` into ``(B, after, h, w)``, halved where asked for."""
+        maps = self.reduce(maps)
+        return torch.relu(self.body(maps) + self.shortcut(maps))
+
+
+def _convolution(before: int, after: int, kernel: int) -> list[nn.Module]:
+    """Return a convolution of kernel 3, or one of kernel 4 that halves, with what follows it."""
+    stride = 2 if kernel == 4 else 1
+    return [
+        nn.Conv2d(before, after, kernel, stride, padding=1, bias=False),
+        nn.GroupNorm(_GROUPS, after),
+        nn.ReLU(inplace=True),
+    ]
+
+
+@dataclass(frozen=True)
+class ConvNeXtShape:
+    """The size of a ConvNeXt.
+
+    Attributes:
+        depths: blocks of each stage.
+        widths: channels of each stage.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
+CONVNEXT_SMALL = ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768))
+"""The backbone of PromptNucSeg's paper."""
+
+
+class ConvNeXtBackbone(nn.Module):
+    """The four stages of a ConvNeXt without its classifier and without stochastic depth.
+
+    Args:
+        shape: the size.
+
+    Attributes:
+        widths: channels of the four maps.
+
+    Example:
+        >>> import torch
+        >>> maps = ConvNeXtBackbone(CONVNEXT_SMALL)(torch.zeros(1, 3, 64, 64))
+        >>> [tuple(stage.shape[1:]) for stage in maps]
+        [(96, 16, 16), (192, 8, 8), (384, 4, 4), (768, 2, 2)]
+    """
+
+    def __init__(self, shape: ConvNeXtShape) -> None:
+        super().__init__()
+        self.widths = shape.widths
+        below = (*shape.widths[1:], None)
+        stages = [CNBlockConfig(*stage) for stage in zip(shape.widths, below, shape.depths, strict=True)]
+        self.features = ConvNeXt(stages).features
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the stages' maps at a 4th, 8th, 16th and 32nd of ``(B, 3, H, W)`` images, rounded down."""
+        maps = []
+        for number, layer in enumerate(self.features):
+            image = layer(image)
+            if number % 2:  # stem and down-samplings alternate with the stages
+                maps.append(image)
+        return maps
+
+    def load_imagenet(self, path: Path | str) -> None:
+        """Load torchvision's weights of the whole classifier; its last layers are left out.
+
+        Args:
+            path: ``.safetensors``, or any other suffix for a file written by ``torch.save``.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another network.
+        """
+        state = {name: tensor for name, tensor in read_tensors(path).items() if name.startswith("features.")}
+        if not state:
+            raise CheckpointError(
+                f"{path}: found no tensor named 'features.*', expected torchvision's layout of ConvNeXt. "
+                "Give torchvision's own file, for example convnext_small-0c510722.pth."
+            )
+        load_strictly(self, {name: tensor.float() for name, tensor in state.items()}, str(path))
+
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels per cell of the maps, as those of a convolutional backbone's stages."""
+
+
+class EmbeddingPyramid(nn.Module):
+    """The simple feature pyramid of ViTDet (Li et al., 2022): one map enlarged and reduced.
+
+    Transposed convolutions enlarge, each halving the channels; maximum pooling reduces.
+
+    An encoder that gives finer maps of its own spares the convolutions.
+
+    Args:
+        channels: of the embedding, a multiple of 4.
+        patch: pixels per cell of the embedding, a power of two from 4 to 16.
+        finer: channels of the encoder's maps that are finer than the embedding, at half its pixels per cell, a
+            quarter and so on down to 4; empty where it has none.
+
+    Attributes:
+        widths: channels of the four maps.
+
+    Raises:
+        ConfigurationError: another ``patch``, or another number of finer maps.
+
+    Example:
+        >>> import torch
+        >>> maps = EmbeddingPyramid(channels=128, patch=8)(torch.zeros(1, 128, 32, 32))
+        >>> [tuple(stage.shape[1:]) for stage in maps]
+        [(64, 64, 64), (128, 32, 32), (128, 16, 16), (128, 8, 8)]
+    """
+
+    def __init__(self, channels: int, patch: int, finer: Sequence[int] = ()) -> None:
+        super().__init__()
+        if patch not in STRIDES[:3]:
+            raise ConfigurationError(f"patch {patch}: expected an embedding of one cell per 4, 8 or 16 px.")
+        if len(finer) not in (0, STRIDES.index(patch)):
+            raise ConfigurationError(
+                f"finer maps: found {len(finer)}, expected none or {STRIDES.index(patch)} for an embedding of one cell "
+                f"per {patch} px."
+            )
+        built = STRIDES[len(finer) :]
+        self.stages = nn.ModuleList(_stage(channels, patch, stride) for stride in built)
+        self.widths = (*reversed(finer), *(channels * min(stride, patch) // patch for stride in built))
+
+    def forward(self, embedding: Tensor, finer: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Return maps at a 4th, 8th, 16th and 32nd of the image.
+
+        Args:
+            embedding: ``(B, channels, h, w)``.
+            finer: the encoder's finer maps, coarse to fine.
+        """
+        return [*reversed(finer), *(stage(embedding) for stage in self.stages)]
+
+
+def _stage(channels: int, patch: int, stride: int) -> nn.Module:
+    if stride >= patch:
+        return nn.MaxPool2d(stride // patch) if stride > patch else nn.Identity()
+    layers: list[nn.Module] = []
+    for _ in range(int(math.log2(patch // stride))):
+        layers += [
+            nn.ConvTranspose2d(channels, channels // 2, 2, stride=2),
+            LayerNorm2d(channels // 2),
+            nn.GELU(),
+        ]
+        channels //= 2
+    return nn.Sequential(*layers)
+
+
+class FeaturePyramid(nn.Module):
+    """Maps of one width that combine the detail of fine stages with the view of coarse ones.
+
+    All stages take part in the top-down path, even where only the finest are returned. There is neither
+    normalisation nor activation.
+
+    Args:
+        in_channels: channels of the backbone's stages, the finest first.
+        channels: channels of the result.
+        levels: number of maps that are returned, the finest first.
+
+    Example:
+        >>> import torch
+        >>> stages = [torch.zeros(1, 8, 16, 16), torch.zeros(1, 16, 8, 8)]
+        >>> FeaturePyramid([8, 16], channels=4, levels=1)(stages)[0].shape
+        torch.Size([1, 4, 16, 16])
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, levels: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, kernel_size=1) for width in in_channels)
+        self.output = nn.ModuleList(
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(levels)
+        )
+        for convolution in self.modules():
+            if isinstance(convolution, nn.Conv2d) and convolution.bias is not None:
+                nn.init.xavier_uniform_(convolution.weight)
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``levels`` maps ``(B, channels, h_j, w_j)`` of the finest stages' sizes."""
+        maps = [lateral(stage) for lateral, stage in zip(self.lateral, stages, strict=True)]
+        for level in range(len(maps) - 1, 0, -1):
+            # the size is named because rounding down makes coarse maps smaller than half of the finer one
+            finer = maps[level - 1]
+            maps[level - 1] = finer + F.interpolate(maps[level], size=finer.shape[-2:], mode="nearest")
+        return [output(feature) for output, feature in zip(self.output, maps, strict=False)]
+
+
+def point_head(channels: int, out_channels: int, dropout: float) -> nn.Sequential:
+    """Return a two-layer perceptron on the vector of an anchor point, shared over all positions."""
+    return nn.Sequential(
+        nn.Linear(channels, channels),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(channels, out_channels),
+    )
+
+
+class NucleiMaskHead(nn.Module):
+    """A mask of all nuclei from a feature pyramid of its own (PromptNucSeg, auxiliary task).
+
+    The authors' code pads the last 1 x 1 convolution and stretches the larger map, which displaces the mask
+    by up to a few pixels; here nothing is padded.
+
+    Args:
+        in_channels: channels of the backbone's stages, the finest first.
+        channels: channels of the pyramid.
+    """
+
+    def __init__(self, in_channels: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramid(in_channels, channels, levels=1)
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, 1, kernel_size=1),
+        )
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Return logits ``(B, 1, h, w)`` of the finest stage's size."""
+        (finest,) = self.pyramid(stages)
+        return self.head(finest)
+
 
 Backbone = Literal["convnext_small", "compact", "shared"]
 
@@ -42,7 +398,7 @@ class PrompterOptions:
             paper, 64 for ``compact`` and half of the embedding's for ``shared``.
         deform_step: move each anchor by a first offset before it is sampled (in the authors' code and in
             CFR-SAM's text, but not in PromptNucSeg's).
-        sample_align: see :func:`~nucsam_monai.networks.blocks.anchor_points.sample_at`.
+        sample_align: see :func:`~nucsam_monai.networks.prompter.sample_at`.
         aux_mask: the auxiliary mask of all nuclei.
         dropout: share of the heads' hidden values that is dropped in training.
         sizes: predict width and height of each nucleus too, for prompts that are boxes (CFR-SAM, ablation of
@@ -97,7 +453,7 @@ class EmbeddingShape(NamedTuple):
     Attributes:
         channels: of the embedding.
         patch: pixels per cell.
-        finer: channels of finer maps, see :class:`~nucsam_monai.networks.blocks.embedding_pyramid.EmbeddingPyramid`.
+        finer: channels of finer maps, see :class:`~nucsam_monai.networks.prompter.EmbeddingPyramid`.
     """
 
     channels: int
@@ -287,3 +643,97 @@ def pad_to_multiple(image: Tensor, step: int) -> Tensor:
     height, width = image.shape[-2:]
     bottom, right = (step * math.ceil(max(side, _SMALLEST_SIDE) / step) - side for side in (height, width))
     return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
+_CERTAINLY_BACKGROUND = -20.0
+
+
+def any_nucleus_logits(
+    found: PrompterOutput, side_px: int, decode: Callable[[NucleusPrompts], MaskPrediction]
+) -> Tensor:
+    """Return the logits ``(B, 1, S, S)`` of "any nucleus": at each pixel the highest of all masks.
+
+    Every anchor point that is likelier a nucleus than background is a prompt; points of the same nucleus are not
+    merged, as that changes nothing here.
+
+    Args:
+        found: the anchor points of the images; with sizes prompts are boxes.
+        side_px: S, the side of the images.
+        decode: returns the masks of prompts on the same images.
+    """
+    last = side_px - 1
+    nuclei = found.class_logits.argmax(dim=-1) < found.class_logits.shape[-1] - 1
+    counts = nuclei.sum(dim=1).cpu()
+    points = found.points[nuclei].clamp(0, last)[:, None]
+    labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
+    if found.sizes is not None:
+        half = found.sizes[nuclei][:, None] / 2
+        points = torch.cat([points - half, points + half], dim=1).clamp(0, last)
+        labels = torch.tensor(BOX_LABELS, device=points.device).expand(len(points), -1)
+    logits = decode(NucleusPrompts(points, labels, counts)).logits.float()
+    without = logits.new_full((1, *logits.shape[1:]), _CERTAINLY_BACKGROUND)
+    highest = [torch.cat([without, own]).amax(dim=0) for own in logits.split(counts.tolist())]
+    return F.interpolate(torch.stack(highest), size=(side_px, side_px), mode="bilinear", align_corners=False)
+
+
+_CLASS_LAYER = "classification.3."
+
+
+def start_from_other_classes(path: Path | str, prompter: Prompter, header: Mapping[str, str]) -> None:
+    """Load a prompter's weights into one that tells other classes apart.
+
+    Everything but the last layer of the classification is taken over as it is. In that layer background stays
+    background, classes of the same name stay themselves, and every other class begins as the mean of the trained
+    ones, its bias lowered so that together they are as probable as the trained ones were: nuclei are found from the
+    first step on, and what is left to learn is to tell them apart.
+
+    Args:
+        path: ``prompter.safetensors`` of a training.
+        prompter: with the options of that training.
+        header: of ``prompter``, with its ``class_names``.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, names no classes, or is of a prompter of other options.
+
+    Source: ours; the paper trains each dataset by itself.
+    """
+    found = read_header(path)
+    try:
+        trained = [str(name) for name in json.loads(found["class_names"])]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its header names no classes, expected those of a prompter."
+        ) from error
+    for name in sorted(set(header) - {"n_classes", "class_names"}):
+        if found.get(name) != header[name]:
+            raise CheckpointError(
+                f"{path}: its {name} is '{found.get(name, 'not named')}', but this prompter's is '{header[name]}'. "
+                "Only the classes may differ."
+            )
+    tensors = read_safetensors(path)
+    wanted = json.loads(header["class_names"])
+    for part, shift in (("weight", 0.0), ("bias", 1.0)):
+        rows = tensors.get(_CLASS_LAYER + part)
+        if rows is not None and len(rows) == len(trained) + 1:
+            tensors[_CLASS_LAYER + part] = _rows_for(wanted, trained, rows, shift)
+    own = prompter.state_dict()
+    require_same_tensors(
+        {name: tensor.shape for name, tensor in own.items()},
+        {name: tensor.shape for name, tensor in tensors.items()},
+        str(path),
+        hint="Its options differ from those of this prompter.",
+    )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    logger.info("%s: trained for %s, taken as the start for %s.", path, trained, wanted)
+
+
+def _rows_for(wanted: Sequence[str], trained: Sequence[str], rows: Tensor, shift: float) -> Tensor:
+    new = [name for name in wanted if name not in trained]
+    replaced = [number for number, name in enumerate(trained) if name not in wanted] or range(len(trained))
+    start = rows[list(replaced)].mean(dim=0)
+    if new:
+        start = start - shift * math.log(len(new) / len(replaced))
+    chosen = [rows[trained.index(name)] if name in trained else start for name in wanted]
+    return torch.stack([*chosen, rows[-1]])

@@ -1,20 +1,324 @@
-"""PromptNucSeg: a prompter that finds one point per nucleus, and a segmentor that turns points into masks."""
+"""PromptNucSeg: a prompter that finds one point per nucleus, and a SAM that turns points into masks."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
+from monai.networks.nets import HoVerNet
 from torch import Tensor, nn
 
-from nucsam_monai.networks.any_nucleus import any_nucleus_logits
-from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts, prompts_of_one_image
-from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput
-from nucsam_monai.networks.sam import EncoderFeatures, load_trained, read_header
-from nucsam_monai.networks.segmentor import Segmentor
+from nucsam_monai.networks.nucleus_prompts import (
+    MaskPrediction,
+    NucleusPrompts,
+    padding_prompt,
+    prompts_of_one_image,
+)
+from nucsam_monai.networks.options import read_options
+from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput, any_nucleus_logits
+from nucsam_monai.networks.sam import (
+    EncoderFeatures,
+    build_sam,
+    load_strictly,
+    load_trained,
+    read_header,
+)
+from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.decoder import start_localised
+from nucsam_monai.networks.sam.weights import read_safetensors
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.names import distinct_names
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """What of SAM learns (PromptNucSeg, ablation FT: ``none`` is vanilla SAM).
+
+    The prompt encoder of a pretrained SAM stays as it is; from scratch its few tables may learn too.
+    """
+
+    trainable: Literal["all", "decoder", "none"] = "all"
+    train_prompt_encoder: bool = False
+    activation_checkpointing: bool = False
+
+
+class Segmentor(nn.Module):
+    """SAM for one prompt, one nucleus (PromptNucSeg, section on the segmentor).
+
+    Encode an image once and ask for as many of its nuclei as there are points, at any time::
+
+        features = segmentor.encode(image)
+        masks = segmentor.decode(features, prompts).logits > 0
+
+    Args:
+        sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
+        image_size: side of the tiles in pixels.
+        finetune: values of :class:`FineTuneOptions`.
+        classes: number of classes that a head on a token of its own tells apart (the paper's ablation; the
+            method takes classes from the prompter); 0 is no such head.
+        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
+            :func:`~nucsam_monai.networks.sam.decoder.start_localised`.
+
+    Raises:
+        ConfigurationError: an unknown option or value.
+        CheckpointError: the SAM weights are damaged or of another variant.
+
+    Example:
+        >>> import torch
+        >>> segmentor = Segmentor("vit_tiny", 256).eval()
+        >>> points, labels = torch.tensor([[[40.0, 60.0]]]), torch.tensor([[1]])
+        >>> prompts = NucleusPrompts(points, labels, torch.tensor([1]))
+        >>> segmentor(torch.zeros(1, 3, 256, 256), prompts).logits.shape
+        torch.Size([1, 1, 128, 128])
+    """
+
+    def __init__(
+        self,
+        sam_variant: str,
+        image_size: int = 256,
+        *,
+        finetune: Mapping[str, Any] | None = None,
+        classes: int = 0,
+        sam_checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if type(classes) is not int or classes < 0:
+            raise ConfigurationError(f"classes {classes!r}: expected 0 or a number of classes.")
+        self.options = read_options(FineTuneOptions, finetune, "finetune")
+        self.classes = classes
+        self.image_size = image_size
+        self.variant = find_variant(sam_variant)
+        self.sam = build_sam(
+            self.variant,
+            image_size,
+            sam_checkpoint,
+            activation_checkpointing=self.options.activation_checkpointing,
+        )
+        self.class_head = ClassHead(self.variant.embed_channels, classes) if classes else None
+        if sam_checkpoint is None:
+            start_localised(self.sam.mask_decoder)
+        self._freeze(pretrained=sam_checkpoint is not None)
+
+    def forward(self, image: Tensor, prompts: NucleusPrompts) -> MaskPrediction:
+        """Segment the prompted nuclei of ``(B, 3, S, S)`` images, normalised with SAM's constants."""
+        return self.decode(self.encode(image), prompts)
+
+    def encode(self, image: Tensor) -> EncoderFeatures:
+        """Return what the encoder says of ``(B, 3, S, S)`` images."""
+        return self.sam.encode(image)
+
+    def decode(self, features: EncoderFeatures, prompts: NucleusPrompts) -> MaskPrediction:
+        """Segment the prompted nuclei of encoded images, a bounded number of prompts at a time.
+
+        Args:
+            features: of :meth:`encode`.
+            prompts: the nuclei; none at all are allowed. In training every tensor that masks would train then
+                gets a gradient of zero, so that several processes stay in step.
+
+        Raises:
+            ConfigurationError: the numbers of images and prompts do not fit together.
+        """
+        if self.training and not len(prompts.points):
+            logits, iou, classes = self.decode(features, padding_prompt(prompts))
+            return MaskPrediction(logits[:0], iou[:0], None if classes is None else classes[:0])
+        masks = self.sam.decode(
+            features,
+            prompts.points,
+            prompts.labels,
+            prompts.prompts_per_image,
+            pad=not prompts.has_boxes,
+            extra_tokens=None if self.class_head is None else self.class_head.token.weight,
+        )
+        classes = None if self.class_head is None else self.class_head(masks.extra)
+        return MaskPrediction(masks.logits, masks.iou, classes)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        finetune = asdict(self.options)
+        del finetune["activation_checkpointing"]  # costs time, changes nothing
+        options = {"finetune": finetune, "classes": self.classes}
+        return {
+            "method": "segmentor",
+            "sam_variant": self.variant.name,
+            "options": json.dumps(options, sort_keys=True),
+        }
+
+    def _freeze(self, *, pretrained: bool) -> None:
+        """Leave a gradient to what learns."""
+        trainable = self.options.trainable
+        self.requires_grad_(trainable == "all")
+        if trainable == "decoder":
+            self.sam.mask_decoder.requires_grad_(True)
+            if self.class_head is not None:
+                self.class_head.requires_grad_(True)
+        self.sam.prompt_encoder.requires_grad_(self.options.train_prompt_encoder)
+        if trainable == "none" and self.options.train_prompt_encoder:
+            raise ConfigurationError(
+                "finetune: found trainable 'none' with train_prompt_encoder true, expected false, as nothing "
+                "of vanilla SAM learns."
+            )
+        if not pretrained and trainable != "all":
+            logger.warning(
+                "no SAM weights: with finetune.trainable '%s' the encoder is random and stays so, which teaches "
+                "nothing. Give sam_checkpoint, or train 'all'.",
+                trainable,
+            )
+
+
+@torch.no_grad()
+def start_from_unsam(path: str, segmentor: Segmentor) -> None:
+    """Start from the weights of a UN-SAM training: its encoder, and of its decoder what SAM has as well.
+
+    UN-SAM's bypass has no place in a segmentor and is left out. Each mask token starts as UN-SAM's first query, the
+    foreground's, with its kernels: masks are foreground then, and are left to learn where each nucleus ends.
+
+    Args:
+        path: weights file of UN-SAM, all of which was trained.
+        segmentor: of the same SAM variant; changed in place.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, is not UN-SAM's or of another variant, or lacks tensors.
+    """
+    header, sam = read_header(path), segmentor.sam
+    found, expected = (header["method"], header["sam_variant"]), ("unsam", segmentor.variant.name)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: found weights of method '{found[0]}' with SAM variant '{found[1]}', expected '{expected[0]}' "
+            f"with '{expected[1]}'. Give a file of the bundle unsam trained with that variant."
+        )
+    tensors = read_safetensors(path)
+
+    def load(module: nn.Module, start: str) -> None:
+        own = {name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)}
+        load_strictly(module, own, f"{path}, {start}*")
+
+    load(sam.image_encoder, "image_encoder.")
+    load(sam.prompt_encoder, "prompt_encoder.")
+    for part in ("transformer", "output_upscaling"):
+        load(sam.mask_decoder.get_submodule(part), f"decoder.{part}.")
+    sam.mask_decoder.mask_tokens.weight.copy_(tensors["decoder.queries.0"][:1].expand(4, -1))
+    for part in ("output_hypernetworks_mlps", "fine_hypernetworks_mlps"):
+        for mlp in getattr(sam.mask_decoder, part, ()):
+            load(mlp, f"decoder.{part}.0.0.")
+
+
+def learning_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that an optimizer is given.
+
+    Args:
+        network: a segmentor, or what contains one, frozen by its options.
+
+    Raises:
+        ConfigurationError: none learns, so that there is nothing to train.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigurationError(
+            "finetune 'none': nothing of the segmentor learns, so it has no stage to train. Run the stage "
+            "'prompter' alone and evaluate with finetune 'none', or train with 'all' or 'decoder'."
+        )
+    return parameters
+
+
+class ClassHead(nn.Module):
+    """A learned token among those of the mask decoder, and the MLP that reads a class off its result.
+
+    Args:
+        channels: of a token.
+        classes: number of classes.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(1, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, classes))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the class logits ``(N, classes)`` of the decoded tokens ``(N, 1, channels)``."""
+        return self.mlp(tokens[:, 0])
+
+
+class TaughtPrediction(NamedTuple):
+    """What the network says in training.
+
+    Attributes:
+        masks: of the prompted nuclei.
+        dense: of every pixel, see :class:`DenseNucleiHead`.
+    """
+
+    masks: MaskPrediction
+    dense: dict[str, Tensor]
+
+
+class DenseNucleiHead(nn.Module):
+    """Nucleus or not, and where in its nucleus a pixel lies, from an embedding.
+
+    What HoVer-Net's two branches say (Graham et al., 2019, section 3.1), read from SAM's embedding by transposed
+    convolutions like those of SAM's mask decoder.
+
+    Args:
+        channels: C of the embedding.
+
+    Example:
+        >>> import torch
+        >>> found = DenseNucleiHead(64)(torch.zeros(1, 64, 32, 32))
+        >>> {name: tuple(maps.shape) for name, maps in found.items()}
+        {'nucleus_prediction': (1, 2, 128, 128), 'horizontal_vertical': (1, 2, 128, 128)}
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.upscaling = nn.Sequential(
+            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
+            nn.GroupNorm(1, channels // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.branches = nn.Conv2d(channels // 8, 4, kernel_size=3, padding=1)
+
+    def forward(self, embedding: Tensor) -> dict[str, Tensor]:
+        """Return logits of background and nucleus, and horizontal and vertical distances, ``(B, 2, 4h, 4w)`` each."""
+        nucleus, distances = self.branches(self.upscaling(embedding)).chunk(2, dim=1)
+        return {HoVerNet.Branch.NP.value: nucleus, HoVerNet.Branch.HV.value: distances}
+
+
+class DenselyTaughtSegmentor(Segmentor):
+    """A segmentor with a head that a training from random weights adds to its encoder.
+
+    Of an image only the prompted nuclei teach the encoder; with this head every pixel does. In evaluation it is left
+    out, and SAM's file does not contain it.
+
+    Args:
+        sam_variant: as in :class:`~nucsam_monai.networks.promptnucseg.Segmentor`, like all others.
+        image_size: side of the tiles in pixels.
+        options: further arguments of the segmentor.
+
+    Source: ours.
+    """
+
+    def __init__(self, sam_variant: str, image_size: int = 256, **options: Any) -> None:
+        super().__init__(sam_variant, image_size, **options)
+        self.dense_head = DenseNucleiHead(self.variant.embed_channels)
+
+    def forward(self, image: Tensor, prompts: NucleusPrompts) -> MaskPrediction | TaughtPrediction:  # type: ignore[override]
+        """Segment the prompted nuclei of ``(B, 3, S, S)`` images; in training with the maps of all pixels."""
+        features = self.encode(image)
+        masks = self.decode(features, prompts)
+        return TaughtPrediction(masks, self.dense_head(features.embedding)) if self.training else masks
+
+    @property
+    def header(self) -> Mapping[str, str]:  # type: ignore[override]
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        return {**super().header, "method": "compact_sam"}
+
 
 PARTS = ("prompter", "segmentor")
 """Names of both networks, and of their weights files where each has one."""
@@ -35,7 +339,7 @@ class PromptNucSeg(nn.Module):
         sam_variant: of the segmentor.
         image_size: side of the segmentor's tiles in pixels.
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`.
-        finetune: values of :class:`~nucsam_monai.networks.segmentor.FineTuneOptions`.
+        finetune: values of :class:`~nucsam_monai.networks.promptnucseg.FineTuneOptions`.
         segmentor_classifies: give the segmentor a class head (the paper's ablation).
         backbone_checkpoint: ImageNet weights of the prompter's backbone.
         sam_checkpoint: weights of SAM.
@@ -111,7 +415,7 @@ class PromptNucSeg(nn.Module):
 
     def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.segmentor.sam.decode_each(features, boxes=boxes)
+        masks = self.segmentor.sam.decode_boxes(features, boxes)
         return MaskPrediction(masks.logits, masks.iou)
 
     def propose(self, features: EncoderFeatures, *, with_mask: bool = True) -> PrompterOutput:

@@ -1,26 +1,377 @@
-"""SAC: SAM, adapted by LoRA and prompted by points that a small U-Net proposes."""
+"""SAC: SAM, adapted by LoRA and prompted by points that a small U-Net proposes, the whole model."""
 
 import copy
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import cv2
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.adapters import FineTuning, build_adapters, freeze_for
-from nucsam_monai.networks.blocks.auto_prompter import AutoPrompter, GeneratorOptions, Stage
-from nucsam_monai.networks.blocks.point_selection import PointPrompts
+from nucsam_monai.networks.fine_tuning import FineTuning, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.networks.sam import EncoderFeatures, build_sam, decode_prompts
+from nucsam_monai.networks.sam import EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.layers import UnitRGB
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+
+class UNetGenerator(nn.Module):
+    """U-Net (Ronneberger et al., 2015) with batch normalisation (SAC, section on the prompt generator).
+
+    With its defaults it has the 7,763,041 parameters that SAC's parameter table adds to SAM: 32 to 256
+    channels on four levels and 512 at the bottom.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the finest level; every level below has twice as many.
+        levels: number of down-samplings.
+
+    Example:
+        >>> UNetGenerator()(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1, 64, 64])
+    """
+
+    def __init__(self, in_channels: int = 3, channels: int = 32, levels: int = 4) -> None:
+        super().__init__()
+        widths = [channels * 2**level for level in range(levels)]
+        self.down = nn.ModuleList(
+            double_convolution(before, after)
+            for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.bottom = double_convolution(widths[-1], 2 * widths[-1])
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2) for width in reversed(widths)
+        )
+        self.up = nn.ModuleList(double_convolution(2 * width, width) for width in reversed(widths))
+        self.head = nn.Conv2d(channels, 1, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits ``(B, 1, H, W)`` from RGB images ``(B, 3, H, W)`` in [0, 1].
+
+        Raises:
+            ConfigurationError: a side cannot be halved ``levels`` times.
+        """
+        step = 2 ** len(self.down)
+        if image.shape[-2] % step or image.shape[-1] % step:
+            raise ConfigurationError(
+                f"generator: found an image of {image.shape[-2]} x {image.shape[-1]} px, expected sides that "
+                f"are multiples of {step} px. Pad the image or set generator.input_size."
+            )
+        skips = []
+        features = image
+        for block in self.down:
+            skips.append(block(features))
+            features = self.pool(skips[-1])
+        features = self.bottom(features)
+        for upsample, block in zip(self.upsample, self.up, strict=True):
+            features = block(cat([upsample(features), skips.pop()], dim=1))
+        return self.head(features)
+
+
+def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return two times convolution 3 x 3 without bias, batch normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+SelectionRule = Literal["O", "R"]
+"""``O`` takes the centres of components, ``R`` random pixels."""
+
+DEFAULT_TAU: dict[SelectionRule, float] = {"O": 0.5, "R": 0.9}
+"""Probability from which on a pixel is a candidate; the paper does not give it."""
+
+_PADDING = -1
+
+
+class PointPrompts(NamedTuple):
+    """The points of B images, K each.
+
+    Attributes:
+        coordinates: ``(B, K, 2)`` float32 as (x, y) in pixels.
+        labels: ``(B, K)`` int64: 1 nucleus, 0 background, -1 padding.
+    """
+
+    coordinates: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def select_points(
+    probability: Tensor,
+    count: int,
+    rule: SelectionRule = "O",
+    tau: float | None = None,
+    *,
+    seed: int | None = None,
+) -> PointPrompts:
+    """Choose ``count`` points on nuclei and as many on background in every image.
+
+    Candidates are the pixels whose probability of the wanted class, p or 1 - p, is at least ``tau``. Fewer
+    candidates than points leave padding. No pixel is chosen twice.
+
+    - ``R`` draws candidates uniformly.
+    - ``O`` takes one centroid per 8-connected component on nuclei; where it lies outside of its component,
+      the component's pixel that is farthest from the outside. Of more components than points random ones are
+      taken, with probability proportional to their area; fewer are filled up by ``R``. Background is mostly
+      one component around the nuclei, and its centroid means nothing: there the pixel that is farthest
+      from everything else is taken, then the one that is farthest from that and from the points so far.
+      Beyond the image's border nothing is background.
+
+    Args:
+        probability: ``(B, 1, H, W)`` probability of nucleus.
+        count: points of each label, 0 or more.
+        rule: ``O`` or ``R``.
+        tau: threshold in [0, 1]; 0.5 for ``O`` and 0.9 for ``R`` by default.
+        seed: what every image draws from, so that its points depend on nothing else; None draws from
+            PyTorch's global generator.
+
+    Returns:
+        K = 2 * ``count`` points, first those on nuclei, on the device of ``probability``.
+
+    Raises:
+        ConfigurationError: an unknown rule, ``count`` or ``tau`` outside of what is permitted, or a call while
+            a graph is traced, which would keep the points of its example for ever.
+
+    Example:
+        >>> probability = torch.zeros(1, 1, 9, 9)
+        >>> probability[..., 1:4, 5:8] = 1
+        >>> select_points(probability, count=1).coordinates
+        tensor([[[6., 2.],
+                 [2., 6.]]])
+    """
+    if rule not in get_args(SelectionRule):
+        raise ConfigurationError(f"selection '{rule}': expected 'O' (centroids) or 'R' (random).")
+    tau = DEFAULT_TAU[rule] if tau is None else tau
+    if count < 0 or not 0 <= tau <= 1:
+        raise ConfigurationError(
+            f"{count} points with tau {tau}: expected 0 or more, and a probability from 0 to 1."
+        )
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise ConfigurationError(
+            "points are chosen outside of a traced graph. Trace the network without auto points "
+            "(generator.n_points_test 0) and give it the points as an input."
+        )
+    images = len(probability)
+    nuclei = (probability[:, 0] >= tau).cpu().numpy()
+    background = (1 - probability[:, 0] >= tau).cpu().numpy()
+    seeds = torch.randint(2**62, (images,)).tolist() if seed is None else [seed] * images
+    coordinates = np.zeros((images, 2, count, 2), dtype=np.float32)
+    labels = np.full((images, 2, count), _PADDING, dtype=np.int64)
+    for image in range(images):
+        rng = np.random.default_rng(seeds[image])
+        if rule == "R":
+            found = [_random_pixels(mask[image], count, rng) for mask in (nuclei, background)]
+        else:
+            found = [_component_pixels(nuclei[image], count, rng), _farthest_pixels(background[image], count)]
+        for side, (label, pixels) in enumerate(zip((1, 0), found, strict=True)):
+            coordinates[image, side, : len(pixels)] = pixels
+            labels[image, side, : len(pixels)] = label
+    return PointPrompts(
+        torch.from_numpy(coordinates).reshape(images, 2 * count, 2).to(probability.device),
+        torch.from_numpy(labels).reshape(images, 2 * count).to(probability.device),
+    )
+
+
+def _random_pixels(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw at most ``count`` different pixels (x, y) of a ``(H, W)`` mask uniformly."""
+    flat = np.flatnonzero(candidates)
+    drawn = rng.choice(flat, size=min(count, len(flat)), replace=False)
+    return np.stack([drawn % candidates.shape[1], drawn // candidates.shape[1]], axis=1)
+
+
+def _component_pixels(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return at most ``count`` centres (x, y) of components, filled up with random pixels."""
+    number, ids, stats, centroids = cv2.connectedComponentsWithStats(
+        candidates.astype(np.uint8), connectivity=8
+    )
+    # The smallest of exponential times with rate `area`: draws in proportion to area without replacement.
+    times = rng.exponential(size=number - 1) / stats[1:, cv2.CC_STAT_AREA]
+    chosen = 1 + np.argsort(times)[:count]
+    centres = [_centre(ids, int(component), stats, centroids) for component in chosen]
+    pixels = np.array(centres, dtype=np.int64).reshape(-1, 2)
+    left = candidates.copy()
+    left[pixels[:, 1], pixels[:, 0]] = False
+    return np.concatenate([pixels, _random_pixels(left, count - len(pixels), rng)])
+
+
+def _centre(ids: np.ndarray, component: int, stats: np.ndarray, centroids: np.ndarray) -> tuple[int, int]:
+    """Return the pixel (x, y) that stands for one component."""
+    x, y = (math.floor(value + 0.5) for value in centroids[component])
+    if ids[y, x] == component:
+        return x, y
+    left, top, width, height = stats[component, : cv2.CC_STAT_AREA].tolist()
+    box = ids[top : top + height, left : left + width] == component
+    y, x = np.unravel_index(_squared_distances(box).argmax(), box.shape)
+    return int(x) + left, int(y) + top
+
+
+def _farthest_pixels(candidates: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` pixels (x, y), each as far as possible from the outside and those before."""
+    distances = _squared_distances(candidates)
+    pixels: list[tuple[int, int]] = []
+    while len(pixels) < count:
+        y, x = (int(index) for index in np.unravel_index(distances.argmax(), distances.shape))
+        if distances[y, x] == 0:
+            break
+        pixels.append((x, y))
+        # No distance is larger than this one, so that none changes farther away.
+        reach = math.isqrt(int(distances[y, x]))
+        top, left = max(0, y - reach), max(0, x - reach)
+        near = distances[top : y + reach + 1, left : x + reach + 1]
+        rows = np.arange(top, top + near.shape[0], dtype=np.int32) - y
+        columns = np.arange(left, left + near.shape[1], dtype=np.int32) - x
+        np.minimum(near, rows[:, None] ** 2 + columns**2, out=near)
+    return np.array(pixels, dtype=np.int64).reshape(-1, 2)
+
+
+def _squared_distances(mask: np.ndarray) -> np.ndarray:
+    """Return each pixel's squared distance to the nearest one outside of ``mask``, border included.
+
+    Squared, distances are whole numbers, and equal ones stay equal.
+    """
+    padded = np.pad(mask.astype(np.uint8), 1)
+    distances = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return np.rint(np.square(distances)).astype(np.int32)
+
+
+Stage = Literal["joint", "generator", "segmenter", "truth"]
+"""What an epoch trains: both parts, one of them alone, or both with points chosen from the ground truth."""
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """The auto-prompt generator, its points and its training.
+
+    Attributes:
+        n_points: points on nuclei, and as many on background; with 0 there is no generator.
+        n_points_test: the same in evaluation where it shall differ. 0 leaves a network that was trained with
+            auto points to the points of the user, or to none (SAC, Table 4).
+        selection: ``O`` centroids, ``R`` random pixels.
+        tau: probability from which on a pixel can be chosen; None is 0.5 for ``O`` and 0.9 for ``R``.
+        input_size: side in pixels that the generator sees the image at; None is the image's own.
+        training: ``joint`` trains both parts from the start; ``pretrain`` trains the generator alone for
+            ``pretrain_epochs`` and freezes it then; ``warmup`` chooses points from the ground truth for
+            ``warmup_epochs``, as those of an untrained generator are random.
+        pretrain_epochs: see ``training``.
+        warmup_epochs: see ``training``.
+        seed: of the selection in evaluation, which gives an image the same points every time.
+    """
+
+    n_points: int = 1
+    n_points_test: int | None = None
+    selection: Literal["O", "R"] = "O"
+    tau: float | None = None
+    input_size: int | None = None
+    training: Literal["joint", "pretrain", "warmup"] = "joint"
+    pretrain_epochs: int = 30
+    warmup_epochs: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_points", "n_points_test", "input_size", "pretrain_epochs", "warmup_epochs", "seed"):
+            value, least = getattr(self, name), int(name == "input_size")
+            if value is not None and value < least:
+                raise ConfigurationError(f"generator.{name} {value}: expected {least} or more.")
+        if self.tau is not None and not 0 <= self.tau <= 1:
+            raise ConfigurationError(f"generator.tau {self.tau}: expected a probability from 0 to 1.")
+        if self.n_points_test and not self.n_points:
+            raise ConfigurationError(
+                f"generator.n_points_test {self.n_points_test}: a network without auto points "
+                "(generator.n_points 0) has no generator that could propose any in evaluation."
+            )
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which on a pixel can be chosen."""
+        return DEFAULT_TAU[self.selection] if self.tau is None else self.tau
+
+    def stage(self, epoch: int) -> Stage:
+        """Return what the 0-based ``epoch`` trains."""
+        if self.n_points and self.training == "pretrain":
+            return "generator" if epoch < self.pretrain_epochs else "segmenter"
+        if self.n_points and self.training == "warmup" and epoch < self.warmup_epochs:
+            return "truth"
+        return "joint"
+
+
+class AutoPrompter(nn.Module):
+    """Where nuclei are by a small U-Net, and the points that are chosen from it (SAC, auto-prompting).
+
+    Args:
+        options: of the generator.
+    """
+
+    def __init__(self, options: GeneratorOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.frozen = False
+        self.unet = UNetGenerator()
+        self.unit_rgb = UnitRGB()
+
+    @property
+    def count(self) -> int:
+        """Points of each label that are chosen in the current mode."""
+        options = self.options
+        if self.training or options.n_points_test is None:
+            return options.n_points
+        return options.n_points_test
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop learning, statistics included, or go on; the weights still count as trained ones."""
+        self.frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "AutoPrompter":
+        """Switch to training or evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.unet.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits of nucleus ``(B, 1, H, W)``, or at ``input_size``.
+
+        Args:
+            image: ``(B, 3, H, W)``, normalised with SAM's constants.
+        """
+        rgb = self.unit_rgb(image)
+        if self.options.input_size is not None:
+            size = (self.options.input_size, self.options.input_size)
+            rgb = F.interpolate(rgb, size=size, mode="bilinear", align_corners=False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.unet(rgb)
+
+    def choose(self, probability: Tensor, image_size: tuple[int, int]) -> PointPrompts:
+        """Choose points without a gradient; in training others in every step.
+
+        Args:
+            probability: ``(B, 1, h, w)`` probability of nucleus, or the ground truth.
+            image_size: height and width in pixels of the image that the points are for.
+        """
+        seed = None if self.training else self.options.seed
+        points, labels = select_points(
+            probability, self.count, self.options.selection, self.options.threshold, seed=seed
+        )
+        height, width = probability.shape[-2:]
+        scale = points.new_tensor([image_size[1] / width, image_size[0] / height])
+        return PointPrompts((points + 0.5) * scale - 0.5, labels)
 
 
 @dataclass(frozen=True)
@@ -75,11 +426,11 @@ class SAC(nn.Module):
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
         image_size: side of the working image in pixels.
-        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.adapters.FineTuning`.
+        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         sam: values of :class:`SAMOptions`.
         lora: values of :class:`LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`MSAOptions`, for ``adapter: msa``.
-        generator: values of :class:`~nucsam_monai.networks.blocks.auto_prompter.GeneratorOptions`.
+        generator: values of :class:`~nucsam_monai.networks.sac.GeneratorOptions`.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
         outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and a
             hyper-networks of its own beside those of SAM's mask, of which they start as copies.
@@ -189,22 +540,13 @@ class SAC(nn.Module):
         They are ``(B, outputs, 4g, 4g)``, with a fine map ``(B, outputs, 8g, 8g)``.
         """
         features = self.encode(image)
-        embedding = features.embedding
-        encoder = self.sam.prompt_encoder
-        sparse, dense = encoder(points=tuple(prompts), image_size=(image.shape[-2], image.shape[-1]))
-        code = encoder.position_code((embedding.shape[-2], embedding.shape[-1]))
-        one_each = [1] * len(image)
-        decoder, token = self.sam.mask_decoder, self.distance_token
-        found = decode_prompts(
-            decoder,
-            embedding,
-            code,
-            sparse,
-            dense,
-            one_each,
-            return_upscaled=token is not None,
-            extra_tokens=token,
-            pyramid=features.pyramid,
+        found = self.sam.decode(
+            features,
+            *prompts,
+            [1] * len(image),
+            is_local=False,
+            return_upscaled=self.distance_token is not None,
+            extra_tokens=self.distance_token,
         )
         if self.distance_hypernetwork is None or found.extra is None or found.upscaled is None:
             return found.logits
@@ -221,16 +563,16 @@ class SAC(nn.Module):
 
     def encode(self, image: Tensor) -> EncoderFeatures:
         """Return what the image encoder says of ``(B, 3, S, S)`` images."""
-        return self.sam.image_encoder(image, adapters=self.adapters)
+        return self.sam.encode(image, adapters=self.adapters)
 
     def decode_clicks(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_each(features, points=(points, labels))
+        masks = self.sam.decode_points(features, points, labels)
         return MaskPrediction(masks.logits, masks.iou)
 
     def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_each(features, boxes=boxes)
+        masks = self.sam.decode_boxes(features, boxes)
         return MaskPrediction(masks.logits, masks.iou)
 
     @property

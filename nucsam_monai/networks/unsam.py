@@ -1,4 +1,4 @@
-"""UN-SAM: prompt-free segmentation of nuclei in several domains (DT-Encoder, SPGen, DQ-Decoder)."""
+"""UN-SAM: prompt-free segmentation of nuclei in several domains, the whole model."""
 
 import json
 import logging
@@ -7,22 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.adapters.domain_bypass import DomainBypass
-from nucsam_monai.networks.blocks.domain_query_decoder import DomainQueryDecoder
-from nucsam_monai.networks.blocks.self_prompt_generator import (
-    PyramidSelfPromptGenerator,
-    ReleasedSelfPromptGenerator,
-    binary_hint,
-    thresholded_hint,
-)
+from nucsam_monai.networks.fine_tuning import bottleneck
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import (
+    BlockAdapter,
     EmbeddingCache,
     EncoderFeatures,
     ImageEncoder,
+    LayerNorm2d,
+    SAMVariant,
     build_mask_decoder,
     build_prompt_encoder,
     encode_cached,
@@ -31,10 +29,319 @@ from nucsam_monai.networks.sam import (
     read_header,
 )
 from nucsam_monai.networks.sam import sam_variant as find_variant
+from nucsam_monai.networks.sam.decoder import pixels_to_maps, run_two_way, upscale_cells
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.names import distinct_names
 
 logger = logging.getLogger(__name__)
+
+
+class BlockBypass(BlockAdapter):
+    """The bypass of one block as one domain sees it: ``scale * specific(common(LN(x)))`` beside the MLP."""
+
+    def __init__(self, common: nn.Module, specific: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.common = common
+        self.specific = specific
+        self.scale = scale
+
+    def beside_mlp(self, normed: Tensor) -> Tensor:
+        """Return what is added beside the MLP; ``normed`` is ``(B, h, w, d)`` after the block's LN2."""
+        return self.scale * self.specific(self.common(normed))
+
+
+class DomainBypass(nn.Module):
+    """The bypasses of all blocks and domains; :meth:`of_domain` gives the encoder those of one domain.
+
+    Args:
+        depth: number of encoder blocks.
+        width: encoder width d.
+        domains: number of domains K.
+        common_ratio: hidden width of the common embedding as a multiple of ``width``.
+        specific_ratio: the same for each domain-specific embedding.
+        scale: factor of the bypass.
+        init: ``zero_last`` starts from plain SAM (last specific layer zero), ``torch_default`` does not.
+        common_scope: ``shared`` keeps one common embedding that trains on through all domains;
+            ``per_domain`` stores one copy per domain, which :meth:`inherit` hands on.
+
+    Raises:
+        ConfigurationError: an unknown ``init`` or ``common_scope``.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        domains: int,
+        *,
+        common_ratio: float = 2.0,
+        specific_ratio: float = 0.25,
+        scale: float = 0.5,
+        init: Literal["zero_last", "torch_default"] = "zero_last",
+        common_scope: Literal["shared", "per_domain"] = "shared",
+    ) -> None:
+        super().__init__()
+        if init not in ("zero_last", "torch_default"):
+            raise ConfigurationError(f"bypass init '{init}': expected 'zero_last' or 'torch_default'.")
+        if common_scope not in ("shared", "per_domain"):
+            raise ConfigurationError(
+                f"bypass common_scope '{common_scope}': expected 'shared' or 'per_domain'."
+            )
+        self.scale = scale
+        self.common_scope = common_scope
+        copies = domains if common_scope == "per_domain" else 1
+        self.common = nn.ModuleList(
+            nn.ModuleList(bottleneck(width, common_ratio) for _ in range(depth)) for _ in range(copies)
+        )
+        specific = [[bottleneck(width, specific_ratio) for _ in range(depth)] for _ in range(domains)]
+        if init == "zero_last":
+            for block in (block for blocks in specific for block in blocks):
+                for parameter in block[-1].parameters():
+                    nn.init.zeros_(parameter)
+        self.specific = nn.ModuleList(nn.ModuleList(blocks) for blocks in specific)
+        for domain in range(1, copies):
+            self.inherit(domain)
+
+    def of_domain(self, domain: int) -> list[BlockBypass]:
+        """Return one adapter per block for domain index ``domain``."""
+        common = self.common[domain if self.common_scope == "per_domain" else 0]
+        return [
+            BlockBypass(shared, specific, self.scale)
+            for shared, specific in zip(common.children(), self.specific[domain].children(), strict=True)
+        ]
+
+    def inherit(self, domain: int) -> None:
+        """Copy the common embedding of domain ``domain - 1`` to ``domain`` (UN-SAM, Algorithm 1).
+
+        With one shared embedding there is nothing to hand on.
+        """
+        if self.common_scope == "per_domain" and domain > 0:
+            self.common[domain].load_state_dict(self.common[domain - 1].state_dict())
+
+
+class PatchConvTranspose2d(nn.ConvTranspose2d):
+    """Turn every cell into a patch of ``side`` x ``side`` pixels: ``nn.ConvTranspose2d`` with that stride.
+
+    The weights, their initialisation and the numbers are those of ``nn.ConvTranspose2d``. On a CPU PyTorch's
+    own layer works image by image with the channels first, between normalisations that want them last.
+
+    Args:
+        in_channels: channels of a cell.
+        out_channels: channels of a pixel.
+        side: side of the patch in pixels, kernel and stride of the convolution.
+
+    Example:
+        >>> PatchConvTranspose2d(8, 3, side=2)(torch.zeros(1, 8, 5, 4)).shape
+        torch.Size([1, 3, 10, 8])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, side: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=side, stride=side)
+        self.side = side
+
+    def forward(self, cells: Tensor) -> Tensor:  # type: ignore[override]  # the output has one size only
+        """Return ``(B, C', side * h, side * w)`` of ``(B, C, h, w)``, channels last in memory."""
+        # (C, C', side, side) -> (side * side * C', C)
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        bias = None if self.bias is None else self.bias.repeat(self.side**2)
+        patches = F.linear(cells.permute(0, 2, 3, 1), weight, bias)
+        # (B, h, w, side, side, C') -> (B, h, side, w, side, C')
+        pixels = patches.unflatten(3, (self.side, self.side, -1)).transpose(2, 3)
+        return pixels.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+class PyramidSelfPromptGenerator(nn.Module):
+    """Hint logits from four encoder levels, joined top-down as the paper's text describes.
+
+    The shallow levels go to the fine scales: transposed convolution x4, x2, identity and stride 2. A
+    feature pyramid then adds each finer map to the up-sampled coarser one.
+
+    Args:
+        in_channels: channels of each level.
+        channels: channels of the pyramid.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 64) -> None:
+        super().__init__()
+        heads: list[nn.Module] = [
+            PatchConvTranspose2d(in_channels, channels, side=4),
+            PatchConvTranspose2d(in_channels, channels, side=2),
+            nn.Conv2d(in_channels, channels, kernel_size=1),
+            nn.Conv2d(in_channels, channels, kernel_size=2, stride=2),
+        ]
+        self.heads = nn.ModuleList(nn.Sequential(head, LayerNorm2d(channels), nn.GELU()) for head in heads)
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=1) for _ in range(3))
+        self.smooths = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, channels, kernel_size=3, padding=1), LayerNorm2d(channels), nn.GELU()
+            )
+            for _ in range(3)
+        )
+        self.head = nn.Conv2d(channels, 1, kernel_size=1)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return hint logits ``(B, 1, 4h, 4w)`` from four levels ``(B, C, h, w)``, shallow to deep."""
+        scales = [head(level) for head, level in zip(self.heads, levels, strict=True)]
+        joined = scales.pop()
+        for fine, lateral, smooth in zip(reversed(scales), self.laterals, self.smooths, strict=True):
+            up = F.interpolate(joined, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+            joined = smooth(up + lateral(fine))
+        return self.head(joined)
+
+
+class ReleasedSelfPromptGenerator(nn.Module):
+    """Hint logits from the last embedding alone: the sum of four single-channel branches.
+
+    This is the form of the authors' published weights; the paper's text describes
+    :class:`PyramidSelfPromptGenerator`.
+
+    Args:
+        in_channels: channels of the embedding.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        middle, thin = in_channels // 4, in_channels // 16
+        self.coarse = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(in_channels, 1, kernel_size=1))
+        self.identity = nn.Conv2d(in_channels, 1, kernel_size=1)
+        self.twice = nn.Sequential(
+            PatchConvTranspose2d(in_channels, middle, side=2),
+            nn.Conv2d(middle, 1, kernel_size=1),
+        )
+        self.fourfold = nn.Sequential(
+            PatchConvTranspose2d(in_channels, middle, side=2),
+            LayerNorm2d(middle),
+            nn.GELU(),
+            PatchConvTranspose2d(middle, thin, side=2),
+            nn.Conv2d(thin, 1, kernel_size=1),
+        )
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return hint logits ``(B, 1, 4h, 4w)``; only the last level ``(B, C, h, w)`` is used."""
+        embedding = levels[-1]
+        size = [4 * side for side in embedding.shape[-2:]]
+        logits = self.fourfold(embedding)
+        for branch in (self.coarse, self.identity, self.twice):
+            logits = logits + F.interpolate(branch(embedding), size=size, mode="bilinear", align_corners=True)
+        return logits
+
+
+def binary_hint(logits: Tensor, tau: float) -> Tensor:
+    """Return 1 where ``sigmoid(logits) >= tau`` and 0 elsewhere, without a gradient."""
+    return (torch.sigmoid(logits.detach().float()) >= tau).to(logits.dtype)
+
+
+def thresholded_hint(logits: Tensor, tau: float) -> Tensor:
+    """Return the logits where ``sigmoid(logits) >= tau`` and 0 elsewhere (UN-SAM, hint of SPGen)."""
+    return logits * (torch.sigmoid(logits.detach().float()) >= tau)
+
+
+class DomainQueryDecoder(nn.Module):
+    """SAM's two-way transformer and up-scaling, asked by the queries of one domain.
+
+    SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own. Queries
+    are kept domain by domain: a row of one common table would get a gradient of zero instead of none while
+    another domain trains, and an optimizer's momentum or weight decay would move it.
+
+    Args:
+        variant: the sizes of SAM's decoder.
+        queries_per_domain: number of queries (masks) of each domain.
+        joint_queries: let the queries of all domains attend to each other and pick the domain's masks at
+            the end, as the authors' code does; otherwise the domain's queries are picked first, so that
+            domains cannot interfere.
+    """
+
+    def __init__(
+        self, variant: SAMVariant, queries_per_domain: Sequence[int], *, joint_queries: bool = False
+    ) -> None:
+        super().__init__()
+        self.joint_queries = joint_queries
+        channels = variant.embed_channels
+        self.queries = nn.ParameterList(torch.randn(count, channels) for count in queries_per_domain)
+        sam_decoder = build_mask_decoder(variant)
+        self.transformer = sam_decoder.transformer
+        self.output_upscaling = sam_decoder.output_upscaling
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            nn.ModuleList(MLP(channels, channels, channels // 8, 3) for _ in range(count))
+            for count in queries_per_domain
+        )
+        self.fine_hypernetworks_mlps = nn.ModuleList(
+            nn.ModuleList(MLP(channels, channels, variant.fine_channels, 3) for _ in range(count))
+            for count in (queries_per_domain if variant.fine_channels else ())
+        )
+
+    def forward(
+        self,
+        embedding: Tensor,
+        image_pe: Tensor,
+        domain: int,
+        prompt_tokens: Tensor | None = None,
+        fine: Tensor | None = None,
+    ) -> Tensor:
+        """Decode the masks of one domain.
+
+        Args:
+            embedding: ``(B, C, h, w)``, the image embedding with the hint added.
+            image_pe: ``(1, C, h, w)``, SAM's dense positional code.
+            domain: index of the domain.
+            prompt_tokens: ``(B, K, C)`` point tokens, where points prompt the decoder.
+            fine: ``(B, fine_channels, 8h, 8w)`` of variants with a trunk.
+
+        Returns:
+            Mask logits ``(B, n_q, 4h, 4w)`` with one channel per query of the domain, or twice as large with
+            ``fine``.
+        """
+        batch, _, *grid = embedding.shape
+        asked = list(self.queries) if self.joint_queries else [self.queries[domain]]
+        first = sum(len(queries) for queries in self.queries[:domain]) if self.joint_queries else 0
+        queries = torch.cat(asked)
+        tokens = queries.expand(batch, -1, -1)
+        if prompt_tokens is not None:
+            tokens = torch.cat([tokens, prompt_tokens.to(tokens.dtype)], dim=1)
+        # Each image is asked once, so it counts as a prompt with a dense embedding of its own.
+        tokens, cells = run_two_way(
+            self.transformer,
+            embedding.flatten(2).mT.contiguous(),
+            image_pe.flatten(2).mT,
+            tokens,
+            counts=[1] * batch,
+            answers=queries.shape[0],
+        )
+        tokens = tokens[:, first:]
+        pixels = upscale_cells(self, cells)
+        # (B, h * w, 16, C / 8) @ (B, 1, C / 8, n_q)
+        kernels = _kernels(self.output_hypernetworks_mlps[domain], tokens)
+        masks = pixels_to_maps(pixels @ kernels.unsqueeze(1), (grid[0], grid[1]))
+        if fine is None:
+            return masks
+        # (B, n_q, fine_channels) @ (B, fine_channels, 8h * 8w)
+        outline = (_kernels(self.fine_hypernetworks_mlps[domain], tokens).mT @ fine.flatten(2)).unflatten(
+            2, fine.shape[-2:]
+        )
+        masks = F.interpolate(masks.float(), size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return masks + outline
+
+    @torch.no_grad()
+    def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
+        """Take over SAM's transformer, up-scaling and the hyper-network of its single-mask token.
+
+        Args:
+            sam_decoder: SAM's mask decoder with its official weights.
+            copy_token: start every query from SAM's single-mask token instead of a normal draw.
+        """
+        self.transformer.load_state_dict(sam_decoder.transformer.state_dict())
+        self.output_upscaling.load_state_dict(sam_decoder.output_upscaling.state_dict())
+        for mlps in self.output_hypernetworks_mlps:
+            for mlp in mlps.children():
+                mlp.load_state_dict(sam_decoder.output_hypernetworks_mlps[0].state_dict())
+        if copy_token:
+            for queries in self.queries:
+                queries.copy_(sam_decoder.mask_tokens.weight[:1].expand_as(queries))
+
+
+def _kernels(mlps: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the kernels ``(B, channels, n_q)`` of the first n_q of ``(B, T, C)`` tokens."""
+    return torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(mlps.children())], dim=2)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from monai.utils import path_to_sqlite_uri
 
-from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
+from nucsam_monai.networks import sac
+from nucsam_monai.networks.sac import UNetGenerator
 from nucsam_monai.networks.sam import SAM_VARIANTS, build_sam
 from tests.bundles.cfrsam_runs import CFRSAM, WIDE
 from tests.bundles.eunet3p_runs import EUNET3P
@@ -81,7 +82,7 @@ def training(
 def thin_generator() -> Iterator[None]:
     """SAC's generator with an eighth of its channels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto_prompter, "UNetGenerator", functools.partial(UNetGenerator, channels=4))
+        patch.setattr(sac, "UNetGenerator", functools.partial(UNetGenerator, channels=4))
         yield
 
 

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from nucsam_monai import networks
 from nucsam_monai.losses import CFRSAMTarget
 from nucsam_monai.networks import NucleusPrompts
-from nucsam_monai.networks.adapters import LoRA
+from nucsam_monai.networks.fine_tuning import LoRA
 from nucsam_monai.networks.sam import SAM_VARIANTS
 from tests.bundles.cfrsam_runs import CFRSAM
 from tests.bundles.conftest import TwoStageTraining

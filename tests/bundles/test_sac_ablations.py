@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from nucsam_monai.networks.adapters import BottleneckAdapters, LoRA
+from nucsam_monai.networks.fine_tuning import BottleneckAdapters, LoRA
 from tests.bundles.conftest import Training
 from tests.bundles.runs import network_of
 from tests.bundles.sac_runs import SAC

@@ -11,8 +11,8 @@ from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.inferers import ResizeInferer, TileInferer
 from nucsam_monai.networks import EUNet3P
-from nucsam_monai.networks.blocks.max_blur_pool import MaxBlurPool
-from nucsam_monai.networks.blocks.sam_guidance import ConcatFusion
+from nucsam_monai.networks.eunet3p import ConcatFusion
+from nucsam_monai.networks.unet3plus import MaxBlurPool
 from tests.bundles.eunet3p_runs import EUNET3P
 from tests.bundles.runs import network_of
 

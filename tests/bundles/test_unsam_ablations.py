@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.losses.unsam import BatchFocalLoss
-from nucsam_monai.networks.blocks.self_prompt_generator import ReleasedSelfPromptGenerator
+from nucsam_monai.networks.unsam import ReleasedSelfPromptGenerator
 from tests.bundles.conftest import Training
 from tests.bundles.runs import network_of
 from tests.bundles.unsam_runs import bundle, evaluate

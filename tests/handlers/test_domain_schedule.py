@@ -9,7 +9,7 @@ from torch import nn
 
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
-from nucsam_monai.networks.adapters import DomainBypass
+from nucsam_monai.networks.unsam import DomainBypass
 from nucsam_monai.utils.errors import ConfigurationError
 
 EPOCHS = 2

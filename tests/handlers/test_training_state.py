@@ -13,7 +13,7 @@ from torch import nn
 
 from nucsam_monai.engines import DomainBatchSampler, PrepareDomainBatch
 from nucsam_monai.handlers import BestWeightsSaver, DomainScheduleHandler, TrainingState
-from nucsam_monai.networks.sam.tensor_files import read_safetensors
+from nucsam_monai.networks.sam.weights import read_safetensors
 from nucsam_monai.utils.errors import CheckpointError
 
 EPOCHS = 3

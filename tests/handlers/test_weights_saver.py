@@ -10,7 +10,7 @@ from torch import nn
 from nucsam_monai.engines import DomainBatchSampler
 from nucsam_monai.handlers import BestWeightsSaver
 from nucsam_monai.networks.sam import read_header
-from nucsam_monai.networks.sam.tensor_files import read_safetensors
+from nucsam_monai.networks.sam.weights import read_safetensors
 from nucsam_monai.utils.errors import ConfigurationError
 
 HEADER = {"method": "toy", "sam_variant": "none"}

@@ -18,8 +18,7 @@ from nucsam_monai.inferers.points import (
     suppress_near_points,
 )
 from nucsam_monai.networks import MaskPrediction, Prompter, PrompterOutput, PromptNucSeg
-from nucsam_monai.networks.blocks.anchor_points import anchor_grid
-from nucsam_monai.networks.prompter import PrompterOptions
+from nucsam_monai.networks.prompter import PrompterOptions, anchor_grid
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 from tests.oracles.point_suppression import suppress_near_points_slow

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nucsam_monai.losses.anchor_matching import match_anchors
+from nucsam_monai.losses.prompter import match_anchors
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles.anchor_matching import cheapest_anchors
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from nucsam_monai.losses import DistanceInstanceLoss, EUNet3PLoss, EUNet3PMaskLoss, SACLoss, SACMaskLoss
-from nucsam_monai.losses.sac import target_at
+from nucsam_monai.losses.common import target_at
 from nucsam_monai.networks import EUNet3POutput, SACOutput
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles import distance_loss as oracle

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from nucsam_monai.losses import SACLoss, SACMaskLoss
-from nucsam_monai.losses.sac import target_at
+from nucsam_monai.losses.common import target_at
 from nucsam_monai.networks import SACOutput
-from nucsam_monai.networks.blocks import PointPrompts
+from nucsam_monai.networks.sac import PointPrompts
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles import sac_losses as oracle
 from tests.oracles.unsam_losses import mean_cross_entropy

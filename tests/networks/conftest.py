@@ -4,8 +4,8 @@ import functools
 import pytest
 import torch
 
-from nucsam_monai.networks import SAC, UNSAM
-from nucsam_monai.networks.blocks import UNetGenerator, auto_prompter
+from nucsam_monai.networks import SAC, UNSAM, sac
+from nucsam_monai.networks.sac import UNetGenerator
 from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, SAMVariant
 
 MICRO = SAMVariant(
@@ -55,7 +55,7 @@ def micro_unsam(micro):
 @pytest.fixture
 def thin_generator(monkeypatch):
     """Build SAC's generator with an eighth of its channels."""
-    monkeypatch.setattr(auto_prompter, "UNetGenerator", functools.partial(UNetGenerator, channels=4))
+    monkeypatch.setattr(sac, "UNetGenerator", functools.partial(UNetGenerator, channels=4))
 
 
 @pytest.fixture

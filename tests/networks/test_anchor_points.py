@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nucsam_monai.networks.blocks.anchor_points import anchor_grid, sample_at
+from nucsam_monai.networks.prompter import anchor_grid, sample_at
 
 
 @pytest.mark.parametrize(("height", "width", "step"), [(4, 6, 8), (1, 3, 16), (0, 0, 8)])

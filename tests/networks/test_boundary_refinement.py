@@ -2,16 +2,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks import (
+from nucsam_monai.networks.cfrsam import refinement
+from nucsam_monai.networks.cfrsam.refinement import (
     BGMROptions,
     BoundaryRefinement,
     ModulatedDeformConv,
     PixelRefinement,
     SpatialAttention,
-    refinement_chunks,
+    convolve_joined,
+    fixed_statistics,
+    refine_in_chunks,
 )
-from nucsam_monai.networks.blocks.convolutions import convolve_joined
-from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles import boundary_refinement as oracle
 
@@ -155,7 +156,7 @@ def test_chunks_change_nothing(monkeypatch):
     for found, expected in zip(refine_in_chunks(network, guides, upscaled, OWNERS), together, strict=True):
         torch.testing.assert_close(found, expected)
     assert calls == [1, 1, 1]
-    monkeypatch.setattr(refinement_chunks, "prompts_per_chunk", lambda evidence, size: 2)
+    monkeypatch.setattr(refinement, "prompts_per_chunk", lambda evidence, size: 2)
     refine_in_chunks(network, guides, upscaled, OWNERS)
     refine_in_chunks(network.train(), guides, upscaled, OWNERS)
     assert calls[3:] == [2, 1, 3]

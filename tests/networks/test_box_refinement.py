@@ -2,8 +2,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks import BGMROptions, BoundaryRefinement
-from nucsam_monai.networks.blocks.box_refinement import HALO_PX, REACH_PX, refine_in_boxes
+from nucsam_monai.networks.cfrsam.refinement import (
+    HALO_PX,
+    REACH_PX,
+    BGMROptions,
+    BoundaryRefinement,
+    refine_in_boxes,
+)
 
 SIDE = 128
 OWNERS = torch.tensor([0, 0, 1])
@@ -83,8 +88,8 @@ def test_large_nuclei_are_refined_on_the_whole_image(case):
 def test_windows_have_no_room_to_spare(case, monkeypatch):
     """With a halo of half the size the logits differ, so the comparison above can fail."""
     network, guides, upscaled, coarse = case
-    monkeypatch.setattr("nucsam_monai.networks.blocks.box_refinement.HALO_PX", 4)
-    monkeypatch.setattr("nucsam_monai.networks.blocks.box_refinement._WINDOW_STEP_PX", 4)
+    monkeypatch.setattr("nucsam_monai.networks.cfrsam.refinement.HALO_PX", 4)
+    monkeypatch.setattr("nucsam_monai.networks.cfrsam.refinement._WINDOW_STEP_PX", 4)
     assert HALO_PX > 4
     with torch.no_grad():
         whole = network(guides, upscaled, OWNERS).logits

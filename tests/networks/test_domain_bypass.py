@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from nucsam_monai.networks.adapters import DomainBypass
 from nucsam_monai.networks.sam import SAM_VARIANTS
+from nucsam_monai.networks.unsam import DomainBypass
 from nucsam_monai.utils.errors import ConfigurationError
 
 

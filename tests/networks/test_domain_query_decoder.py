@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from nucsam_monai.networks.blocks import DomainQueryDecoder
 from nucsam_monai.networks.sam import build_mask_decoder
+from nucsam_monai.networks.unsam import DomainQueryDecoder
 from tests.oracles.domain_query_decoder import decode_with_official_layers
 
 COUNTS = (1, 2, 1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nucsam_monai.networks.blocks.embedding_pyramid import EmbeddingPyramid
+from nucsam_monai.networks.prompter import EmbeddingPyramid
 from nucsam_monai.utils.errors import ConfigurationError
 
 

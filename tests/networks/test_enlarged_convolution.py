@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nucsam_monai.networks.blocks.enlarged_convolution import convolve_enlarged
+from nucsam_monai.networks.unet3plus import convolve_enlarged
 from tests.oracles.enlarged_convolution import enlarge_then_convolve
 
 

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks.feature_pyramid import FeaturePyramid
+from nucsam_monai.networks.prompter import FeaturePyramid
 
 
 def test_pyramid_equals_its_definition_on_sizes_that_do_not_halve():

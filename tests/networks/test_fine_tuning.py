@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from nucsam_monai.networks.adapters import LoRA, build_adapters, freeze_for
+from nucsam_monai.networks.fine_tuning import LoRA, build_adapters, freeze_for
 from nucsam_monai.networks.sam import SAM, SAM_VARIANTS
 from nucsam_monai.utils.errors import ConfigurationError
 

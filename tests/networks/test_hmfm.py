@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nucsam_monai.networks.blocks import HMFM, HMFMOptions
+from nucsam_monai.networks.cfrsam.network import HMFM, HMFMOptions
 
 
 @pytest.fixture

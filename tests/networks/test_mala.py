@@ -6,8 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nucsam_monai.networks.adapters import MALA, BlockMALA, build_adapters, dynamic_convolution, freeze_for
-from nucsam_monai.networks.adapters.dynamic_convolution import convolve_dynamically, nest_kernels
+from nucsam_monai.networks import fine_tuning
+from nucsam_monai.networks.fine_tuning import (
+    MALA,
+    BlockMALA,
+    build_adapters,
+    convolve_dynamically,
+    freeze_for,
+    nest_kernels,
+)
 from nucsam_monai.networks.sam import SAM, SAM_VARIANTS
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.networks.conftest import MICRO
@@ -29,7 +36,7 @@ def randomised(module):
 
 @pytest.fixture(params=["by matrix", "by shifts"])
 def both_ways(request, monkeypatch):
-    monkeypatch.setattr(dynamic_convolution, "MATRIX_CELLS", 10**6 if request.param == "by matrix" else 0)
+    monkeypatch.setattr(fine_tuning, "MATRIX_CELLS", 10**6 if request.param == "by matrix" else 0)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +164,7 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_what_inference_keeps_serves_training_too():
-    dynamic_convolution._neighbours.cache_clear()
+    fine_tuning._neighbours.cache_clear()
     adapter = randomised(MALA(8, rank=4))
     tokens = torch.randn(1, 6, 6, 8)
     with torch.inference_mode():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nucsam_monai.networks.blocks.patch_conv_transpose import PatchConvTranspose2d
+from nucsam_monai.networks.unsam import PatchConvTranspose2d
 
 
 def build(kind, *arguments, **options):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nucsam_monai.networks.blocks import select_points
+from nucsam_monai.networks.sac import select_points
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles.flood_fill import flood_fill
 from tests.oracles.point_selection import component_centres, farthest_pixels

@@ -9,9 +9,14 @@ from torch.nn import functional as F
 from torchvision.models import convnext_small
 
 from nucsam_monai.networks import Prompter
-from nucsam_monai.networks.blocks.compact_backbone import CompactBackbone
-from nucsam_monai.networks.blocks.convnext import CONVNEXT_SMALL, ConvNeXtBackbone, ConvNeXtShape
-from nucsam_monai.networks.prompter import EmbeddingShape, pad_to_multiple
+from nucsam_monai.networks.prompter import (
+    CONVNEXT_SMALL,
+    CompactBackbone,
+    ConvNeXtBackbone,
+    ConvNeXtShape,
+    EmbeddingShape,
+    pad_to_multiple,
+)
 from nucsam_monai.networks.sam import load_trained, save_trained
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 

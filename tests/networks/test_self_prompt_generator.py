@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nucsam_monai.networks.blocks import (
+from nucsam_monai.networks.unsam import (
     PyramidSelfPromptGenerator,
     ReleasedSelfPromptGenerator,
     binary_hint,

@@ -3,8 +3,13 @@ import pytest
 import torch
 from scipy.ndimage import convolve
 
-from nucsam_monai.networks.blocks import ORIGINAL_UNET3PLUS, MaxBlurPool, UNet3Plus, UNet3PlusOptions
-from nucsam_monai.networks.blocks.full_scale_node import FullScaleNode
+from nucsam_monai.networks.unet3plus import (
+    ORIGINAL_UNET3PLUS,
+    FullScaleNode,
+    MaxBlurPool,
+    UNet3Plus,
+    UNet3PlusOptions,
+)
 from nucsam_monai.utils.errors import ConfigurationError
 
 SMALL = {"filters": (4, 8, 16), "dropout": 0.0}

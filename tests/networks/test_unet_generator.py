@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nucsam_monai.networks.blocks import UNetGenerator
+from nucsam_monai.networks.sac import UNetGenerator
 from nucsam_monai.utils.errors import ConfigurationError
 
 

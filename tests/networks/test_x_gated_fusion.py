@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from nucsam_monai.networks.blocks import SAMGuidance, XGatedFusionBlock, XGFBOptions
-from nucsam_monai.networks.blocks.x_gated_fusion import ChannelGate
+from nucsam_monai.networks.eunet3p import ChannelGate, SAMGuidance, XGatedFusionBlock, XGFBOptions
 from nucsam_monai.utils.errors import ConfigurationError
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nucsam_monai.networks.blocks import DomainQueryDecoder
+from nucsam_monai.networks.unsam import DomainQueryDecoder
 
 
 def decode_with_official_layers(

@@ -7,8 +7,7 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Block, window_partition, window_unpartition
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.adapter import BlockAdapter
-from nucsam_monai.networks.sam.image_encoder import ImageEncoder
+from nucsam_monai.networks.sam.encoder import BlockAdapter, ImageEncoder
 
 
 def official_encoder(encoder: ImageEncoder) -> ImageEncoderViT:

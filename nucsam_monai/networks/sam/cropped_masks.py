@@ -1,17 +1,13 @@
 """Masks cut out by their boxes, so that no full-size mask is ever stored or moved."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything.modeling import MaskDecoder
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
-from nucsam_monai.networks.sam.decoding import decode_in_chunks
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -49,7 +45,7 @@ def crop_masks(
 
     Args:
         logits: ``(N, 1, h, w)`` single-mask logits of
-            :func:`~nucsam_monai.networks.sam.decoding.decode_prompts`.
+            :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`.
         iou: ``(N, 1)`` predicted intersection over union.
         pixels_per_logit: side of a logit in pixels: a quarter of the variant's patch, or an eighth with a fine map.
         image_size: height and width in pixels of the image without the padding at its bottom and right; by
@@ -96,53 +92,6 @@ def crop_masks(
     return CroppedMasks(boxes, areas, masks, iou.detach()[:, 0].float().cpu().numpy())
 
 
-@torch.no_grad()
-def decode_cropped(
-    mask_decoder: MaskDecoder,
-    embedding: Tensor,
-    image_pe: Tensor,
-    sparse: Tensor,
-    dense: Tensor,
-    prompts_per_image: Tensor | Sequence[int],
-    *,
-    pixels_per_logit: int,
-    pyramid: Sequence[Tensor] = (),
-    places: Tensor | None = None,
-    image_size: tuple[int, int] | None = None,
-    chunk_size: int | Literal["auto"] | None = "auto",
-) -> CroppedMasks:
-    """Decode prompts chunk by chunk and keep only the cropped masks.
-
-    The peak of memory is that of one chunk, however many prompts there are. For the arguments see
-    :func:`~nucsam_monai.networks.sam.decoding.decode_prompts` and :func:`crop_masks`; ``image_size`` holds
-    for all images of the batch. To use each chunk's masks at once, pass the results of
-    :func:`~nucsam_monai.networks.sam.decoding.decode_in_chunks` to :func:`crop_masks`.
-
-    Raises:
-        ConfigurationError: as in both functions.
-    """
-    chunks = [
-        crop_masks(chunk.logits, chunk.iou, pixels_per_logit=pixels_per_logit, image_size=image_size)
-        for chunk in decode_in_chunks(
-            mask_decoder,
-            embedding,
-            image_pe,
-            sparse,
-            dense,
-            prompts_per_image,
-            pyramid=pyramid,
-            places=places,
-            chunk_size=chunk_size,
-        )
-    ]
-    return CroppedMasks(
-        boxes=np.concatenate([np.zeros((0, 4), dtype=np.int64), *(chunk.boxes for chunk in chunks)]),
-        areas=np.concatenate([np.zeros(0, dtype=np.int64), *(chunk.areas for chunk in chunks)]),
-        masks=[mask for chunk in chunks for mask in chunk.masks],
-        iou=np.concatenate([np.zeros(0, dtype=np.float32), *(chunk.iou for chunk in chunks)]),
-    )
-
-
 def _windows_with_margin(positive: Tensor) -> npt.NDArray[np.int64]:
     """Return ``(N, 4)`` boxes around the positive logits and their neighbours; all zero where there are none."""
     count, height, width = positive.shape
@@ -175,5 +124,5 @@ def _resized(piece: Tensor, factor: int) -> npt.NDArray[np.bool_]:
     if not piece.numel():
         return np.zeros((0, 0), dtype=np.bool_)
     size = (factor * piece.shape[0], factor * piece.shape[1])
-    pixels = functional.interpolate(piece[None, None], size=size, mode="bilinear", align_corners=False)
+    pixels = F.interpolate(piece[None, None], size=size, mode="bilinear", align_corners=False)
     return (pixels[0, 0] > 0).numpy()

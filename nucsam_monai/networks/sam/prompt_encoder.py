@@ -110,6 +110,12 @@ class PromptEncoder(OfficialPromptEncoder):
         return code + corners
 
 
+def corners_of_boxes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the corners ``(N, 2, 2)`` and labels ``(N, 2)`` that stand for boxes ``(N, 4)`` as prompts of points."""
+    labels = torch.tensor(BOX_LABELS, device=boxes.device)
+    return boxes.reshape(-1, 2, 2), labels.expand(len(boxes), -1)
+
+
 def build_prompt_encoder(variant: SAMVariant, image_size: tuple[int, int]) -> PromptEncoder:
     """Build the prompt encoder of a variant for images of ``image_size`` = (height, width) pixels.
 

@@ -1,5 +1,6 @@
-"""The three parts of SAM under their official names."""
+"""SAM: image encoder, prompt encoder and mask decoder under their official names."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -7,13 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.checkpoint import load_official_checkpoint, load_strictly
-from nucsam_monai.networks.sam.decoding import DecodedMasks, decode_prompts
-from nucsam_monai.networks.sam.features import EncoderFeatures
-from nucsam_monai.networks.sam.image_encoder import ImageEncoder
-from nucsam_monai.networks.sam.mask_decoder import build_mask_decoder
-from nucsam_monai.networks.sam.prompt_encoder import build_prompt_encoder
+from nucsam_monai.networks.sam.decoder import DecodedMasks, build_mask_decoder, decode_prompts
+from nucsam_monai.networks.sam.encoder import BlockAdapter, EncoderFeatures, ImageEncoder
+from nucsam_monai.networks.sam.prompt_encoder import build_prompt_encoder, corners_of_boxes
 from nucsam_monai.networks.sam.variants import SAMVariant, sam_variant
+from nucsam_monai.networks.sam.weights import load_official_checkpoint, load_strictly
 
 
 class SAM(nn.Module):
@@ -60,50 +59,71 @@ class SAM(nn.Module):
             prompts_per_image: ``(B,)`` integers with sum N.
             multimask: return three ambiguity masks per prompt instead of one.
         """
-        features = self.image_encoder(image)
-        size = (image.shape[-2], image.shape[-1])
-        sparse, dense = self.prompt_encoder((points, labels), image_size=size)
-        code = self.prompt_encoder.position_code(tuple(features.embedding.shape[-2:]))
+        return self.decode(self.encode(image), points, labels, prompts_per_image, multimask=multimask)
+
+    def encode(
+        self,
+        image: Tensor,
+        *,
+        adapters: Sequence[BlockAdapter] | nn.ModuleList | None = None,
+        return_levels: bool = False,
+    ) -> EncoderFeatures:
+        """Encode ``(B, 3, H, W)`` normalised images; see :meth:`ImageEncoder.forward`."""
+        return self.image_encoder(image, adapters=adapters, return_levels=return_levels)
+
+    def decode(
+        self,
+        features: EncoderFeatures,
+        points: Tensor,
+        labels: Tensor,
+        prompts_per_image: Tensor | Sequence[int],
+        *,
+        pad: bool = True,
+        is_local: bool = True,
+        multimask: bool = False,
+        return_upscaled: bool = False,
+        extra_tokens: Tensor | None = None,
+    ) -> DecodedMasks:
+        """Segment what N prompts show on B encoded images.
+
+        Args:
+            features: of :meth:`encode`.
+            points: ``(N, K, 2)`` as (x, y) in pixels of the images, prompts in the order of the images.
+            labels: ``(N, K)``: 1 foreground, 0 background, -1 padding; 2 and 3 are the corners of a box.
+            prompts_per_image: ``(B,)`` integers with sum N.
+            pad: append SAM's padding point to each prompt, as it belongs to points, but not to boxes.
+            is_local: each prompt asks for one object near it, not for objects all over the image.
+            multimask: return three ambiguity masks per prompt instead of one.
+            return_upscaled: also return the up-scaled feature map of each prompt.
+            extra_tokens: ``(E, C)`` learned tokens, see :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`.
+
+        Raises:
+            ConfigurationError: the numbers of images and prompts do not fit together.
+        """
+        grid = (features.embedding.shape[-2], features.embedding.shape[-1])
+        size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)
+        sparse, dense = self.prompt_encoder((points, labels), image_size=size, pad=pad)
         return decode_prompts(
             self.mask_decoder,
             features.embedding,
-            code,
+            self.prompt_encoder.position_code(grid),
             sparse,
             dense,
             prompts_per_image,
             pyramid=features.pyramid,
-            places=self.prompt_encoder.places(points, labels, image_size=size),
+            places=self.prompt_encoder.places(points, labels, image_size=size) if is_local else None,
             multimask=multimask,
+            return_upscaled=return_upscaled,
+            extra_tokens=extra_tokens,
         )
 
-    def decode_each(
-        self,
-        features: EncoderFeatures,
-        points: tuple[Tensor, Tensor] | None = None,
-        boxes: Tensor | None = None,
-    ) -> DecodedMasks:
-        """Return one mask for each of N prompts on one encoded image.
+    def decode_points(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> DecodedMasks:
+        """Return one mask for each of N prompts of points on one encoded image; see :meth:`decode`."""
+        return self.decode(features, points, labels, [len(points)])
 
-        Args:
-            features: of the image encoder, for one image.
-            points: ``(N, K, 2)`` as (x, y) in pixels of the image, and their labels ``(N, K)`` as in :meth:`forward`.
-            boxes: ``(N, 4)`` as (x_min, y_min, x_max, y_max) in pixels of the image.
-        """
-        embedding, encoder = features.embedding, self.prompt_encoder
-        grid = (embedding.shape[-2], embedding.shape[-1])
-        size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)
-        sparse, dense = encoder(points, boxes, image_size=size)
-        at = points if boxes is None else (boxes.reshape(-1, 2, 2), boxes.new_ones((len(boxes), 2)))
-        return decode_prompts(
-            self.mask_decoder,
-            embedding,
-            encoder.position_code(grid),
-            sparse,
-            dense,
-            [len(sparse)],
-            pyramid=features.pyramid,
-            places=None if at is None else encoder.places(*at, image_size=size),
-        )
+    def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> DecodedMasks:
+        """Return one mask for each box ``(N, 4)``, (x_min, y_min, x_max, y_max) in pixels, on one encoded image."""
+        return self.decode(features, *corners_of_boxes(boxes), [len(boxes)], pad=False)
 
 
 def build_sam(

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
@@ -127,7 +127,7 @@ class FineFeatures(nn.Module):
         """
         joined = []
         for join, skip in zip(self.joins, maps, strict=True):
-            up = functional.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            up = F.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
             coarse = join(torch.cat([up.to(skip.dtype), skip], dim=1))
             joined.append(coarse)
         return tuple(joined)
@@ -154,9 +154,9 @@ class DepthwiseConv(nn.Conv2d):
         device_type = maps.device.type
         in_float32 = self.is_slow and device_type == "cpu" and torch.is_autocast_enabled(device_type)
         before, after = (self.kernel_size[0] - self.stride[0]) // 2, self.kernel_size[0] // 2
-        maps = functional.pad(maps, (before, after) * 2)
+        maps = F.pad(maps, (before, after) * 2)
         if not in_float32:
-            return functional.conv2d(maps, self.weight, None, self.stride, groups=self.groups)
+            return F.conv2d(maps, self.weight, None, self.stride, groups=self.groups)
         with torch.autocast(device_type, enabled=False):
-            out = functional.conv2d(maps.float(), self.weight, None, self.stride, groups=self.groups)
+            out = F.conv2d(maps.float(), self.weight, None, self.stride, groups=self.groups)
         return out.to(torch.get_autocast_dtype(device_type))

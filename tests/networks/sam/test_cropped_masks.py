@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from nucsam_monai.networks.sam import build_mask_decoder, build_prompt_encoder, decode_prompts
-from nucsam_monai.networks.sam.cropped_masks import crop_masks, decode_cropped
+from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused(shape, options, message):
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 2], [0, 0, 0]])
-def test_decoding_chunk_by_chunk_keeps_only_crops(small, randomise, counts):
+def test_crops_of_decoded_chunks_are_those_of_full_size_masks(small, randomise, counts):
     decoder = randomise(build_mask_decoder(small))
     prompt_encoder = randomise(build_prompt_encoder(small, (20, 16)))
     torch.manual_seed(3)
@@ -92,7 +92,8 @@ def test_decoding_chunk_by_chunk_keeps_only_crops(small, randomise, counts):
     sparse, dense = prompt_encoder((points, torch.ones(len(points), 1)))
     arguments = (decoder, embedding, prompt_encoder.position_code((5, 4)), sparse, dense, counts)
     whole = decode_prompts(*arguments)
-    found = decode_cropped(*arguments, pixels_per_logit=2, image_size=(39, 30), chunk_size=2)
+    decoded = decode_prompts(*arguments, chunk_size=2)
+    found = crop_masks(decoded.logits, decoded.iou, pixels_per_logit=2, image_size=(39, 30))
     assert_crops_equal(found, full_size(whole.logits.detach(), 2, (39, 30)))
     np.testing.assert_allclose(found.iou, whole.iou[:, 0].detach().numpy(), atol=1e-5)
     assert found.boxes.shape == (sum(counts), 4)

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from nucsam_monai.networks.sam.embedding_store import Entry, FileStore, MemoryStore
+from nucsam_monai.networks.sam.cache import Entry, FileStore, MemoryStore
 from nucsam_monai.utils.errors import ConfigurationError
 
 KEYS = [f"{index:02x}" * 32 for index in range(40)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nucsam_monai.networks.adapters.domain_bypass import BlockBypass, bottleneck
 from nucsam_monai.networks.sam import SAM_VARIANTS, BlockAdapter, ImageEncoder
+from nucsam_monai.networks.unsam import BlockBypass, bottleneck
 from tests.oracles.official_sam import official_encoder, run_official_block, run_official_encoder
 
 SIZES = [(256, 256), (256, 384), (512, 512), (1024, 1024)]

@@ -12,7 +12,7 @@ from nucsam_monai.networks.sam import (
     build_mask_decoder,
     build_prompt_encoder,
     build_sam,
-    decode_cropped,
+    crop_masks,
     decode_prompts,
     sam_variant,
 )
@@ -146,20 +146,8 @@ def test_half_precision_draws_the_same_masks(case):
 
 @torch.no_grad()
 def test_cropped_masks_have_two_pixels_per_logit(case):
-    decoder, encoder, embedding, pyramid, points, labels = case
-    sparse, dense = encoder((points, labels))
-    cropped = decode_cropped(
-        decoder,
-        embedding,
-        encoder.position_code((HEIGHT, WIDTH)),
-        sparse,
-        dense,
-        (2, 0, 3),
-        pixels_per_logit=2,
-        pyramid=pyramid,
-        places=encoder.places(points, labels),
-        chunk_size=2,
-    )
+    decoded = decode(case, (2, 0, 3), chunk_size=2)
+    cropped = crop_masks(decoded.logits, decoded.iou, pixels_per_logit=2)
     logits = decode(case, (2, 0, 3)).logits
     whole = F.interpolate(logits, scale_factor=2, mode="bilinear")[:, 0] > 0
     assert cropped.areas.tolist() == whole.sum(dim=(1, 2)).tolist()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nucsam_monai.networks.sam import ImageEncoder
-from nucsam_monai.networks.sam.frozen_cache import FrozenCache
+from nucsam_monai.networks.sam.kernels import FrozenCache
 
 
 class Scaling(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nucsam_monai.networks.sam import BlockAdapter, ImageEncoder, first_trained_block
-from nucsam_monai.networks.sam.frozen_prefix import FrozenPrefix, PrefixDigests, frozen_prefix
+from nucsam_monai.networks.sam.cache import FrozenPrefix, PrefixDigests, frozen_prefix
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -133,7 +133,7 @@ def test_digest_depends_on_adapters_of_the_prefix_and_their_options(encoder):
 
 def test_unchanged_weights_are_read_once(encoder, monkeypatch):
     read = []
-    module = "nucsam_monai.networks.sam.frozen_prefix.digest_of_tensors"
+    module = "nucsam_monai.networks.sam.cache.digest_of_tensors"
     monkeypatch.setattr(module, lambda tensors: read.append(len(tensors)) or str(len(read)))
     digests, prefix = PrefixDigests(), FrozenPrefix(4, neck=True)
     assert [digests.digest(encoder, prefix) for _ in range(3)] == [digests.digest(encoder, prefix)] * 3

@@ -3,7 +3,7 @@
 import torch
 
 from nucsam_monai.networks.sam import build_sam
-from nucsam_monai.networks.sam.localised_start import start_localised
+from nucsam_monai.networks.sam.decoder import start_localised
 
 
 def test_a_point_attends_to_the_cell_it_lies_in() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.packed_linear import MOST_ROWS, PackedLinear, _mkl_packs
+from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs
 
 needs_mkl = pytest.mark.skipif(not _mkl_packs(), reason="PyTorch was built without MKL")
 

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nucsam_monai.networks.sam import build_mask_decoder, decode_prompts, sam_variant
-from nucsam_monai.networks.sam.prompt_chunks import bytes_per_prompt, prompts_per_chunk
+from nucsam_monai.networks.sam.decoder import bytes_per_prompt, prompts_per_chunk
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_free_memory_of_a_gpu_bounds_the_chunk(decoder, monkeypatch, free):
 @pytest.mark.parametrize("shared", [False, True])
 def test_estimate_bounds_the_memory_that_prompts_take(decoder, monkeypatch, upscaled, shared):
     # As on a GPU: up-scale all prompts of a chunk together.
-    monkeypatch.setattr("nucsam_monai.networks.sam.decoding.UPSCALED_CELLS", 2**30)
+    monkeypatch.setattr("nucsam_monai.networks.sam.decoder.UPSCALED_CELLS", 2**30)
     embedding, code = torch.randn(1, 128, 16, 16), torch.randn(1, 128, 16, 16)
 
     @torch.no_grad()

@@ -3,14 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nucsam_monai.networks.sam.folded_attention import folded_attention
-from nucsam_monai.networks.sam.relative_position import (
-    padding_term,
-    relative_position_terms,
+from nucsam_monai.networks.sam.encoder import (
+    merge_windows,
+    pad_to_windows,
     relative_positions,
     resize_position_grid,
+    split_windows,
+    window_spans,
 )
-from nucsam_monai.networks.sam.windows import merge_windows, pad_to_windows, split_windows, window_spans
+from nucsam_monai.networks.sam.kernels import folded_attention, padding_term, relative_position_terms
 from tests.oracles.positioned_attention import attend_in_padded_window
 
 sides = st.integers(1, 9)

@@ -2,26 +2,27 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.adapters import FineTuning, MALAKernel, build_adapters, freeze_for
-from nucsam_monai.networks.blocks.boundary_refinement import (
+from nucsam_monai.networks.cfrsam.refinement import (
     BGMROptions,
     BoundaryRefinement,
     ImageGuides,
     PixelRefinement,
     build_refinement,
+    fixed_statistics,
+    refine_in_boxes,
+    refine_in_chunks,
 )
-from nucsam_monai.networks.blocks.box_refinement import refine_in_boxes
-from nucsam_monai.networks.blocks.hmfm import HMFM, HMFMOptions
-from nucsam_monai.networks.blocks.refinement_chunks import fixed_statistics, refine_in_chunks
+from nucsam_monai.networks.fine_tuning import FineTuning, MALAKernel, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import (
     MaskPrediction,
     NucleusPrompts,
@@ -30,14 +31,77 @@ from nucsam_monai.networks.nucleus_prompts import (
     prompts_of_one_image,
 )
 from nucsam_monai.networks.options import read_options
+from nucsam_monai.networks.prompter import Prompter, any_nucleus_logits
 from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
-from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam, decode_prompts
+from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
-from nucsam_monai.networks.sam.localised_start import start_localised
-from nucsam_monai.networks.sam.prompt_encoder import BOX_LABELS
+from nucsam_monai.networks.sam.decoder import start_localised
+from nucsam_monai.networks.sam.prompt_encoder import corners_of_boxes
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.names import distinct_names
 
 logger = logging.getLogger(__name__)
+
+
+LEVELS = 4
+
+
+@dataclass(frozen=True)
+class HMFMOptions:
+    """How the levels are fused; all but ``modulated`` are the paper's ablation, ``none`` takes the last level.
+
+    ``reduce`` says what becomes of the modulated levels. Their sum, as in the paper, is about four times as
+    large as the embedding that SAM's decoder was trained on, and the decoder has to get used to it.
+    """
+
+    fusion: Literal["modulated", "add", "average", "concat", "none"] = "modulated"
+    reduce: Literal["sum", "mean"] = "sum"
+
+
+class HMFM(nn.Module):
+    """Weight the channels of each level by what the level shows, and add the levels up.
+
+    ``a_l = sigmoid(GAP(ReLU(BN(Conv1x1(F_l)))))`` and ``F = sum_l (a_l * F_l + F_l)``.
+
+    Args:
+        channels: of an embedding.
+        options: see :class:`HMFMOptions`; not for ``none``, which has no module.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in HMFM(256, HMFMOptions()).parameters())
+        264192
+    """
+
+    def __init__(self, channels: int, options: HMFMOptions) -> None:
+        super().__init__()
+        self.options = options
+        if options.fusion == "modulated":
+            self.gates = nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(channels, channels, kernel_size=1, bias=False),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                    nn.AdaptiveAvgPool2d(1),
+                    nn.Sigmoid(),
+                )
+                for _ in range(LEVELS)
+            )
+        elif options.fusion == "concat":
+            self.project = nn.Conv2d(LEVELS * channels, channels, kernel_size=1)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Fuse four maps ``(B, C, h, w)`` into one of the same shape."""
+        if self.options.fusion == "concat":
+            return self.project(torch.cat(list(levels), dim=1))
+        if self.options.fusion == "modulated":
+            pairs = zip(self.gates, levels, strict=True)
+            levels = [level * (1 + gate(level)) for gate, level in pairs]
+        stacked = torch.stack(list(levels))
+        averages = self.options.fusion == "average" or (
+            self.options.fusion == "modulated" and self.options.reduce == "mean"
+        )
+        return stacked.mean(dim=0) if averages else stacked.sum(dim=0)
+
 
 _FEWEST_FOR_STATISTICS = 2
 """Prompts from which batch normalisation takes the statistics of the batch."""
@@ -47,7 +111,7 @@ PromptKind = Literal["point", "box"]
 
 @dataclass(frozen=True)
 class MALAOptions:
-    """MALA: see :class:`~nucsam_monai.networks.adapters.mala.MALA`; the paper compares ranks 16 to 128."""
+    """MALA: see :class:`~nucsam_monai.networks.fine_tuning.MALA`; the paper compares ranks 16 to 128."""
 
     kernel: MALAKernel = "learnable"
     rank: int = 64
@@ -108,22 +172,22 @@ class CFRSAM(nn.Module):
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
         image_size: side of the tiles in pixels.
-        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.adapters.FineTuning`.
+        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         mala: values of :class:`MALAOptions`, for ``adapter: mala``.
         lora: values of :class:`~nucsam_monai.networks.sac.LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`~nucsam_monai.networks.sac.MSAOptions`, for ``adapter: msa``.
-        hmfm: values of :class:`~nucsam_monai.networks.blocks.hmfm.HMFMOptions`.
-        bgmr: values of :class:`~nucsam_monai.networks.blocks.boundary_refinement.BGMROptions`.
+        hmfm: values of :class:`~nucsam_monai.networks.cfrsam.network.HMFMOptions`.
+        bgmr: values of :class:`~nucsam_monai.networks.cfrsam.refinement.BGMROptions`.
         prompt: ``point``, or ``box`` (the paper's ablation): the two points of a prompt are then opposite
             corners of a box, and the labels do not matter.
         refine_margin_px: in evaluation :meth:`decode` refines each mask only in the box around its coarse mask
             and this far beyond it, which saves most of the work, see
-            :func:`~nucsam_monai.networks.blocks.box_refinement.refine_in_boxes`; None refines the whole image,
+            :func:`~nucsam_monai.networks.cfrsam.refinement.refine_in_boxes`; None refines the whole image,
             as the paper does.
         train_sam: let all of SAM learn, beyond what ``adapter`` says: random weights have nothing to adapt.
         activation_checkpointing: recompute the encoder's blocks in the backward pass to save memory.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
-            :func:`~nucsam_monai.networks.sam.localised_start.start_localised`.
+            :func:`~nucsam_monai.networks.sam.decoder.start_localised`.
 
     Raises:
         ConfigurationError: an unknown option or value.
@@ -203,7 +267,7 @@ class CFRSAM(nn.Module):
 
     def encode(self, image: Tensor) -> EncodedImages:
         """Encode ``(B, 3, S, S)`` images, normalised with SAM's constants."""
-        features = self.sam.image_encoder(image, adapters=self.adapters, return_levels=self.hmfm is not None)
+        features = self.sam.encode(image, adapters=self.adapters, return_levels=self.hmfm is not None)
         embedding = features.embedding if self.hmfm is None else self.hmfm(features.levels)
         if not isinstance(self.bgmr, BoundaryRefinement):
             return EncodedImages(embedding, None, features.pyramid)
@@ -230,17 +294,15 @@ class CFRSAM(nn.Module):
         if self.prompt == "point":
             return self.decode(embedding, prompts_of_one_image(points, labels))
         # Trained with boxes alone, so that the refinement has never seen the mask of a point.
-        masks = self.sam.decode_each(embedding.features(), points=(points, labels))
+        masks = self.sam.decode_points(embedding.features(), points, labels)
         return MaskPrediction(masks.logits, masks.iou)
 
     def decode_boxes(self, embedding: EncodedImages, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
         if self.prompt == "point":
-            masks = self.sam.decode_each(embedding.features(), boxes=boxes)
+            masks = self.sam.decode_boxes(embedding.features(), boxes)
             return MaskPrediction(masks.logits, masks.iou)
-        corners = boxes.reshape(-1, 2, 2)
-        labels = torch.tensor(BOX_LABELS, device=boxes.device).expand(len(corners), 2)
-        return self.decode(embedding, prompts_of_one_image(corners, labels))
+        return self.decode(embedding, prompts_of_one_image(*corners_of_boxes(boxes)))
 
     def decode_stages(self, encoded: EncodedImages, prompts: NucleusPrompts) -> CFRSAMOutput:
         """Return the masks of the prompts before and after the refinement.
@@ -299,24 +361,15 @@ class CFRSAM(nn.Module):
         }
 
     def _decoded(self, encoded: EncodedImages, prompts: NucleusPrompts) -> DecodedMasks:
-        encoder, patch = self.sam.prompt_encoder, self.variant.patch
-        grid = (encoded.embedding.shape[-2], encoded.embedding.shape[-1])
-        size = (grid[0] * patch, grid[1] * patch)
+        points, labels = prompts.points, prompts.labels
         if self.prompt == "box":
-            sparse, dense = encoder(boxes=boxes_of(prompts), image_size=size)
-            labels = torch.ones_like(prompts.labels)
-        else:
-            sparse, dense = encoder((prompts.points, prompts.labels), image_size=size)
-            labels = prompts.labels
-        return decode_prompts(
-            self.sam.mask_decoder,
-            encoded.embedding,
-            encoder.position_code(grid),
-            sparse,
-            dense,
+            points, labels = corners_of_boxes(boxes_of(prompts))
+        return self.sam.decode(
+            encoded.features(),
+            points,
+            labels,
             prompts.prompts_per_image,
-            pyramid=encoded.pyramid,
-            places=encoder.places(prompts.points, labels, image_size=size),
+            pad=self.prompt == "point",
             return_upscaled=self.bgmr is not None,
         )
 
@@ -336,3 +389,80 @@ def _refinement_inputs(
     counts = prompts.prompts_per_image.cpu()
     owners = torch.arange(len(counts)).repeat_interleave(counts)
     return encoded.guides, decoded.upscaled, owners.to(decoded.logits.device)
+
+
+class PromptedCFRSAM(nn.Module):
+    """Both stages of the method, which share nothing and are trained one after the other (CFR-SAM, overview).
+
+    The first stage is PromptNucSeg's prompter; with prompts that are boxes it predicts sizes as well. As one module
+    both are moved, switched to evaluation and exported together. Inference on whole images runs
+    :class:`~nucsam_monai.inferers.PromptedInferer` on this network, with the points of a
+    :class:`~nucsam_monai.inferers.PointFinder` around its ``prompter``.
+
+    Args:
+        class_names: of the nuclei; one name where they have no classes.
+        sam_variant: of the second stage.
+        image_size: side of its tiles in pixels.
+        prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`, without ``sizes``.
+        backbone_checkpoint: ImageNet weights of the prompter's backbone.
+        segmentor: further arguments of :class:`~nucsam_monai.networks.cfrsam.network.CFRSAM`.
+
+    Raises:
+        ConfigurationError: no class or one named twice, an unknown option or value.
+        CheckpointError: a file of weights is missing, damaged or of another network.
+
+    Example:
+        >>> import torch
+        >>> options = {"adapter": "mala", "train_sam": True}
+        >>> network = PromptedCFRSAM(["nucleus"], "vit_tiny", prompter={"backbone": "compact"}, segmentor=options)
+        >>> network.eval()(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        sam_variant: str,
+        image_size: int = 256,
+        *,
+        prompter: Mapping[str, Any] | None = None,
+        backbone_checkpoint: str | None = None,
+        segmentor: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.class_names = distinct_names(class_names, "class_names")
+        self.segmentor = CFRSAM(sam_variant, image_size, **(segmentor or {}))
+        self.prompter = Prompter(
+            len(class_names),
+            options={**(prompter or {}), "sizes": self.segmentor.prompt == "box"},
+            backbone_checkpoint=backbone_checkpoint,
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits ``(B, 1, S, S)`` of "any nucleus" of images, normalised with SAM's constants.
+
+        See :func:`~nucsam_monai.networks.prompter.any_nucleus_logits`.
+        """
+        found = self.prompter(image, with_mask=False)
+        return any_nucleus_logits(found, image.shape[-1], partial(self.decode, self.encode(image)))
+
+    def encode(self, image: Tensor) -> EncodedImages:
+        """Return what ``(B, 3, S, S)`` images are decoded from."""
+        return self.segmentor.encode(image)
+
+    def decode(self, embedding: EncodedImages, prompts: NucleusPrompts) -> MaskPrediction:
+        """Return the final masks of the prompted nuclei of encoded images."""
+        return self.segmentor.decode(embedding, prompts)
+
+    def decode_clicks(self, embedding: EncodedImages, points: Tensor, labels: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        return self.segmentor.decode_clicks(embedding, points, labels)
+
+    def decode_boxes(self, embedding: EncodedImages, boxes: Tensor) -> MaskPrediction:
+        """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
+        return self.segmentor.decode_boxes(embedding, boxes)
+
+    @property
+    def prompter_header(self) -> dict[str, str]:
+        """What the prompter's weights file says of it: its options and the names of the classes."""
+        return {**self.prompter.header, "class_names": json.dumps(self.class_names)}

@@ -1,4 +1,4 @@
-"""The loss of PromptNucSeg's segmentor: 20 focal + Dice on the masks, squared error on their predicted IoU."""
+"""The losses of PromptNucSeg's segmenter: alone, with an auxiliary head, and with the prompter."""
 
 from typing import Literal, NamedTuple
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.losses.nucleus_masks import NucleusMaskLoss
-from nucsam_monai.losses.sac import target_at
+from nucsam_monai.losses.common import HoVerNetBranchLoss, NucleusMaskLoss, target_at
+from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
+from nucsam_monai.networks.promptnucseg import EndToEndOutput, TaughtPrediction
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -33,7 +34,7 @@ class SegmentorLoss(nn.Module):
     With class logits the multi-class focal loss of gamma 2 is added.
 
     Args:
-        focal_weight: see :class:`~nucsam_monai.losses.nucleus_masks.NucleusMaskLoss`, as the next two.
+        focal_weight: see :class:`~nucsam_monai.losses.common.NucleusMaskLoss`, as the next two.
         dice: ``pooled`` or ``per_mask``.
         detach_iou_target: whether the predicted IoU leaves the masks alone.
         loss_at: compare at the size of the ``image``, to which logits are enlarged bilinearly, or at that of
@@ -72,7 +73,7 @@ class SegmentorLoss(nn.Module):
         logits, masks = self._at_one_size(output.logits.float(), target.masks.unsqueeze(1))
         loss = self.masks(logits, masks, output.iou)
         if output.class_logits is not None and target.classes is not None:
-            loss = loss + multiclass_focal(output.class_logits.float(), target.classes)
+            loss = loss + _multiclass_focal(output.class_logits.float(), target.classes)
         return loss
 
     def _at_one_size(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ class SegmentorLoss(nn.Module):
         return logits, target_at(logits, masks)
 
 
-def multiclass_focal(logits: Tensor, classes: Tensor, gamma: float = 2.0) -> Tensor:
+def _multiclass_focal(logits: Tensor, classes: Tensor, gamma: float = 2.0) -> Tensor:
     """Return the mean of ``(1 - p)^gamma * -log p``, p being the softmax probability of the true class.
 
     Args:
@@ -93,3 +94,65 @@ def multiclass_focal(logits: Tensor, classes: Tensor, gamma: float = 2.0) -> Ten
     """
     entropy = F.cross_entropy(logits, classes, reduction="none")
     return ((1 - torch.exp(-entropy)) ** gamma * entropy).mean()
+
+
+class DenselyTaughtLoss(nn.Module):
+    """``masks + dense_weight * dense``: the loss of prompted masks, and HoVer-Net's of all pixels.
+
+    Args:
+        masks: of the prompted nuclei.
+        dense_weight: of MONAI's loss of HoVer-Net's branches; with 0 the head learns nothing.
+
+    Raises:
+        ConfigurationError: a negative weight.
+    """
+
+    def __init__(self, masks: SegmentorLoss, dense_weight: float = 1.0) -> None:
+        super().__init__()
+        if dense_weight < 0:
+            raise ConfigurationError(f"loss dense_weight {dense_weight}: expected 0 or more.")
+        self.masks = masks
+        self.dense = HoVerNetBranchLoss()
+        self.dense_weight = dense_weight
+
+    def forward(self, output: TaughtPrediction, target: NucleusTargets) -> Tensor:
+        """Return the scalar loss.
+
+        Raises:
+            ConfigurationError: the target lacks the maps of all pixels.
+        """
+        if target.dense is None:
+            raise ConfigurationError(
+                "target: found no maps of all pixels, expected the item's 'dense' of DenseNucleid."
+            )
+        return self.masks(output.masks, target) + self.dense_weight * self.dense(output.dense, target.dense)
+
+
+class EndToEndTarget(NamedTuple):
+    """The ground truth of both networks for one batch."""
+
+    nuclei: PrompterTarget
+    masks: NucleusTargets
+
+
+class EndToEndLoss(nn.Module):
+    """``prompter_weight * (L_reg + L_cls + L_aux) + L_segmentor`` (PromptNucSeg, supplement: shared encoder).
+
+    Args:
+        prompter: loss of the points.
+        segmentor: loss of the masks.
+        prompter_weight: of the former; the paper gives none.
+    """
+
+    def __init__(
+        self, prompter: PrompterLoss, segmentor: SegmentorLoss, *, prompter_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.prompter = prompter
+        self.segmentor = segmentor
+        self.prompter_weight = prompter_weight
+
+    def forward(self, output: EndToEndOutput, target: EndToEndTarget) -> Tensor:
+        """Return the scalar loss."""
+        points = self.prompter(output.found, target.nuclei)
+        return self.prompter_weight * points + self.segmentor(output.masks, target.masks)

@@ -1,0 +1,495 @@
+"""Read and write weights files: whole SAMs, and what a method trained on one."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import nucsam_monai
+from nucsam_monai.networks.sam.variants import SAM_VARIANTS, SAMVariant
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+from nucsam_monai.utils.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
+    """Open a safetensors file for reading.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    require_file(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged safetensors file ({error}). Get it again.") from error
+
+
+def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    with open_safetensors(path) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}
+
+
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read a state dict from a safetensors file or from one written by ``torch.save``, without unpickling.
+
+    Args:
+        path: ``.safetensors``, or any other suffix for a file written by ``torch.save``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    require_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes the restricted unpickler raise any type
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run "
+            f"code ({type(error).__name__}: {reason}). Use the official file or a .safetensors one."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path}: expected a state dict of tensors only, as the official files are.")
+    return state
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over the names, types, shapes and bytes of tensors, whatever their order.
+
+    Example:
+        >>> digest_of_tensors({}) == hashlib.sha256().hexdigest()
+        True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(bytes_of_tensor(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU without copying them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def require_file(path: Path | str) -> None:
+    """Make sure that a weights file is there.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: no such file. Correct the path of the weights, or get the file first."
+        )
+
+
+def require_same_tensors(
+    expected: dict[str, torch.Size], found: dict[str, torch.Size], source: str, hint: str = ""
+) -> None:
+    """Compare tensors by name and shape.
+
+    Args:
+        expected: what the network has.
+        found: what the file has.
+        source: the file, for the message.
+        hint: what the reader may do about a difference.
+
+    Raises:
+        CheckpointError: they differ; one sentence counts the differences and names the first of each kind.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    reshaped = [name for name in expected if name in found and expected[name] != found[name]]
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} missing (first: {missing[0]})")
+    if unexpected:
+        complaints.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+    if reshaped:
+        name = reshaped[0]
+        complaints.append(
+            f"{len(reshaped)} of another shape (first: {name}, found {tuple(found[name])}, "
+            f"expected {tuple(expected[name])})"
+        )
+    if complaints:
+        raise CheckpointError(
+            f"{source}: tensors do not fit the network: {', '.join(complaints)}. {hint}".strip()
+        )
+
+
+SAM_FORMAT = "nucsam_monai.sam.1"
+
+_Signature = tuple[int, int, int, int, int]
+
+
+class SAMWeights(NamedTuple):
+    """The state dicts of SAM's parts, float32 on the CPU."""
+
+    image_encoder: dict[str, Tensor]
+    prompt_encoder: dict[str, Tensor]
+    mask_decoder: dict[str, Tensor]
+
+
+def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeights:
+    """Read a checkpoint in the layout of the official ones and make sure that it is of ``variant``.
+
+    Args:
+        path: ``.safetensors``, for example of :func:`save_sam`, or any other suffix for a file written by
+            ``torch.save``.
+        variant: what the weights are meant for. What they are is read from the shapes of the tensors.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds anything but tensors, or is of another variant.
+    """
+    path = Path(path)
+    state = read_tensors(path)
+    if path.suffix == ".safetensors":
+        _check_sam_header(path, state, variant)
+    found, asked = _signature_of_state(path, state), _signature_of_variant(variant)
+    if found != asked:
+        known = [known.name for known in SAM_VARIANTS.values() if _signature_of_variant(known) == found]
+        described = (
+            f"'{known[0]}'" if known else f"unknown to this package (depth {found[0]}, width {found[1]})"
+        )
+        wanted = f" ({variant.checkpoint_file})" if variant.checkpoint_file else ""
+        raise CheckpointError(
+            f"{path}: the weights are of SAM variant {described}, but '{variant.name}' was asked for. "
+            f"Change the variant or give the weights of '{variant.name}'{wanted}."
+        )
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in SAMWeights._fields}
+    for key, tensor in state.items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            raise CheckpointError(
+                f"{path}: found tensor '{key}', expected only {', '.join(parts)}. This is not a plain SAM."
+            )
+        parts[part][name] = tensor.float()
+    return SAMWeights(**parts)
+
+
+def save_sam(
+    path: Path | str,
+    state: Mapping[str, Tensor],
+    variant: SAMVariant,
+    image_size: int,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a whole SAM to one safetensors file in the layout of the official ones, completely or not at all.
+
+    The file is a ``sam_checkpoint`` like any other. Its header names variant and image size, and the SHA-256
+    of the tensors, by which a damaged file is noticed when it is loaded.
+
+    Args:
+        path: the file; its name ends with ``.safetensors``.
+        state: ``SAM.state_dict()``.
+        variant: of this SAM.
+        image_size: side in pixels of the images that it was trained on.
+        facts: what else the header says, for example of the training.
+
+    Raises:
+        CheckpointError: the tensors are not those of a SAM of this variant.
+
+    Example:
+        >>> from nucsam_monai.networks.sam import build_sam
+        >>> sam = build_sam("vit_tiny", 256)
+        >>> save_sam("sam.safetensors", sam.state_dict(), sam.variant, 256)  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: expected a name that ends with .safetensors.")
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    if _signature_of_state(path, tensors) != _signature_of_variant(variant):
+        raise CheckpointError(f"{path}: the tensors to be written are not of SAM variant '{variant.name}'.")
+    header = {
+        **(facts or {}),
+        "format": SAM_FORMAT,
+        "sam_variant": variant.name,
+        "image_size": str(image_size),
+        "tensors_sha256": digest_of_tensors(tensors),
+        "nucsam_monai_version": nucsam_monai.__version__,
+    }
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=header)
+    logger.info("%s: saved a SAM of variant '%s', %d tensors.", path, variant.name, len(tensors))
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict that must fit ``module`` tensor by tensor; a module on the meta device takes it over.
+
+    Args:
+        module: what is loaded into.
+        state: every parameter and buffer of the module, by name.
+        source: where the tensors come from, for messages.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape. Nothing is loaded then.
+    """
+    expected = module.state_dict()
+    require_same_tensors(
+        {name: tensor.shape for name, tensor in expected.items()},
+        {name: tensor.shape for name, tensor in state.items()},
+        source,
+    )
+    module.load_state_dict(state, assign=any(tensor.is_meta for tensor in expected.values()))
+    logger.info("%s: loaded %d tensors into %s.", source, len(state), type(module).__name__)
+
+
+def _check_sam_header(path: Path, state: dict[str, Tensor], variant: SAMVariant) -> None:
+    """Check what a file of this package says of itself; files of others say nothing."""
+    with open_safetensors(path) as file:
+        header = file.metadata() or {}
+    if header.get("format", "").startswith("nucsam_monai.trained"):
+        raise CheckpointError(
+            f"{path}: holds what was trained of '{header.get('method')}', not a whole SAM. Give the official "
+            "weights or the sam.safetensors of a pretraining; as 'checkpoint' the file serves its own method."
+        )
+    if header.get("format") != SAM_FORMAT:
+        return
+    if header.get("tensors_sha256") != digest_of_tensors(state):
+        raise CheckpointError(f"{path}: damaged, its tensors are not what was written. Get it again.")
+    if header.get("sam_variant") != variant.name:
+        raise CheckpointError(
+            f"{path}: the weights are of SAM variant '{header.get('sam_variant')}', but '{variant.name}' was "
+            "asked for. Change the variant or give other weights."
+        )
+    logger.info("%s: a SAM pretrained on images of %s px.", path, header.get("image_size"))
+
+
+def _signature_of_variant(variant: SAMVariant) -> _Signature:
+    return (variant.depth, variant.width, variant.head_width, variant.pos_grid, variant.embed_channels)
+
+
+def _signature_of_state(path: Path, state: dict[str, Tensor]) -> _Signature:
+    """Read the same five numbers from the shapes of the tensors."""
+    prefix = "image_encoder."
+    blocks = {key.split(".")[2] for key in state if key.startswith(f"{prefix}blocks.")}
+    try:
+        _, pos_grid, _, width = state[f"{prefix}pos_embed"].shape
+        head_width = state[f"{prefix}blocks.0.attn.rel_pos_h"].shape[-1]
+        embed_channels = state[f"{prefix}neck.0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: not a SAM checkpoint: the image encoder's position tables or neck are not in it."
+        ) from error
+    return (len(blocks), width, head_width, pos_grid, embed_channels)
+
+
+FORMAT = "nucsam_monai.trained.1"
+_REQUIRED = ("method", "sam_variant")
+_WRITTEN_HERE = ("format", "frozen_sha256", "nucsam_monai_version", "torch_version")
+
+
+def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]) -> None:
+    """Write what was trained in ``network`` to one safetensors file, completely or not at all.
+
+    Saved are the parameters that require a gradient and the persistent buffers that belong to them, such as
+    the statistics of batch normalisation.
+
+    Args:
+        path: the file; by convention it ends with ``.safetensors``.
+        network: any module.
+        header: ``method`` and ``sam_variant``, and whatever else describes the training, for example
+            ``config_sha256`` or ``domains``. The format, the versions and the digest of the frozen weights
+            are added.
+
+    Raises:
+        ConfigurationError: the header lacks a required entry, has one that is written here, or holds anything
+            but strings.
+    """
+    _check_header(header)
+    trained, _ = _split(network)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trained.items()}
+    metadata = {
+        **header,
+        "format": FORMAT,
+        "frozen_sha256": frozen_digest(network),
+        "nucsam_monai_version": nucsam_monai.__version__,
+        "torch_version": str(torch.__version__),
+    }
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    logger.info("%s: saved %d trained tensors.", path, len(tensors))
+
+
+def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, str]) -> dict[str, str]:
+    """Load a file of :func:`save_trained` into a network built and frozen like the one that was saved.
+
+    Everything is checked before the first tensor is changed.
+
+    Args:
+        path: the file.
+        network: the method's network with the frozen base weights already loaded.
+        expected: header entries that must agree: ``method``, ``sam_variant``, and more if wanted.
+
+    Returns:
+        The file's header.
+
+    Raises:
+        ConfigurationError: ``expected`` lacks a required entry.
+        CheckpointError: the file is missing or damaged, an expected entry differs, the frozen weights are not
+            those of the training, or a tensor is missing, unexpected or of another shape.
+    """
+    _check_header(expected)
+    header = read_header(path)
+    for name, value in expected.items():
+        if header.get(name) != value:
+            raise CheckpointError(
+                f"{path}: its {name} is '{header.get(name, 'not named')}', but this network's is '{value}'. "
+                "Build the network that the file was trained for, or give another file."
+            )
+    trained, _ = _split(network)
+    found = read_safetensors(path)
+    require_same_tensors(
+        {name: tensor.shape for name, tensor in trained.items()},
+        {name: tensor.shape for name, tensor in found.items()},
+        str(path),
+        hint="Its options or its trainable part differ from those of the training.",
+    )
+    digest = frozen_digest(network)
+    if header.get("frozen_sha256") != digest:
+        raise CheckpointError(
+            f"{path}: trained on other frozen weights (sha256 {header.get('frozen_sha256', 'none')[:12]}...) "
+            f"than this network has ({digest[:12]}...). Load the SAM checkpoint of the training first."
+        )
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            tensor.copy_(found[name])
+    logger.info("%s: loaded %d trained tensors.", path, len(found))
+    return header
+
+
+def read_header(path: Path | str) -> dict[str, str]:
+    """Read the header of a file of :func:`save_trained` without its tensors.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind.
+    """
+    with open_safetensors(path) as file:
+        header = file.metadata() or {}
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: its format is '{header.get('format', 'not named')}', expected '{FORMAT}'. "
+            "Only files that this package saved after training can be loaded here."
+        )
+    return header
+
+
+def write_half(source: Path | str, path: Path | str, settings: Mapping[str, Any]) -> None:
+    """Write weights in half precision, as they ship: half the size, and equal masks but for rounding.
+
+    Args:
+        source: a file of :func:`save_trained`.
+        path: the file to write.
+        settings: what inference is told beside the settings in ``source``; see :func:`with_settings`.
+
+    Raises:
+        CheckpointError: the source is missing or damaged, or a value is beyond half precision.
+    """
+    header = read_header(source)
+    known = json.loads(header.get("settings", "{}"))
+    tensors = {}
+    for name, tensor in read_safetensors(source).items():
+        tensors[name] = tensor.half() if tensor.is_floating_point() else tensor
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(
+                f"{source}: '{name}' holds values beyond half precision or NaN. Train again."
+            )
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=with_settings(header, {**known, **settings}))
+
+
+def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return a header that also says how inference has to treat images and outputs.
+
+    Args:
+        header: of the network.
+        settings: values of keys of ``inference.json`` that the weights were trained for, for example
+            ``{"pixel_std": "image", "instances": "distance"}``.
+    """
+    return {**header, "settings": json.dumps(dict(settings), sort_keys=True)}
+
+
+def trained_setting(checkpoint: Path | str | None, name: str, default: Any) -> Any:
+    """Return what a weights file says of a key of ``inference.json``.
+
+    Args:
+        checkpoint: the file; where there is none, as for tools that only look at a bundle, the default is returned.
+        name: the key.
+        default: for files that do not say.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind.
+    """
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return default
+    return json.loads(read_header(checkpoint).get("settings", "{}")).get(name, default)
+
+
+def frozen_digest(network: nn.Module) -> str:
+    """Return the SHA-256 over the names, types, shapes and bytes of every tensor that is not trained.
+
+    Example:
+        >>> frozen_digest(nn.Linear(2, 2)) == digest_of_tensors({})  # nothing is frozen
+        True
+    """
+    _, frozen = _split(network)
+    return digest_of_tensors(frozen)
+
+
+def _split(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the state dict into what is trained and what is frozen."""
+    trained: dict[str, Tensor] = {}
+    frozen: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        own = isinstance(tensor, nn.Parameter)
+        is_trained = tensor.requires_grad if own else _owner_is_trained(network, name)
+        (trained if is_trained else frozen)[name] = tensor
+    return trained, frozen
+
+
+def _owner_is_trained(network: nn.Module, buffer: str) -> bool:
+    """Whether the nearest module around a buffer that has parameters has trained ones."""
+    owner = buffer
+    while owner:
+        owner = owner.rpartition(".")[0]
+        parameters = list(network.get_submodule(owner).parameters())
+        if parameters:
+            return any(parameter.requires_grad for parameter in parameters)
+    return False
+
+
+def _check_header(header: Mapping[str, str]) -> None:
+    missing = [name for name in _REQUIRED if name not in header]
+    reserved = [name for name in _WRITTEN_HERE if name in header]
+    if missing or reserved:
+        raise ConfigurationError(
+            f"header: found {', '.join(header) or 'nothing'}; {', '.join(_REQUIRED)} are required and "
+            f"{', '.join(_WRITTEN_HERE)} are written by the package."
+        )
+    wrong = [name for name, value in header.items() if not isinstance(value, str)]
+    if wrong:
+        raise ConfigurationError(
+            f"header: '{wrong[0]}' is a {type(header[wrong[0]]).__name__}, expected a string."
+        )
