@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.tracking import MLFLOW_EXPERIMENT
+
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
 from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
 from nucsam_monai.handlers.tracking_store import connect
 from nucsam_monai.utils.errors import ConfigurationError

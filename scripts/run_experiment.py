@@ -12,8 +12,9 @@ The same command again goes on where it stopped. See docs/experiments.md.
 
 import sys
 
+from experiments import main
+
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.apps.experiments import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

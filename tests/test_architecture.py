@@ -63,7 +63,7 @@ def test_only_applications_come_through_the_front_door() -> None:
 
 
 def test_experiments_leave_torch_to_the_commands_they_start() -> None:
-    for file in (PACKAGE / "apps" / "experiments").glob("*.py"):
+    for file in (PACKAGE.parent / "scripts" / "experiments").glob("*.py"):
         roots = {module.split(".")[0] for module in imported_modules(file)}
         assert file.stem == "cost" or not roots & {"torch", "ignite"}, file
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import monai
 import pytest
 import torch
+from experiments import Experiment, Places, run_experiment
+from experiments.report import Report
+from experiments.running import run_command
+from experiments.tracking import MLFLOW_EXPERIMENT
 from monai.bundle import ConfigWorkflow
 from monai.utils import path_to_sqlite_uri
 
-from nucsam_monai.apps.experiments import Experiment, Places, run_experiment
-from nucsam_monai.apps.experiments.report import Report
-from nucsam_monai.apps.experiments.running import run_command
-from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
 from scripts.mlflow_screenshot import browse, find_browser, parent_of, runs_page, served
-from tests.apps.experiments.stub import experiment_of, places_of
 from tests.handlers.tracked_engines import Store
+from tests.scripts.experiments.stub import experiment_of, places_of
 
 TINY = {
     "baseline_size": "small",

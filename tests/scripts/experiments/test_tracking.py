@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
+from experiments import run_experiment
+from experiments.steps import expand, folder_of
+from experiments.tracking import MLFLOW_EXPERIMENT
 
-from nucsam_monai.apps.experiments import run_experiment
-from nucsam_monai.apps.experiments.grid import expand
-from nucsam_monai.apps.experiments.steps import folder_of
-from nucsam_monai.apps.experiments.tracking import MLFLOW_EXPERIMENT
 from nucsam_monai.handlers.tracking_store import connect, experiment_id
-from tests.apps.experiments.stub import StubCommands, experiment_of, places_of
 from tests.handlers.tracked_engines import Store
+from tests.scripts.experiments.stub import StubCommands, experiment_of, places_of
 
 
 def test_one_parent_and_a_child_for_each_pair_however_often_it_is_resumed(

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+from experiments.figures import confusion_matrix, outcome_picture
 
-from nucsam_monai.apps.experiments.pictures import confusion_matrix, outcome_picture
 from nucsam_monai.data.label_files import write_classes, write_instances
 from nucsam_monai.io import write_label_image
 from nucsam_monai.io.overlay import FALSE_POSITIVE, MISSED, TRUE_POSITIVE

@@ -3,14 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from experiments import expand, main, plan, run_experiment
+from experiments.running import run_command, run_grid, run_step
+from experiments.steps import SETTINGS_FILE, Evaluation, folder_of, is_done, prepare
 
-from nucsam_monai.apps.experiments import expand, main, plan, run_experiment
-from nucsam_monai.apps.experiments.app import run_grid
-from nucsam_monai.apps.experiments.grid import Evaluation
-from nucsam_monai.apps.experiments.running import run_command, run_step
-from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, folder_of, is_done, prepare
 from nucsam_monai.utils.errors import ConfigurationError
-from tests.apps.experiments.stub import StubCommands, experiment_of, places_of
+from tests.scripts.experiments.stub import StubCommands, experiment_of, places_of
 
 STEPS = 8  # two methods, two datasets, each trained and tested
 

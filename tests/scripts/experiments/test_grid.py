@@ -1,7 +1,8 @@
 from pathlib import Path
 
-from nucsam_monai.apps.experiments import expand
-from tests.apps.experiments.stub import TWO_METHODS, experiment_of
+from experiments import expand
+
+from tests.scripts.experiments.stub import TWO_METHODS, experiment_of
 
 
 def texts(steps) -> list[str]:

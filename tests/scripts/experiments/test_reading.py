@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from experiments import read_experiment
+from experiments.description import BundleOptions, read_printed
 
-from nucsam_monai.apps.experiments import read_experiment
-from nucsam_monai.apps.experiments.description import BundleOptions
-from nucsam_monai.apps.experiments.printed import read_printed
 from nucsam_monai.utils.errors import ConfigurationError
-from tests.apps.experiments.stub import TWO_METHODS, experiment_of
+from tests.scripts.experiments.stub import TWO_METHODS, experiment_of
 
 FILES = sorted(
     path

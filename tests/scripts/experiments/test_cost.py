@@ -2,10 +2,9 @@ import json
 from pathlib import Path
 
 import torch
+from experiments.cost import write_cost
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
-
-from nucsam_monai.apps.experiments.cost import write_cost
 
 
 class Token(nn.Module):

@@ -2,16 +2,15 @@ import json
 from pathlib import Path
 
 import pytest
+from experiments import expand, read_experiment
+from experiments.preflight import check, option_problems
+from experiments.steps import config_paths, handlers_key
 from monai.bundle import ConfigParser
 
-from nucsam_monai.apps.experiments import expand, read_experiment
-from nucsam_monai.apps.experiments.places import config_paths
-from nucsam_monai.apps.experiments.preflight import check, option_problems
-from nucsam_monai.apps.experiments.steps import handlers_key
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import bundle_root
-from tests.apps.experiments.stub import experiment_of, places_of
-from tests.apps.experiments.test_reading import FILES, forms_of
+from tests.scripts.experiments.stub import experiment_of, places_of
+from tests.scripts.experiments.test_reading import FILES, forms_of
 
 
 def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Path, dataset_dir: str) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from nucsam_monai.apps.experiments.description import BundleOptions, DatasetUse, Experiment
-from nucsam_monai.apps.experiments.grid import Evaluation, Grid
-from nucsam_monai.apps.experiments.places import Places, config_paths
-from nucsam_monai.apps.experiments.printed import read_printed
+from experiments.description import BundleOptions, DatasetUse, Experiment, read_printed
+from experiments.steps import Evaluation, Grid, Places, config_paths
 from nucsam_monai.data import read_dataset
 from nucsam_monai.data.converters import CONVERTERS
 from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir

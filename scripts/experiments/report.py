@@ -7,25 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nucsam_monai.apps.experiments.description import DatasetUse, Experiment
-from nucsam_monai.apps.experiments.grid import Evaluation, Grid
-from nucsam_monai.apps.experiments.pictures import confusion_matrix, plot_confusion, qualitative_sheet
-from nucsam_monai.apps.experiments.places import Places
-from nucsam_monai.apps.experiments.plots import Curve, plot_all
-from nucsam_monai.apps.experiments.printed import Printed, read_printed
-from nucsam_monai.apps.experiments.results import Results, first_done, read_results, read_table
-from nucsam_monai.apps.experiments.running import read_done
-from nucsam_monai.apps.experiments.steps import Step, folder_of, is_done
-from nucsam_monai.apps.experiments.tables import (
+from experiments.description import DatasetUse, Experiment, Printed, read_printed
+from experiments.figures import Curve, confusion_matrix, plot_all, plot_confusion, qualitative_sheet
+from experiments.steps import Evaluation, Grid, Places, Step, folder_of, is_done, read_done
+from experiments.tables import (
+    Results,
     Table,
     build_table,
     csv_rows,
+    first_done,
     latex,
     markdown,
     not_run,
     paired_tests,
+    read_results,
+    read_table,
 )
-from nucsam_monai.apps.experiments.tracking import CURVES_FILE
+from experiments.tracking import CURVES_FILE
 from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_table
 from nucsam_monai.utils.errors import NucSAMError
@@ -57,7 +55,7 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
     """Write the report of what is done so far.
 
     The files are ``results.md``, ``results.csv``, ``results.tex``, ``paired_tests.csv``, the figures of
-    :func:`~nucsam_monai.apps.experiments.plots.plot_all`, and ``sheet_<dataset>.png`` with the answers of all methods
+    :func:`~experiments.plots.plot_all`, and ``sheet_<dataset>.png`` with the answers of all methods
     to the same images.
 
     Args:

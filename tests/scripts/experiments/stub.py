@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from experiments import Experiment, Places, read_experiment
 
-from nucsam_monai.apps.experiments import Experiment, Places, read_experiment
 from nucsam_monai.data import load_items
 from nucsam_monai.data.label_files import read_instances
 from nucsam_monai.handlers.evaluation_report import write_report

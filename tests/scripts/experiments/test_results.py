@@ -4,20 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from nucsam_monai.apps.experiments import run_experiment
-from nucsam_monai.apps.experiments.plots import sweep
-from nucsam_monai.apps.experiments.printed import Printed
-from nucsam_monai.apps.experiments.results import COST, Cell, Results, dataset_cells, merge_rows
-from nucsam_monai.apps.experiments.tables import (
+from experiments import run_experiment
+from experiments.description import Printed
+from experiments.figures import sweep
+from experiments.tables import (
+    COST,
+    Cell,
+    Results,
     build_table,
     csv_rows,
+    dataset_cells,
     latex,
     markdown,
+    merge_rows,
     not_run,
     paired_tests,
 )
-from tests.apps.experiments.stub import StubCommands, experiment_of, places_of
+
+from tests.scripts.experiments.stub import StubCommands, experiment_of, places_of
 
 
 def rows_of(*values: float) -> list[dict]:

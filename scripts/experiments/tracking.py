@@ -8,11 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nucsam_monai.apps.experiments.description import Experiment
-from nucsam_monai.apps.experiments.grid import Evaluation, Training
-from nucsam_monai.apps.experiments.places import Places, weights_files
-from nucsam_monai.apps.experiments.results import Results, read_summary
-from nucsam_monai.apps.experiments.steps import SETTINGS_FILE, Tracking, folder_of, weights_of
+from experiments.description import Experiment
+from experiments.steps import (
+    SETTINGS_FILE,
+    Evaluation,
+    Places,
+    Tracking,
+    Training,
+    folder_of,
+    weights_files,
+    weights_of,
+)
+from experiments.tables import Results, read_summary
 from nucsam_monai.handlers import TrackedRun
 from nucsam_monai.handlers.run_facts import environment_facts, scalar_metrics
 from nucsam_monai.handlers.tracking_store import connect, experiment_id
