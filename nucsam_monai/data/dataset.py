@@ -55,7 +55,7 @@ class DatasetMetadata:
     protocol: str | None = None
 
 
-def metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetadata:
+def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetadata:
     """Read the metadata out of the content of ``dataset.json``.
 
     Raises:
@@ -167,7 +167,7 @@ def read_dataset(folder: Path | str) -> Dataset:
         raise DatasetError(f"{file}: not readable as JSON ({error}).") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{file}: expected a JSON object, found {type(content).__name__}.")
-    metadata = metadata_from_json(content, file)
+    metadata = _metadata_from_json(content, file)
     items = {key: _items_from_json(content.get(key, []), key, folder, metadata) for key in (*SPLITS, UNUSED)}
     unused = tuple(items.pop(UNUSED))
     dataset = Dataset(folder, metadata, items, unused)
