@@ -19,7 +19,13 @@ from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
+logger = logging.getLogger(__name__)
+
 _REQUIRED_TEXTS = ("name", "domain", "modality", "licence", "citation")
+DATASET_FILE = "dataset.json"
+NO_CLASSES = ("nucleus",)
+FILE_KEYS = ("image", "instances", "classes")
+REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
 
 @dataclass(frozen=True)
@@ -93,14 +99,6 @@ def _is_number_or_none(value: Any) -> bool:
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-logger = logging.getLogger(__name__)
-
-DATASET_FILE = "dataset.json"
-NO_CLASSES = ("nucleus",)
-FILE_KEYS = ("image", "instances", "classes")
-REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,17 @@ from nucsam_monai.transforms.targets import class_of_each, nucleus_points, whole
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 
+_NUCLEUS, _OTHER, _PADDING, _CORNERS = 1, 0, -1, (2, 3)
+_JITTER = 0.1
+"""Largest move of a side of a random box, as a share of the box ("Segment Anything", appendix A)."""
+
+TrainingPrompts = Literal["predicted", "gt_random", "gt_centroid", "mixed"]
+"""Where prompts come from: the first stage; a random pixel of each nucleus; its centroid; the first stage, and a
+random pixel for nuclei that it missed."""
+
+USES_FOUND: tuple[TrainingPrompts, ...] = ("predicted", "mixed")
+_POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
+
 
 class ExpertPointsd(MapTransform):
     """Add the points that a file holds for an image; an image that it does not name stays without.
@@ -88,11 +99,6 @@ class NucleusPointsd(Randomizable, MapTransform):
             points[: len(found)], labels[: len(found)] = found, 1
             item["points"], item["point_labels"] = torch.from_numpy(points), torch.from_numpy(labels)
         return item
-
-
-_NUCLEUS, _OTHER, _PADDING, _CORNERS = 1, 0, -1, (2, 3)
-_JITTER = 0.1
-"""Largest move of a side of a random box, as a share of the box ("Segment Anything", appendix A)."""
 
 
 class _PointPrompt(NamedTuple):
@@ -370,15 +376,6 @@ def _tracked() -> Iterator[None]:
         yield
     finally:
         set_track_meta(before)
-
-
-TrainingPrompts = Literal["predicted", "gt_random", "gt_centroid", "mixed"]
-"""Where prompts come from: the first stage; a random pixel of each nucleus; its centroid; the first stage, and a
-random pixel for nuclei that it missed."""
-
-USES_FOUND: tuple[TrainingPrompts, ...] = ("predicted", "mixed")
-
-_POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
 
 
 class MatchedPromptsd(Randomizable, MapTransform):

@@ -14,6 +14,8 @@ from nucsam_monai.data.writer import DatasetWriter, SampleJob, SplitCounts
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
 _logger = logging.getLogger(__name__)
+Splits = Mapping[str, Iterable[str]]
+"""``{"training" | "validation" | "test": ids}``; absent splits are empty."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,6 @@ def write_dataset(
     return ConversionSummary(
         Path(output_dir), info.name, writer.counts, dict(writer.dropped), chosen, writer.most_nuclei
     )
-
-
-Splits = Mapping[str, Iterable[str]]
-"""``{"training" | "validation" | "test": ids}``; absent splits are empty."""
 
 
 def named_protocols(

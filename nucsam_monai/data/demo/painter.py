@@ -28,6 +28,12 @@ HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.11, 0.93, 0.30])
 RED_CELLS = np.array([0.12, 0.80, 0.58])
 DAB = np.array([0.27, 0.57, 0.78])
+_DISCS_PER_GROUP = 8
+_SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
+
+_BLUE = np.array([0.12, 0.32, 1.0])
+_GREY = np.ones(3)
+_FOCUS_LEVELS_PX = (0.8, 1.7, 2.6)
 
 
 def _jitter_dye(rng: np.random.Generator, dye: np.ndarray, spread: float = 0.05) -> np.ndarray:
@@ -157,10 +163,6 @@ def _spot(rng: np.random.Generator, nucleus: Nucleus) -> np.ndarray:
     return np.exp(
         -((rows - np.float32(row)) ** 2 + (columns - np.float32(column)) ** 2) / np.float32(2 * size**2)
     )
-
-
-_DISCS_PER_GROUP = 8
-_SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
 
 
 def draw_discs(
@@ -403,11 +405,6 @@ def _cytoplasm(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     tone = rng.normal(1, 0.12, len(scene.nuclei))[nearest[..., 0]]
     cells = ndimage.zoom((tone * (1 + 0.7 * border)).astype(np.float32), 2, order=1)
     return (ground * cells[: scene.shape[0], : scene.shape[1]]).astype(np.float32)
-
-
-_BLUE = np.array([0.12, 0.32, 1.0])
-_GREY = np.ones(3)
-_FOCUS_LEVELS_PX = (0.8, 1.7, 2.6)
 
 
 def render_fluorescence(
