@@ -27,7 +27,7 @@ _NOT_IN_AN_ID = re.compile(
     r"""[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]|^\.|[ .]+$|^(?=(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))""",
     re.IGNORECASE,
 )
-_LONGEST_ID_BYTES = 240  # leaves room for a suffix
+_LONGEST_ID_BYTES = 200  # leaves room for what output files append
 
 
 @dataclass(frozen=True)
