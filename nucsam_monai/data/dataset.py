@@ -19,7 +19,13 @@ from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
+logger = logging.getLogger(__name__)
+
 _REQUIRED_TEXTS = ("name", "domain", "modality", "licence", "citation")
+DATASET_FILE = "dataset.json"
+NO_CLASSES = ("nucleus",)
+FILE_KEYS = ("image", "instances", "classes")
+REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class DatasetMetadata:
     protocol: str | None = None
 
 
-def metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetadata:
+def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetadata:
     """Read the metadata out of the content of ``dataset.json``.
 
     Raises:
@@ -93,14 +99,6 @@ def _is_number_or_none(value: Any) -> bool:
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-logger = logging.getLogger(__name__)
-
-DATASET_FILE = "dataset.json"
-NO_CLASSES = ("nucleus",)
-FILE_KEYS = ("image", "instances", "classes")
-REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def read_dataset(folder: Path | str) -> Dataset:
         raise DatasetError(f"{file}: not readable as JSON ({error}).") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{file}: expected a JSON object, found {type(content).__name__}.")
-    metadata = metadata_from_json(content, file)
+    metadata = _metadata_from_json(content, file)
     items = {key: _items_from_json(content.get(key, []), key, folder, metadata) for key in (*SPLITS, UNUSED)}
     unused = tuple(items.pop(UNUSED))
     dataset = Dataset(folder, metadata, items, unused)

@@ -50,7 +50,6 @@ class Protocol:
     def problems(self, groups: Mapping[str, str | None]) -> Iterator[str]:
         """Yield what is wrong with it for a dataset whose images are the keys of ``{id: group}``."""
         split_of_id: dict[str, str] = {}
-        split_of_group: dict[str, str] = {}
         for split, ids in self.splits.items():
             for sample_id in ids:
                 if sample_id not in groups:
@@ -58,9 +57,27 @@ class Protocol:
                 if sample_id in split_of_id:
                     yield f"id '{sample_id}' is in '{split_of_id[sample_id]}' and again in '{split}'"
                 split_of_id[sample_id] = split
-                group = groups.get(sample_id)
-                if group and not self.divides_groups and split_of_group.setdefault(group, split) != split:
-                    yield f"group '{group}' is in '{split_of_group[group]}' and in '{split}'"
+        if not self.divides_groups:
+            yield from divided_groups(self.splits, groups)
+
+
+def divided_groups(splits: Mapping[str, Iterable[str]], groups: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield a sentence for every image whose slide or patient is also in an earlier split.
+
+    Args:
+        splits: ``{split: ids}``.
+        groups: ``{id: slide or patient}``, where known.
+
+    Example:
+        >>> list(divided_groups({"training": ["a"], "test": ["b"]}, {"a": "slide1", "b": "slide1"}))
+        ["group 'slide1' is in 'training' and in 'test'"]
+    """
+    split_of_group: dict[str, str] = {}
+    for split, ids in splits.items():
+        for sample_id in ids:
+            group = groups.get(sample_id)
+            if group and split_of_group.setdefault(group, split) != split:
+                yield f"group '{group}' is in '{split_of_group[group]}' and in '{split}'"
 
 
 def protocols_from_json(content: Any, where: str) -> dict[str, Protocol]:

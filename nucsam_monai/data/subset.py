@@ -13,6 +13,8 @@ from nucsam_monai.io import read_image
 from nucsam_monai.utils.errors import ConfigurationError
 
 Item = TypeVar("Item", bound=Mapping[str, object])
+ImageKind = Literal["dark", "grey", "white_ground", "stained_ground"]
+_LOOK_PX = 64
 
 
 def first_of_each_domain(items: Sequence[Item], count: int | None) -> list[Item]:
@@ -41,11 +43,6 @@ def first_of_each_domain(items: Sequence[Item], count: int | None) -> list[Item]
         if taken[item["domain"]] <= count:
             chosen.append(item)
     return chosen
-
-
-ImageKind = Literal["dark", "grey", "white_ground", "stained_ground"]
-
-_LOOK_PX = 64
 
 
 def image_kind(image: NDArray[np.uint8]) -> ImageKind:

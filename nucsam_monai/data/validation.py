@@ -8,7 +8,7 @@ import numpy as np
 
 from nucsam_monai.data.dataset import DATASET_FILE, FILE_KEYS, Dataset, read_dataset
 from nucsam_monai.data.label_files import read_classes, read_image, read_instances
-from nucsam_monai.data.protocols import UNUSED
+from nucsam_monai.data.protocols import UNUSED, divided_groups
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import is_junk
@@ -67,21 +67,18 @@ def validate_dataset(folder: Path | str) -> DatasetSummary:
 def _structure_problems(dataset: Dataset) -> Iterator[str]:
     """Yield what is wrong between items: repeated ids and files, divided groups, classes of some only."""
     first_split: dict[str, str] = {}
-    group_split: dict[str, str] = {}
     owner: dict[str, str] = {}
     with_classes = 0
     metadata = dataset.metadata
-    may_divide = metadata.protocol is not None and metadata.protocols[metadata.protocol].divides_groups
+    if metadata.protocol is None or not metadata.protocols[metadata.protocol].divides_groups:
+        ids = {split: [item["id"] for item in items] for split, items in dataset.splits.items()}
+        yield from divided_groups(ids, {item["id"]: item.get("group") for item in dataset.items()})
     for split, items in {**dataset.splits, UNUSED: dataset.unused}.items():
         for item in items:
             sample_id = item["id"]
             if sample_id.lower() in first_split:
                 yield f"id '{sample_id}' is in '{first_split[sample_id.lower()]}' and again in '{split}'"
             first_split.setdefault(sample_id.lower(), split)
-            group = item.get("group")
-            keeps_groups = split != UNUSED and not may_divide
-            if group and keeps_groups and group_split.setdefault(group, split) != split:
-                yield f"group '{group}' is in '{group_split[group]}' and in '{split}'"
             for key in FILE_KEYS:
                 if key in item and owner.setdefault(item[key], sample_id) != sample_id:
                     yield f"{item[key]} belongs to '{owner[item[key]]}' and to '{sample_id}'"

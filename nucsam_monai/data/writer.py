@@ -27,7 +27,7 @@ _NOT_IN_AN_ID = re.compile(
     r"""[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]|^\.|[ .]+$|^(?=(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))""",
     re.IGNORECASE,
 )
-_LONGEST_ID_BYTES = 240  # leaves room for a suffix
+_LONGEST_ID_BYTES = 200  # leaves room for what output files append
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SampleJob:
 
 
 @dataclass(frozen=True)
-class WrittenSample:
+class _WrittenSample:
     """The files of one sample.
 
     Attributes:
@@ -97,7 +97,7 @@ def sample_id_of(name: str) -> str:
     return _NOT_IN_AN_ID.sub("_", unicodedata.normalize("NFC", name))
 
 
-def check_sample_id(sample_id: str) -> None:
+def _check_sample_id(sample_id: str) -> None:
     """Check that an id can be a file name.
 
     Raises:
@@ -111,7 +111,7 @@ def check_sample_id(sample_id: str) -> None:
         )
 
 
-def write_sample(root: Path, sample_id: str, sample: Sample, class_names: tuple[str, ...]) -> WrittenSample:
+def _write_sample(root: Path, sample_id: str, sample: Sample, class_names: tuple[str, ...]) -> _WrittenSample:
     """Write image, instance map with contiguous ids, and classes below ``root``.
 
     Raises:
@@ -131,7 +131,7 @@ def write_sample(root: Path, sample_id: str, sample: Sample, class_names: tuple[
         path.parent.mkdir(exist_ok=True)
         write_classes(path, classes)
         files["classes"] = str(path)
-    return WrittenSample(files, len(new_ids), sample.dropped)
+    return _WrittenSample(files, len(new_ids), sample.dropped)
 
 
 def _check_sample(sample_id: str, sample: Sample) -> None:
@@ -254,7 +254,7 @@ class DatasetWriter:
         """
         self._reserve(split, sample_id, group)
         sample = Sample(image, instances, classes)
-        written = write_sample(self._root, sample_id, sample, self.metadata.class_names)
+        written = _write_sample(self._root, sample_id, sample, self.metadata.class_names)
         self._record(split, sample_id, written, {"tissue": tissue, "group": group})
 
     def add_by_protocol(self, jobs: Iterable[SampleJob], *, workers: int = 1) -> None:
@@ -298,7 +298,7 @@ class DatasetWriter:
         """Check what concerns more than one sample, before the files are written."""
         if split not in self._items:
             raise ConfigurationError(f"split '{split}': expected one of {', '.join(self._items)}.")
-        check_sample_id(sample_id)
+        _check_sample_id(sample_id)
         if sample_id.lower() in self._ids:
             raise DatasetError(f"sample id '{sample_id}' occurs twice (letter case does not count).")
         self._ids.add(sample_id.lower())
@@ -311,7 +311,7 @@ class DatasetWriter:
             )
 
     def _record(
-        self, split: str, sample_id: str, written: WrittenSample, facts: Mapping[str, str | None]
+        self, split: str, sample_id: str, written: _WrittenSample, facts: Mapping[str, str | None]
     ) -> None:
         item = {**written.files, "domain": self.metadata.domain, "id": sample_id}
         item |= {key: value for key, value in facts.items() if value is not None}
@@ -335,5 +335,5 @@ class DatasetWriter:
         (self._root / DATASET_FILE).write_text(text, encoding="utf-8")
 
 
-def _decode_and_write(root: Path, class_names: tuple[str, ...], job: SampleJob) -> WrittenSample:
-    return write_sample(root, job.sample_id, job.decode(), class_names)
+def _decode_and_write(root: Path, class_names: tuple[str, ...], job: SampleJob) -> _WrittenSample:
+    return _write_sample(root, job.sample_id, job.decode(), class_names)

@@ -85,7 +85,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             than ``max_pixels``, or not one 2-D grey or colour image.
     """
     path = Path(path)
-    suffix = image_suffix(path)
+    suffix = _image_suffix(path)
     if suffix is None:
         raise ImageReadError(
             f"{path}: not a supported image ('{path.suffix}'). Supported: {', '.join(SUPPORTED_SUFFIXES)}."
@@ -103,7 +103,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return to_rgb_uint8(pixels, str(path))
 
 
-def image_suffix(path: Path | str) -> str | None:
+def _image_suffix(path: Path | str) -> str | None:
     """Return the supported suffix of ``path`` in lower case (``".nii.gz"`` as one), or None."""
     name = Path(path).name.lower()
     matching = [suffix for suffix in SUPPORTED_SUFFIXES if name.endswith(suffix) and name != suffix]
@@ -131,7 +131,7 @@ def find_images(path: Path | str) -> list[Path]:
     """
     path = Path(path)
     if path.is_file():
-        if image_suffix(path) is None:
+        if _image_suffix(path) is None:
             raise ImageReadError(
                 f"{path}: not a supported image. Supported: {', '.join(SUPPORTED_SUFFIXES)}."
             )
@@ -142,7 +142,7 @@ def find_images(path: Path | str) -> list[Path]:
         images = [
             file
             for file in sorted(path.iterdir())
-            if not file.name.startswith(".") and image_suffix(file) is not None and file.is_file()
+            if not file.name.startswith(".") and _image_suffix(file) is not None and file.is_file()
         ]
     except OSError as error:
         raise ImageReadError(f"{path}: the folder cannot be read ({error.strerror}).") from error
@@ -163,14 +163,14 @@ def output_stems(paths: Iterable[Path | str]) -> dict[Path, str]:
         ['a_png', 'a_tif', 'b']
     """
     unique_paths = list(dict.fromkeys(Path(path) for path in paths))
-    plain = {path: path.name[: -len(image_suffix(path) or path.suffix) or None] for path in unique_paths}
+    plain = {path: path.name[: -len(_image_suffix(path) or path.suffix) or None] for path in unique_paths}
     uses = Counter(stem.casefold() for stem in plain.values())
     stems = {path: stem for path, stem in plain.items() if uses[stem.casefold()] == 1}
     taken = {stem.casefold() for stem in stems.values()}
     for path in unique_paths:
         if path in stems:
             continue
-        with_suffix = f"{plain[path]}_{(image_suffix(path) or path.suffix).strip('.').replace('.', '_')}"
+        with_suffix = f"{plain[path]}_{(_image_suffix(path) or path.suffix).strip('.').replace('.', '_')}"
         candidate, number = with_suffix, 2
         while candidate.casefold() in taken:
             candidate, number = f"{with_suffix}_{number}", number + 1

@@ -36,7 +36,7 @@ _NPY_HEADER_READERS = {
 }
 
 
-class NpyHeader(NamedTuple):
+class _NpyHeader(NamedTuple):
     """Shape of an array, whether it is stored in Fortran order, and the type of its elements."""
 
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class NpyHeader(NamedTuple):
     dtype: np.dtype
 
 
-def read_npy_header(file: IO[bytes]) -> NpyHeader:
+def read_npy_header(file: IO[bytes]) -> _NpyHeader:
     """Read the header of a ``.npy`` file and leave the file at its first element.
 
     Versions 1 and 2 of the format are read; a later one is only used for records with named fields.
@@ -56,7 +56,7 @@ def read_npy_header(file: IO[bytes]) -> NpyHeader:
     reader = _NPY_HEADER_READERS.get(version)
     if reader is None:
         raise ValueError(f"version {version} of the format")
-    return NpyHeader(*reader(file))  # type: ignore[no-untyped-call]
+    return _NpyHeader(*reader(file))  # type: ignore[no-untyped-call]
 
 
 def _decode_image(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:

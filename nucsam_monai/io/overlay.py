@@ -27,6 +27,18 @@ PALETTE = np.array(
 )
 """``(n, 3)`` RGB; medium lightness, because outlines have to stand out from bright and dark pixels alike."""
 
+TRUE_POSITIVE = (0, 150, 255)
+FALSE_POSITIVE = (235, 95, 0)
+MISSED = (240, 225, 0)
+"""RGB of nuclei that were found, invented and missed; told apart by red-green and blue-yellow blind eyes."""
+
+_SMALLEST_PANEL_PX = 320
+_STRIP_HEIGHT_PX = 24
+_GAP_PX = 4
+_BACKGROUND = (24, 24, 24)
+_TEXT = (235, 235, 235)
+_FONT_SIZE_PX = 13
+
 
 def colours_of(indices: np.ndarray) -> np.ndarray:
     """Return an ``(n, 3)`` uint8 RGB colour for each of ``(n,)`` integers; the palette repeats.
@@ -132,19 +144,6 @@ def encode_png(image: np.ndarray) -> bytes:
     # OpenCV's encoder takes a quarter of Pillow's time for files of the same size.
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return bytes(encoded.tobytes())
-
-
-TRUE_POSITIVE = (0, 150, 255)
-FALSE_POSITIVE = (235, 95, 0)
-MISSED = (240, 225, 0)
-"""RGB of nuclei that were found, invented and missed; told apart by red-green and blue-yellow blind eyes."""
-
-_SMALLEST_PANEL_PX = 320
-_STRIP_HEIGHT_PX = 24
-_GAP_PX = 4
-_BACKGROUND = (24, 24, 24)
-_TEXT = (235, 235, 235)
-_FONT_SIZE_PX = 13
 
 
 def comparison_overlay(

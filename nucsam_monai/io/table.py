@@ -16,6 +16,9 @@ from nucsam_monai.utils.prediction import NUCLEUS_DTYPE, NucleiPrediction
 NUCLEI_COLUMNS = (*(NUCLEUS_DTYPE.names or ()), "class_name")
 """Columns of a table of nuclei; units are in the names."""
 
+TABLES = ("per_image", "summary", "per_tissue", "per_class", "comparison")
+"""Entries of an evaluation that are tables; each becomes a CSV file of that name."""
+
 
 def write_table(
     path: Path | str, rows: Iterable[Mapping[str, object]], columns: Sequence[str] | None = None
@@ -88,10 +91,6 @@ def _plain(value: object, path: Path | str) -> object:
     raise ConfigurationError(
         f"{path}: a value of type {type(value).__name__} cannot be written as JSON: {value!r}."
     )
-
-
-TABLES = ("per_image", "summary", "per_tissue", "per_class", "comparison")
-"""Entries of an evaluation that are tables; each becomes a CSV file of that name."""
 
 
 def write_evaluation(output_dir: Path | str, document: Mapping[str, Any]) -> dict[str, Path]:

@@ -24,6 +24,11 @@ from nucsam_monai.utils.instances import InstanceRule
 Interpolation = Literal["image", "map", "labels"]
 """How a crop is resized: ``image`` averages where it shrinks, ``map`` interpolates, ``labels`` keeps ids."""
 
+_OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
+_HED_FROM_RGB, _RGB_FROM_HED = hed_from_rgb.astype(np.float32), rgb_from_hed.astype(np.float32)
+
+_ENDLESS = 1 << 31
+
 
 def microscopy_augmentation(
     size_px: int, zoom: tuple[float, float] = (0.6, 1.6), instances: InstanceRule = "components"
@@ -150,10 +155,6 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
             if image.mean() > 100:
                 item[key] = torch.from_numpy(_restained(image, amount, shift))
         return item
-
-
-_OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
-_HED_FROM_RGB, _RGB_FROM_HED = hed_from_rgb.astype(np.float32), rgb_from_hed.astype(np.float32)
 
 
 def _restained(image: NDArray[np.uint8], amount: NDArray[Any], shift: NDArray[Any]) -> NDArray[np.uint8]:
@@ -467,9 +468,6 @@ def _one_id_per_part(instances: Tensor, grid: int) -> tuple[Tensor, dict[int, in
     renumbered[ids > 0] = numbers + 1
     wholes = (parts // (grid + 1) ** 2).tolist()
     return torch.from_numpy(renumbered)[None].to(instances.dtype), dict(enumerate(wholes, start=1))
-
-
-_ENDLESS = 1 << 31
 
 
 class AugmentedCopiesd(Randomizable, Transform):

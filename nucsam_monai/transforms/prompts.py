@@ -18,6 +18,17 @@ from nucsam_monai.transforms.targets import class_of_each, nucleus_points, whole
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 
+_NUCLEUS, _OTHER, _PADDING, _CORNERS = 1, 0, -1, (2, 3)
+_JITTER = 0.1
+"""Largest move of a side of a random box, as a share of the box ("Segment Anything", appendix A)."""
+
+TrainingPrompts = Literal["predicted", "gt_random", "gt_centroid", "mixed"]
+"""Where prompts come from: the first stage; a random pixel of each nucleus; its centroid; the first stage, and a
+random pixel for nuclei that it missed."""
+
+USES_FOUND: tuple[TrainingPrompts, ...] = ("predicted", "mixed")
+_POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
+
 
 class ExpertPointsd(MapTransform):
     """Add the points that a file holds for an image; an image that it does not name stays without.
@@ -90,12 +101,7 @@ class NucleusPointsd(Randomizable, MapTransform):
         return item
 
 
-_NUCLEUS, _OTHER, _PADDING, _CORNERS = 1, 0, -1, (2, 3)
-_JITTER = 0.1
-"""Largest move of a side of a random box, as a share of the box ("Segment Anything", appendix A)."""
-
-
-class PointPrompt(NamedTuple):
+class _PointPrompt(NamedTuple):
     """The prompts of n nuclei.
 
     Attributes:
@@ -191,15 +197,15 @@ class NucleusPromptsd(Randomizable, MapTransform):
 
     def _with_boxes(
         self, points: np.ndarray, labels: np.ndarray, boxes: np.ndarray, size: tuple[int, ...]
-    ) -> PointPrompt:
+    ) -> _PointPrompt:
         """Append padding to the prompts, and put a box ``(Z, 2, 2)`` in the place of some."""
         points = np.concatenate([points, np.zeros_like(points[:, :1])], axis=1)
         labels = np.concatenate([labels, np.full_like(labels[:, :1], _PADDING)], axis=1)
         boxed = self.R.random_sample(len(boxes)) < self.boxes_prob
-        drawn = jittered_boxes(boxes, self.R).clip(-0.5, np.array(size[::-1], dtype=np.float32) - 0.5)
+        drawn = _jittered_boxes(boxes, self.R).clip(-0.5, np.array(size[::-1], dtype=np.float32) - 0.5)
         points[boxed], labels[boxed] = 0, _PADDING
         points[boxed, :2], labels[boxed, :2] = drawn[boxed], _CORNERS
-        return PointPrompt(points, labels)
+        return _PointPrompt(points, labels)
 
     def _choose(self, nuclei: int) -> np.ndarray:
         if self.max_masks is None or nuclei <= self.max_masks:
@@ -241,13 +247,13 @@ def own_boxes(instances: np.ndarray) -> np.ndarray:
     return corners.reshape(-1, 2, 2) - np.float32(0.5)
 
 
-def jittered_boxes(boxes: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+def _jittered_boxes(boxes: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     """Move every side of ``(n, 2, 2)`` boxes at random."""
     sides = (boxes[:, 1] - boxes[:, 0])[:, None]
     return (boxes + random.uniform(-_JITTER, _JITTER, boxes.shape) * sides).astype(np.float32)
 
 
-def prompt_with_neighbours(points: np.ndarray, chosen: np.ndarray, negatives: int) -> PointPrompt:
+def prompt_with_neighbours(points: np.ndarray, chosen: np.ndarray, negatives: int) -> _PointPrompt:
     """Prompt chosen nuclei by their own points, and by the nearest points of others as negatives.
 
     Args:
@@ -270,7 +276,7 @@ def prompt_with_neighbours(points: np.ndarray, chosen: np.ndarray, negatives: in
         away[np.arange(len(chosen)), chosen] = np.inf
         nearest = np.argsort(away, axis=1, kind="stable")[:, :found]
         prompts[:, 1 : 1 + found], labels[:, 1 : 1 + found] = points[nearest], _OTHER
-    return PointPrompt(prompts, labels)
+    return _PointPrompt(prompts, labels)
 
 
 class FoundNuclei(NamedTuple):
@@ -372,15 +378,6 @@ def _tracked() -> Iterator[None]:
         set_track_meta(before)
 
 
-TrainingPrompts = Literal["predicted", "gt_random", "gt_centroid", "mixed"]
-"""Where prompts come from: the first stage; a random pixel of each nucleus; its centroid; the first stage, and a
-random pixel for nuclei that it missed."""
-
-USES_FOUND: tuple[TrainingPrompts, ...] = ("predicted", "mixed")
-
-_POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
-
-
 class MatchedPromptsd(Randomizable, MapTransform):
     """Prompt some nuclei of a crop, each by one point or box, as CFR-SAM's second stage is trained.
 
@@ -462,7 +459,7 @@ class MatchedPromptsd(Randomizable, MapTransform):
             boxes = own_boxes(instances)
             if self.prompts == "gt_centroid":
                 return boxes
-            return jittered_boxes(boxes, self.R)
+            return _jittered_boxes(boxes, self.R)
         points = (
             nucleus_points(instances) if self.prompts == "gt_centroid" else random_points(instances, self.R)
         )

@@ -16,6 +16,10 @@ from nucsam_monai.io import SUPPORTED_SUFFIXES, read_image
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
+_INTERPOLATION = 1e-2  # how far rounding takes interpolated values beyond the scale
+PixelStd = Literal["sam", "released", "image"]
+_FAINTEST_STD = 2.0  # noise of an empty image must not be blown up to the contrast of nuclei
+
 
 class NucleiImageReader(ImageReader):
     """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
@@ -47,13 +51,6 @@ class NucleiImageReader(ImageReader):
             raise ImageReadError(f"expected one image file, found {len(img)}: {list(img)}.")
         pixels = read_image(img[0])
         return pixels, {"original_channel_dim": -1, "spatial_shape": np.asarray(pixels.shape[:2])}
-
-
-_INTERPOLATION = 1e-2  # how far rounding takes interpolated values beyond the scale
-
-
-PixelStd = Literal["sam", "released", "image"]
-_FAINTEST_STD = 2.0  # noise of an empty image must not be blown up to the contrast of nuclei
 
 
 class NormalizeSAMd(MapTransform):

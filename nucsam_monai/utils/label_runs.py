@@ -81,7 +81,7 @@ def areas_px(runs: LabelRuns, ranks: NDArray[np.int64], count: int) -> NDArray[n
     return np.bincount(ranks + 1, weights=runs.lengths, minlength=count + 1)[1:].astype(np.int64)
 
 
-class Moments(NamedTuple):
+class _Moments(NamedTuple):
     """Contribution of each of ``k`` runs to the centre of its instance; sums of integers, so that they are exact.
 
     Attributes:
@@ -93,16 +93,16 @@ class Moments(NamedTuple):
     y: NDArray[np.float64]
 
 
-def moments(runs: LabelRuns) -> Moments:
+def moments(runs: LabelRuns) -> _Moments:
     """Return the sums of the columns and rows of every run."""
     rows = runs.starts // max(runs.width, 1)
     columns = runs.starts - rows * runs.width
     doubled_x = runs.lengths * (2 * columns + runs.lengths - 1)
-    return Moments(doubled_x.astype(np.float64), (runs.lengths * rows).astype(np.float64))
+    return _Moments(doubled_x.astype(np.float64), (runs.lengths * rows).astype(np.float64))
 
 
 def centroids_xy_of(
-    run_moments: Moments, ranks: NDArray[np.int64], areas: NDArray[np.int64]
+    run_moments: _Moments, ranks: NDArray[np.int64], areas: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the ``(n, 2)`` centre of mass of every instance as x, y.
 

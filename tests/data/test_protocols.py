@@ -10,7 +10,7 @@ from nucsam_monai.data.dataset import (
     read_dataset,
     training_domains,
 )
-from nucsam_monai.data.protocols import Protocol
+from nucsam_monai.data.protocols import Protocol, divided_groups
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import DatasetWriter
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
@@ -120,3 +120,12 @@ def test_protocol_that_is_not_there_is_refused(tmp_path: Path) -> None:
     edit(folder, lambda content: content.update(protocol="third"))
     with pytest.raises(DatasetError, match="wrong type: protocol"):
         read_dataset(folder)
+
+
+def test_groups_in_several_splits_are_found() -> None:
+    groups = {"a": "1", "b": "1", "c": "2"}
+    assert not list(divided_groups({"training": ["a", "b"], "test": ["c", "d"]}, groups))
+    assert list(divided_groups({"training": ["a"], "validation": ["b"], "test": ["c"]}, groups)) == [
+        "group '1' is in 'training' and in 'validation'"
+    ]
+    assert not list(divided_groups({"training": ["a"], "test": ["b"]}, {}))

@@ -9,9 +9,13 @@ from typing import Any
 from nucsam_monai.data.converters.progress import with_progress
 from nucsam_monai.data.converters.sources import Source, source_digests
 from nucsam_monai.data.dataset import DatasetMetadata
-from nucsam_monai.data.protocols import Protocol
+from nucsam_monai.data.protocols import Protocol, divided_groups
 from nucsam_monai.data.writer import DatasetWriter, SampleJob, SplitCounts
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+
+_logger = logging.getLogger(__name__)
+Splits = Mapping[str, Iterable[str]]
+"""``{"training" | "validation" | "test": ids}``; absent splits are empty."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,6 @@ def write_dataset(
     )
 
 
-Splits = Mapping[str, Iterable[str]]
-"""``{"training" | "validation" | "test": ids}``; absent splits are empty."""
-
-
 def named_protocols(
     info: DatasetInfo, splits: Mapping[str, Splits], groups: Mapping[str, str] | None = None
 ) -> dict[str, Protocol]:
@@ -162,28 +162,9 @@ def named_protocols(
         ids = {split: tuple(members) for split, members in named.items()}
         if protocols and not ids.get("test"):
             continue
-        divides = divides_groups(ids, groups or {})
+        divides = any(divided_groups(ids, groups or {}))
         protocols[name] = Protocol.from_splits(ids, info.protocols[name], divides_groups=divides)
     return protocols
-
-
-def divides_groups(splits: Splits, groups: Mapping[str, str]) -> bool:
-    """Tell whether images of one slide or patient are in several splits.
-
-    Example:
-        >>> divides_groups({"training": ["a"], "test": ["b"]}, {"a": "slide1", "b": "slide1"})
-        True
-    """
-    split_of_group: dict[str, str] = {}
-    return any(
-        split_of_group.setdefault(groups[sample_id], split) != split
-        for split, ids in splits.items()
-        for sample_id in ids
-        if sample_id in groups
-    )
-
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy as np
 
 from nucsam_monai.utils.errors import DatasetError
 
+Overlap = Literal["first", "last"]
+
 
 class _Builder(ET.TreeBuilder):
     """A tree without document types, whose entities blow small files up to gigabytes or name other files."""
@@ -92,9 +94,6 @@ def _mpp(text: str | None) -> float | None:
         return float(text) if text else None
     except ValueError:
         return None
-
-
-Overlap = Literal["first", "last"]
 
 
 def polygon_mask(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, int, int]:

@@ -32,7 +32,7 @@ def decode_rgb(content: bytes, where: str) -> np.ndarray:
     Raises:
         DatasetError: the file is damaged, too large, or has more than 8 bits per channel.
     """
-    image = open_image(content, where)
+    image = _open_image(content, where)
     if image.mode not in _COLOUR_MODES:
         raise DatasetError(f"{where}: image of mode {image.mode}, expected 8 bits per channel.")
     # Through RGBA, because a palette with transparency has no direct way to RGB; the colours stay as stored.
@@ -52,7 +52,7 @@ def decode_mask(content: bytes, where: str) -> np.ndarray:
     Raises:
         DatasetError: the file is damaged or too large.
     """
-    image = open_image(content, where)
+    image = _open_image(content, where)
     if image.mode in {"P", "PA"}:
         image = image.convert("RGBA")
     pixels = np.asarray(image)
@@ -100,7 +100,7 @@ def _reading_errors() -> Iterator[None]:
         raise DatasetError(str(error)) from error
 
 
-def open_image(content: bytes, where: str) -> Image.Image:
+def _open_image(content: bytes, where: str) -> Image.Image:
     """Decode an image file whatever its suffix says, with its pixels loaded.
 
     Raises:

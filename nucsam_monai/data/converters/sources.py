@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from shutil import copyfileobj
@@ -49,7 +49,7 @@ class Source(ABC):
         self.path = path
         self._without = without
         self._opened = ExitStack()
-        self._archives: dict[str, ZipSource] = {}
+        self._archives: dict[str, _ZipSource] = {}
         try:
             own = tuple(name for name in self._own_names() if not (without and without.fullmatch(name)))
             for name in own:
@@ -132,13 +132,13 @@ class Source(ABC):
     def _open_own(self, name: str) -> IO[bytes]: ...
 
     @abstractmethod
-    def _open_archive(self, name: str) -> AbstractContextManager["ZipSource"]: ...
+    def _open_archive(self, name: str) -> AbstractContextManager["_ZipSource"]: ...
 
     @abstractmethod
     def _digest(self) -> str: ...
 
 
-class ZipSource(Source):
+class _ZipSource(Source):
     """A zip archive. Its members are never unpacked to their own names.
 
     Raises:
@@ -163,17 +163,14 @@ class ZipSource(Source):
         return self._zip.open(name)
 
     @contextmanager
-    def _open_archive(self, name: str) -> "Iterator[ZipSource]":
+    def _open_archive(self, name: str) -> "Iterator[_ZipSource]":
         """Open an archive inside this one, from a nameless copy on disk: zip archives are read out of order."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / name.rpartition("/")[2]
             with self._zip.open(name) as packed, copy.open("wb") as file:
                 copyfileobj(packed, file, _BLOCK_BYTES)
-            archive = ZipSource(copy, self._without)
-            try:
+            with closing(_ZipSource(copy, self._without)) as archive:
                 yield archive
-            finally:
-                archive.close()
 
     def _digest(self) -> str:
         return sha256_of_file(self.path)
@@ -203,7 +200,7 @@ class ZipSource(Source):
             )
 
 
-class FolderSource(Source):
+class _FolderSource(Source):
     """An unpacked archive, or a folder of archives. Links to folders are not followed."""
 
     def _own_names(self) -> Iterator[str]:
@@ -214,13 +211,8 @@ class FolderSource(Source):
     def _open_own(self, name: str) -> IO[bytes]:
         return (self.path / name).open("rb")
 
-    @contextmanager
-    def _open_archive(self, name: str) -> "Iterator[ZipSource]":
-        archive = ZipSource(self.path / name, self._without)
-        try:
-            yield archive
-        finally:
-            archive.close()
+    def _open_archive(self, name: str) -> AbstractContextManager["_ZipSource"]:
+        return closing(_ZipSource(self.path / name, self._without))
 
     def _digest(self) -> str:
         """Return the digest of the lines ``<sha256>  <name>`` of all files, as sha256sum prints them."""
@@ -246,19 +238,16 @@ def open_source(path: Path | str, *, without: re.Pattern[str] | None = None) -> 
         ...     png = source.read(source.names[0])
     """
     path = Path(path)
-    source = _opened_source(path, without)
-    try:
+    with closing(_opened_source(path, without)) as source:
         if not source.names:
             raise DatasetError(
                 f"{path}: holds no files. Pass the downloaded archive or the folder unpacked from it."
             )
         yield source
-    finally:
-        source.close()
 
 
 def _opened_source(path: Path, without: re.Pattern[str] | None) -> Source:
-    return FolderSource(path, without) if path.is_dir() else ZipSource(path, without)
+    return _FolderSource(path, without) if path.is_dir() else _ZipSource(path, without)
 
 
 @lru_cache(maxsize=16)

@@ -30,6 +30,11 @@ from nucsam_monai.utils.paths import project_root
 _IMAGES_PER_SLIDE = 4
 _EMPTY_EVERY = 12
 _TEST_SHAPES = ((256, 256), (256, 320), (256, 256), (320, 256), (251, 317))
+DEMO_VERSION = 1
+"""Raised whenever the same seed gives other pixels."""
+
+STAMP_FILE = "demo.json"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -193,14 +198,6 @@ def _stream(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng(
         np.random.SeedSequence([seed, *(zlib.crc32(name.encode()) for name in names)])
     )
-
-
-DEMO_VERSION = 1
-"""Raised whenever the same seed gives other pixels."""
-
-STAMP_FILE = "demo.json"
-
-_logger = logging.getLogger(__name__)
 
 
 def demo_dataset_dir(root: Path | str | None = None, seed: int = 0, counts: DemoCounts | None = None) -> str:

@@ -28,9 +28,15 @@ HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.11, 0.93, 0.30])
 RED_CELLS = np.array([0.12, 0.80, 0.58])
 DAB = np.array([0.27, 0.57, 0.78])
+_DISCS_PER_GROUP = 8
+_SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
+
+_BLUE = np.array([0.12, 0.32, 1.0])
+_GREY = np.ones(3)
+_FOCUS_LEVELS_PX = (0.8, 1.7, 2.6)
 
 
-def jitter_dye(rng: np.random.Generator, dye: np.ndarray, spread: float = 0.05) -> np.ndarray:
+def _jitter_dye(rng: np.random.Generator, dye: np.ndarray, spread: float = 0.05) -> np.ndarray:
     """Return a dye whose colour and strength vary a little, as between two laboratories."""
     varied = np.clip(dye + rng.normal(0, spread, 3), 0.02, None)
     return varied / np.linalg.norm(varied) * rng.uniform(0.88, 1.15)
@@ -159,10 +165,6 @@ def _spot(rng: np.random.Generator, nucleus: Nucleus) -> np.ndarray:
     )
 
 
-_DISCS_PER_GROUP = 8
-_SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
-
-
 def draw_discs(
     rng: np.random.Generator, free: np.ndarray, count: int, radius_px: tuple[float, float]
 ) -> np.ndarray:
@@ -246,7 +248,7 @@ def render_he(
     scene: Scene, slide: np.random.Generator, rng: np.random.Generator, clutter: bool
 ) -> np.ndarray:
     """Stain a scene with haematoxylin and eosin; clutter is red blood cells, pigment and mucin."""
-    dyes = [jitter_dye(slide, dye) for dye in (HAEMATOXYLIN, EOSIN, RED_CELLS)]
+    dyes = [_jitter_dye(slide, dye) for dye in (HAEMATOXYLIN, EOSIN, RED_CELLS)]
     white = slide.uniform(0.91, 0.97) * slide.uniform(0.975, 1.0, 3)
     strength, sharpness, photons = (
         slide.uniform(0.85, 1.2, 2),
@@ -281,8 +283,8 @@ def render_cryo(
 ) -> np.ndarray:
     """Stain a frozen section: other dyes, smeared chromatin, ice-crystal holes, cracks and folds, soft focus."""
     dyes = [
-        jitter_dye(slide, np.array([0.72, 0.66, 0.24])),  # a bluer haematoxylin
-        jitter_dye(slide, np.array([0.24, 0.86, 0.45])),  # a duller, more orange eosin
+        _jitter_dye(slide, np.array([0.72, 0.66, 0.24])),  # a bluer haematoxylin
+        _jitter_dye(slide, np.array([0.24, 0.86, 0.45])),  # a duller, more orange eosin
     ]
     white = slide.uniform(0.86, 0.93) * np.array([0.99, 0.985, slide.uniform(0.93, 0.98)])
     strength, sharpness, photons = (
@@ -313,7 +315,7 @@ def render_ihc(
     scene: Scene, slide: np.random.Generator, rng: np.random.Generator, clutter: bool
 ) -> np.ndarray:
     """Stain a scene for a nuclear antigen (DAB): brown positive nuclei among pale blue negative ones."""
-    dyes = [jitter_dye(slide, np.array([0.74, 0.60, 0.32])), jitter_dye(slide, DAB)]
+    dyes = [_jitter_dye(slide, np.array([0.74, 0.60, 0.32])), _jitter_dye(slide, DAB)]
     white = slide.uniform(0.86, 0.95) * np.array([1.0, slide.uniform(0.98, 1.0), slide.uniform(0.955, 0.995)])
     counterstain, positive_share = slide.uniform(0.4, 0.65), slide.uniform(0.25, 0.65)
     blush, sharpness, photons = slide.uniform(0.03, 0.12), slide.uniform(0.6, 1.1), slide.uniform(700, 1500)
@@ -403,11 +405,6 @@ def _cytoplasm(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     tone = rng.normal(1, 0.12, len(scene.nuclei))[nearest[..., 0]]
     cells = ndimage.zoom((tone * (1 + 0.7 * border)).astype(np.float32), 2, order=1)
     return (ground * cells[: scene.shape[0], : scene.shape[1]]).astype(np.float32)
-
-
-_BLUE = np.array([0.12, 0.32, 1.0])
-_GREY = np.ones(3)
-_FOCUS_LEVELS_PX = (0.8, 1.7, 2.6)
 
 
 def render_fluorescence(

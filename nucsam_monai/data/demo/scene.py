@@ -8,6 +8,11 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+CLASS_NAMES = ("round", "elongated")
+ROUND, ELONGATED = range(len(CLASS_NAMES))
+_SMALLEST_AREA_PX = 30
+_LARGEST_RADIUS_PX = 20.0
+
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> np.ndarray:
     """Return Gaussian noise with a Gaussian correlation of standard deviation ``scale_px``.
@@ -89,12 +94,6 @@ def soft_step(field: np.ndarray, threshold: float, softness: float) -> np.ndarra
     """Return a smooth 0-to-1 step of a field at ``threshold``; ``softness`` is in the field's unit."""
     position = np.clip((field - threshold) / softness * 0.5 + 0.5, 0, 1)
     return (position * position * (3 - 2 * position)).astype(np.float32)
-
-
-CLASS_NAMES = ("round", "elongated")
-ROUND, ELONGATED = range(len(CLASS_NAMES))
-_SMALLEST_AREA_PX = 30
-_LARGEST_RADIUS_PX = 20.0
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,11 @@ from nucsam_monai.data.converters.conversion import (
     KNOWN_ARCHIVES,
     KnownArchive,
     check_counts,
-    divides_groups,
     named_protocols,
 )
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.utils.errors import DatasetError
 from tests.data.originals import write_zip
-
-
-def test_groups_in_several_splits_are_found() -> None:
-    groups = {"a": "1", "b": "1", "c": "2"}
-    assert not divides_groups({"training": ["a", "b"], "test": ["c", "d"]}, groups)
-    assert divides_groups({"training": ["a"], "validation": ["b"], "test": ["c"]}, groups)
-    assert not divides_groups({"training": ["a"], "test": ["b"]}, {})
 
 
 def test_only_the_first_protocol_may_be_without_test_images() -> None:
