@@ -5,7 +5,7 @@ from ignite.engine import Engine
 from monai.data import decollate_batch
 from monai.engines import IterationEvents
 
-from nucsam_monai.engines.prompter_batch import RAGGED_KEYS
+from nucsam_monai.engines.batch import POINT_KEYS
 from nucsam_monai.inferers.anchor_selection import select_points
 
 
@@ -43,7 +43,7 @@ class DecollatePoints:
             {"pred": torch.cat([parts[0], torch.stack(parts[1:], dim=1)], dim=1), "label": true}
         ]
         engine.state.batch = decollate_batch(
-            {key: value for key, value in engine.state.batch.items() if key not in RAGGED_KEYS}
+            {key: value for key, value in engine.state.batch.items() if key not in POINT_KEYS}
         )
 
 

@@ -74,6 +74,11 @@ class EmbeddingCacheLog:
         return self.cache.misses - self._before[1]
 
 
+def embedding_cache_log(cache: EmbeddingCache | None) -> EmbeddingCacheLog | None:
+    """Return the log of a cache, None where there is none."""
+    return None if cache is None else EmbeddingCacheLog(cache)
+
+
 def _duration(seconds: float) -> str:
     """Return a duration for people: seconds, or minutes from two minutes on.
 

@@ -7,8 +7,41 @@ import torch
 from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler, from_engine
 
-from nucsam_monai.metrics.cumulative import LabelMapMetric
+from nucsam_monai.metrics.cumulative import (
+    ForegroundMetric,
+    InstanceSegmentationMetric,
+    LabelMapMetric,
+    PromptedMaskMetric,
+    WeightedForegroundMetric,
+)
+from nucsam_monai.metrics.point_detection import PointDetectionMetric
 from nucsam_monai.utils.errors import ConfigurationError
+
+
+def dice_metric() -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground."""
+    return {"val_dice": NamedMetricsHandler(ForegroundMetric())}
+
+
+def instance_metrics() -> "NamedMetricsHandler":
+    """Return the handler of the metrics of instances, for example ``val_aji`` and ``val_pq``."""
+    return NamedMetricsHandler(InstanceSegmentationMetric())
+
+
+def weighted_metrics() -> "NamedMetricsHandler":
+    """Return the handler of the foreground's metrics weighted by the size of the images."""
+    return NamedMetricsHandler(WeightedForegroundMetric())
+
+
+def mask_metric() -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of prompted networks: the IoU of each mask with its nucleus, ``val_mask_iou``."""
+    return {"val_mask_iou": NamedMetricsHandler(PromptedMaskMetric(), keys=["pred", "label"])}
+
+
+def point_metric(class_names: Sequence[str], radius_px: float) -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of nuclei prompters: the F1 of points within ``radius_px`` of a centroid, ``val_f1``."""
+    metric = PointDetectionMetric(class_count=len(class_names), radius_px=radius_px)
+    return {"val_f1": NamedMetricsHandler(metric, keys=["pred", "label"])}
 
 
 class NamedMetricsHandler(IgniteMetricHandler):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed
 
+from nucsam_monai.engines.bundle import current_parser, executed_configuration, recorded_settings
 from nucsam_monai.handlers.run_facts import (
     MAX_TEXT_LENGTH,
     dataset_facts,
@@ -58,10 +59,14 @@ class TrackedRun:
         tags: further tags, such as ``bundle``, ``bundle_version``, ``dataset``, ``split``, ``protocol``,
             ``seed``; a value of ``None`` is left out. They win over the tags that are found automatically:
             versions, git commit, and the seed of ``monai.utils.set_determinism``.
-        params: settings to record; nested sections become ``section.key``.
+        params: settings to record; nested sections become ``section.key``. None records the settings of the
+            configuration that builds this object, with everything that overrides it, and uploads that configuration
+            as ``configuration.json``.
         weights: name to path of weights that the run starts from; their SHA-256 become tags.
         name: name of the run; by default ``<bundle>-<dataset>-<timestamp>``.
         parent_run_id: the run that this one is nested under.
+        dataset_dir: the data, for the handlers of the run's engines; None takes that of the configuration.
+        split_protocol: the named split in use, for them as well; None takes that of the configuration.
 
     Raises:
         ConfigurationError: the workflow or the tracking URI is not permitted.
@@ -82,6 +87,8 @@ class TrackedRun:
         weights: Mapping[str, str | Path | None] | None = None,
         name: str | None = None,
         parent_run_id: str | None = None,
+        dataset_dir: str | Path | None = None,
+        split_protocol: str | Mapping[str, str] | None = None,
     ) -> None:
         if workflow not in WORKFLOWS:
             raise ConfigurationError(f"workflow '{workflow}': expected one of {', '.join(WORKFLOWS)}.")
@@ -90,6 +97,11 @@ class TrackedRun:
         self.workflow = workflow
         self.tags = {key: value for key, value in (tags or {}).items() if value is not None}
         self.params = dict(params or {})
+        self._parser = current_parser() if params is None else None
+        own = self._own_settings("dataset_dir", "split_protocol", "bundle_root")
+        self.dataset_dir = dataset_dir or own.get("dataset_dir")
+        self.split_protocol = split_protocol or own.get("split_protocol")
+        self.configurations = [f"{own['bundle_root']}/configs"] if "bundle_root" in own else []
         self.weights = dict(weights or {})
         self.name = name
         self.parent_run_id = parent_run_id
@@ -98,6 +110,11 @@ class TrackedRun:
         self._is_open = False
         self._has_owner = False
         self._artifacts: list[Path] = []
+
+    def _own_settings(self, *names: str) -> dict[str, Any]:
+        """Return the values of those keys that the configuration has."""
+        parser = self._parser
+        return {name: parser.get_parsed_content(name) for name in names if name in parser} if parser else {}
 
     @property
     def is_open(self) -> bool:
@@ -255,10 +272,16 @@ class TrackedRun:
     def _log_params(self) -> None:
         from mlflow.entities import Param
 
+        if self._parser is not None:
+            self.params = recorded_settings(self._parser)
         params = [Param(key, value) for key, value in flatten_params(self.params).items()]
         for start in range(0, len(params), _BATCH):
             with self._writing("parameters"):
                 self.client.log_batch(self.run_id, params=params[start : start + _BATCH])
+        if self._parser is not None:
+            with self._writing("configuration.json"):
+                executed = json.dumps(executed_configuration(self._parser), indent=2, default=str)
+                self.client.log_text(self.run_id, executed, "configuration.json")
 
     def _end(self, status: str) -> None:
         atexit.unregister(self._abandon)

@@ -9,7 +9,7 @@ from monai.data import decollate_batch
 from monai.engines import IterationEvents
 from torch.nn import functional as F
 
-from nucsam_monai.engines.nucleus_batch import RAGGED_KEYS
+from nucsam_monai.engines.batch import PROMPT_KEYS
 
 
 class DecollateNuclei:
@@ -44,5 +44,5 @@ class DecollateNuclei:
             for found, true in zip(masks.split(counts), truth.bool().split(counts), strict=True)
         ]
         engine.state.batch = decollate_batch(
-            {key: value for key, value in batch.items() if key not in RAGGED_KEYS}
+            {key: value for key, value in batch.items() if key not in PROMPT_KEYS}
         )

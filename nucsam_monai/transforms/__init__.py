@@ -2,6 +2,26 @@
 
 from nucsam_monai.transforms.augmented_copies import AugmentedCopiesd
 from nucsam_monai.transforms.centroids import NucleusCentroidsd, nucleus_centroids
+from nucsam_monai.transforms.composites import (
+    chain,
+    crop,
+    distance_targets,
+    expert_points,
+    flip_and_turn,
+    flip_rotate_crop,
+    foreground_of_all,
+    foreground_targets,
+    hovernet_targets,
+    keep,
+    load_nuclei,
+    nucleus_sizes,
+    promptnucseg_mask_augmentation,
+    promptnucseg_point_augmentation,
+    read_image_alone,
+    resize,
+    to_instances,
+    zoom,
+)
 from nucsam_monai.transforms.dense_nuclei import DenseNucleid
 from nucsam_monai.transforms.found_points import AugmentWithFoundd, FoundNuclei
 from nucsam_monai.transforms.grid_shuffle import RandGridShuffled
@@ -63,11 +83,29 @@ __all__ = [
     "RandZoomBlurd",
     "RandZoomCropd",
     "TrainingPrompts",
+    "chain",
+    "crop",
+    "distance_targets",
+    "expert_points",
+    "flip_and_turn",
+    "flip_rotate_crop",
+    "foreground_of_all",
+    "foreground_targets",
+    "hovernet_targets",
+    "keep",
+    "load_nuclei",
     "microscopy_augmentation",
     "nucleus_centroids",
     "nucleus_distance",
     "nucleus_points",
+    "nucleus_sizes",
     "prediction_of",
     "prompt_with_neighbours",
+    "promptnucseg_mask_augmentation",
+    "promptnucseg_point_augmentation",
     "random_points",
+    "read_image_alone",
+    "resize",
+    "to_instances",
+    "zoom",
 ]

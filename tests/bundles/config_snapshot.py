@@ -79,26 +79,34 @@ CASES: dict[str, tuple[BundleRuns, tuple[str, ...], dict[str, Any]]] = {
     "promptnucseg": (PROMPTNUCSEG, (), {}),
     "promptnucseg classes": (PROMPTNUCSEG, (), {"classifier": "segmentor"}),
     "promptnucseg shared": (PROMPTNUCSEG, ("shared_encoder",), {}),
-    "promptnucseg compact": (PROMPTNUCSEG, ("shared_encoder", "compact"), {**HYBRID, "image_size": 128}),
+    "promptnucseg compact": (
+        PROMPTNUCSEG,
+        ("shared_encoder", "compact"),
+        {"sam_variant": "hybrid", "image_size": 128},
+    ),
     "promptnucseg zoom": (PROMPTNUCSEG, ("random_zoom",), {}),
     "promptnucseg pq": (PROMPTNUCSEG, ("select_by_pq",), {}),
-    "promptnucseg cpm17": (PROMPTNUCSEG, ("paper_cpm17",), TINY_RECIPE),
-    "promptnucseg kumar": (PROMPTNUCSEG, ("paper_kumar",), TINY_RECIPE),
-    "promptnucseg pannuke": (PROMPTNUCSEG, ("paper_pannuke",), TINY_RECIPE),
+    "promptnucseg cpm17": (PROMPTNUCSEG, ("paper", "paper_cpm17"), TINY_RECIPE),
+    "promptnucseg kumar": (PROMPTNUCSEG, ("paper", "paper_kumar"), TINY_RECIPE),
+    "promptnucseg pannuke": (PROMPTNUCSEG, ("paper", "paper_pannuke"), TINY_RECIPE),
     "promptnucseg several": (PROMPTNUCSEG, ("multi_gpu_train",), {}),
     "promptnucseg evaluate": (PROMPTNUCSEG, ("evaluate",), {}),
     "promptnucseg oracle": (PROMPTNUCSEG, ("evaluate",), {"oracle_prompts": True}),
     "cfrsam": (CFRSAM, (), {}),
     "cfrsam boxes": (CFRSAM, (), {"prompt": "box", "boundary_target": "sobel_semantic"}),
-    "cfrsam cpm17": (CFRSAM, ("paper_cpm17",), {**TINY_RECIPE, "sam_variant": WIDE.name, "image_size": 64}),
+    "cfrsam cpm17": (
+        CFRSAM,
+        ("paper", "paper_cpm17"),
+        {**TINY_RECIPE, "sam_variant": WIDE.name, "image_size": 64},
+    ),
     "cfrsam monuseg": (
         CFRSAM,
-        ("paper_monuseg",),
+        ("paper", "paper_monuseg"),
         {**TINY_RECIPE, "sam_variant": WIDE.name, "image_size": 64},
     ),
     "cfrsam pannuke": (
         CFRSAM,
-        ("paper_pannuke",),
+        ("paper", "paper_pannuke"),
         {**TINY_RECIPE, "sam_variant": WIDE.name, "image_size": 64},
     ),
     "cfrsam several": (CFRSAM, ("multi_gpu_train",), {}),
@@ -147,6 +155,7 @@ def workflow_of(
             "val_interval",
             "samples_per_epoch",
             "max_nuclei",
+            "prompter_crop_px",
             "filters",
         ):
             settings.pop(key, None)
@@ -298,6 +307,11 @@ class _Describer:
         if isinstance(value, torch.Generator):
             return "Generator"
         attributes = {**getattr(value, "__dict__", {})}
+        if type(value).__name__ == "GradientClipping":
+            attributes["network"] = getattr(value.network, "module", value.network)
+        if type(value).__name__ == "MLflowTracker":
+            optional = ("overlays", "per_class.csv", "per_tissue.csv")  # uploaded where they exist
+            attributes["artifacts"] = [one for one in value.artifacts if not str(one).endswith(optional)]
         shown = {key: self(item) for key, item in sorted(attributes.items()) if key not in _LEFT_OUT}
         return {"class": type(value).__name__, **shown}
 
@@ -321,7 +335,7 @@ class _Describer:
         events = {}
         for event, handlers in engine._event_handlers.items():
             named = [_handler(one) for one, *_ in handlers]
-            order = [name for name in named if not name.startswith("ProgressBar")]
+            order = [name for name in named if not name.startswith(("ProgressBar", "_OutputHandler"))]
             if order:
                 events[str(getattr(event, "value", event))] = order
         handlers = {}
