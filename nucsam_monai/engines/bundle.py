@@ -112,8 +112,8 @@ def draw_demo(dataset_dir: str | Path) -> None:
 def check_keys(parser: ConfigParser) -> None:
     """Refuse overrides that nothing reads, for example misspelt options of the command line.
 
-    A key is known if a configuration file of the bundle has it, if the configuration refers to it, or if it is an
-    argument of the component that it belongs to.
+    A key is known if a configuration file of the bundle has it, or has a value in its place that is no section; if
+    the configuration refers to it; or if it is an argument of the component that it belongs to.
 
     Raises:
         ConfigurationError: an unknown key; the message names the nearest one.
@@ -126,7 +126,11 @@ def check_keys(parser: ConfigParser) -> None:
     references |= {
         "::".join(name.split("::")[:n]) for name in references for n in range(1, name.count("::") + 1)
     }
+    sections = {path.rpartition("::")[0] for path in known}
     for path in _paths(config):
+        above = ["::".join(path.split("::")[:n]) for n in range(1, path.count("::") + 1)]
+        if any(one in known and one not in sections for one in above):
+            continue  # part of a value that an option has, such as a dictionary in place of null
         if path not in known | references and not _is_argument(path, config):
             options = [one for one in known if one.count("::") == path.count("::")]
             nearest = get_close_matches(path, sorted(options), n=1, cutoff=0.5)

@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 
 from nucsam_monai.engines.bundle import header_of, settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
-from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
-from nucsam_monai.handlers.early_stopping import EarlyStopping
-from nucsam_monai.handlers.final_validation import FinalValidation
-from nucsam_monai.handlers.gradient_clipping import GradientClipping
-from nucsam_monai.handlers.mlflow_run import TrackedRun
-from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
+from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun
+from nucsam_monai.handlers.training import (
+    DomainScheduleHandler,
+    EarlyStopping,
+    FinalValidation,
+    GradientClipping,
+)
 from nucsam_monai.handlers.training_state import TrainingState
-from nucsam_monai.handlers.weight_averaging import WeightAveraging
-from nucsam_monai.handlers.weights_saver import BestWeightsSaver
+from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
 from nucsam_monai.utils.errors import ConfigurationError
 
 _TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "summary.json", "overlays")

@@ -65,6 +65,11 @@ def test_a_misspelt_key_is_refused_with_the_nearest_one(parser: ConfigParser, ke
         check_keys(parser)
 
 
+def test_an_option_may_be_a_dictionary(parser: ConfigParser) -> None:
+    parser.update({"lr": {"first": 0.1, "second": 0.2}})
+    check_keys(parser)
+
+
 def test_a_new_key_that_another_one_reads_is_known(parser: ConfigParser) -> None:
     parser.update({"mine": 4, "epochs": "@mine"})
     check_keys(parser)

@@ -219,7 +219,7 @@ def _checkpoint(pair: Evaluation, places: Places) -> Path | None:
 
 def _outputs(pair: Evaluation, folder: Path) -> dict[str, Any]:
     writer = {
-        "_target_": "nucsam_monai.handlers.label_map_writer.LabelMapWriter",
+        "_target_": "nucsam_monai.handlers.evaluation.LabelMapWriter",
         "output_dir": str(folder / LABEL_MAPS),
     }
     return {f"+{handlers_key(pair.bundle)}": [writer]}

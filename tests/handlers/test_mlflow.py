@@ -1,4 +1,4 @@
-"""Runs written by real engines: trainers, validators, evaluators, benchmarks, and crashes of each."""
+"""The handler that tracks engines."""
 
 import json
 import logging
@@ -19,8 +19,9 @@ from monai.handlers import (
     from_engine,
 )
 
-from nucsam_monai.handlers import MLflowTracker, TrackedRun, mlflow_run
-from nucsam_monai.handlers.mlflow_tracker import losses_of
+from nucsam_monai.handlers import MLflowTracker, TrackedRun
+from nucsam_monai.handlers import mlflow as mlflow_run
+from nucsam_monai.handlers.mlflow import losses_of
 from tests.handlers.tracked_engines import EXPERIMENT, Breaking, Store, make_evaluator, make_trainer
 
 
