@@ -131,6 +131,8 @@ def check_keys(parser: ConfigParser) -> None:
         above = ["::".join(path.split("::")[:n]) for n in range(1, path.count("::") + 1)]
         if any(one in known and one not in sections for one in above):
             continue  # part of a value that an option has, such as a dictionary in place of null
+        if _is_workflow(config.get(path)):
+            continue
         if path not in known | references and not _is_argument(path, config):
             options = [one for one in known if one.count("::") == path.count("::")]
             nearest = get_close_matches(path, sorted(options), n=1, cutoff=0.5)
@@ -138,6 +140,11 @@ def check_keys(parser: ConfigParser) -> None:
             raise ConfigurationError(
                 f"--{path.replace('::', '#')}: not a key of the configuration, so nothing would read it.{hint}"
             )
+
+
+def _is_workflow(value: Any) -> bool:
+    """Return whether a value is a list of steps, which ``monai.bundle run <key>`` runs."""
+    return isinstance(value, list) and bool(value) and all(str(step).startswith("$") for step in value)
 
 
 def _files_of_bundle(parser: ConfigParser) -> list[Path]:
@@ -181,18 +188,23 @@ def recorded_settings(parser: ConfigParser) -> dict[str, Any]:
     outside of lists, nested by their path.
     """
     resolved = parser.ref_resolver.resolved_content
+    steps = {str(step).removeprefix("@") for step in parser.get("initialize", [])}
     found: dict[str, Any] = {}
     for key, raw in parser.get().items():
-        if key in _NEVER_RECORDED:
+        if key in steps or key in _NEVER_RECORDED or (isinstance(raw, Mapping) and _is_run(raw)):
             continue
         if isinstance(raw, str) and raw[:1] in ("$", "@", "%"):
-            if key in resolved and not isinstance(resolved[key], (Mapping, Engine, nn.Module)):
+            if key in resolved and resolved[key] != [] and not isinstance(resolved[key], Mapping):
                 found[key] = resolved[key]
         elif isinstance(raw, Mapping):
             found[key] = _constants(raw)
         elif _is_constant(raw):
             found[key] = raw
     return found
+
+
+def _is_run(component: Mapping[str, Any]) -> bool:
+    return str(component.get("_target_")).endswith(".TrackedRun")
 
 
 def executed_configuration(parser: ConfigParser) -> dict[str, Any]:

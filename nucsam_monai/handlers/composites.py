@@ -61,7 +61,7 @@ class TrainingHandlers(_Handlers):
         lr_scheduler: of the optimizer, stepped after every epoch.
         network: what is trained, without a wrapper of distributed training.
         validator: validates every ``val_interval`` epochs and after the last one.
-        val_interval: epochs.
+        val_interval: epochs; None trains without validation, so that no weights are saved.
         best_weights: keeps the weights of the best epoch; its file is uploaded. The state to resume from,
             ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to it.
         resume: see :class:`TrainingState`.
@@ -86,7 +86,7 @@ class TrainingHandlers(_Handlers):
         lr_scheduler: LRScheduler,
         network: nn.Module,
         validator: Engine,
-        val_interval: int,
+        val_interval: int | None,
         best_weights: BestWeightsSaver,
         resume: bool = False,
         max_grad_norm: float = 1.0,
@@ -133,7 +133,9 @@ class TrainingHandlers(_Handlers):
                     tag_name=f"{stage or 'train'}_loss",
                     output_transform=from_engine(["loss"], first=True),
                 ),
-                FinalValidation(interval=val_interval, validator=validator, epoch_level=True),
+                None
+                if val_interval is None
+                else FinalValidation(interval=val_interval, validator=validator, epoch_level=True),
                 early_stopping,
                 LrScheduleHandler(lr_scheduler, print_lr=False),
                 TrainingState(

@@ -70,6 +70,7 @@ class TrackedRun:
         weights: name to path of weights that the run starts from; their SHA-256 become tags.
         name: name of the run; by default ``<bundle>-<dataset>-<timestamp>``.
         parent_run_id: the run that this one is nested under.
+        more_tags: tags besides ``tags``, for those who start the workflow.
         dataset_dir: the data, for the handlers of the run's engines; None takes that of the configuration.
         split_protocol: the named split in use, for them as well; None takes that of the configuration.
 
@@ -92,6 +93,7 @@ class TrackedRun:
         weights: Mapping[str, str | Path | None] | None = None,
         name: str | None = None,
         parent_run_id: str | None = None,
+        more_tags: Mapping[str, Any] | None = None,
         dataset_dir: str | Path | None = None,
         split_protocol: str | Mapping[str, str] | None = None,
     ) -> None:
@@ -100,7 +102,8 @@ class TrackedRun:
         self.experiment = experiment
         self.uri = resolve_tracking_uri(tracking_uri)
         self.workflow = workflow
-        self.tags = {key: value for key, value in (tags or {}).items() if value is not None}
+        given = {**(tags or {}), **(more_tags or {})}
+        self.tags = {key: value for key, value in given.items() if value is not None}
         self.params = dict(params or {})
         self._parser = current_parser() if params is None else None
         own = self._own_settings("dataset_dir", "split_protocol", "bundle_root")

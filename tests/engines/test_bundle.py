@@ -70,6 +70,11 @@ def test_an_option_may_be_a_dictionary(parser: ConfigParser) -> None:
     check_keys(parser)
 
 
+def test_a_workflow_may_be_added(parser: ConfigParser) -> None:
+    parser.update({"cost": ["$print(@epochs)"]})
+    check_keys(parser)
+
+
 def test_a_new_key_that_another_one_reads_is_known(parser: ConfigParser) -> None:
     parser.update({"mine": 4, "epochs": "@mine"})
     check_keys(parser)

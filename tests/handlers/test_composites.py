@@ -41,9 +41,8 @@ def training_handlers(folder: Path, loader: DataLoader | None = None, **more: ob
         lr_scheduler=warmup_cosine(optimizer, 1, 2),
         network=network,
         validator=SupervisedEvaluator(torch.device("cpu"), [], network),
-        val_interval=1,
         best_weights=BestWeightsSaver(network, folder / "model.safetensors", {}),
-        **more,
+        **{"val_interval": 1, **more},
     )
 
 
@@ -74,6 +73,10 @@ def test_handlers_of_a_training(tmp_path: Path) -> None:
     trainer.register_events(*IterationEvents)
     handlers.attach(trainer)
     assert trainer.extra
+
+
+def test_a_training_may_do_without_validation(tmp_path: Path) -> None:
+    assert "FinalValidation" not in names(training_handlers(tmp_path, val_interval=None))
 
 
 def test_what_a_stage_averages_and_stops_by_is_kept(tmp_path: Path) -> None:

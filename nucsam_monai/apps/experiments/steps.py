@@ -171,7 +171,7 @@ def _training_settings(training: Training, places: Places, tracking: Tracking | 
         document |= {"tracking_uri": places.tracking_uri, "experiment_name": tracking.experiment}
         for run in _tracked_runs(training.bundle):
             document[f"{run}#parent_run_id"] = tracking.parent_run_id
-            document[f"{run}#tags#training"] = folder_of(training, places).name
+            document[f"{run}#more_tags"] = {"training": folder_of(training, places).name}
     return document
 
 
