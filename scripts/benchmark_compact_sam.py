@@ -130,7 +130,7 @@ def train_and_measure(
                 hide_progress=True,
                 seed=seed,
                 epochs=epochs,
-                val_interval=epochs + 1,
+                val_interval=None,
                 **{"samples_per_epoch": _EPOCH_CROPS, **keys},
             )
             workflow.initialize()

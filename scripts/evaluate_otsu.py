@@ -13,7 +13,7 @@ import fire
 from nucsam_monai.data import load_items
 from nucsam_monai.data.converters.progress import with_progress
 from nucsam_monai.data.label_files import read_image, read_instances
-from nucsam_monai.handlers.evaluation_report import write_report
+from nucsam_monai.handlers.evaluation import write_report
 from nucsam_monai.inferers import otsu_foreground
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
 from nucsam_monai.utils.instances import connected_components

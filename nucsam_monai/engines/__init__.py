@@ -1,13 +1,51 @@
 """What MONAI's engines need for these methods beyond what they bring."""
 
-from nucsam_monai.engines.cfrsam_batch import PrepareCFRSAMBatch
+from nucsam_monai.engines.batch import (
+    PrepareCFRSAMBatch,
+    PrepareDomainBatch,
+    PrepareEndToEndBatch,
+    PrepareNucleusBatch,
+    PreparePointsBatch,
+    PreparePrompterBatch,
+    PreparePromptsBatch,
+    PrepareTruthBatch,
+    collate_end_to_end,
+    collate_nuclei,
+    collate_points,
+)
+from nucsam_monai.engines.bundle import (
+    check_keys,
+    comparable_classes,
+    compile_if,
+    default_device,
+    demo_folder,
+    distributed,
+    domains_of,
+    draw_demo,
+    first_given,
+    header_of,
+    header_with,
+    is_secondary,
+    local_device,
+    pick,
+    quality_metric,
+    require_recipe,
+    run_on_first,
+    set_up,
+    single_loader,
+    start,
+    start_classes,
+    start_encoder,
+    step_inferer,
+    trained_model,
+    trained_parameters,
+    trained_part,
+    training_loader,
+    trains_prompt_encoder,
+    warmup_cosine,
+)
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
-from nucsam_monai.engines.end_to_end_batch import PrepareEndToEndBatch, collate_end_to_end
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
-from nucsam_monai.engines.nucleus_batch import PrepareNucleusBatch, collate_nuclei
-from nucsam_monai.engines.prepare_batch import PrepareDomainBatch, PreparePointsBatch, PrepareTruthBatch
-from nucsam_monai.engines.prompter_batch import PreparePrompterBatch, collate_points
-from nucsam_monai.engines.prompts_batch import PreparePromptsBatch
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [
@@ -22,8 +60,37 @@ __all__ = [
     "PreparePromptsBatch",
     "PrepareTruthBatch",
     "ReadableImages",
+    "check_keys",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",
+    "comparable_classes",
+    "compile_if",
+    "default_device",
+    "demo_folder",
+    "distributed",
+    "domains_of",
+    "draw_demo",
+    "first_given",
+    "header_of",
+    "header_with",
     "inference_items",
+    "is_secondary",
+    "local_device",
+    "pick",
+    "quality_metric",
+    "require_recipe",
+    "run_on_first",
+    "set_up",
+    "single_loader",
+    "start",
+    "start_classes",
+    "start_encoder",
+    "step_inferer",
+    "trained_model",
+    "trained_parameters",
+    "trained_part",
+    "training_loader",
+    "trains_prompt_encoder",
+    "warmup_cosine",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nucsam_monai.data.dataset import DATASET_FILE, load_items
+from nucsam_monai.engines.bundle import draw_demo
 from nucsam_monai.io import find_images, output_stems
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 
@@ -37,6 +38,7 @@ def inference_items(
     source = Path(source)
     if source.is_dir() and source.resolve() == Path(output_dir).resolve():
         raise ConfigurationError(f"output_dir {output_dir}: is the folder of the images. Choose another one.")
+    draw_demo(source)
     known = {} if domain is None else {"domain": domain}
     if (source / DATASET_FILE).is_file() or any(source.glob(f"*/{DATASET_FILE}")):
         return [{**item, **known} for item in _test_items(source)]

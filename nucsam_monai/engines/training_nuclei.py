@@ -38,6 +38,13 @@ class FoundInTraining(Mapping[str, FoundNuclei]):
     def __len__(self) -> int:
         return len(self._nuclei)
 
+    def find_for(
+        self, prompts: str, images: Iterable[Mapping[str, Any]], finder: PointFinder, precision: str = "auto"
+    ) -> None:
+        """Look for the nuclei if the training takes ``prompts`` that were found; see :meth:`find`."""
+        if prompts in ("predicted", "mixed"):
+            self.find(images, finder, precision)
+
     def find(self, images: Iterable[Mapping[str, Any]], finder: PointFinder, precision: str = "auto") -> None:
         """Look for the nuclei of all images and forget those found before.
 

@@ -1,26 +1,36 @@
 """Handlers for Ignite engines beyond those of MONAI."""
 
-from nucsam_monai.handlers.decollate_points import DecollatePoints, DecollatePrediction
-from nucsam_monai.handlers.domain_schedule import DomainScheduleHandler
-from nucsam_monai.handlers.early_stopping import EarlyStopping
-from nucsam_monai.handlers.embedding_cache_log import EmbeddingCacheLog
-from nucsam_monai.handlers.evaluation_report import EvaluationReport
-from nucsam_monai.handlers.final_validation import FinalValidation
-from nucsam_monai.handlers.gradient_clipping import GradientClipping
-from nucsam_monai.handlers.metrics import NamedMetricsHandler
-from nucsam_monai.handlers.mlflow_run import TrackedRun
-from nucsam_monai.handlers.mlflow_tracker import MLflowTracker
-from nucsam_monai.handlers.network_epoch import NetworkEpoch
-from nucsam_monai.handlers.nuclei_evaluation import NucleiEvaluation
-from nucsam_monai.handlers.nucleus_masks import DecollateNuclei
-from nucsam_monai.handlers.prediction_writer import PredictionWriter
-from nucsam_monai.handlers.sam_export import SAMExport
-from nucsam_monai.handlers.shared_statistics import SharedStatistics
+from nucsam_monai.handlers.composites import (
+    EvaluationHandlers,
+    TrainingHandlers,
+    ValidationHandlers,
+    evaluation_facts,
+    run_tags,
+)
+from nucsam_monai.handlers.decollate import DecollateNuclei, DecollatePoints, DecollatePrediction
+from nucsam_monai.handlers.evaluation import EvaluationReport, NucleiEvaluation, PredictionWriter
+from nucsam_monai.handlers.metrics import (
+    NamedMetricsHandler,
+    ValidationLoss,
+    dice_metric,
+    instance_metrics,
+    mask_metric,
+    point_metric,
+    weighted_metrics,
+)
+from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
+from nucsam_monai.handlers.training import (
+    DomainScheduleHandler,
+    EarlyStopping,
+    EmbeddingCacheLog,
+    FinalValidation,
+    GradientClipping,
+    NetworkEpoch,
+    embedding_cache_log,
+)
 from nucsam_monai.handlers.training_state import TrainingState
-from nucsam_monai.handlers.validation_loss import ValidationLoss
-from nucsam_monai.handlers.weight_averaging import WeightAveraging
-from nucsam_monai.handlers.weights_saver import BestWeightsSaver
+from nucsam_monai.handlers.weights import BestWeightsSaver, SAMExport, SharedStatistics, WeightAveraging
 
 __all__ = [
     "BestWeightsSaver",
@@ -30,6 +40,7 @@ __all__ = [
     "DomainScheduleHandler",
     "EarlyStopping",
     "EmbeddingCacheLog",
+    "EvaluationHandlers",
     "EvaluationReport",
     "FinalValidation",
     "GradientClipping",
@@ -41,9 +52,19 @@ __all__ = [
     "SAMExport",
     "SharedStatistics",
     "TrackedRun",
+    "TrainingHandlers",
     "TrainingState",
+    "ValidationHandlers",
     "ValidationLoss",
     "WeightAveraging",
+    "dice_metric",
+    "embedding_cache_log",
+    "evaluation_facts",
+    "instance_metrics",
+    "mask_metric",
+    "point_metric",
     "resolve_tracking_uri",
+    "run_tags",
     "tracking_uri",
+    "weighted_metrics",
 ]

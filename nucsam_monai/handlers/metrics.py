@@ -1,15 +1,49 @@
-"""The Ignite side of the metrics: one handler, several named scalars."""
+"""The Ignite side of metrics and validation losses: several named scalars per handler."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+import torch.distributed as dist
+from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
-from torch import Tensor
+from torch import Tensor, nn
 
-from nucsam_monai.metrics.cumulative import LabelMapMetric
+from nucsam_monai.metrics.cumulative import (
+    ForegroundMetric,
+    InstanceSegmentationMetric,
+    LabelMapMetric,
+    PromptedMaskMetric,
+    WeightedForegroundMetric,
+)
+from nucsam_monai.metrics.point_detection import PointDetectionMetric
 from nucsam_monai.utils.errors import ConfigurationError
+
+
+def dice_metric() -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground."""
+    return {"val_dice": NamedMetricsHandler(ForegroundMetric())}
+
+
+def instance_metrics() -> "NamedMetricsHandler":
+    """Return the handler of the metrics of instances, for example ``val_aji`` and ``val_pq``."""
+    return NamedMetricsHandler(InstanceSegmentationMetric())
+
+
+def weighted_metrics() -> "NamedMetricsHandler":
+    """Return the handler of the foreground's metrics weighted by the size of the images."""
+    return NamedMetricsHandler(WeightedForegroundMetric())
+
+
+def mask_metric() -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of prompted networks: the IoU of each mask with its nucleus, ``val_mask_iou``."""
+    return {"val_mask_iou": NamedMetricsHandler(PromptedMaskMetric(), keys=["pred", "label"])}
+
+
+def point_metric(class_names: Sequence[str], radius_px: float) -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of nuclei prompters: the F1 of points within ``radius_px`` of a centroid, ``val_f1``."""
+    metric = PointDetectionMetric(class_count=len(class_names), radius_px=radius_px)
+    return {"val_f1": NamedMetricsHandler(metric, keys=["pred", "label"])}
 
 
 class NamedMetricsHandler(IgniteMetricHandler):
@@ -89,3 +123,63 @@ def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], lis
     """Return the predicted and the true label maps ``(1, H, W)`` of decollated outputs."""
     predicted = [torch.from_numpy(output["pred"].instances)[None] for output in outputs]
     return predicted, [output["label_instances"] for output in outputs]
+
+
+class ValidationLoss:
+    """Mean mask loss of each domain and the mean of the domains, computed from probabilities.
+
+    After the epoch ``engine.state.metrics`` holds ``val_loss`` and ``val_loss_<domain>``. Every domain counts
+    alike, however many images it has.
+
+    Args:
+        loss: loss of logits against a binary target, for example :class:`nucsam_monai.losses.MaskLoss`.
+        domains: the domains of the validation images.
+    """
+
+    def __init__(self, loss: nn.Module, domains: Sequence[str]) -> None:
+        self.loss = loss
+        self.domains = tuple(domains)
+        self._sums = torch.zeros(2, len(self.domains), dtype=torch.float64)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a validator whose outputs hold ``pred``, with its foreground, and ``label``."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def start(self, _engine: Engine) -> None:
+        """Forget the last epoch."""
+        self._sums = torch.zeros_like(self._sums)
+
+    def add(self, engine: Engine) -> None:
+        """Add the images of one iteration.
+
+        Raises:
+            ConfigurationError: an image of a domain that was not announced.
+        """
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            if item["domain"] not in self.domains:
+                raise ConfigurationError(
+                    f"validation image '{item['id']}': domain '{item['domain']}' is none of {self.domains}."
+                )
+            label = output["label"]
+            probability = torch.from_numpy(output["pred"].foreground)[None].to(label.device)
+            value = self.loss(logit(probability)[None], label[None])
+            self._sums[:, self.domains.index(item["domain"])] += torch.tensor([float(value), 1.0])
+
+    def finish(self, engine: Engine) -> None:
+        """Put the means over the images of all processes into the engine's metrics."""
+        sums = self._sums.clone()
+        if dist.is_available() and dist.is_initialized():
+            sums = sums.to(engine.state.device)
+            dist.all_reduce(sums)
+            sums = sums.cpu()
+        means = sums[0] / sums[1]
+        for domain, mean in zip(self.domains, means.tolist(), strict=True):
+            engine.state.metrics[f"val_loss_{domain}"] = mean
+        engine.state.metrics["val_loss"] = float(means.nanmean())
+
+
+def logit(probability: Tensor) -> Tensor:
+    """Return the logit of a probability, kept finite."""
+    return torch.logit(probability.float(), eps=1e-6)

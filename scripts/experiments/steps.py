@@ -449,7 +449,7 @@ def _training_settings(training: Training, places: Places, tracking: Tracking | 
         document |= {"tracking_uri": places.tracking_uri, "experiment_name": tracking.experiment}
         for run in _tracked_runs(training.bundle):
             document[f"{run}#parent_run_id"] = tracking.parent_run_id
-            document[f"{run}#tags#training"] = folder_of(training, places).name
+            document[f"{run}#more_tags"] = {"training": folder_of(training, places).name}
     return document
 
 
@@ -497,7 +497,7 @@ def _checkpoint(pair: Evaluation, places: Places) -> Path | None:
 
 def _outputs(pair: Evaluation, folder: Path) -> dict[str, Any]:
     writer = {
-        "_target_": "nucsam_monai.handlers.label_map_writer.LabelMapWriter",
+        "_target_": "nucsam_monai.handlers.evaluation.LabelMapWriter",
         "output_dir": str(folder / LABEL_MAPS),
     }
     return {f"+{handlers_key(pair.bundle)}": [writer]}

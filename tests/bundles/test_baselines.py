@@ -190,7 +190,9 @@ def test_the_whole_network_is_what_is_compiled(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr("nucsam_monai.networks.compile_modules", lambda modules, _: compiled.extend(modules))
+    monkeypatch.setattr(
+        "nucsam_monai.engines.bundle.compile_modules", lambda modules, _: compiled.extend(modules)
+    )
     workflow = BASELINES.bundle(**settings, compile=True)
     assert compiled == [network_of(workflow)]
 

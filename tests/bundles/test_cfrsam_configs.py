@@ -48,7 +48,9 @@ def test_train_and_inference_build_the_same_networks_and_results() -> None:
 
 
 def test_the_overlay_for_several_processes_has_every_step_of_the_training() -> None:
-    steps = [step for step in read("multi_gpu_train.json")["training"] if step != "$dist.barrier()"]
+    steps = [
+        step for step in read("multi_gpu_train.json")["training"] if step != "$torch.distributed.barrier()"
+    ]
     assert steps == read("train.json")["training"]
 
 
@@ -74,9 +76,9 @@ def small(cfrsam_training: TwoStageTraining, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dataset", RECIPES)
 def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> None:
-    recipe = read(f"paper_{dataset}.json")
+    recipe = {**read("paper.json"), **read(f"paper_{dataset}.json")}
     assert (recipe["sam_variant"], recipe["backbone"]) == ("vit_b", "convnext_small")
-    workflow = CFRSAM.bundle(f"paper_{dataset}", **small)
+    workflow = CFRSAM.bundle("paper", f"paper_{dataset}", **small)
 
     def content(key: str) -> Any:
         return workflow.parser.get_parsed_content(key)
@@ -106,7 +108,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
 
 
 def test_a_recipe_moves_found_points_with_their_nuclei(small: dict[str, Any]) -> None:
-    workflow = CFRSAM.bundle("paper_pannuke", **small)
+    workflow = CFRSAM.bundle("paper", "paper_pannuke", **small)
     search = workflow.parser.get_parsed_content("train::search::dataloader")
     finder = workflow.parser.get_parsed_content("joint::find_points")
     found = workflow.parser.get_parsed_content("train::found")

@@ -150,7 +150,9 @@ def test_every_property_that_monai_asks_for_is_there(pretraining: Pretraining, t
 def test_without_a_validation_no_sam_is_written(
     dataset_dir: str, micro: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(dataset_dir=dataset_dir, output_dir=str(tmp_path), epochs=1, val_interval=2, samples_per_epoch=1)
+    workflow = bundle(dataset_dir=dataset_dir, output_dir=str(tmp_path))
+    export = workflow.parser.get_parsed_content("train::handlers")[-1]
+    export.export(workflow.trainer)
     assert not (tmp_path / "sam.safetensors").exists()
     assert any("no epoch of this training was validated" in record.getMessage() for record in caplog.records)
 

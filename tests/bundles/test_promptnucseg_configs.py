@@ -58,9 +58,9 @@ def small(promptnucseg_training: TwoStageTraining, tmp_path: Path) -> dict[str, 
 
 @pytest.mark.parametrize("dataset", RECIPES)
 def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> None:
-    recipe = read(f"paper_{dataset}.json")
+    recipe = {**read("paper.json"), **read(f"paper_{dataset}.json")}
     assert (recipe["sam_variant"], recipe["backbone"]) == ("vit_h", "convnext_small")
-    workflow = PROMPTNUCSEG.bundle(f"paper_{dataset}", **small)
+    workflow = PROMPTNUCSEG.bundle("paper", f"paper_{dataset}", **small)
 
     def content(key: str) -> Any:
         return workflow.parser.get_parsed_content(key)
@@ -96,5 +96,5 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
 def test_a_recipe_trains_its_augmented_images(dataset: str, small: dict[str, Any], tmp_path: Path) -> None:
     settings = {**small, "epochs": 1, "val_interval": 1, "samples_per_epoch": 1, "prompter_batch_size": 1}
     for stage in ("prompter", "segmentor"):
-        PROMPTNUCSEG.train(f"paper_{dataset}", **settings, run_id=stage)
+        PROMPTNUCSEG.train("paper", f"paper_{dataset}", **settings, run_id=stage)
     assert {"prompter.safetensors", "segmentor.safetensors"} <= {path.name for path in tmp_path.iterdir()}

@@ -151,7 +151,9 @@ def test_the_stages_and_nodes_of_the_unet_are_what_is_compiled(
     eunet3p_training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr("nucsam_monai.networks.compile_modules", lambda modules, _: compiled.extend(modules))
+    monkeypatch.setattr(
+        "nucsam_monai.engines.bundle.compile_modules", lambda modules, _: compiled.extend(modules)
+    )
     workflow = EUNET3P.bundle(**trained(eunet3p_training, tmp_path, compile=True))
     network = network_of(workflow)
     assert compiled == [*network.unet.stages, *network.unet.nodes]

@@ -32,12 +32,14 @@ class CountedRun(NamedTuple):
 
 
 def run(training: Training, output: Path, cache: str | None, **settings: Any) -> CountedRun:
-    """Train three epochs of two augmented copies of each image, without a validation."""
+    """Train three epochs of two augmented copies of each image; the validation's images are not counted."""
     shared = {**training.settings, "epochs": 3, "val_interval": 99, "augmented_copies": COPIES}
     workflow = EUNET3P.bundle(**{**shared, "embedding_cache": cache, "output_dir": str(output), **settings})
     network, losses, encoded = network_of(workflow), [], []
     network.image_encoder.patch_embed.register_forward_pre_hook(
-        lambda _, inputs: encoded.extend(hash(image.numpy().tobytes()) for image in inputs[0])
+        lambda _, inputs: encoded.extend(
+            hash(image.numpy().tobytes()) for image in inputs[0] if network.training
+        )
     )
     seen: list[int] = []
 

@@ -83,7 +83,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
     "released normalisation": (
         {"pixel_std": "released"},
         lambda run: torch.equal(
-            content(run, "target_transforms::0").std, content(run, "target_transforms::0").mean
+            content(run, "target_transforms")[0].std, content(run, "target_transforms")[0].mean
         ),
     ),
 }

@@ -77,3 +77,15 @@ def test_without_mlflow_everything_runs(
     evaluate(**settings, checkpoint=weights, output_dir=str(tmp_path / "evaluate"))
     assert (tmp_path / "evaluate" / "summary.json").is_file()
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_every_override_is_recorded(training: Training, store: Store, store_uri: str, tmp_path: Path) -> None:
+    settings = {**training.settings, "samples_per_epoch": 1, "tracking_uri": store_uri}
+    settings |= {"network_def#encoder#bypass": False, "lr": 0.002, "output_dir": str(tmp_path)}
+    train(**settings)
+    run = store.only_run(EXPERIMENT)
+    params = run.data.params
+    assert (params["network_def.encoder.bypass"], params["lr"]) == ("False", "0.002")
+    assert (params["sam_variant"], params["domains"]) == ("micro", "[bright, dark]")
+    assert not any(store_uri in value for value in params.values())
+    assert {"configs", "configuration.json"} <= store.artifacts(run)

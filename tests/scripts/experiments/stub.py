@@ -10,7 +10,7 @@ from experiments import Experiment, Places, read_experiment
 
 from nucsam_monai.data import load_items
 from nucsam_monai.data.label_files import read_instances
-from nucsam_monai.handlers.evaluation_report import write_report
+from nucsam_monai.handlers.evaluation import write_report
 from nucsam_monai.io import write_json, write_label_image
 
 TWO_METHODS = {

@@ -1,0 +1,438 @@
+"""What the configurations of bundles call: set-up, devices, choices and starting weights.
+
+Expressions in a configuration only call functions; what decides something has its name and its test here.
+"""
+
+import inspect
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from pydoc import locate
+from typing import Any, TypeVar
+
+import monai
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine
+from monai.bundle import ConfigParser
+from monai.data import DataLoader
+from monai.inferers import SimpleInferer
+from monai.optimizers import WarmupCosineSchedule
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, Sampler
+
+from nucsam_monai.data.demo import demo_dataset_dir
+from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
+from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.inferers.precision import AutocastInferer
+from nucsam_monai.networks import (
+    Prompter,
+    Segmentor,
+    compile_modules,
+    start_from_other_classes,
+    start_from_unsam,
+    weights_file,
+)
+from nucsam_monai.networks.sam import load_trained, read_header, start_trunk, with_settings
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.paths import project_root
+
+Option = TypeVar("Option")
+
+Collate = str | Callable[[Any], Any]
+
+COLLATES: Mapping[str, Callable[[Any], Any]] = {
+    "points": collate_points,
+    "nuclei": collate_nuclei,
+    "end_to_end": collate_end_to_end,
+}
+"""How items are joined to batches, by the names that configurations use."""
+
+_REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
+_OF_MONAI = ("_meta_", "imports", "initialize", "run", "finalize", "save_execute_config", "run_name")
+_NEVER_RECORDED = ("tracking_uri", "imports", "_meta_")  # an address may hold a password
+
+
+def current_parser() -> ConfigParser | None:
+    """Return the parser that is evaluating the configuration from which the caller is called, if any.
+
+    MONAI hands its parser neither to expressions nor to components; it is found among the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(parser := frame.f_locals.get("self"), ConfigParser):
+            return parser
+        frame = frame.f_back
+    return None
+
+
+def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: bool = False) -> None:
+    """Prepare the process for a workflow, as the first step of ``initialize``.
+
+    The keys of the configuration are checked, all random generators are seeded, and the demo data is drawn if it is
+    what the workflow reads and it is not there yet.
+
+    Args:
+        seed: of all random generators.
+        dataset_dir: the data of the workflow.
+        distributed: join the process group of ``torchrun``.
+
+    Raises:
+        ConfigurationError: an override is not a key of the configuration.
+    """
+    if (parser := current_parser()) is not None:
+        check_keys(parser)
+    if distributed:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_device())
+        logging.getLogger().setLevel(logging.WARNING if dist.get_rank() > 0 else logging.INFO)
+    monai.utils.set_determinism(seed=seed)
+    monai.data.set_track_meta(False)
+    if dataset_dir is not None:
+        draw_demo(dataset_dir)
+
+
+def demo_folder() -> str:
+    """Return the folder of the demo data; :func:`set_up` draws it."""
+    return str(project_root() / "data" / "demo")
+
+
+def draw_demo(dataset_dir: str | Path) -> None:
+    """Draw the demo data if a workflow reads it and it is not there."""
+    if Path(dataset_dir) == Path(demo_folder()):
+        demo_dataset_dir()
+
+
+def check_keys(parser: ConfigParser) -> None:
+    """Refuse overrides that nothing reads, for example misspelt options of the command line.
+
+    A key is known if a configuration file of the bundle has it, or has a value in its place that is no section; if
+    the configuration refers to it; or if it is an argument of the component that it belongs to.
+
+    Raises:
+        ConfigurationError: an unknown key; the message names the nearest one.
+    """
+    config = parser.get()
+    known = {path for file in _files_of_bundle(parser) for path in _paths(json.loads(file.read_text()))}
+    if not known:
+        return
+    references = {name.replace("#", "::") for name in _REFERENCE.findall(json.dumps(config, default=str))}
+    references |= {
+        "::".join(name.split("::")[:n]) for name in references for n in range(1, name.count("::") + 1)
+    }
+    sections = {path.rpartition("::")[0] for path in known}
+    for path in _paths(config):
+        above = ["::".join(path.split("::")[:n]) for n in range(1, path.count("::") + 1)]
+        if any(one in known and one not in sections for one in above):
+            continue  # part of a value that an option has, such as a dictionary in place of null
+        if _is_workflow(config.get(path)):
+            continue
+        if path not in known | references and not _is_argument(path, config):
+            options = [one for one in known if one.count("::") == path.count("::")]
+            nearest = get_close_matches(path, sorted(options), n=1, cutoff=0.5)
+            hint = f" Did you mean '{nearest[0].replace('::', '#')}'?" if nearest else ""
+            raise ConfigurationError(
+                f"--{path.replace('::', '#')}: not a key of the configuration, so nothing would read it.{hint}"
+            )
+
+
+def _is_workflow(value: Any) -> bool:
+    """Return whether a value is a list of steps, which ``monai.bundle run <key>`` runs."""
+    return isinstance(value, list) and bool(value) and all(str(step).startswith("$") for step in value)
+
+
+def _files_of_bundle(parser: ConfigParser) -> list[Path]:
+    if "bundle_root" not in parser:
+        return []
+    folder = Path(parser.get_parsed_content("bundle_root")) / "configs"
+    return sorted(file for file in folder.glob("*.json") if file.name != "metadata.json")
+
+
+def _paths(config: Any, start: str = "") -> Iterator[str]:
+    """Yield the path of every key, without those inside of lists."""
+    if not isinstance(config, Mapping):
+        return
+    for name, value in config.items():
+        key = name.removeprefix("+").replace("#", "::")
+        if (start or key not in _OF_MONAI) and key[:1] != "_":
+            for end in range(1, key.count("::") + 2):
+                yield start + "::".join(key.split("::")[:end])
+            yield from _paths(value, f"{start}{key}::")
+
+
+def _is_argument(path: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a path is, or lies in, an argument of a component."""
+    parts = path.split("::")
+    node: Any = config
+    for part in parts:
+        if isinstance(node, Mapping) and "_target_" in node:
+            found = locate(str(node["_target_"]))
+            if not callable(found) or (part == parts[-1] and part in config):
+                return True
+            parameters = inspect.signature(found).parameters
+            return part in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return False
+
+
+def recorded_settings(parser: ConfigParser) -> dict[str, Any]:
+    """Return the settings of a configuration by their keys, as far as they have been read by now.
+
+    These are the scalars and lists of scalars at the top level, and the constants among the arguments of components
+    outside of lists, nested by their path.
+    """
+    resolved = parser.ref_resolver.resolved_content
+    steps = {str(step).removeprefix("@") for step in parser.get("initialize", [])}
+    found: dict[str, Any] = {}
+    for key, raw in parser.get().items():
+        if key in steps or key in _NEVER_RECORDED or (isinstance(raw, Mapping) and _is_run(raw)):
+            continue
+        if isinstance(raw, str) and raw[:1] in ("$", "@", "%"):
+            if key in resolved and resolved[key] != [] and not isinstance(resolved[key], Mapping):
+                found[key] = resolved[key]
+        elif isinstance(raw, Mapping):
+            found[key] = _constants(raw)
+        elif _is_constant(raw):
+            found[key] = raw
+    return found
+
+
+def _is_run(component: Mapping[str, Any]) -> bool:
+    return str(component.get("_target_")).endswith(".TrackedRun")
+
+
+def executed_configuration(parser: ConfigParser) -> dict[str, Any]:
+    """Return a configuration as it was merged from its files and overrides, without what may hold a password."""
+    return {key: value for key, value in parser.get().items() if key not in ("tracking_uri", "_meta_")}
+
+
+def _constants(node: Mapping[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in node.items() if key[:1] != "_"}
+    nested = {key: _constants(value) for key, value in own.items() if isinstance(value, Mapping)}
+    return {key: value for key, value in own.items() if _is_constant(value)} | nested
+
+
+def _is_constant(raw: Any) -> bool:
+    if isinstance(raw, list):
+        return all(not isinstance(item, list) and _is_constant(item) for item in raw)
+    return not isinstance(raw, Mapping) and not (isinstance(raw, str) and raw[:1] in ("$", "@", "%"))
+
+
+def settings_named(names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of keys of the configuration that is being read; none outside of one."""
+    parser = current_parser()
+    return {} if parser is None else {name: parser.get_parsed_content(name) for name in names}
+
+
+def header_with(header: Mapping[str, str], *names: str) -> dict[str, str]:
+    """Return a header of weights with the values of keys of the configuration, which inference takes from it."""
+    return with_settings(header, settings_named(names))
+
+
+def default_device() -> torch.device:
+    """Return the first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def local_device() -> torch.device:
+    """Return the device of this process among those that ``torchrun`` started."""
+    return (
+        torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def is_secondary() -> bool | None:
+    """Return True in every process but the first, else None: what ``disable`` of a progress bar takes."""
+    return dist.get_rank() > 0 or None
+
+
+def distributed(
+    module: nn.Module, device: torch.device | None = None, *, find_unused_parameters: bool = False
+) -> nn.parallel.DistributedDataParallel:
+    """Wrap a network, or a part of one, for training in several processes."""
+    ids = [device] if device is not None and device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(
+        module, device_ids=ids, find_unused_parameters=find_unused_parameters
+    )
+
+
+def run_on_first(engine: Engine) -> None:
+    """Run an engine in the first process alone."""
+    if dist.get_rank() == 0:
+        engine.run()
+
+
+def step_inferer(precision: str) -> AutocastInferer:
+    """Return the inferer of a training step: the network in mixed precision."""
+    return AutocastInferer(SimpleInferer(), precision)
+
+
+def training_loader(
+    dataset: Dataset,
+    sampler: DomainBatchSampler,
+    num_workers: int = 0,
+    collate_fn: Collate | None = None,
+) -> DataLoader:
+    """Return the loader of a training, whose randomness every epoch seeds.
+
+    Args:
+        dataset: of the training.
+        sampler: gives the batches.
+        num_workers: processes that load.
+        collate_fn: joins items to a batch, or a name in :data:`COLLATES`; MONAI's by default.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        **_collating(collate_fn),
+    )
+
+
+def single_loader(
+    dataset: Dataset,
+    num_workers: int = 0,
+    sampler: Sampler | None = None,
+    collate_fn: Collate | None = None,
+) -> DataLoader:
+    """Return a loader of batches of one image, in their order.
+
+    Args:
+        dataset: of a validation or an evaluation.
+        num_workers: processes that load.
+        sampler: gives each of several processes its share.
+        collate_fn: makes a batch of an item, or a name in :data:`COLLATES`; MONAI's by default.
+    """
+    return DataLoader(
+        dataset, batch_size=1, num_workers=num_workers, sampler=sampler, **_collating(collate_fn)
+    )
+
+
+def _collating(collate_fn: Collate | None) -> dict[str, Any]:
+    if collate_fn is None:
+        return {}
+    if isinstance(collate_fn, str) and collate_fn not in COLLATES:
+        raise ConfigurationError(f"collate_fn '{collate_fn}': expected one of {', '.join(COLLATES)}.")
+    return {"collate_fn": COLLATES[collate_fn] if isinstance(collate_fn, str) else collate_fn}
+
+
+def warmup_cosine(optimizer: Optimizer, warmup_epochs: int, epochs: int) -> WarmupCosineSchedule:
+    """Return a learning rate that rises from a tenth and then falls to zero along a cosine."""
+    return WarmupCosineSchedule(optimizer, warmup_epochs, epochs, warmup_multiplier=0.1)
+
+
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a network that require a gradient."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def pick(choice: Any, default: Option | None = None, **options: Option) -> Option | None:
+    """Return the option that is named ``choice``, or ``default`` if none is.
+
+    Example:
+        >>> pick("distance", components=1, distance=2)
+        2
+    """
+    return options.get(str(choice), default)
+
+
+def first_given(*values: Option | None) -> Option | None:
+    """Return the first value that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def domains_of(items: Iterable[Mapping[str, Any]]) -> str:
+    """Return the domains of items of a dataset, joined by "+"."""
+    return "+".join(sorted({item["domain"] for item in items}))
+
+
+def quality_metric(class_names: Sequence[str]) -> str:
+    """Return the panoptic quality that selects weights: the mean over several classes, or of all nuclei."""
+    return "val_mpq" if len(class_names) > 1 else "val_pq"
+
+
+def comparable_classes(trained: Sequence[str], of_dataset: Sequence[str]) -> Sequence[str]:
+    """Return the classes in which network and dataset agree; nuclei alone if they differ."""
+    return trained if trained == of_dataset else ["nucleus"]
+
+
+def trained_part(checkpoint: str | None, part: str, *, without: bool = False) -> str | None:
+    """Return the weights file of a part of a network, None for a workflow that does without the part."""
+    return None if without else weights_file(checkpoint, part)
+
+
+def trained_model(folder: str, trained: Iterable[Any]) -> str | None:
+    """Return the weights file in a folder of a training, None if none of the parts in ``trained`` is trained."""
+    return f"{folder}/model.safetensors" if any(trained) else None
+
+
+def trains_prompt_encoder(finetune: str, sam_checkpoint: str | None) -> bool:
+    """Return whether the prompt encoder is trained: everything is, and no SAM weights give it a start."""
+    return finetune == "all" and sam_checkpoint is None
+
+
+def header_of(checkpoint: Mapping[str, str | None] | str | None) -> Any:
+    """Return the header of a weights file, those of several by name, or None where there is no file."""
+    if isinstance(checkpoint, Mapping):
+        return {name: header_of(path) for name, path in checkpoint.items()}
+    return checkpoint and read_header(checkpoint)
+
+
+def start(
+    network: nn.Module,
+    checkpoint: str | None,
+    header: Mapping[str, str],
+    trunk_weights: Any = None,
+) -> None:
+    """Load the weights that a workflow starts from.
+
+    Args:
+        network: changed in place.
+        checkpoint: file of trained weights, or None.
+        header: what the header of the file must agree with.
+        trunk_weights: pretrained weights of the trunk for a training that starts without a file.
+    """
+    if checkpoint:
+        load_trained(checkpoint, network, header)
+    else:
+        start_trunk(network, trunk_weights)
+
+
+def start_classes(path: str | None, prompter: Prompter, header: Mapping[str, str]) -> None:
+    """Start from a prompter of other classes if there is a file, see :func:`start_from_other_classes`."""
+    if path:
+        start_from_other_classes(path, prompter, header)
+
+
+def start_encoder(path: str | None, segmentor: Segmentor) -> None:
+    """Start from the encoder of a UN-SAM training if there is a file, see :func:`start_from_unsam`."""
+    if path:
+        start_from_unsam(path, segmentor)
+
+
+def require_recipe(recipe: str | None, name: str) -> None:
+    """Refuse the settings of one dataset without the recipe that they belong to.
+
+    Raises:
+        ConfigurationError: the recipe's file was not read before.
+    """
+    if recipe is None:
+        raise ConfigurationError(
+            f"--config_file: found the settings of a dataset without the recipe. Name {name} between train.json and "
+            "the dataset's file."
+        )
+
+
+def compile_if(wanted: bool, modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Compile the modules if that is wanted."""
+    if wanted:
+        compile_modules(modules, device)

@@ -1,0 +1,251 @@
+"""Handlers that every training, validation and evaluation has, each list under one name.
+
+A composite is attached like one handler. In a configuration it stands in a list, so that more can be added.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ignite.engine import Engine
+from ignite.handlers import ProgressBar
+from monai.handlers import LrScheduleHandler, StatsHandler, from_engine
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from nucsam_monai.engines.bundle import header_of, settings_named
+from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun
+from nucsam_monai.handlers.training import (
+    DomainScheduleHandler,
+    EarlyStopping,
+    FinalValidation,
+    GradientClipping,
+)
+from nucsam_monai.handlers.training_state import TrainingState
+from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
+from nucsam_monai.utils.errors import ConfigurationError
+
+_TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "summary.json", "overlays")
+
+
+class Handler(Protocol):
+    """What can be attached to an engine."""
+
+    def attach(self, engine: Engine) -> None:
+        """Register at the engine's events."""
+
+
+class _Handlers:
+    """Handlers that are attached together, in their order."""
+
+    def __init__(self, handlers: Iterable[Handler | None]) -> None:
+        self.handlers = [handler for handler in handlers if handler is not None]
+
+    def attach(self, engine: Engine) -> None:
+        """Attach all of them to an engine."""
+        for handler in self.handlers:
+            handler.attach(engine)
+
+
+class TrainingHandlers(_Handlers):
+    """Everything that a training does besides its steps.
+
+    It is tracked, seeds every epoch, bounds the gradient, shows and logs its progress, validates, schedules the
+    learning rate and keeps a state to resume from.
+
+    Args:
+        run: tracks the training.
+        data_loader: of the training, with a :class:`DomainBatchSampler`.
+        lr_scheduler: of the optimizer, stepped after every epoch.
+        network: what is trained, without a wrapper of distributed training.
+        validator: validates every ``val_interval`` epochs and after the last one.
+        val_interval: epochs; None trains without validation, so that no weights are saved.
+        best_weights: keeps the weights of the best epoch; its file is uploaded. The state to resume from,
+            ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to it.
+        resume: see :class:`TrainingState`.
+        max_grad_norm: bound of the gradient's norm.
+        weight_averaging: averages the weights, if the training does.
+        early_stopping: stops the training, if it may.
+        extra: further handlers, called before those that validate and save.
+        parts: further objects whose state is kept, by name.
+        artifacts: further files to upload at the end.
+        stage: name of the stage, for trainings of several.
+        hide_progress: True shows no progress bar.
+
+    Raises:
+        ConfigurationError: the loader has another sampler.
+    """
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        *,
+        data_loader: DataLoader,
+        lr_scheduler: LRScheduler,
+        network: nn.Module,
+        validator: Engine,
+        val_interval: int | None,
+        best_weights: BestWeightsSaver,
+        resume: bool = False,
+        max_grad_norm: float = 1.0,
+        weight_averaging: WeightAveraging | None = None,
+        early_stopping: EarlyStopping | None = None,
+        extra: Sequence[Handler | None] = (),
+        parts: Mapping[str, Any] | None = None,
+        artifacts: Sequence[str | Path] = (),
+        stage: str | None = None,
+        hide_progress: bool | None = None,
+    ) -> None:
+        optimizer = lr_scheduler.optimizer
+        kept = {
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+            "best_weights": best_weights,
+            "weight_averaging": weight_averaging,
+            "early_stopping": early_stopping,
+            **(parts or {}),
+        }
+        tracker = MLflowTracker(
+            run,
+            owner=True,
+            artifacts=[*run.configurations, str(best_weights.path), *artifacts],
+            dataset_dir=run.dataset_dir,
+            split_protocol=run.split_protocol,
+        )
+        sampler = data_loader.batch_sampler
+        if not isinstance(sampler, DomainBatchSampler):
+            raise ConfigurationError(
+                f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
+            )
+        name = "training" if stage is None else f"training the {stage}"
+        super().__init__(
+            [
+                tracker,
+                DomainScheduleHandler(sampler, data_loader, optimizer, lr_scheduler, network, sampler.seed),
+                *extra,
+                GradientClipping(network, max_grad_norm),
+                weight_averaging,
+                ProgressBar(desc=name, persist=True, disable=hide_progress),
+                StatsHandler(
+                    iteration_log=False,
+                    tag_name=f"{stage or 'train'}_loss",
+                    output_transform=from_engine(["loss"], first=True),
+                ),
+                None
+                if val_interval is None
+                else FinalValidation(interval=val_interval, validator=validator, epoch_level=True),
+                early_stopping,
+                LrScheduleHandler(lr_scheduler, print_lr=False),
+                TrainingState(
+                    best_weights.path.with_name(f"{stage or 'training'}_state.safetensors"),
+                    network,
+                    {key: one for key, one in kept.items() if one is not None},
+                    resume,
+                ),
+            ]
+        )
+
+
+class ValidationHandlers(_Handlers):
+    """Everything that a validation within a training does besides its steps: measure, log, track, save weights.
+
+    Args:
+        measure: handlers that turn outputs into metrics, in their order.
+        run: of the training.
+        best_weights: save what was trained by the metrics.
+        split: the part of the dataset.
+    """
+
+    def __init__(
+        self,
+        measure: Sequence[Handler | None],
+        run: TrackedRun,
+        best_weights: BestWeightsSaver | Sequence[BestWeightsSaver],
+        split: str | None = None,
+    ) -> None:
+        tracker = MLflowTracker(
+            run, dataset_dir=run.dataset_dir, split=split, split_protocol=run.split_protocol
+        )
+        savers = [best_weights] if isinstance(best_weights, BestWeightsSaver) else best_weights
+        super().__init__([*measure, StatsHandler(iteration_log=False), tracker, *savers])
+
+
+class EvaluationHandlers(_Handlers):
+    """Everything that an evaluation does besides its steps: measure, report, show its progress, track.
+
+    Args:
+        measure: handlers that turn outputs into metrics and tables, in their order.
+        run: of the evaluation.
+        splits: the parts of the dataset.
+        output_dir: where the tables are; they are uploaded at the end. None for an evaluation without tables.
+        hide_progress: True shows no progress bar.
+        description: in front of the progress bar.
+    """
+
+    def __init__(
+        self,
+        measure: Sequence[Handler | None],
+        run: TrackedRun,
+        splits: str | Sequence[str],
+        output_dir: str | Path | None = None,
+        hide_progress: bool | None = None,
+        description: str = "evaluating",
+    ) -> None:
+        tables = [] if output_dir is None else [f"{output_dir}/{name}" for name in _TABLES]
+        tracker = MLflowTracker(
+            run,
+            owner=True,
+            artifacts=[*tables, *run.configurations] if tables else [],
+            dataset_dir=run.dataset_dir,
+            split=splits if isinstance(splits, str) else "+".join(splits),
+            split_protocol=run.split_protocol,
+        )
+        super().__init__(
+            [
+                *measure,
+                ProgressBar(desc=description, persist=True, disable=hide_progress),
+                StatsHandler(iteration_log=False),
+                tracker,
+            ]
+        )
+
+
+def evaluation_facts(
+    bundle: str,
+    checkpoint: Mapping[str, str | None] | str | None,
+    settings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what ``summary.json`` says of an evaluation besides its numbers.
+
+    Args:
+        bundle: its name.
+        checkpoint: the evaluated weights, by name where there are several.
+        settings: keys of the configuration whose values are listed, besides data, splits and seed.
+    """
+    always = ("dataset_dir", "splits", "split_protocol")
+    values = settings_named([*always, *settings, "seed"])
+    if "dataset_dir" in values:
+        values["dataset_dir"] = str(values["dataset_dir"])
+    return {"bundle": bundle, "checkpoint": checkpoint, "weights": header_of(checkpoint), **values}
+
+
+def run_tags(
+    bundle: str,
+    domains: str | Sequence[str],
+    protocol: str = "supervised",
+    stage: str | None = None,
+    split: str | None = None,
+) -> dict[str, str | None]:
+    """Return the tags of a tracked run; a tag of None is left out.
+
+    Args:
+        bundle: its name.
+        domains: of the images.
+        protocol: how the network was trained for them, for example ``"supervised"`` or ``"zero_shot"``.
+        stage: which of several networks is trained.
+        split: the part of the dataset that is evaluated.
+    """
+    dataset = domains if isinstance(domains, str) else "+".join(domains)
+    return {"bundle": bundle, "stage": stage, "dataset": dataset, "split": split, "protocol": protocol}

@@ -1,0 +1,330 @@
+"""What a training does between its steps: schedules, stopping, validation, bounds, timing."""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import set_rnd
+from monai.engines.utils import IterationEvents
+from monai.handlers import ValidationHandler
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.networks.sam import EmbeddingCache
+from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+class DomainScheduleHandler:
+    """Start every epoch with its own batches and seeds, and every domain with a new optimizer.
+
+    All randomness of an epoch follows from the seed and the epoch's number, so that a resumed training goes
+    on exactly as an uninterrupted one. When a sequential training turns to the next domain, the optimizer and
+    the learning rate start anew and a common embedding kept per domain is handed on (UN-SAM, Algorithm 1).
+
+    Ignite compares the count of iterations with the epoch's length to find out whether a training is done and
+    at which epoch to resume it; when domains differ in size, it would stop too early and resume at a wrong
+    epoch. ``engine.state.iteration`` therefore counts as if all epochs so far had been as long as the current
+    one; take the epoch as the step of what is logged.
+
+    Args:
+        sampler: gives the batches.
+        data_loader: the loader that uses ``sampler``.
+        optimizer: starts anew with each domain.
+        lr_scheduler: starts anew with each domain.
+        network: a network with ``bypass.inherit``, or any other.
+        seed: seed of the random transforms.
+
+    Raises:
+        ConfigurationError: ``data_loader`` keeps its workers from epoch to epoch, where new seeds never
+            reach them.
+    """
+
+    def __init__(
+        self,
+        sampler: DomainBatchSampler,
+        data_loader: DataLoader,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: LRScheduler,
+        network: nn.Module,
+        seed: int = 0,
+    ) -> None:
+        if data_loader.persistent_workers:
+            raise ConfigurationError(
+                "data_loader: persistent_workers is true, expected false: every epoch seeds its workers anew."
+            )
+        self.sampler = sampler
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.network = network
+        self.seed = seed
+        self._new_optimizer = copy.deepcopy(optimizer.state_dict())
+        self._new_lr_scheduler = copy.deepcopy(lr_scheduler.state_dict())
+
+    def attach(self, engine: Engine) -> None:
+        """Register for the start of every epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+
+    def start_epoch(self, engine: Engine) -> None:
+        """Prepare the epoch that ``engine.state.epoch`` (1-based) counts."""
+        epoch = engine.state.epoch - 1
+        self.sampler.set_epoch(epoch)
+        engine.state.epoch_length = len(self.sampler)
+        engine.state.iteration = epoch * engine.state.epoch_length
+        seed = (self.seed * 1_000_003 + epoch) % (1 << 31)
+        torch.manual_seed(seed)
+        set_rnd(self.data_loader.dataset, seed)
+        if self.data_loader.generator is not None:
+            self.data_loader.generator.manual_seed(seed)
+        domain = self.sampler.domain_of_epoch(epoch)
+        if domain is not None and epoch > 0 and self.sampler.starts_domain(epoch):
+            self._start_domain(domain)
+
+    def _start_domain(self, domain: int) -> None:
+        self.optimizer.load_state_dict(copy.deepcopy(self._new_optimizer))
+        self.lr_scheduler.load_state_dict(copy.deepcopy(self._new_lr_scheduler))
+        bypass = getattr(getattr(self.network, "module", self.network), "bypass", None)
+        if bypass is not None:
+            bypass.inherit(domain)
+
+
+class StagedNetwork(Protocol):
+    """A network that trains in stages."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Train from now on what the stage of the 0-based ``epoch`` foresees."""
+
+
+class NetworkEpoch:
+    """Call ``network.begin_epoch`` with the 0-based number of every epoch that starts.
+
+    The number is the trainer's own, so that a resumed training goes on in the stage it was in.
+
+    Args:
+        network: the network itself, not what wraps it for several processes.
+    """
+
+    def __init__(self, network: StagedNetwork) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
+
+    def begin(self, engine: Engine) -> None:
+        """Tell the network the epoch that ``engine.state.epoch`` counts from 1."""
+        self.network.begin_epoch(engine.state.epoch - 1)
+
+
+class EarlyStopping:
+    """Stop the training after ``patience`` validations without a new best metric.
+
+    MONAI's ``EarlyStopHandler`` neither keeps its count over an interruption nor can be switched off by a value.
+    Here the count is a part of :class:`~nucsam_monai.handlers.TrainingState`, and a training that was stopped
+    stops at once when it is resumed.
+
+    Args:
+        validator: the engine that validates within the training.
+        patience: validations without improvement; None never stops.
+        metric: name in the validator's metrics, higher is better. A NaN is no improvement.
+
+    Raises:
+        ConfigurationError: ``patience`` is below 1.
+
+    Example:
+        In a bundle, among the handlers of the trainer::
+
+            {"_target_": "nucsam_monai.handlers.EarlyStopping", "validator": "@validate#evaluator", "patience": 10}
+    """
+
+    def __init__(self, validator: Engine, patience: int | None = 10, metric: str = "val_dice") -> None:
+        if patience is not None and patience < 1:
+            raise ConfigurationError(
+                f"early stopping: patience {patience}, expected 1 or more validations, or null for never."
+            )
+        self.validator = validator
+        self.patience = patience
+        self.metric = metric
+        self.best = -math.inf
+        self.without_improvement = 0
+        self._trainer: Engine | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer; the validator is attached to as well."""
+        self._trainer = engine
+        self.validator.add_event_handler(Events.EPOCH_COMPLETED, self.compare)
+
+    def compare(self, validator: Engine) -> None:
+        """Count a validation that ended.
+
+        Raises:
+            ConfigurationError: the validator has no such metric.
+        """
+        if self.metric not in validator.state.metrics:
+            reported = ", ".join(validator.state.metrics) or "nothing"
+            raise ConfigurationError(
+                f"early stopping: '{self.metric}' is not measured; the validator reports {reported}."
+            )
+        value = float(validator.state.metrics[self.metric])
+        if value > self.best:
+            self.best, self.without_improvement = value, 0
+        else:
+            self.without_improvement += 1
+        self._stop_if_exhausted()
+
+    def state_dict(self) -> dict[str, float | int]:
+        """Return what a resumed training needs to go on counting."""
+        return {"best": self.best, "without_improvement": self.without_improvement}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        """Take over the count of an interrupted training."""
+        self.best, self.without_improvement = float(state["best"]), int(state["without_improvement"])
+        self._stop_if_exhausted()
+
+    def _stop_if_exhausted(self) -> None:
+        if self.patience is None or self.without_improvement < self.patience or self._trainer is None:
+            return
+        logger.info(
+            "no better %s than %.5f in %d validations: the training stops.",
+            self.metric,
+            self.best,
+            self.without_improvement,
+        )
+        self._trainer.terminate()
+
+
+class FinalValidation(ValidationHandler):
+    """MONAI's :class:`~monai.handlers.ValidationHandler` that also validates when the training is over.
+
+    Weights are kept of epochs that were validated; a training of fewer epochs than the interval would leave none,
+    and the last epochs of a longer one would never be considered. The arguments are those of MONAI's handler.
+
+    Example:
+        Epochs 4, 8 and 10 of ten::
+
+            {"_target_": "nucsam_monai.handlers.FinalValidation", "validator": "@validate#evaluator",
+             "epoch_level": true, "interval": 4}
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        super().attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.validate_last)
+
+    def validate_last(self, engine: Engine) -> None:
+        """Validate after the last epoch, unless the interval has just done so."""
+        is_last = engine.state.epoch == engine.state.max_epochs
+        if is_last and not (self.epoch_level and engine.state.epoch % self.interval == 0):
+            self(engine)
+
+
+class GradientClipping:
+    """Scale the gradient of a network down to a largest norm.
+
+    For trainers without ``amp``: there the gradient still carries the scaler's factor when it is clipped.
+
+    Args:
+        network: whose gradient is bounded.
+        max_norm: largest 2-norm over all parameters.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer of MONAI."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.clip)
+
+    def clip(self, _engine: Engine) -> None:
+        """Scale the gradient if it is longer than ``max_norm``."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+_TIMED_STEPS = 3  # of the first epoch: enough to tell minutes from hours
+
+
+class EmbeddingCacheLog:
+    """Say early how long the first epoch takes, and after every epoch what came from the embedding cache.
+
+    The first epoch is the slow one: the encoder runs for every image. Images that come again are read, so
+    later epochs are faster, the more so the more of their augmented copies are known.
+
+    Args:
+        cache: the cache that the network in training uses.
+    """
+
+    def __init__(self, cache: EmbeddingCache) -> None:
+        self.cache = cache
+        self._started = 0.0
+        self._before = (0, 0)
+        self._announced = False
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, in front of the handler that validates: its images count for themselves."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.announce)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
+
+    def start(self, _engine: Engine) -> None:
+        """Note the time and the counts at the start of an epoch."""
+        self._started = time.perf_counter()
+        self._before = (self.cache.hits, self.cache.misses)
+
+    def announce(self, engine: Engine) -> None:
+        """Log after a few steps how long the epoch will take, once in a training."""
+        length = engine.state.epoch_length or 1
+        done = (engine.state.iteration - 1) % length + 1
+        if self._announced or done < min(_TIMED_STEPS, length):
+            return
+        self._announced = True
+        per_step = (time.perf_counter() - self._started) / done
+        logger.info(
+            "embedding cache: %d steps took %.1f s, so this epoch takes about %s; SAM ran for %d of %d images "
+            "so far, and the others were in the cache.",
+            done,
+            per_step * done,
+            _duration(per_step * length),
+            self._new(),
+            self._new() + self._known(),
+        )
+
+    def report(self, engine: Engine) -> None:
+        """Log what the epoch took and how many of its images SAM had to see."""
+        logger.info(
+            "embedding cache: epoch %d took %s; SAM ran for %d images, %d were in the cache.",
+            engine.state.epoch,
+            _duration(time.perf_counter() - self._started),
+            self._new(),
+            self._known(),
+        )
+
+    def _known(self) -> int:
+        return self.cache.hits - self._before[0]
+
+    def _new(self) -> int:
+        return self.cache.misses - self._before[1]
+
+
+def embedding_cache_log(cache: EmbeddingCache | None) -> EmbeddingCacheLog | None:
+    """Return the log of a cache, None where there is none."""
+    return None if cache is None else EmbeddingCacheLog(cache)
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration for people: seconds, or minutes from two minutes on.
+
+    Example:
+        >>> _duration(90), _duration(600)
+        ('90 s', '10 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
