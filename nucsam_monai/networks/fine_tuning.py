@@ -1,7 +1,9 @@
 """Fine-tune SAM: the adapters of its encoder, and what of SAM is trained with each."""
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
 from typing import Literal, get_args
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.sam import SAM, BlockAdapter, SAMVariant
 from nucsam_monai.utils.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 class LowRank(nn.Sequential):
@@ -341,11 +345,37 @@ key      adapters   of the image encoder the mask decoder
 """
 
 
+@dataclass(frozen=True)
+class LoRAOptions:
+    """LoRA: ``d/4`` is a quarter of the encoder's width, as SAC's parameter table implies; SAMed takes 4."""
+
+    rank: int | Literal["d/4"] = "d/4"
+
+
+@dataclass(frozen=True)
+class MSAOptions:
+    """Bottleneck adapters of Med-SA: hidden width, factor beside the MLP, and start."""
+
+    ratio: float = 0.25
+    scale: float = 0.5
+    init: Literal["zero_last", "torch_default"] = "zero_last"
+
+
+@dataclass(frozen=True)
+class MALAOptions:
+    """MALA: see :class:`MALA`; the paper compares ranks 16 to 128."""
+
+    kernel: MALAKernel = "learnable"
+    rank: int = 64
+    dropout: float = 0.1
+    init: Literal["zero_last", "torch_default"] = "zero_last"
+
+
 def build_adapters(
     kind: FineTuning,
     variant: SAMVariant,
     *,
-    rank: int | None = None,
+    rank: int | Literal["d/4"] | None = None,
     ratio: float = 0.25,
     scale: float = 0.5,
     init: Literal["zero_last", "torch_default"] = "zero_last",
@@ -357,8 +387,7 @@ def build_adapters(
     Args:
         kind: the way of fine-tuning.
         variant: the sizes of SAM.
-        rank: of ``lora``; a quarter of the encoder's width by default, which SAC's parameter table implies.
-            Of ``mala``; 64 by default.
+        rank: of ``lora``, by default ``d/4``, see :class:`LoRAOptions`. Of ``mala``, by default 64.
         ratio: of ``msa``, see :class:`BottleneckAdapters`.
         scale: of ``msa``.
         init: of ``msa`` and ``mala``.
@@ -376,21 +405,23 @@ def build_adapters(
     """
     _require_known(kind)
     if kind == "lora":
-        rank = max(1, variant.width // 4) if rank is None else rank
+        rank = rank if isinstance(rank, int) else max(1, variant.width // 4)
         return nn.ModuleList(LoRA(variant.width, rank) for _ in range(variant.depth))
     if kind == "msa":
         return nn.ModuleList(
             BottleneckAdapters(variant.width, ratio, scale, init) for _ in range(variant.depth)
         )
     if kind == "mala":
-        rank = 64 if rank is None else rank
+        rank = rank if isinstance(rank, int) else 64
         return nn.ModuleList(
             BlockMALA(variant.width, rank, kernel, dropout, init) for _ in range(variant.depth)
         )
     return None
 
 
-def freeze_for(kind: FineTuning, sam: SAM, *, train_prompt_encoder: bool = False) -> None:
+def freeze_for(
+    kind: FineTuning, sam: SAM, *, train_prompt_encoder: bool = False, pretrained: bool = True
+) -> None:
     """Let those parameters of ``sam`` require a gradient that learn in this way of fine-tuning.
 
     Args:
@@ -398,6 +429,7 @@ def freeze_for(kind: FineTuning, sam: SAM, *, train_prompt_encoder: bool = False
         sam: changed in place; adapters are no part of it and always learn.
         train_prompt_encoder: train the prompt encoder. SAC freezes it by its text, but counts it as trained in
             its parameter table.
+        pretrained: whether ``sam`` has trained weights; a random encoder that stays frozen is warned of.
 
     Raises:
         ConfigurationError: an unknown ``kind``.
@@ -409,6 +441,23 @@ def freeze_for(kind: FineTuning, sam: SAM, *, train_prompt_encoder: bool = False
         sam.image_encoder.neck.requires_grad_(True)
     if train_prompt_encoder:
         sam.prompt_encoder.requires_grad_(True)
+    if not pretrained and kind != "full":
+        warn_of_frozen_encoder(f"adapter '{kind}'", "train everything with adapter 'full'")
+
+
+def warn_of_frozen_encoder(option: str, remedy: str) -> None:
+    """Warn of an encoder without weights that does not learn either.
+
+    Args:
+        option: what freezes it, with its value.
+        remedy: what to do other than giving weights.
+    """
+    logger.warning(
+        "no SAM weights: with %s the encoder is randomly initialised and frozen, so the model cannot learn. "
+        "Give sam_checkpoint, or %s.",
+        option,
+        remedy,
+    )
 
 
 def _require_known(kind: str) -> None:

@@ -23,6 +23,7 @@ from nucsam_monai.networks.sam.weights import (
     read_safetensors,
     read_tensors,
     require_same_tensors,
+    trained_names,
 )
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
@@ -698,12 +699,7 @@ def start_from_other_classes(path: Path | str, prompter: Prompter, header: Mappi
     Source: ours; the paper trains each dataset by itself.
     """
     found = read_header(path)
-    try:
-        trained = [str(name) for name in json.loads(found["class_names"])]
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: its header names no classes, expected those of a prompter."
-        ) from error
+    trained = trained_names(path, "class_names")
     for name in sorted(set(header) - {"n_classes", "class_names"}):
         if found.get(name) != header[name]:
             raise CheckpointError(

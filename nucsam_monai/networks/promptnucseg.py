@@ -5,13 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from monai.networks.nets import HoVerNet
 from torch import Tensor, nn
 
+from nucsam_monai.networks.fine_tuning import warn_of_frozen_encoder
 from nucsam_monai.networks.nucleus_prompts import (
     MaskPrediction,
     NucleusPrompts,
@@ -29,7 +29,7 @@ from nucsam_monai.networks.sam import (
 )
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.decoder import start_localised
-from nucsam_monai.networks.sam.weights import read_safetensors
+from nucsam_monai.networks.sam.weights import read_safetensors, trained_names
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.names import distinct_names
 
@@ -165,11 +165,7 @@ class Segmentor(nn.Module):
                 "of vanilla SAM learns."
             )
         if not pretrained and trainable != "all":
-            logger.warning(
-                "no SAM weights: with finetune.trainable '%s' the encoder is random and stays so, which teaches "
-                "nothing. Give sam_checkpoint, or train 'all'.",
-                trainable,
-            )
+            warn_of_frozen_encoder(f"finetune.trainable '{trainable}'", "train 'all'")
 
 
 @torch.no_grad()
@@ -541,12 +537,4 @@ def trained_classes(checkpoint: str | None, default: Sequence[str]) -> list[str]
     Raises:
         CheckpointError: the file is damaged, or names no classes.
     """
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return list(default)
-    try:
-        names = json.loads(read_header(checkpoint)["class_names"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: its header names no classes, expected those of a PromptNucSeg prompter."
-        ) from error
-    return [str(name) for name in names]
+    return trained_names(checkpoint, "class_names", default)

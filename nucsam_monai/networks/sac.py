@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.fine_tuning import FineTuning, build_adapters, freeze_for
+from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import EncoderFeatures, build_sam
@@ -386,22 +386,6 @@ class SAMOptions:
     activation_checkpointing: bool = False
 
 
-@dataclass(frozen=True)
-class LoRAOptions:
-    """LoRA: ``d/4`` is a quarter of the encoder's width, as SAC's parameter table implies; SAMed takes 4."""
-
-    rank: int | Literal["d/4"] = "d/4"
-
-
-@dataclass(frozen=True)
-class MSAOptions:
-    """Bottleneck adapters of Med-SA: hidden width, factor beside the MLP, and start."""
-
-    ratio: float = 0.25
-    scale: float = 0.5
-    init: Literal["zero_last", "torch_default"] = "zero_last"
-
-
 class SACOutput(NamedTuple):
     """What the losses need.
 
@@ -428,8 +412,8 @@ class SAC(nn.Module):
         image_size: side of the working image in pixels.
         adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         sam: values of :class:`SAMOptions`.
-        lora: values of :class:`LoRAOptions`, for ``adapter: lora``.
-        msa: values of :class:`MSAOptions`, for ``adapter: msa``.
+        lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
+        msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
         generator: values of :class:`~nucsam_monai.networks.sac.GeneratorOptions`.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
         outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and a
@@ -466,9 +450,8 @@ class SAC(nn.Module):
         self.msa_options = read_options(MSAOptions, msa, "msa")
         self.generator_options = read_options(GeneratorOptions, generator, "generator")
         self.variant = find_variant(sam_variant)
-        rank = self.lora_options.rank
         self.adapters = build_adapters(
-            adapter, self.variant, rank=None if rank == "d/4" else rank, **asdict(self.msa_options)
+            adapter, self.variant, rank=self.lora_options.rank, **asdict(self.msa_options)
         )
         self.sam = build_sam(
             self.variant,
@@ -654,10 +637,9 @@ class SAC(nn.Module):
                 )
             self.sam.requires_grad_(False)
             return
-        freeze_for(self.adapter, self.sam, train_prompt_encoder=self.sam_options.train_prompt_encoder)
-        if not pretrained and self.adapter != "full":
-            logger.warning(
-                "no SAM weights: with adapter '%s' the encoder is random and stays so, which teaches nothing. "
-                "Give sam_checkpoint, or train everything with adapter 'full'.",
-                self.adapter,
-            )
+        freeze_for(
+            self.adapter,
+            self.sam,
+            train_prompt_encoder=self.sam_options.train_prompt_encoder,
+            pretrained=pretrained,
+        )

@@ -12,7 +12,7 @@ from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucsam_monai.networks.fine_tuning import bottleneck
+from nucsam_monai.networks.fine_tuning import bottleneck, warn_of_frozen_encoder
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import (
     BlockAdapter,
@@ -30,7 +30,8 @@ from nucsam_monai.networks.sam import (
 )
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.decoder import pixels_to_maps, run_two_way, upscale_cells
-from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+from nucsam_monai.networks.sam.weights import trained_names
+from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.names import distinct_names
 
 logger = logging.getLogger(__name__)
@@ -462,9 +463,8 @@ class UNSAM(nn.Module):
         if sam_checkpoint is not None:
             self._load_sam(sam_checkpoint)
         elif self.encoder_options.trainable == "bypass":
-            logger.warning(
-                "no SAM weights: the encoder is random and frozen, which teaches nothing. Give sam_checkpoint, or "
-                "train everything with encoder.trainable 'all'."
+            warn_of_frozen_encoder(
+                "encoder.trainable 'bypass'", "train everything with encoder.trainable 'all'"
             )
         self._freeze()
 
@@ -642,7 +642,7 @@ def trained_unsam(
     """
     trained, variant = _SMALL, "vit_tiny"
     if Path(checkpoint).is_file():
-        header = _unsam_header(checkpoint)
+        header = read_header(checkpoint, method="unsam")
         trained, variant = json.loads(header["options"]), header["sam_variant"]
     return UNSAM(
         sam_variant or variant,
@@ -665,15 +665,4 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
     Raises:
         CheckpointError: the file is missing and there is no default, or it is damaged or not of UN-SAM.
     """
-    if default is not None and not Path(checkpoint).is_file():
-        return list(default)
-    return list(json.loads(_unsam_header(checkpoint)["domains"]))
-
-
-def _unsam_header(checkpoint: str | Path) -> dict[str, str]:
-    header = read_header(checkpoint)
-    if header.get("method") != "unsam":
-        raise CheckpointError(
-            f"{checkpoint}: weights of '{header.get('method')}', expected those of 'unsam'."
-        )
-    return header
+    return trained_names(checkpoint, "domains", default, method="unsam")

@@ -22,7 +22,14 @@ from nucsam_monai.networks.cfrsam.refinement import (
     refine_in_boxes,
     refine_in_chunks,
 )
-from nucsam_monai.networks.fine_tuning import FineTuning, MALAKernel, build_adapters, freeze_for
+from nucsam_monai.networks.fine_tuning import (
+    FineTuning,
+    LoRAOptions,
+    MALAOptions,
+    MSAOptions,
+    build_adapters,
+    freeze_for,
+)
 from nucsam_monai.networks.nucleus_prompts import (
     MaskPrediction,
     NucleusPrompts,
@@ -32,7 +39,6 @@ from nucsam_monai.networks.nucleus_prompts import (
 )
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.prompter import Prompter, any_nucleus_logits
-from nucsam_monai.networks.sac import LoRAOptions, MSAOptions
 from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.decoder import start_localised
@@ -109,16 +115,6 @@ _FEWEST_FOR_STATISTICS = 2
 PromptKind = Literal["point", "box"]
 
 
-@dataclass(frozen=True)
-class MALAOptions:
-    """MALA: see :class:`~nucsam_monai.networks.fine_tuning.MALA`; the paper compares ranks 16 to 128."""
-
-    kernel: MALAKernel = "learnable"
-    rank: int = 64
-    dropout: float = 0.1
-    init: Literal["zero_last", "torch_default"] = "zero_last"
-
-
 class EncodedImages(NamedTuple):
     """What the prompts of B images are decoded from; computed once per image.
 
@@ -173,9 +169,9 @@ class CFRSAM(nn.Module):
         sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
         image_size: side of the tiles in pixels.
         adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
-        mala: values of :class:`MALAOptions`, for ``adapter: mala``.
-        lora: values of :class:`~nucsam_monai.networks.sac.LoRAOptions`, for ``adapter: lora``.
-        msa: values of :class:`~nucsam_monai.networks.sac.MSAOptions`, for ``adapter: msa``.
+        mala: values of :class:`~nucsam_monai.networks.fine_tuning.MALAOptions`, for ``adapter: mala``.
+        lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
+        msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
         hmfm: values of :class:`~nucsam_monai.networks.cfrsam.network.HMFMOptions`.
         bgmr: values of :class:`~nucsam_monai.networks.cfrsam.refinement.BGMROptions`.
         prompt: ``point``, or ``box`` (the paper's ablation): the two points of a prompt are then opposite
@@ -240,8 +236,6 @@ class CFRSAM(nn.Module):
         self.bgmr_options = read_options(BGMROptions, bgmr, "bgmr")
         self.variant = find_variant(sam_variant)
         values = {} if self.adapter_options is None else asdict(self.adapter_options)
-        if values.get("rank") == "d/4":
-            values["rank"] = None  # the default of build_adapters
         self.adapters = build_adapters(adapter, self.variant, **values)
         self.sam = build_sam(
             self.variant, image_size, sam_checkpoint, activation_checkpointing=activation_checkpointing
@@ -249,17 +243,11 @@ class CFRSAM(nn.Module):
         channels = self.variant.embed_channels
         self.hmfm = HMFM(channels, self.hmfm_options) if self.hmfm_options.fusion != "none" else None
         self.bgmr = build_refinement(channels, self.variant.patch // 4, self.bgmr_options)
-        freeze_for(adapter, self.sam)
+        freeze_for(adapter, self.sam, pretrained=train_sam or sam_checkpoint is not None)
         if train_sam:
             self.sam.requires_grad_(True)
         if sam_checkpoint is None:
             start_localised(self.sam.mask_decoder)
-            if not train_sam and adapter != "full":
-                logger.warning(
-                    "no SAM weights: with adapter '%s' the encoder is random and stays so, which teaches little. "
-                    "Give sam_checkpoint, or train all of SAM with train_sam.",
-                    adapter,
-                )
 
     def forward(self, image: Tensor, prompts: NucleusPrompts) -> CFRSAMOutput:
         """Segment the prompted nuclei of ``(B, 3, S, S)`` images, normalised with SAM's constants."""

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -380,11 +380,15 @@ def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, st
     return header
 
 
-def read_header(path: Path | str) -> dict[str, str]:
+def read_header(path: Path | str, method: str | None = None) -> dict[str, str]:
     """Read the header of a file of :func:`save_trained` without its tensors.
 
+    Args:
+        path: the file.
+        method: the method that it must be of; None takes any.
+
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind.
+        CheckpointError: the file is missing, damaged, of another kind or of another method.
     """
     with open_safetensors(path) as file:
         header = file.metadata() or {}
@@ -392,6 +396,10 @@ def read_header(path: Path | str) -> dict[str, str]:
         raise CheckpointError(
             f"{path}: its format is '{header.get('format', 'not named')}', expected '{FORMAT}'. "
             "Only files that this package saved after training can be loaded here."
+        )
+    if method is not None and header.get("method") != method:
+        raise CheckpointError(
+            f"{path}: weights of '{header.get('method')}', expected those of '{method}'. Give another file."
         )
     return header
 
@@ -445,6 +453,36 @@ def trained_setting(checkpoint: Path | str | None, name: str, default: Any) -> A
     if checkpoint is None or not Path(checkpoint).is_file():
         return default
     return json.loads(read_header(checkpoint).get("settings", "{}")).get(name, default)
+
+
+def trained_names(
+    checkpoint: Path | str | None,
+    entry: Literal["class_names", "domains"],
+    default: Sequence[str] | None = None,
+    *,
+    method: str | None = None,
+) -> list[str]:
+    """Return the classes or domains that a weights file names in its header.
+
+    Args:
+        checkpoint: the file.
+        entry: of the header.
+        default: returned if there is no such file, as for tools that only look at a bundle; None demands the file.
+        method: see :func:`read_header`.
+
+    Raises:
+        CheckpointError: the file is missing and there is no default, it is damaged or of another kind, or names
+            none.
+    """
+    if default is not None and (checkpoint is None or not Path(checkpoint).is_file()):
+        return list(default)
+    try:
+        return [str(name) for name in json.loads(read_header(str(checkpoint), method)[entry])]
+    except (KeyError, ValueError) as error:
+        what = "classes" if entry == "class_names" else "domains"
+        raise CheckpointError(
+            f"{checkpoint}: its header names no {what}, expected those of its training. Give another file."
+        ) from error
 
 
 def frozen_digest(network: nn.Module) -> str:
