@@ -230,7 +230,7 @@ class Segmenter:
         with self._lock, _own_errors():
             return self._values.get_parsed_content(key)
 
-    def parser(self, values: Mapping[str, Any]) -> ConfigParser:
+    def _parser(self, values: Mapping[str, Any]) -> ConfigParser:
         """Return the configuration with this bundle's and further values, without files to read."""
         parser = ConfigParser(json.loads(json.dumps(self.config)))
         own = {"bundle_root": str(self.folder.resolve()), "device": self.device, **self.settings}
@@ -241,7 +241,7 @@ class Segmenter:
 
     @cached_property
     def _values(self) -> ConfigParser:
-        return self.parser({})
+        return self._parser({})
 
     @cached_property
     def network_keys(self) -> frozenset[str]:
@@ -288,7 +288,7 @@ class Segmenter:
     def _pipeline(self, options: Mapping[str, Scalar]) -> "_Pipeline":
         key = tuple(sorted(options.items()))
         if key not in self._pipelines:
-            self._pipelines[key] = _Pipeline(self.parser({**options, **self.build()}))
+            self._pipelines[key] = _Pipeline(self._parser({**options, **self.build()}))
             if len(self._pipelines) > _PIPELINES_KEPT:
                 self._pipelines.popitem(last=False)
         self._pipelines.move_to_end(key)
@@ -298,7 +298,7 @@ class Segmenter:
         """Build the network and load its weights, unless that is done; return it by its keys of the configuration."""
         with self._lock, _own_errors():
             if self._networks is None:
-                parser = self.parser({})
+                parser = self._parser({})
                 networks = {key: parser.get_parsed_content(key) for key in _NETWORK_KEYS}
                 parser.get_parsed_content("initialize")
                 for network in networks.values():
