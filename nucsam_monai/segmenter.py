@@ -1,4 +1,4 @@
-"""The front door: a bundle that is kept ready and segments arrays, files and images.
+"""The front door: load a bundle, keep it ready, and segment arrays, files and images.
 
 Example::
 
@@ -6,6 +6,9 @@ Example::
 
     nuclei = load("unsam").segment("tissue.png")
     nuclei.save("results")
+
+From top to bottom: :func:`load` makes a :class:`Segmenter`, whose :meth:`~Segmenter.segment` returns a
+:class:`SegmentedImage`.
 """
 
 import base64
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, list_data_collate
+from monai.engines import default_prepare_batch
 from monai.transforms import Compose, LoadImage, LoadImaged
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -46,50 +50,10 @@ Scalar = bool | int | float | str | None
 ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 """An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, or an image of Pillow."""
 
-_WRITES_OR_REPORTS = ("PredictionWriter", "ProgressBar", "StatsHandler")
 _PIPELINES_KEPT = 4
 _NETWORK_KEYS = ("network_def", "network")
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
-
-
-@dataclass(frozen=True, repr=False)
-class SegmentedImage(NucleiPrediction):
-    """The nuclei of an image, together with the image.
-
-    Attributes:
-        image: ``(H, W, 3)`` uint8 RGB, as it was segmented.
-    """
-
-    image: np.ndarray = field(kw_only=True)
-
-    def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
-        """Draw the outlines of the nuclei; return ``(H, W, 3)`` uint8.
-
-        Args:
-            image: to draw on in place of the segmented one, ``(H, W, 3)`` uint8 RGB of the same size.
-        """
-        return draw_prediction(self, self.image if image is None else image)
-
-    def save(
-        self, folder: Path | str, stem: str = "image", image: np.ndarray | None = None
-    ) -> dict[str, Path]:
-        """Write label image, GeoJSON, table and overlay, see :func:`nucsam_monai.io.write_prediction`.
-
-        Args:
-            folder: made if missing.
-            stem: start of the files' names.
-            image: to draw the overlay on in place of the segmented one.
-
-        Returns:
-            The written paths by kind.
-        """
-        return write_prediction(self, self.image if image is None else image, folder, stem)
-
-    def _repr_html_(self) -> str:
-        """Return what notebooks show: the overlay and what was found."""
-        picture = base64.b64encode(encode_png(self.overlay())).decode("ascii")
-        return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
 
 
 def load(
@@ -101,7 +65,7 @@ def load(
         bundle: the name of a bundle in ``bundles/``, or its folder.
         weights: None for those of the bundle's ``inference.json``; the short name of weights that come with the
             bundle, ``"he"`` for ``models/compact_he.safetensors``; or the path of a file, or of the folder of several.
-        device: for example ``"cpu"`` or ``"cuda:0"``; None takes a GPU where there is one.
+        device: for example ``"cpu"`` or ``"cuda:0"``; None takes a GPU if there is one.
         options: values of other keys of ``inference.json``, for example ``threshold=0.4``.
 
     Raises:
@@ -124,38 +88,10 @@ def load(
     return segmenter
 
 
-def find_weights(folder: Path, weights: str | Path) -> Path:
-    """Return the weights that a short name or a path stands for.
-
-    Args:
-        folder: of the bundle.
-        weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
-
-    Raises:
-        CheckpointError: there are none; the message lists those of the bundle.
-    """
-    shipped = folder / "models" / f"compact_{weights}.safetensors"
-    if Path(weights).name == str(weights) and shipped.is_file():
-        return shipped
-    if not Path(weights).exists():
-        raise CheckpointError(
-            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
-            f"{_weights_there(folder)}"
-        )
-    return Path(weights)
-
-
-def takes_prompts(config: Mapping[str, Any]) -> bool:
-    """Return whether the network of an ``inference.json`` can be prompted, without building it."""
-    network = pydoc.locate(str(config.get("network_def", {}).get("_target_", "")))
-    return isinstance(network, type) and issubclass(network, PromptableNetwork)
-
-
 class Segmenter:
-    """One bundle with one set of weights on one device.
+    """Segment images with one bundle and one set of weights on one device.
 
-    Nothing is built before it is needed. What the evaluator of ``inference.json`` does with an image is done
-    here with the same objects; only reading and writing of files are left out.
+    Nothing is built before it is needed. The objects are those of ``inference.json``.
 
     Args:
         folder: of the bundle.
@@ -164,7 +100,7 @@ class Segmenter:
         settings: other values of the configuration, as after ``monai.bundle run``.
 
     Raises:
-        ConfigurationError: there is no ``inference.json``, or a setting is not a key of it or a text that MONAI
+        ConfigurationError: there is no ``inference.json``, or a setting is not one of its keys, or a text that MONAI
             would evaluate.
 
     Example:
@@ -233,12 +169,12 @@ class Segmenter:
         *,
         domain: str | None = ...,
         **options: Scalar,
-    ) -> SegmentedImage: ...
+    ) -> "SegmentedImage": ...
 
     @overload
     def segment(
         self, image: list[Any] | tuple[Any, ...], *, domain: str | None = ..., **options: Scalar
-    ) -> list[SegmentedImage]: ...
+    ) -> "list[SegmentedImage]": ...
 
     def segment(
         self,
@@ -248,7 +184,7 @@ class Segmenter:
         *,
         domain: str | None = None,
         **options: Scalar,
-    ) -> SegmentedImage | list[SegmentedImage]:
+    ) -> "SegmentedImage | list[SegmentedImage]":
         """Segment the nuclei of an image, or those that are prompted.
 
         Args:
@@ -257,7 +193,7 @@ class Segmenter:
                 :func:`nucsam_monai.io.images.to_rgb_uint8`.
             points: ``(n, 2)`` (x, y) in pixels, one on each nucleus.
             boxes: ``(n, 4)`` (x_min, y_min, x_max, y_max) in pixels, one around each nucleus.
-            domain: of the image, for methods with domains; None where it is unknown.
+            domain: of the image, for methods with domains; None if unknown.
             options: values of keys of ``inference.json`` for this image, for example ``threshold=0.4``.
 
         Returns:
@@ -267,7 +203,7 @@ class Segmenter:
         Raises:
             ImageReadError: an image cannot be read.
             ConfigurationError: an unknown option, or one that the network is built from; a network that takes no
-                prompts, or prompts outside of the image.
+                prompts, or prompts outside the image.
         """
         if isinstance(image, (list, tuple)):
             if points is not None or boxes is not None:
@@ -287,30 +223,25 @@ class Segmenter:
     def prepare(self, image: np.ndarray) -> Tensor:
         """Return ``(H, W, 3)`` uint8 RGB as the network takes it, ``(1, 3, H, W)`` on its device."""
         with self._lock:
-            return self._pipeline({}).prepare(image)["image"].to(self.device)
+            return self._pipeline({}).batch(image)["image"].to(self.device)
 
     def value(self, key: str) -> Any:
         """Return what a key of the configuration stands for."""
         with self._lock, _own_errors():
             return self._values.get_parsed_content(key)
 
-    def parser(self, values: Mapping[str, Any]) -> ConfigParser:
-        """Return the configuration with this bundle's and further values, without files to read and to write."""
+    def _parser(self, values: Mapping[str, Any]) -> ConfigParser:
+        """Return the configuration with this bundle's and further values, without files to read."""
         parser = ConfigParser(json.loads(json.dumps(self.config)))
-        own: dict[str, Any] = {
-            "bundle_root": str(self.folder.resolve()),
-            "device": self.device,
-            **self.settings,
-        }
+        own = {"bundle_root": str(self.folder.resolve()), "device": self.device, **self.settings}
         if self.checkpoint is not None:
             own["checkpoint"] = str(self.checkpoint)
-        silent = [one for one in self.config["handlers"] if _name(one) not in _WRITES_OR_REPORTS]
-        parser.update({**own, "handlers": silent, "dataset::data": [], **values})
+        parser.update({**own, "dataset::data": [], **values})
         return parser
 
     @cached_property
     def _values(self) -> ConfigParser:
-        return self.parser({})
+        return self._parser({})
 
     @cached_property
     def network_keys(self) -> frozenset[str]:
@@ -357,7 +288,7 @@ class Segmenter:
     def _pipeline(self, options: Mapping[str, Scalar]) -> "_Pipeline":
         key = tuple(sorted(options.items()))
         if key not in self._pipelines:
-            self._pipelines[key] = _Pipeline(self.parser({**options, **self.build()}))
+            self._pipelines[key] = _Pipeline(self._parser({**options, **self.build()}))
             if len(self._pipelines) > _PIPELINES_KEPT:
                 self._pipelines.popitem(last=False)
         self._pipelines.move_to_end(key)
@@ -367,7 +298,7 @@ class Segmenter:
         """Build the network and load its weights, unless that is done; return it by its keys of the configuration."""
         with self._lock, _own_errors():
             if self._networks is None:
-                parser = self.parser({})
+                parser = self._parser({})
                 networks = {key: parser.get_parsed_content(key) for key in _NETWORK_KEYS}
                 parser.get_parsed_content("initialize")
                 for network in networks.values():
@@ -380,50 +311,86 @@ class Segmenter:
 
 
 class _Pipeline:
-    """The evaluator of one configuration."""
+    """Run what the evaluator of ``inference.json`` does with an image, without reading and writing files."""
 
     def __init__(self, parser: ConfigParser) -> None:
         preprocessing = parser.get_parsed_content("preprocessing")
         self.preprocessing = Compose(
             [step for step in preprocessing.transforms if not isinstance(step, (LoadImage, LoadImaged))]
         )
-        self.evaluator = parser.get_parsed_content("evaluator")
-        self.evaluator.logger.setLevel(logging.WARNING)
+        self.prepare_batch = default_prepare_batch
+        if "prepare_batch" in parser["evaluator"]:
+            self.prepare_batch = parser.get_parsed_content("evaluator#prepare_batch")
+        self.device, self.network, self.inferer = map(
+            parser.get_parsed_content, ("device", "network", "inferer")
+        )
+        self.postprocessing = (
+            parser.get_parsed_content("postprocessing") if "postprocessing" in parser else None
+        )
 
-    def prepare(self, image: np.ndarray, **item: str) -> dict[str, Any]:
+    def batch(self, image: np.ndarray, **item: str) -> dict[str, Any]:
         """Return the batch of one image."""
         pixels = MetaTensor(torch.from_numpy(np.ascontiguousarray(image)), meta={"original_channel_dim": -1})
         return dict(list_data_collate([self.preprocessing({"image": pixels, "id": "image", **item})]))
 
+    @torch.no_grad()
     def run(self, image: np.ndarray, domain: str | None) -> NucleiPrediction:
         """Return the nuclei of one image."""
-        self.evaluator.data_loader = [self.prepare(image, **({} if domain is None else {"domain": domain}))]
-        self.evaluator.run()
-        nuclei: NucleiPrediction = self.evaluator.state.output[0]["pred"]
-        self.evaluator.data_loader = self.evaluator.state.output = None  # these hold the image in memory
+        batch = self.batch(image, **({} if domain is None else {"domain": domain}))
+        inputs, _, *rest = self.prepare_batch(batch, self.device)
+        args, kwargs = rest or ((), {})
+        found = self.inferer(inputs, self.network, *args, **kwargs)
+        if self.postprocessing is not None:
+            found = self.postprocessing({"pred": found[0]})["pred"]
+        nuclei: NucleiPrediction = found
         return nuclei
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """Raise what MONAI wraps into an error of its own while it evaluates a configuration or a transform."""
-    try:
-        yield
-    except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, NucSAMError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+@dataclass(frozen=True, repr=False)
+class SegmentedImage(NucleiPrediction):
+    """Hold the nuclei of an image, together with the image.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB, as it was segmented.
+    """
+
+    image: np.ndarray = field(kw_only=True)
+
+    def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
+        """Draw the outlines of the nuclei; return ``(H, W, 3)`` uint8.
+
+        Args:
+            image: to draw on in place of the segmented one, ``(H, W, 3)`` uint8 RGB of the same size.
+        """
+        return draw_prediction(self, self.image if image is None else image)
+
+    def save(
+        self, folder: Path | str, stem: str = "image", image: np.ndarray | None = None
+    ) -> dict[str, Path]:
+        """Write label image, GeoJSON, table and overlay, see :func:`nucsam_monai.io.write_prediction`.
+
+        Args:
+            folder: made if missing.
+            stem: start of the files' names.
+            image: to draw the overlay on in place of the segmented one.
+
+        Returns:
+            The written paths by kind.
+        """
+        return write_prediction(self, self.image if image is None else image, folder, stem)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the overlay and what was found."""
+        picture = base64.b64encode(encode_png(self.overlay())).decode("ascii")
+        return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
 
 
 def rgb_of(image: ImageLike) -> np.ndarray:
     """Return an image as ``(H, W, 3)`` uint8 RGB, which shares no memory with it.
 
     Raises:
-        ImageReadError: the file or the array is no grey or colour image.
-        ConfigurationError: something else than an array, a file or an image of Pillow.
+        ImageReadError: the file or the array is not a grey or colour image.
+        ConfigurationError: neither an array, a file nor an image of Pillow.
     """
     if isinstance(image, (str, Path)):
         return read_image(image)
@@ -436,6 +403,46 @@ def rgb_of(image: ImageLike) -> np.ndarray:
         )
     has_alpha = image.ndim == 3 and image.shape[2] == 4
     return to_rgb_uint8(np.array(image[..., :3] if has_alpha else image), "image")
+
+
+def find_weights(folder: Path, weights: str | Path) -> Path:
+    """Return the weights that a short name or a path stands for.
+
+    Args:
+        folder: of the bundle.
+        weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
+
+    Raises:
+        CheckpointError: there are none; the message lists those of the bundle.
+    """
+    shipped = folder / "models" / f"compact_{weights}.safetensors"
+    if Path(weights).name == str(weights) and shipped.is_file():
+        return shipped
+    if not Path(weights).exists():
+        raise CheckpointError(
+            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
+            f"{_weights_there(folder)}"
+        )
+    return Path(weights)
+
+
+def _weights_there(folder: Path) -> str:
+    """Return a sentence on the weights in a bundle's folder."""
+    files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
+    weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
+    if not weights:
+        return f"There are none in {folder}: train the bundle, or pass the path of its weights."
+    return f"In {folder} there are {', '.join(weights)}."
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "configs" / "inference.json").is_file()
+
+
+def takes_prompts(config: Mapping[str, Any]) -> bool:
+    """Return whether the network of an ``inference.json`` can be prompted, without building it."""
+    network = pydoc.locate(str(config.get("network_def", {}).get("_target_", "")))
+    return isinstance(network, type) and issubclass(network, PromptableNetwork)
 
 
 def read_inference_config(folder: Path) -> dict[str, Any]:
@@ -463,7 +470,7 @@ def check_settings(settings: Mapping[str, Any], config: Mapping[str, Any], where
         where: what messages call it.
 
     Raises:
-        ConfigurationError: there is no such key, or a value is no scalar, a text that MONAI evaluates, or a text in
+        ConfigurationError: there is no such key, or a value is not a scalar, a text that MONAI evaluates, or a text in
             place of a number or a switch.
     """
     for key, value in settings.items():
@@ -492,18 +499,15 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _is_bundle(folder: Path) -> bool:
-    return (folder / "configs" / "inference.json").is_file()
-
-
-def _weights_there(folder: Path) -> str:
-    """Return a sentence on the weights in a bundle's folder."""
-    files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
-    weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
-    if not weights:
-        return f"There are none in {folder}: train the bundle, or pass the path of its weights."
-    return f"In {folder} there are {', '.join(weights)}."
-
-
-def _name(component: Mapping[str, Any]) -> str:
-    return str(component.get("_target_", "")).rsplit(".", 1)[-1]
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise our own error in place of the one that MONAI wraps it in."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, NucSAMError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

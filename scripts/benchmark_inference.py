@@ -1,4 +1,4 @@
-"""Time the inference of every method on a large synthetic image, from the file to the written instances.
+"""Time the inference of every bundle on a large synthetic image, from the file to the written instances.
 
 All weights are random. The networks run as they are; what is merged and written are answers as trained networks
 would give them, see ``inference_benchmark/pipelines.py``.
@@ -47,7 +47,7 @@ def main(
 
     Args:
         output: JSON file.
-        methods: of ``promptnucseg``, ``unsam``, ``sac`` and ``sam_eunet3p``.
+        methods: names of bundles that can infer; all by default.
         variants: of SAM.
         side_px: side of the image.
         nuclei: about so many are drawn.
@@ -59,11 +59,11 @@ def main(
         markdown: file for the table in Markdown.
 
     Raises:
-        ConfigurationError: an unknown method.
+        ConfigurationError: there is no such bundle.
     """
     chosen = [methods] if isinstance(methods, str) else list(methods)
     if unknown := sorted(set(chosen) - set(METHODS)):
-        raise ConfigurationError(f"methods: found {unknown}, expected some of {list(METHODS)}.")
+        raise ConfigurationError(f"methods: found {unknown}, expected some of {METHODS}.")
     torch.set_num_threads(threads)
     cases = [
         (method, variant)

@@ -1,4 +1,4 @@
-"""Images of any magnification: nuclei are brought to a size that the network knows."""
+"""Resize images so that their nuclei have a size that the network knows."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ _FULLEST = 0.6
 
 
 class Look(NamedTuple):
-    """What a look at an image shows.
+    """Say what a look at an image shows.
 
     Attributes:
         nuclei: number of nuclei found.
@@ -51,8 +51,8 @@ class Look(NamedTuple):
 class ScaledInferer(Inferer):
     """Resize an image before another inferer sees it, and its maps back to the image's size.
 
-    With ``auto`` the image is looked at first: as a whole where it has few tiles, else in four tiles. Small nuclei are
-    enlarged; where the network is unsure of what it finds, it looks at other scales, see :func:`choose_scale`. All else
+    With ``auto`` the image is looked at first: as a whole if it has few tiles, else in four tiles. Small nuclei are
+    enlarged; if the network is unsure of what it finds, it looks at other scales, see :func:`choose_scale`. All else
     stays at its own scale, in one pass.
 
     Args:
@@ -99,20 +99,17 @@ class ScaledInferer(Inferer):
 
         if self.mpp is not None or self.diameter != "auto":
             return maps_at(self._told_scale())
-        side = self.inferer.tile_px
-        native = maps_at(1.0) if max(inputs.shape[-2:]) <= 2 * side else None
+        side, seen = self.inferer.tile_px, {}
 
         def look(scale: float) -> Look:
             if max(inputs.shape[-2:]) * scale <= 2 * side:
-                return _look_of(native if native is not None and scale == 1.0 else maps_at(scale))
-            windows = [
-                self._maps(window, scale, network, args, None, kwargs)
-                for window in _windows(inputs, round(side / scale))
-            ]
-            return _join([_look_of(maps) for maps in windows])
+                seen[scale] = maps_at(scale)
+                return _look_of(seen[scale])
+            windows = _windows(inputs, round(side / scale))
+            return _join([_look_of(self._maps(one, scale, network, args, None, kwargs)) for one in windows])
 
         scale = choose_scale(look(1.0), look)
-        return native if native is not None and scale == 1.0 else maps_at(scale)
+        return seen[scale] if scale in seen else maps_at(scale)
 
     def _told_scale(self) -> float:
         """Return the scale that follows from what the user says."""
@@ -150,7 +147,8 @@ def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
     Small nuclei are enlarged to the target, and an image of whose nuclei the network is certain stays as it is. Else
     the scale counts at which it is surest, with two demands. An enlarged image shows more nuclei on the same area,
     since few certain ones among many lost are no gain. A reduced one shows several nuclei, on no less of the image
-    than before and not nearly everywhere, since what is reduced too far looks like one large nucleus.
+    than before and not nearly everywhere, since what is reduced too far looks like one large nucleus. An image without
+    nuclei, neither as it is nor at twice its size, is not looked at again.
 
     Args:
         native: the look at the image as it is.
@@ -164,6 +162,8 @@ def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
         scale, score = 1.0, native.score
         for other in (*_ENLARGED, *_REDUCED):
             seen = look(other)
+            if not native.nuclei and not seen.nuclei and other == _ENLARGED[0]:
+                break
             if other > 1:
                 shows_more = seen.nuclei * native.area_px >= _MORE_NUCLEI * native.nuclei * seen.area_px
             else:

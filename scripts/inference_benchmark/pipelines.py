@@ -1,89 +1,48 @@
-"""One image from file to files, as the inference of each bundle does it, stage by stage."""
+"""Take one image from file to files, as the inference of each bundle does it, stage by stage."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import list_data_collate
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from inference_benchmark.clock import StageClock
 from inference_benchmark.scene import BenchmarkImage
-from nucsam_monai.engines import inference_items
 from nucsam_monai.inferers import DetectedPoints, select_points
 from nucsam_monai.io import write_prediction
 from nucsam_monai.networks import MaskPrediction, NucleusPrompts, PrompterOutput
-from nucsam_monai.segmenter import Segmenter
+from nucsam_monai.networks.sam import ImageEncoder
+from nucsam_monai.segmenter import Segmenter, read_inference_config
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 STAGES = ("read", "prompter", "encoder", "decoder", "merge", "write")
 """``decoder`` is all of a network behind SAM's encoder, ``merge`` everything from its answers to instances."""
 
+METHODS = sorted(
+    file.parents[1].name for file in Path(bundle_root("unsam")).parent.glob("*/configs/inference.json")
+)
+"""The bundles that can infer."""
+
+TILE_PX = 256
 _STAND_IN = "stand-in"
 
 
-@dataclass(frozen=True)
-class Method:
-    """How one bundle is measured.
-
-    Attributes:
-        bundle: name of its folder.
-        settings: keys of its configuration that differ from the defaults, by SAM variant.
-        prompted: whether it answers point by point.
-        encoder: returns SAM's encoder of the network; None where it has none without SAM's weights.
-    """
-
-    bundle: str
-    settings: Callable[[str], dict[str, Any]]
-    prompted: bool
-    encoder: Callable[[Any], Any]
-
-
-def _promptnucseg(variant: str) -> dict[str, Any]:
-    backbone = "compact" if variant == "vit_tiny" else "convnext_small"
-    return {"backbone": backbone, "image_size": 256, "overlap_px": 64}
-
-
-def _cfrsam(variant: str) -> dict[str, Any]:
-    return (
-        {} if variant == "vit_tiny" else {"backbone": "convnext_small", "image_size": 256, "overlap_px": 64}
-    )
-
-
-def _no_settings(_variant: str) -> dict[str, Any]:
-    return {}
-
-
-def _watershed(_variant: str) -> dict[str, Any]:
-    return {"instances": "watershed"}
-
-
-METHODS = {
-    "promptnucseg": Method(
-        "promptnucseg", _promptnucseg, True, lambda network: network.segmentor.sam.image_encoder
-    ),
-    "unsam": Method("unsam", _no_settings, False, lambda network: network.image_encoder),
-    "sac": Method("sac", _watershed, False, lambda network: network.sam.image_encoder),
-    "cfrsam": Method("cfrsam", _cfrsam, True, lambda network: network.segmentor.sam.image_encoder),
-    "sam_eunet3p": Method("sam_eunet3p", _watershed, False, lambda _: None),
-}
-
-
 class Pipeline:
-    """The inference of one method with random weights, whose answers are replaced by nearly true ones.
+    """Run the inference of one method with random weights, whose answers are replaced by nearly true ones.
 
     Random weights cost what trained ones cost, but say nothing, and merging nothing costs nothing. So every network
     runs as it is, and what is merged and written are answers as a trained one would give them: the centroids of the
-    truth, discs of the nuclei's sizes, or the true foreground. Making these up counts for no stage.
+    truth, discs of the nuclei's sizes, or the true foreground, cut by the watershed. Making these up counts for no
+    stage.
 
     Args:
-        method: key of :data:`METHODS`.
+        method: one of :data:`METHODS`.
         variant: of SAM.
         image: what is segmented.
         output_dir: where the results are written.
@@ -100,18 +59,26 @@ class Pipeline:
         precision: str,
         device: torch.device,
     ) -> None:
-        self.method = METHODS[method]
         self.image = image
         self.output_dir = output_dir
         self.device = device
-        settings = {"sam_variant": variant, "precision": precision, **self.method.settings(variant)}
-        # No such weights: the network is the bundle's default one, at random.
-        segmenter = Segmenter(bundle_root(self.method.bundle), output_dir / "none", str(device), settings)
-        self.parser = segmenter.parser({"dataset::data": inference_items(image.path, output_dir)})
-        self.network = self._part("network").eval()
-        self.inferer, self.loader = self._part("inferer"), self._part("dataloader")
+        folder = Path(bundle_root(method))
+        config = read_inference_config(folder)
+        wanted = {
+            "sam_variant": variant,
+            "precision": precision,
+            "backbone": "compact" if variant == "vit_tiny" else "convnext_small",
+            "image_size": TILE_PX,
+            "overlap_px": TILE_PX // 4,
+            "instances": "watershed",
+        }
+        settings = {key: value for key, value in wanted.items() if key in config}
+        # There are no such weights: the network is the bundle's default one, at random.
+        self.bundle = Segmenter(folder, output_dir / "none", str(device), settings)
+        self.is_prompted = "find_points" in config
+        self.network = self.bundle.value("network").eval()
         self.clock = StageClock(device)
-        encoder = self.method.encoder(self.network)
+        encoder = next((part for part in self.network.modules() if isinstance(part, ImageEncoder)), None)
         if encoder is not None:
             # Not the encoder itself: caches run its parts one by one.
             for part in (encoder.patch_embed, *encoder.blocks, encoder.neck):
@@ -121,22 +88,19 @@ class Pipeline:
         """Segment the image once; return the seconds of every stage, and how many nuclei were written."""
         self.clock.seconds.clear()
         with self.clock.stage("read"):
-            batch = next(iter(self.loader))
-        predict = self._prompted if self.method.prompted else self._semantic
-        prediction = predict(batch)
+            item = self.bundle.value("preprocessing")({"image": str(self.image.path), "id": "image"})
+            batch = list_data_collate([item])
+        prediction = self._prompted(batch) if self.is_prompted else self._semantic(batch)
         with self.clock.stage("write"):
             pixels = np.asarray(batch["pixels"][0]).transpose(1, 2, 0)
             write_prediction(prediction, pixels, self.output_dir, self.image.path.stem)
         return {stage: self.clock.seconds[stage] for stage in STAGES}, len(prediction)
 
-    def _part(self, key: str) -> Any:
-        return self.parser.get_parsed_content(key)
-
     def _prompted(self, batch: dict[str, Any]) -> NucleiPrediction:
-        find = self._part("find_points")
         segmenter = NearlyTrueSegmenter(self.network, self.image, self.clock)
+        find = partial(self._find, self.bundle.value("find_points"))
         with self.clock.stage("merge"):
-            return self.inferer(batch["image"].to(self.device), segmenter, partial(self._find, find))
+            return self.bundle.value("inferer")(batch["image"].to(self.device), segmenter, find)
 
     @torch.no_grad()
     def _find(self, finder: Any, image: Tensor) -> DetectedPoints:
@@ -151,20 +115,16 @@ class Pipeline:
 
     @torch.no_grad()
     def _semantic(self, batch: dict[str, Any]) -> NucleiPrediction:
-        prepare = self.parser.get("evaluator").get("prepare_batch")
         with self.clock.stage("decoder"):
-            image, args, kwargs = batch["image"].to(self.device), (), {}
-            if prepare is not None:
-                image, _, args, kwargs = self._part("evaluator#prepare_batch")(batch, self.device)
-            self.inferer(image, self.network, *args, **kwargs)
+            self.bundle.value("inferer")(batch["image"].to(self.device), self.network)
         with self.clock.stage(_STAND_IN):
             item = {"pred": self.image.foreground()}
         with self.clock.stage("merge"):
-            return self._part("postprocessing")(item)["pred"]
+            return self.bundle.value("postprocessing")(item)["pred"]
 
 
 class NearlyTrueSegmenter:
-    """A prompted network whose masks are replaced by discs of the nuclei's sizes about the prompts."""
+    """Replace the masks of a prompted network by discs of the nuclei's sizes about the prompts."""
 
     def __init__(self, network: Any, image: BenchmarkImage, clock: StageClock) -> None:
         self.network = network
@@ -186,7 +146,7 @@ class NearlyTrueSegmenter:
             )
 
 
-def discs(points: Tensor, radius_px: float, like: Tensor, tile_px: int = 256) -> Tensor:
+def discs(points: Tensor, radius_px: float, like: Tensor, tile_px: int = TILE_PX) -> Tensor:
     """Return logits ``(N, 1, h, w)`` that are positive within a radius of points ``(N, 2)`` of a tile."""
     cell = tile_px / like.shape[-1]
     centres = (torch.arange(like.shape[-1], device=like.device) + 0.5) * cell - 0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nucsam_monai.inferers import ScaledInferer, TileInferer
+from nucsam_monai.inferers import ScaledInferer, TileInferer, scale
 from nucsam_monai.inferers.scale import Look, choose_scale
 from nucsam_monai.transforms import nucleus_distance
 from nucsam_monai.utils.errors import ConfigurationError
@@ -90,6 +90,27 @@ def test_a_certain_look_that_lost_the_nuclei_is_no_gain(scale, seen):
     assert choose_scale(native, lambda asked: seen if asked == scale else nothing) == 1.0
 
 
+def test_an_image_without_nuclei_is_looked_at_twice():
+    nothing, asked = Look(0, math.nan, 0.0, 0.0, 1000.0), []
+    assert choose_scale(nothing, lambda scale: asked.append(scale) or nothing) == 1.0
+    assert asked == [2.0]
+    network, plain = Reader(), Reader()
+    empty = torch.zeros(1, 3, TILE, TILE)
+    run(scaled(), empty, network)
+    for size in (TILE, 2 * TILE):
+        run(TileInferer(TILE), torch.zeros(1, 3, size, size), plain)
+    assert network.tiles == plain.tiles
+
+
+def test_the_maps_of_a_look_are_kept(monkeypatch):
+    monkeypatch.setattr(scale, "choose_scale", lambda native, look: (look(2.0), 2.0)[1])
+    image, network, plain = discs(20, (TILE, TILE)), Reader(), Reader()
+    run(scaled(), image, network)
+    for size in (TILE, 2 * TILE):
+        run(TileInferer(TILE), torch.zeros(1, 3, size, size), plain)
+    assert network.tiles == plain.tiles
+
+
 def test_nuclei_that_only_an_enlarged_image_shows_are_found():
     nothing, shown = Look(0, math.nan, 0.0, 0.0, 10_000.0), Look(38, 5.9, 0.58, 0.14, 10_000.0)
     assert choose_scale(nothing, lambda scale: shown if scale == 2.0 else nothing) == 2.0
@@ -102,7 +123,7 @@ def test_images_without_nuclei_stay_as_they_are(size):
 
 
 @pytest.mark.parametrize(
-    ("options", "scale"),
+    ("options", "factor"),
     [
         ({"diameter": 5}, 4.0),
         ({"diameter": 10.0}, 2.0),
@@ -112,7 +133,7 @@ def test_images_without_nuclei_stay_as_they_are(size):
         ({"mpp": 0.25}, 1.0),
     ],
 )
-def test_what_the_user_says_decides(options, scale):
+def test_what_the_user_says_decides(options, factor):
     seen = []
 
     class Tiles(TileInferer):
@@ -122,7 +143,7 @@ def test_what_the_user_says_decides(options, scale):
 
     maps = ScaledInferer(Tiles(TILE), **options)(discs(20), Reader())
     assert maps.shape == (1, 2, 100, 120)
-    assert seen == [(round(100 * scale), round(120 * scale))]
+    assert seen == [(round(100 * factor), round(120 * factor))]
 
 
 def test_points_move_with_the_image():
