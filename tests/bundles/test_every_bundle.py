@@ -101,3 +101,14 @@ def test_the_settings_of_a_dataset_are_refused_without_their_recipe(
     with pytest.raises(RuntimeError) as error:
         runs.bundle("paper_pannuke", **settings)
     assert "Name paper.json" in (raised_from(error.value, ConfigurationError) or "")
+
+
+LINES = {"sam_eunet3p": 260, "promptnucseg": 480, "cfrsam": 480}
+
+
+@every_bundle
+def test_a_training_fits_on_a_few_pages(name: str) -> None:
+    lines = (RUNS[name].configs / "train.json").read_text().splitlines()
+    assert len(lines) <= LINES.get(name, 220)
+    recipes = [file for runs in RUNS.values() for file in runs.configs.glob("paper*.json")]
+    assert sum(len(file.read_text().splitlines()) for file in recipes) <= 700
