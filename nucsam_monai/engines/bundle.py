@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 from nucsam_monai.data.demo import demo_dataset_dir
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
-from nucsam_monai.engines.configuration import check_keys, current_parser, settings_named
+from nucsam_monai.engines.configuration import check_options, settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.inferers.precision import AutocastInferer
 from nucsam_monai.networks import (
@@ -63,8 +63,7 @@ def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: boo
     Raises:
         ConfigurationError: an override is not a key of the configuration.
     """
-    if (parser := current_parser()) is not None:
-        check_keys(parser)
+    check_options()
     if distributed:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():

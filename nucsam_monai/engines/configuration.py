@@ -31,6 +31,12 @@ def current_parser() -> ConfigParser | None:
     return None
 
 
+def check_options() -> None:
+    """Check the keys of the configuration that is being read, as a step of ``initialize``; see :func:`check_keys`."""
+    if (parser := current_parser()) is not None:
+        check_keys(parser)
+
+
 def check_keys(parser: ConfigParser) -> None:
     """Refuse overrides that nothing reads, for example misspelt options of the command line.
 
@@ -41,7 +47,7 @@ def check_keys(parser: ConfigParser) -> None:
         ConfigurationError: an unknown key; the message names the nearest one.
     """
     config = parser.get()
-    known = {path for file in _files_of_bundle(parser) for path in _paths(json.loads(file.read_text()))}
+    known = {path for file in _files_in_use(parser) for path in _paths(file)}
     if not known:
         return
     references = {name.replace("#", "::") for name in _REFERENCE.findall(json.dumps(config, default=str))}
@@ -69,11 +75,19 @@ def _is_workflow(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(str(step).startswith("$") for step in value)
 
 
-def _files_of_bundle(parser: ConfigParser) -> list[Path]:
+def _files_in_use(parser: ConfigParser) -> list[dict[str, Any]]:
+    """Return the contents of the bundle's files, but not of those that have keys which the configuration lacks."""
     if "bundle_root" not in parser:
         return []
     folder = Path(parser.get_parsed_content("bundle_root")) / "configs"
-    return sorted(file for file in folder.glob("*.json") if file.name != "metadata.json")
+    names = sorted(file for file in folder.glob("*.json") if file.name != "metadata.json")
+    own = set(parser.get())
+    files = [json.loads(file.read_text()) for file in names]
+    return [
+        file
+        for file in files
+        if {key.removeprefix("+").replace("#", "::").split("::")[0] for key in file} <= own
+    ]
 
 
 def _paths(config: Any, start: str = "") -> Iterator[str]:

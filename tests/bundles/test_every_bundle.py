@@ -80,6 +80,16 @@ def test_a_misspelt_option_stops_the_workflow(
     assert f"Did you mean '{nearest}'?" in message
 
 
+@pytest.mark.parametrize("name", [name for name in RUNS if (RUNS[name].configs / "inference.json").exists()])
+@pytest.mark.parametrize("key", ["precison", "epochs"])
+def test_an_option_of_the_training_or_a_misspelt_one_stops_the_inference(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError) as error:
+        RUNS[name].bundle(base="inference", output_dir=str(tmp_path), **{key: 4})
+    assert f"--{key}: not a key" in (raised_from(error.value, ConfigurationError) or "")
+
+
 @pytest.mark.parametrize(
     "file",
     sorted(path for path in BUNDLES.glob("*/configs/*.json") if path.name != "metadata.json"),

@@ -60,6 +60,16 @@ def test_a_misspelt_key_is_refused_with_the_nearest_one(parser: ConfigParser, ke
         check_keys(parser)
 
 
+def test_keys_of_other_files_of_the_bundle_are_unknown(parser: ConfigParser) -> None:
+    other = Path(parser["bundle_root"]) / "configs" / "inference.json"
+    other.write_text(json.dumps({"input": "x", "overlap": 1}))
+    parser.update({"overlap": 2})
+    with pytest.raises(ConfigurationError, match="--overlap"):
+        check_keys(parser)
+    parser.update({"input": "y"})
+    check_keys(parser)
+
+
 def test_an_option_may_be_a_dictionary(parser: ConfigParser) -> None:
     parser.update({"lr": {"first": 0.1, "second": 0.2}})
     check_keys(parser)
