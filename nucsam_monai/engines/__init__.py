@@ -14,7 +14,6 @@ from nucsam_monai.engines.batch import (
     collate_points,
 )
 from nucsam_monai.engines.bundle import (
-    check_keys,
     comparable_classes,
     compile_if,
     default_device,
@@ -44,6 +43,7 @@ from nucsam_monai.engines.bundle import (
     trains_prompt_encoder,
     warmup_cosine,
 )
+from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.training_nuclei import FoundInTraining
@@ -60,7 +60,7 @@ __all__ = [
     "PreparePromptsBatch",
     "PrepareTruthBatch",
     "ReadableImages",
-    "check_keys",
+    "check_options",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",

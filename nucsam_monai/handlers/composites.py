@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from nucsam_monai.engines.bundle import header_of, settings_named
+from nucsam_monai.engines.bundle import header_of
+from nucsam_monai.engines.configuration import settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun
 from nucsam_monai.handlers.training import (

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.handlers import MLFlowHandler
 
-from nucsam_monai.engines.bundle import current_parser, executed_configuration, recorded_settings
+from nucsam_monai.engines.configuration import current_parser, executed_configuration, recorded_settings
 from nucsam_monai.handlers.run_facts import (
     MAX_TEXT_LENGTH,
     dataset_facts,

@@ -80,6 +80,16 @@ def test_a_misspelt_option_stops_the_workflow(
     assert f"Did you mean '{nearest}'?" in message
 
 
+@pytest.mark.parametrize("name", [name for name in RUNS if (RUNS[name].configs / "inference.json").exists()])
+@pytest.mark.parametrize("key", ["precison", "epochs"])
+def test_an_option_of_the_training_or_a_misspelt_one_stops_the_inference(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError) as error:
+        RUNS[name].bundle(base="inference", output_dir=str(tmp_path), **{key: 4})
+    assert f"--{key}: not a key" in (raised_from(error.value, ConfigurationError) or "")
+
+
 @pytest.mark.parametrize(
     "file",
     sorted(path for path in BUNDLES.glob("*/configs/*.json") if path.name != "metadata.json"),
@@ -101,3 +111,14 @@ def test_the_settings_of_a_dataset_are_refused_without_their_recipe(
     with pytest.raises(RuntimeError) as error:
         runs.bundle("paper_pannuke", **settings)
     assert "Name paper.json" in (raised_from(error.value, ConfigurationError) or "")
+
+
+LINES = {"sam_eunet3p": 260, "promptnucseg": 480, "cfrsam": 480}
+
+
+@every_bundle
+def test_a_training_fits_on_a_few_pages(name: str) -> None:
+    lines = (RUNS[name].configs / "train.json").read_text().splitlines()
+    assert len(lines) <= LINES.get(name, 220)
+    recipes = [file for runs in RUNS.values() for file in runs.configs.glob("paper*.json")]
+    assert sum(len(file.read_text().splitlines()) for file in recipes) <= 700

@@ -1,0 +1,166 @@
+"""The configuration of a bundle while it is read: its parser, its unknown keys, its settings."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from nucsam_monai.utils.errors import ConfigurationError
+
+_REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
+_OF_MONAI = ("_meta_", "imports", "initialize", "run", "finalize", "save_execute_config", "run_name")
+_NEVER_RECORDED = ("tracking_uri", "imports", "_meta_")  # an address may hold a password
+
+
+def current_parser() -> ConfigParser | None:
+    """Return the parser that is evaluating the configuration from which the caller is called, if any.
+
+    MONAI hands its parser neither to expressions nor to components; it is found among the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(parser := frame.f_locals.get("self"), ConfigParser):
+            return parser
+        frame = frame.f_back
+    return None
+
+
+def check_options() -> None:
+    """Check the keys of the configuration that is being read, as a step of ``initialize``; see :func:`check_keys`."""
+    if (parser := current_parser()) is not None:
+        check_keys(parser)
+
+
+def check_keys(parser: ConfigParser) -> None:
+    """Refuse overrides that nothing reads, for example misspelt options of the command line.
+
+    A key is known if a configuration file of the bundle has it, or has a value in its place that is no section; if
+    the configuration refers to it; or if it is an argument of the component that it belongs to.
+
+    Raises:
+        ConfigurationError: an unknown key; the message names the nearest one.
+    """
+    config = parser.get()
+    known = {path for file in _files_in_use(parser) for path in _paths(file)}
+    if not known:
+        return
+    references = {name.replace("#", "::") for name in _REFERENCE.findall(json.dumps(config, default=str))}
+    references |= {
+        "::".join(name.split("::")[:n]) for name in references for n in range(1, name.count("::") + 1)
+    }
+    sections = {path.rpartition("::")[0] for path in known}
+    for path in _paths(config):
+        above = ["::".join(path.split("::")[:n]) for n in range(1, path.count("::") + 1)]
+        if any(one in known and one not in sections for one in above):
+            continue  # part of a value that an option has, such as a dictionary in place of null
+        if _is_workflow(config.get(path)):
+            continue
+        if path not in known | references and not _is_argument(path, config):
+            options = [one for one in known if one.count("::") == path.count("::")]
+            nearest = get_close_matches(path, sorted(options), n=1, cutoff=0.5)
+            hint = f" Did you mean '{nearest[0].replace('::', '#')}'?" if nearest else ""
+            raise ConfigurationError(
+                f"--{path.replace('::', '#')}: not a key of the configuration, so nothing would read it.{hint}"
+            )
+
+
+def _is_workflow(value: Any) -> bool:
+    """Return whether a value is a list of steps, which ``monai.bundle run <key>`` runs."""
+    return isinstance(value, list) and bool(value) and all(str(step).startswith("$") for step in value)
+
+
+def _files_in_use(parser: ConfigParser) -> list[dict[str, Any]]:
+    """Return the contents of the bundle's files, but not of those that have keys which the configuration lacks."""
+    if "bundle_root" not in parser:
+        return []
+    folder = Path(parser.get_parsed_content("bundle_root")) / "configs"
+    names = sorted(file for file in folder.glob("*.json") if file.name != "metadata.json")
+    own = set(parser.get())
+    files = [json.loads(file.read_text()) for file in names]
+    return [
+        file
+        for file in files
+        if {key.removeprefix("+").replace("#", "::").split("::")[0] for key in file} <= own
+    ]
+
+
+def _paths(config: Any, start: str = "") -> Iterator[str]:
+    """Yield the path of every key, without those inside of lists."""
+    if not isinstance(config, Mapping):
+        return
+    for name, value in config.items():
+        key = name.removeprefix("+").replace("#", "::")
+        if (start or key not in _OF_MONAI) and key[:1] != "_":
+            for end in range(1, key.count("::") + 2):
+                yield start + "::".join(key.split("::")[:end])
+            yield from _paths(value, f"{start}{key}::")
+
+
+def _is_argument(path: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a path is, or lies in, an argument of a component."""
+    parts = path.split("::")
+    node: Any = config
+    for part in parts:
+        if isinstance(node, Mapping) and "_target_" in node:
+            found = locate(str(node["_target_"]))
+            if not callable(found) or (part == parts[-1] and part in config):
+                return True
+            parameters = inspect.signature(found).parameters
+            return part in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return False
+
+
+def recorded_settings(parser: ConfigParser) -> dict[str, Any]:
+    """Return the settings of a configuration by their keys, as far as they have been read by now.
+
+    These are the scalars and lists of scalars at the top level, and the constants among the arguments of components
+    outside of lists, nested by their path.
+    """
+    resolved = parser.ref_resolver.resolved_content
+    steps = {str(step).removeprefix("@") for step in parser.get("initialize", [])}
+    found: dict[str, Any] = {}
+    for key, raw in parser.get().items():
+        if key in steps or key in _NEVER_RECORDED or (isinstance(raw, Mapping) and _is_run(raw)):
+            continue
+        if isinstance(raw, str) and raw[:1] in ("$", "@", "%"):
+            if key in resolved and resolved[key] != [] and not isinstance(resolved[key], Mapping):
+                found[key] = resolved[key]
+        elif isinstance(raw, Mapping):
+            found[key] = _constants(raw)
+        elif _is_constant(raw):
+            found[key] = raw
+    return found
+
+
+def _is_run(component: Mapping[str, Any]) -> bool:
+    return str(component.get("_target_")).endswith(".TrackedRun")
+
+
+def executed_configuration(parser: ConfigParser) -> dict[str, Any]:
+    """Return a configuration as it was merged from its files and overrides, without what may hold a password."""
+    return {key: value for key, value in parser.get().items() if key not in ("tracking_uri", "_meta_")}
+
+
+def _constants(node: Mapping[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in node.items() if key[:1] != "_"}
+    nested = {key: _constants(value) for key, value in own.items() if isinstance(value, Mapping)}
+    return {key: value for key, value in own.items() if _is_constant(value)} | nested
+
+
+def _is_constant(raw: Any) -> bool:
+    if isinstance(raw, list):
+        return all(not isinstance(item, list) and _is_constant(item) for item in raw)
+    return not isinstance(raw, Mapping) and not (isinstance(raw, str) and raw[:1] in ("$", "@", "%"))
+
+
+def settings_named(names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of keys of the configuration that is being read; none outside of one."""
+    parser = current_parser()
+    return {} if parser is None else {name: parser.get_parsed_content(name) for name in names}
