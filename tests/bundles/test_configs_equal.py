@@ -1,6 +1,7 @@
 """Configurations build what they built before they were rewritten; see ``config_snapshot.py``."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def test_a_bundle_builds_what_it_built_before(
     for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", str(29600 + BUNDLES.index(bundle)))
+    with socket.create_server(("localhost", 0)) as server:
+        monkeypatch.setenv("MASTER_PORT", str(server.getsockname()[1]))
     monkeypatch.setattr(auto_prompter, "UNetGenerator", UNetGenerator)  # other tests make it thin
     before = expanded(json.loads(SNAPSHOT.read_text()))
     names = [name for name in before if name.split()[0] == bundle]
