@@ -108,32 +108,24 @@ class TrainingHandlers(_Handlers):
             "early_stopping": early_stopping,
             **(parts or {}),
         }
-        tracker = MLflowTracker(
-            run,
-            owner=True,
-            artifacts=[*run.configurations, str(best_weights.path), *artifacts],
-            dataset_dir=run.dataset_dir,
-            split_protocol=run.split_protocol,
-        )
         sampler = data_loader.batch_sampler
         if not isinstance(sampler, DomainBatchSampler):
             raise ConfigurationError(
                 f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
             )
-        name = "training" if stage is None else f"training the {stage}"
         super().__init__(
             [
-                tracker,
-                DomainScheduleHandler(sampler, data_loader, optimizer, lr_scheduler, network, sampler.seed),
+                _owner(run, [*run.configurations, str(best_weights.path), *artifacts]),
+                DomainScheduleHandler(
+                    sampler, data_loader, lr_scheduler.optimizer, lr_scheduler, network, sampler.seed
+                ),
                 *extra,
                 GradientClipping(network, max_grad_norm),
                 weight_averaging,
-                ProgressBar(desc=name, persist=True, disable=hide_progress),
-                StatsHandler(
-                    iteration_log=False,
-                    tag_name=f"{stage or 'train'}_loss",
-                    output_transform=from_engine(["loss"], first=True),
+                ProgressBar(
+                    desc=f"training the {stage}" if stage else "training", persist=True, disable=hide_progress
                 ),
+                _loss_log(f"{stage or 'train'}_loss"),
                 None
                 if val_interval is None
                 else FinalValidation(interval=val_interval, validator=validator, epoch_level=True),
@@ -195,14 +187,8 @@ class EvaluationHandlers(_Handlers):
         description: str = "evaluating",
     ) -> None:
         tables = [] if output_dir is None else [f"{output_dir}/{name}" for name in _TABLES]
-        tracker = MLflowTracker(
-            run,
-            owner=True,
-            artifacts=[*tables, *run.configurations] if tables else [],
-            dataset_dir=run.dataset_dir,
-            split=splits if isinstance(splits, str) else "+".join(splits),
-            split_protocol=run.split_protocol,
-        )
+        split = splits if isinstance(splits, str) else "+".join(splits)
+        tracker = _owner(run, [*tables, *run.configurations] if tables else [], split)
         super().__init__(
             [
                 *measure,
@@ -211,6 +197,25 @@ class EvaluationHandlers(_Handlers):
                 tracker,
             ]
         )
+
+
+def _loss_log(name: str) -> StatsHandler:
+    """Return the log of an epoch's loss."""
+    return StatsHandler(
+        iteration_log=False, tag_name=name, output_transform=from_engine(["loss"], first=True)
+    )
+
+
+def _owner(run: TrackedRun, artifacts: Sequence[str | Path], split: str | None = None) -> MLflowTracker:
+    """Return the tracker whose engine ends the run."""
+    return MLflowTracker(
+        run,
+        owner=True,
+        artifacts=artifacts,
+        dataset_dir=run.dataset_dir,
+        split=split,
+        split_protocol=run.split_protocol,
+    )
 
 
 def evaluation_facts(

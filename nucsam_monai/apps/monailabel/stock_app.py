@@ -88,8 +88,6 @@ def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
     for key, names in (("domains", bundle.domains), ("class_names", bundle.class_names)):
         if key in config:
             config[key] = list(names)
-    steps = config["preprocessing"]["transforms"]
-    own_steps = [step for step in steps if not step["_target_"].endswith("ExpertPointsd")]
     if "find_points" in config:
         config["prompted_inferer"] = config["inferer"]
         config["inferer"] = {
@@ -98,10 +96,10 @@ def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
             "mask_filter": "@mask_filter",
             "radius_px": "@point_radius_px",
         }
-    config["preprocessing"] = {"_target_": "Compose", "transforms": own_steps}
+    config["preprocessing"] = {**config["preprocessing"], "points": None, "items": []}
     last = {"_target_": f"{_HERE}.StockLabeld", "keys": "pred"}
-    found = config.get("postprocessing", {"transforms": []})["transforms"]
-    config["postprocessing"] = {"_target_": "Compose", "transforms": [*found, last]}
+    steps = [config.get("postprocessing", []), last]
+    config["postprocessing"] = {"_target_": "nucsam_monai.transforms.chain", "transforms": steps}
     weights = bundle.value("checkpoint")
     single_file = weights is not None and Path(weights).is_file()
     if single_file:  # its header may say what the network is
