@@ -86,7 +86,7 @@ def sample_at(
     return sampled.to(features.dtype)
 
 
-WIDTHS = (32, 64, 128, 192)
+_WIDTHS = (32, 64, 128, 192)
 """Channels of the four maps."""
 
 _GROUPS = 8
@@ -110,11 +110,11 @@ class CompactBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.widths = WIDTHS
-        self.stem = nn.Sequential(*_convolution(3, 16, kernel=4), *_convolution(16, WIDTHS[0], kernel=4))
+        self.widths = _WIDTHS
+        self.stem = nn.Sequential(*_convolution(3, 16, kernel=4), *_convolution(16, _WIDTHS[0], kernel=4))
         self.stages = nn.ModuleList(
             ResidualBlock(before, after, halve=level > 0)
-            for level, (before, after) in enumerate(zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False))
+            for level, (before, after) in enumerate(zip((_WIDTHS[0], *_WIDTHS), _WIDTHS, strict=False))
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -236,7 +236,7 @@ class ConvNeXtBackbone(nn.Module):
         load_strictly(self, {name: tensor.float() for name, tensor in state.items()}, str(path))
 
 
-STRIDES = (4, 8, 16, 32)
+_STRIDES = (4, 8, 16, 32)
 """Pixels per cell of the maps, as those of a convolutional backbone's stages."""
 
 
@@ -268,14 +268,14 @@ class EmbeddingPyramid(nn.Module):
 
     def __init__(self, channels: int, patch: int, finer: Sequence[int] = ()) -> None:
         super().__init__()
-        if patch not in STRIDES[:3]:
+        if patch not in _STRIDES[:3]:
             raise ConfigurationError(f"patch {patch}: expected an embedding of one cell per 4, 8 or 16 px.")
-        if len(finer) not in (0, STRIDES.index(patch)):
+        if len(finer) not in (0, _STRIDES.index(patch)):
             raise ConfigurationError(
-                f"finer maps: found {len(finer)}, expected none or {STRIDES.index(patch)} for an embedding of one cell "
-                f"per {patch} px."
+                f"finer maps: found {len(finer)}, expected none or {_STRIDES.index(patch)} for an embedding of one "
+                f"cell per {patch} px."
             )
-        built = STRIDES[len(finer) :]
+        built = _STRIDES[len(finer) :]
         self.stages = nn.ModuleList(_stage(channels, patch, stride) for stride in built)
         self.widths = (*reversed(finer), *(channels * min(stride, patch) // patch for stride in built))
 
@@ -342,7 +342,7 @@ class FeaturePyramid(nn.Module):
         return [output(feature) for output, feature in zip(self.output, maps, strict=False)]
 
 
-def point_head(channels: int, out_channels: int, dropout: float) -> nn.Sequential:
+def _point_head(channels: int, out_channels: int, dropout: float) -> nn.Sequential:
     """Return a two-layer perceptron on the vector of an anchor point, shared over all positions."""
     return nn.Sequential(
         nn.Linear(channels, channels),
@@ -521,11 +521,11 @@ class Prompter(nn.Module):
         channels = self.options.channels or neck_channels
         levels, dropout = self.options.levels, self.options.dropout
         self.pyramid = FeaturePyramid(widths, channels, levels)
-        self.deformation = point_head(channels, 2, dropout) if self.options.deform_step else None
+        self.deformation = _point_head(channels, 2, dropout) if self.options.deform_step else None
         self.fusion = nn.Conv2d(levels * channels, channels, kernel_size=3, padding=1)
-        self.regression = point_head(channels, 2, dropout)
-        self.sizes = point_head(channels, 2, dropout) if self.options.sizes else None
-        self.classification = point_head(channels, n_classes + 1, dropout)
+        self.regression = _point_head(channels, 2, dropout)
+        self.sizes = _point_head(channels, 2, dropout) if self.options.sizes else None
+        self.classification = _point_head(channels, n_classes + 1, dropout)
         self.mask_head = NucleiMaskHead(widths, channels) if self.options.aux_mask else None
 
     def forward(self, image: Tensor, *, with_mask: bool = True) -> PrompterOutput:

@@ -45,15 +45,15 @@ class UNetGenerator(nn.Module):
         super().__init__()
         widths = [channels * 2**level for level in range(levels)]
         self.down = nn.ModuleList(
-            double_convolution(before, after)
+            _double_convolution(before, after)
             for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
         )
         self.pool = nn.MaxPool2d(2)
-        self.bottom = double_convolution(widths[-1], 2 * widths[-1])
+        self.bottom = _double_convolution(widths[-1], 2 * widths[-1])
         self.upsample = nn.ModuleList(
             nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2) for width in reversed(widths)
         )
-        self.up = nn.ModuleList(double_convolution(2 * width, width) for width in reversed(widths))
+        self.up = nn.ModuleList(_double_convolution(2 * width, width) for width in reversed(widths))
         self.head = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class UNetGenerator(nn.Module):
         return self.head(features)
 
 
-def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+def _double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     """Return two times convolution 3 x 3 without bias, batch normalisation and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
@@ -94,7 +94,7 @@ def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
 SelectionRule = Literal["O", "R"]
 """``O`` takes the centres of components, ``R`` random pixels."""
 
-DEFAULT_TAU: dict[SelectionRule, float] = {"O": 0.5, "R": 0.9}
+_DEFAULT_TAU: dict[SelectionRule, float] = {"O": 0.5, "R": 0.9}
 """Probability from which on a pixel is a candidate; the paper does not give it."""
 
 _PADDING = -1
@@ -158,7 +158,7 @@ def select_points(
     """
     if rule not in get_args(SelectionRule):
         raise ConfigurationError(f"selection '{rule}': expected 'O' (centroids) or 'R' (random).")
-    tau = DEFAULT_TAU[rule] if tau is None else tau
+    tau = _DEFAULT_TAU[rule] if tau is None else tau
     if count < 0 or not 0 <= tau <= 1:
         raise ConfigurationError(
             f"{count} points with tau {tau}: expected 0 or more, and a probability from 0 to 1."
@@ -300,7 +300,7 @@ class GeneratorOptions:
     @property
     def threshold(self) -> float:
         """The probability from which on a pixel can be chosen."""
-        return DEFAULT_TAU[self.selection] if self.tau is None else self.tau
+        return _DEFAULT_TAU[self.selection] if self.tau is None else self.tau
 
     def stage(self, epoch: int) -> Stage:
         """Return what the 0-based ``epoch`` trains."""

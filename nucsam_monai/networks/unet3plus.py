@@ -33,7 +33,7 @@ def conv_unit(in_channels: int, out_channels: int, activation: Activation = "rel
     )
 
 
-def double_unit(in_channels: int, out_channels: int, activation: Activation) -> nn.Sequential:
+def _double_unit(in_channels: int, out_channels: int, activation: Activation) -> nn.Sequential:
     """Return the block of an encoder level: two units one after the other."""
     return nn.Sequential(
         conv_unit(in_channels, out_channels, activation), conv_unit(out_channels, out_channels, activation)
@@ -162,15 +162,15 @@ class FullScaleNode(nn.Module):
 
 
 def _skip(features: Tensor, unit: nn.Sequential, finer_by: int) -> Tensor:
-    """Return ``unit(change_level(features, finer_by))``."""
+    """Return ``unit(_change_level(features, finer_by))``."""
     if finer_by <= 0:
-        return unit(change_level(features, finer_by))
+        return unit(_change_level(features, finer_by))
     convolution = cast(nn.Conv2d, unit[0])
     enlarged = convolve_enlarged(features, convolution.weight, convolution.bias, 2**finer_by)
     return unit[1:](enlarged)
 
 
-def change_level(features: Tensor, finer_by: int) -> Tensor:
+def _change_level(features: Tensor, finer_by: int) -> Tensor:
     """Enlarge a map ``2 ** finer_by`` times bilinearly, or take the maxima where the number is negative."""
     if finer_by < 0:
         return F.max_pool2d(features, kernel_size=2**-finer_by, ceil_mode=True)
@@ -240,7 +240,7 @@ class UNet3Plus(nn.Module):
         filters = list(options.filters)
         merged = filters[0] * len(filters)
         self.stages = nn.ModuleList(
-            double_unit(before, after, options.activation)
+            _double_unit(before, after, options.activation)
             for before, after in zip([in_channels, *filters[:-1]], filters, strict=True)
         )
         self.pool = MaxBlurPool() if options.pool == "maxblur" else nn.MaxPool2d(2)
@@ -307,7 +307,7 @@ class UNet3Plus(nn.Module):
         outputs = [self.head(known[0])]
         if self.training:
             for level, head in enumerate(self.side_heads, start=1):
-                outputs.append(change_level(head(known[level]), level))
+                outputs.append(_change_level(head(known[level]), level))
         return outputs
 
     def forward(self, image: Tensor) -> Tensor:

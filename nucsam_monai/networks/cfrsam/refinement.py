@@ -17,7 +17,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 _TAPS = 9
 
 
-def conv_bn_relu(inputs: int, outputs: int, side: int) -> nn.Sequential:
+def _conv_bn_relu(inputs: int, outputs: int, side: int) -> nn.Sequential:
     """Return a convolution of odd kernel ``side`` without bias that keeps the size, BN and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
@@ -111,7 +111,7 @@ def _places(moves: Tensor) -> Tensor:
     return torch.stack([across, down], dim=-1)
 
 
-SCALES = 4
+_SCALES = 4
 
 
 class BoundaryEvidence(nn.Module):
@@ -136,9 +136,9 @@ class BoundaryEvidence(nn.Module):
         self.scales = nn.ModuleList()
         if multiscale:
             half = width // 2
-            self.scales.extend(_conv_bn(width if scale == 0 else half, half) for scale in range(SCALES))
-            self.edges = nn.ModuleList(_conv_bn(half, half) for _ in range(SCALES - 1))
-            self.merge = nn.Sequential(*_conv_bn(SCALES * half, width), nn.ReLU())
+            self.scales.extend(_conv_bn(width if scale == 0 else half, half) for scale in range(_SCALES))
+            self.edges = nn.ModuleList(_conv_bn(half, half) for _ in range(_SCALES - 1))
+            self.merge = nn.Sequential(*_conv_bn(_SCALES * half, width), nn.ReLU())
 
     def forward(self, image: Tensor) -> Tensor:
         """Turn normalised images ``(B, 3, H, W)`` into ``(B, width, H, W)``."""
@@ -313,10 +313,10 @@ class BoundaryRefinement(nn.Module):
         half = width // 2
         self.steps = (min(2, pixels_per_logit), pixels_per_logit // min(2, pixels_per_logit))
         self.semantic = nn.ModuleList(
-            [conv_bn_relu(channels, channels // 4, 3), conv_bn_relu(channels // 4, width, 3)]
+            [_conv_bn_relu(channels, channels // 4, 3), _conv_bn_relu(channels // 4, width, 3)]
         )
         self.join = JoinedConv(2 * width, width, 3)
-        self.upscale = nn.ModuleList(conv_bn_relu(width, width, 3) for _ in self.steps)
+        self.upscale = nn.ModuleList(_conv_bn_relu(width, width, 3) for _ in self.steps)
         self.evidence = BoundaryEvidence(width, multiscale=options.mcbe)
         self.fusion = (
             BoundaryFusion(width, options.attention, options.plain_side)
@@ -327,7 +327,7 @@ class BoundaryRefinement(nn.Module):
         if options.boundary_sup:
             # BN and ReLU twice, as the authors have it.
             self.boundary = nn.Sequential(
-                *conv_bn_relu(width, half, 1), nn.BatchNorm2d(half), nn.ReLU(), nn.Conv2d(half, 1, 1)
+                *_conv_bn_relu(width, half, 1), nn.BatchNorm2d(half), nn.ReLU(), nn.Conv2d(half, 1, 1)
             )
         self.reduce = nn.Conv2d(width, half, 1)
         self.deformable = ModulatedDeformConv(half, half)
@@ -335,7 +335,7 @@ class BoundaryRefinement(nn.Module):
             nn.BatchNorm2d(half), nn.ReLU(), nn.Conv2d(half, width, 1), nn.BatchNorm2d(width)
         )
         self.mask = nn.Sequential(
-            conv_bn_relu(width, width, 3), conv_bn_relu(width, half, 3), nn.Conv2d(half, 1, 1)
+            _conv_bn_relu(width, width, 3), _conv_bn_relu(width, half, 3), nn.Conv2d(half, 1, 1)
         )
 
     def guides(self, embedding: Tensor, image: Tensor) -> ImageGuides:
@@ -432,14 +432,14 @@ def _enlarged(maps: Tensor, factor: int) -> Tensor:
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-USED_SHARE = 0.5
+_USED_SHARE = 0.5
 """Part of a device's free memory that a chunk may take."""
 
-DEVICE_PROMPTS = 64
+_DEVICE_PROMPTS = 64
 """Most prompts of 256 x 256 px that a device refines together; more would not be faster."""
 
 
-def bytes_per_refinement(width: int, pixels: int, element_bytes: int = 4) -> int:
+def _bytes_per_refinement(width: int, pixels: int, element_bytes: int = 4) -> int:
     """Estimate the memory that refining one more mask takes at the peak of inference.
 
     The peak lies in a deformable convolution, which has nine taps of w / 2 channels each before and after they are
@@ -505,13 +505,13 @@ def prompts_per_chunk(evidence: Tensor, size: tuple[int, int]) -> int:
     if evidence.device.type == "cpu":
         return 1
     width, pixels = evidence.shape[1], size[0] * size[1]
-    most = max(1, DEVICE_PROMPTS * 256 * 256 // pixels)
+    most = max(1, _DEVICE_PROMPTS * 256 * 256 // pixels)
     if evidence.device.type != "cuda" or torch.is_grad_enabled():
         return most
     # What PyTorch holds without using it counts as free.
     free, _ = torch.cuda.mem_get_info(evidence.device)
     free += torch.cuda.memory_reserved(evidence.device) - torch.cuda.memory_allocated(evidence.device)
-    return max(1, min(most, int(USED_SHARE * free) // bytes_per_refinement(width, pixels)))
+    return max(1, min(most, int(_USED_SHARE * free) // _bytes_per_refinement(width, pixels)))
 
 
 REACH_PX = 4

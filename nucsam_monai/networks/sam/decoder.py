@@ -24,7 +24,7 @@ from nucsam_monai.networks.sam.layers import use_float32_norms
 from nucsam_monai.networks.sam.variants import SAMVariant
 from nucsam_monai.utils.errors import ConfigurationError
 
-STEEPEST = 6.0
+_STEEPEST = 6.0
 """Largest logarithm of a hill's slope, for which logits stay finite in any precision."""
 
 _START_TOP = 2.0
@@ -87,7 +87,7 @@ def build_mask_decoder(variant: SAMVariant) -> MaskDecoder:
     return decoder
 
 
-CACHED_CELLS = 2**13
+_CACHED_CELLS = 2**13
 """Image cells of all prompts in one chunk on a CPU: 32 prompts at 16 x 16 cells, 2 at 64 x 64.
 
 Measured with ViT-B on one core: larger chunks take up to a third more time per prompt, because their tensors
@@ -95,10 +95,10 @@ leave the caches and their memory goes back to the system after every operation;
 products of the prompt tokens inefficient.
 """
 
-DEVICE_CELLS = 2**18
+_DEVICE_CELLS = 2**18
 """The same on other devices: 1024 prompts at 16 x 16 cells, 64 at 64 x 64; more would not be faster."""
 
-USED_SHARE = 0.5
+_USED_SHARE = 0.5
 """Part of a device's free memory that a chunk may take: the rest is for fragments and for its results."""
 
 
@@ -154,8 +154,8 @@ def prompts_per_chunk(
     grid = (embedding.shape[2], embedding.shape[3])
     cells = grid[0] * grid[1]
     if embedding.device.type == "cpu":
-        return max(1, CACHED_CELLS // cells)
-    most = max(1, DEVICE_CELLS // cells)
+        return max(1, _CACHED_CELLS // cells)
+    most = max(1, _DEVICE_CELLS // cells)
     if embedding.device.type != "cuda" or torch.is_grad_enabled():
         return most
     # What PyTorch holds without using it counts as free.
@@ -166,7 +166,7 @@ def prompts_per_chunk(
     needed = bytes_per_prompt(
         mask_decoder, grid, tokens=tokens, element_bytes=element_bytes, upscaled=upscaled
     )
-    return max(1, min(most, int(USED_SHARE * free) // needed))
+    return max(1, min(most, int(_USED_SHARE * free) // needed))
 
 
 class ImageSide(NamedTuple):
@@ -667,7 +667,7 @@ def _add_hills(logits: Tensor, hills: Tensor, places: Tensor) -> Tensor:
     height, width = logits.shape[-2:]
     with torch.autocast(logits.device.type, enabled=False):
         top, right, down, slope_x, slope_y, tilt = hills.float().unsqueeze(-1).unbind(2)  # (N, M, 1)
-        slope_x, slope_y = (slope.clamp(max=STEEPEST).exp() for slope in (slope_x, slope_y))
+        slope_x, slope_y = (slope.clamp(max=_STEEPEST).exp() for slope in (slope_x, slope_y))
         tilt = 2 * torch.tanh(tilt) * (slope_x * slope_y).sqrt()
         x, y = (
             (torch.arange(side, device=logits.device) + 0.5 - side * place[:, None].float())[:, None] / 8
@@ -732,10 +732,10 @@ def _cells(maps: Tensor) -> Tensor:
     return maps.flatten(2).mT.contiguous()
 
 
-SHARPNESS = 3.0
+_SHARPNESS = 3.0
 """Factor on the weights of queries and keys: the attention between a point and the cells around it stands out."""
 
-LOUDNESS = 6.0
+_LOUDNESS = 6.0
 """Factor on what a cell takes over from the tokens, which would else be lost beside its own features."""
 
 
@@ -757,8 +757,8 @@ def start_localised(decoder: MaskDecoder) -> None:
     """
     for layer in decoder.transformer.layers:
         for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
-            attention.q_proj.weight.mul_(SHARPNESS)
+            attention.q_proj.weight.mul_(_SHARPNESS)
             attention.k_proj.load_state_dict(attention.q_proj.state_dict())
-        layer.cross_attn_image_to_token.out_proj.weight.mul_(LOUDNESS)
+        layer.cross_attn_image_to_token.out_proj.weight.mul_(_LOUDNESS)
     last = decoder.transformer.final_attn_token_to_image
     last.k_proj.load_state_dict(last.q_proj.state_dict())
