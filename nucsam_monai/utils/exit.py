@@ -13,13 +13,10 @@ TRACEBACK_VARIABLE = "NUCSAM_TRACEBACK"
 
 def own_error(error: BaseException | None) -> NucSAMError | None:
     """Return the first error of this package among an exception and those that it was raised from, if any."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, NucSAMError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
+    # Not the contexts: a fault that occurs while one of our errors is handled must not hide behind it.
+    while error is not None and not isinstance(error, NucSAMError):
+        error = error.__cause__
+    return error
 
 
 def shorten_errors_of_bundle_runs() -> None:
