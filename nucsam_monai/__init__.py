@@ -6,6 +6,7 @@ torch nor MONAI. ``$nucsam_monai.bundle_root('unsam')`` is how a configuration f
 
 from typing import TYPE_CHECKING, Any
 
+from nucsam_monai.utils.exit import shorten_errors_of_bundle_runs
 from nucsam_monai.utils.paths import bundle_root
 
 if TYPE_CHECKING:
@@ -23,3 +24,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(segmenter, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'.")
+
+
+shorten_errors_of_bundle_runs()

@@ -1,12 +1,14 @@
-"""What every command of the command line does around its work."""
+"""Run a function as a command: logging, one line for an error, and the exit code."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 import fire
 
 from nucsam_monai.utils.errors import NucSAMError
+from nucsam_monai.utils.exit import TRACEBACK_VARIABLE, own_error
 
 
 def run_command(component: object, arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +26,10 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         fire.Fire(component, command=None if arguments is None else list(arguments))
-    except (NucSAMError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (NucSAMError, OSError, RuntimeError) as error:  # MONAI wraps ours in RuntimeError
+        known = own_error(error) or (error if isinstance(error, OSError) else None)
+        if known is None or os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        sys.stderr.write(f"error: {known}\n")
         return 1
     return 0
