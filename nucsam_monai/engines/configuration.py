@@ -71,7 +71,9 @@ def check_keys(parser: ConfigParser) -> None:
 
 
 def _is_workflow(value: Any) -> bool:
-    """Return whether a value is a list of steps, which ``monai.bundle run <key>`` runs."""
+    """Return whether a value is a list of steps or a component, which ``monai.bundle run <key>`` runs."""
+    if isinstance(value, Mapping):
+        return "_target_" in value
     return isinstance(value, list) and bool(value) and all(str(step).startswith("$") for step in value)
 
 

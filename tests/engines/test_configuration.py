@@ -76,7 +76,7 @@ def test_an_option_may_be_a_dictionary(parser: ConfigParser) -> None:
 
 
 def test_a_workflow_may_be_added(parser: ConfigParser) -> None:
-    parser.update({"cost": ["$print(@epochs)"]})
+    parser.update({"cost": ["$print(@epochs)"], "network_cost": {"_target_": "torch.nn.Identity"}})
     check_keys(parser)
 
 
