@@ -8,10 +8,9 @@ from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
 
-from nucsam_monai.apps.monailabel.annotated_dataset import ANNOTATION_SUFFIXES, AnnotatedImage
-from nucsam_monai.apps.monailabel.image_source import IMAGE_SUFFIXES, ImageOpener
-from nucsam_monai.apps.monailabel.label_files import read_label
-from nucsam_monai.apps.monailabel.polygon_labels import POLYGON_SUFFIXES, read_polygons
+from nucsam_monai.apps.monailabel.annotations import POLYGON_SUFFIXES, read_polygons
+from nucsam_monai.apps.monailabel.fine_tuning import ANNOTATION_SUFFIXES, AnnotatedImage
+from nucsam_monai.apps.monailabel.images import IMAGE_SUFFIXES, ImageOpener, read_label
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError, check_name
 
 logger = logging.getLogger(__name__)
