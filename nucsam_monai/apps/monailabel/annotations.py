@@ -1,4 +1,4 @@
-"""Outlines of nuclei as viewers write and read them: ASAP's XML, JSON of the Digital Slide Archive, and GeoJSON.
+"""Write and read outlines of nuclei as viewers do: ASAP's XML, JSON of the Digital Slide Archive, and GeoJSON.
 
 QuPath's extension reads ASAP's XML; GeoJSON is only read.
 """
@@ -28,7 +28,7 @@ _FARTHEST_PX = 1 << 40
 
 @dataclass(frozen=True)
 class AnnotationFacts:
-    """What is said of the annotations of a region, and where it lies.
+    """Describe the annotations of a region and where it lies.
 
     Attributes:
         model: name of the model.
@@ -48,13 +48,13 @@ class AnnotationFacts:
 
     @property
     def colours(self) -> list[list[int]]:
-        """RGB of every class."""
+        """Return the RGB colour of every class."""
         return colours_of(np.arange(len(self.class_names))).tolist()
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The outline of a nucleus: corners of pixels at full resolution, and its class."""
+    """Hold the outline of a nucleus: corners of pixels at full resolution, and its class."""
 
     contour: list[list[int]]
     class_id: int
@@ -182,12 +182,12 @@ def _attribute(text: str) -> str:
 
 @dataclass(frozen=True)
 class NamedPolygon:
-    """One outline.
+    """Hold an annotated outline.
 
     Attributes:
         name: class that the annotator gave it, perhaps empty.
         corners: ``(V, 2)`` float64 (x, y) in pixels, the image's top left corner at (0, 0).
-        holes: outlines of the holes, likewise.
+        holes: outlines of the holes, in the same form.
     """
 
     name: str
@@ -283,7 +283,7 @@ def _ring(ring: Any, where: str) -> NDArray[np.float64]:
     try:
         points = np.array([[float(point[0]), float(point[1])] for point in ring], dtype=np.float64)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
-        raise DatasetError(f"{where}: a corner is no pair of numbers ({error}).") from error
+        raise DatasetError(f"{where}: a corner is not a pair of numbers ({error}).") from error
     if points.size and not (np.isfinite(points).all() and np.abs(points).max() < _FARTHEST_PX):
         raise DatasetError(f"{where}: a corner is not a finite number of pixels.")
     return points.reshape(-1, 2)

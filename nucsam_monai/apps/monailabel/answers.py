@@ -1,4 +1,4 @@
-"""From a request and an image's file to the answer: a label image, polygons, or both."""
+"""Answer a request for an image: a label image, polygons, or both."""
 
 import math
 import os
@@ -29,7 +29,7 @@ STOCK_SMALLEST_PX = 80
 
 
 def has_clicks(request: Mapping[str, Any]) -> bool:
-    """Return whether a request brings clicks or boxes; clients send empty lists where there are none."""
+    """Return whether a request brings clicks or boxes; clients without any send empty lists."""
     return any(request.get(key) for key in ("foreground", "background", "boxes"))
 
 
@@ -87,7 +87,7 @@ def _is_number(value: Any) -> bool:
 
 
 class Answer(NamedTuple):
-    """The file to send, if any, and the JSON beside it."""
+    """Hold the file to send, if any, and the JSON next to it."""
 
     file: Path | None
     params: dict[str, Any]
@@ -106,12 +106,12 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
         The label image, whose ids count the nuclei, and the polygons.
 
     Raises:
-        RequestRefusedError: a value of the request is not permitted, or the region is too large.
+        RequestRefusedError: a value of the request is not allowed, or the region is too large.
     """
     with _Task(model, request, path, clicked=clicked) as task:
         if task.region.width * task.region.height > model.opener.max_pixels:
             raise RequestRefusedError(
-                f"{task.region.width} x {task.region.height} px are more than the permitted "
+                f"{task.region.width} x {task.region.height} px are more than the allowed "
                 f"{model.opener.max_pixels} for a label image. Ask /infer/wsi for polygons, or name a region.",
                 413,
             )
@@ -136,7 +136,7 @@ def answer_with_polygons(
         clicked: whether single nuclei are asked for.
 
     Raises:
-        RequestRefusedError: a value of the request is not permitted.
+        RequestRefusedError: a value of the request is not allowed.
     """
     kind = request.get("output") or "dsa"
     if kind not in ANNOTATION_FORMATS:
@@ -166,7 +166,7 @@ def _result_file(suffix: str) -> Iterator[Path]:
 
 
 class _Task:
-    """One request, with its image open."""
+    """Keep the image of one request open."""
 
     def __init__(self, model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool) -> None:
         if has_clicks(request) and not clicked:
@@ -210,7 +210,7 @@ class _Task:
                 yield replace(inside, class_id=class_id)
 
     def params(self, count: int) -> dict[str, Any]:
-        """Return what is said beside the file."""
+        """Return the JSON next to the file."""
         seconds = round(time.perf_counter() - self.started, 3)
         return {
             "model": self.model.name,

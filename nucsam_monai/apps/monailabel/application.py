@@ -1,4 +1,4 @@
-"""The application that MONAI Label loads, and its tasks: segmenting, training and choosing the next image."""
+"""Define the application that MONAI Label loads, and its tasks: segment, train and choose the next image."""
 
 import logging
 import secrets
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 CLICK_SUFFIX = "_click"
 MOST_JUDGED = 20
-"""Images that one request for the next one looks at anew."""
+"""How many new images one request for the next image judges."""
 
 
 class NucleiInferTask(InferTask):
-    """A bundle that segments: whole images and regions, or the nuclei that are clicked.
+    """Segment with a bundle: whole images and regions, or the nuclei that are clicked.
 
     Args:
         model: the bundle.
@@ -74,18 +74,18 @@ class NucleiInferTask(InferTask):
         return self.model.has_weights
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Return the label image and what is said beside it; ``request["image"]`` is a path that was checked."""
+        """Return the label image and the JSON next to it; ``request["image"]`` is a path that was checked."""
         answer = answer_with_label(self.model, request, Path(request["image"]), clicked=self.clicked)
         return str(answer.file), answer.params
 
     def polygons(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Return the file of polygons, or none for ``output: json``, and what is said beside it."""
+        """Return the file of polygons, or none for ``output: json``, and the JSON next to it."""
         answer = answer_with_polygons(self.model, request, Path(request["image"]), clicked=self.clicked)
         return None if answer.file is None else str(answer.file), answer.params
 
 
 class NucleiTrainTask(TrainTask):
-    """Fine-tuning on the annotations of the studies folder.
+    """Fine-tune a bundle on the annotations of the studies folder.
 
     Args:
         model: the bundle.
@@ -105,11 +105,11 @@ class NucleiTrainTask(TrainTask):
         return {"served": self.model.runs.served(), "runs": self.model.runs.names(), **self.last}
 
     def __call__(self, request: Mapping[str, Any], datastore: NucleiDatastore) -> dict[str, Any]:
-        """Train.
+        """Train and return what ``run.json`` holds.
 
         Raises:
             DatasetError: the annotations cannot be used.
-            RequestRefusedError: a value of the request is not permitted.
+            RequestRefusedError: a value of the request is not allowed.
         """
         device = read_device(request.get("device"))
         values = read_options(self._options(), {**request, "device": device})
@@ -188,12 +188,12 @@ class LeastCertain(Strategy):
 
 
 class NucleiBatchInferTask(BatchInferTask):
-    """All images of the folder one after the other, on whatever device there is."""
+    """Segment all images of the folder one after the other, on one device."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Any, infer: Callable[..., Any]) -> Any:
-        """Run; an image that cannot be segmented is reported and does not stop the others.
+        """Run the task; an image that cannot be segmented is reported and does not stop the others.
 
-        Several GPUs are not shared out, as MONAI Label does by default even where there is none.
+        Several GPUs are not shared out, as MONAI Label does by default even without any.
         """
 
         def infer_or_report(one: Mapping[str, Any], *rest: Any) -> dict[str, Any]:
@@ -218,11 +218,11 @@ _ANSWERED = (
     NucSAMError,
     HTTPException,
 )
-"""What gets an answer of :func:`_answer_error`; the server looks for the nearest class."""
+"""Exceptions answered by :func:`_answer_error`; the server looks for the nearest class."""
 
 
 class NucleiLabelApp(MONAILabelApp):
-    """The bundles of this project behind MONAI Label.
+    """Serve the bundles of this project with MONAI Label.
 
     Args:
         app_dir: this folder.
@@ -280,10 +280,10 @@ class NucleiLabelApp(MONAILabelApp):
         return NucleiBatchInferTask()
 
     def infer(self, request: Mapping[str, Any], datastore: NucleiDatastore | None = None) -> dict[str, Any]:
-        """Segment one image into a label image, and keep that where the request says so.
+        """Segment one image into a label image, and keep that if the request says so.
 
         Raises:
-            RequestRefusedError: an unknown model or image, or a value that is not permitted.
+            RequestRefusedError: an unknown model or image, or a value that is not allowed.
         """
         task, path = self._task(request), self._image(request)
         file, params = task({**request, "image": str(path)})

@@ -1,4 +1,4 @@
-"""The studies folder: MONAI Label's local datastore, which takes and gives nothing outside of itself."""
+"""Keep the studies folder: MONAI Label's local datastore, which reads and writes nothing outside of itself."""
 
 import filecmp
 import logging
@@ -20,7 +20,7 @@ _FINAL = "final"
 
 
 class NucleiDatastore(LocalDatastore):
-    """Images and annotations of one folder.
+    """Store the images and annotations of one folder.
 
     An id is the name of an image without its suffix. Whatever a request names, and whatever links lie in the
     folder: only files inside of it are read and written. Uploads are opened before they are kept.

@@ -1,4 +1,4 @@
-"""Training of a served bundle: from the annotations of a studies folder to a dataset and new weights.
+"""Train a served bundle: from the annotations of a studies folder to a dataset and new weights.
 
 The bundle's own ``train.json`` trains.
 """
@@ -46,7 +46,7 @@ FROM_SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image and its annotation."""
+    """Name an image and the file of its annotation."""
 
     id: str
     image: Path
@@ -55,7 +55,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The annotated part of an image: ``(H, W, 3)`` uint8, ``(H, W)`` int32 and ``{instance id: class id}``."""
+    """Hold the annotated part of an image: ``(H, W, 3)`` uint8, ``(H, W)`` int32 and ``{instance id: class id}``."""
 
     pixels: NDArray[np.uint8]
     instances: NDArray[np.int32]
@@ -209,13 +209,13 @@ def _region_around(image_id: str, polygons: Sequence[NamedPolygon], whole: Regio
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What a request for training asks for.
+    """Hold what a request for training asks for.
 
     Attributes:
         epochs: passes of the training, as the bundle counts them.
         learning_rate: of the optimiser; None leaves the bundle's.
         validation_share: share of the images that selects the weights.
-        start: name of the weights to go on from, or :data:`FROM_SCRATCH`.
+        start: name of the weights to start from, or :data:`FROM_SCRATCH`.
         domain: of the images, for methods with domains.
         serve: whether the server answers with the new weights from then on.
     """

@@ -1,4 +1,4 @@
-"""Images and slides to read regions from, and label images in the viewers' formats."""
+"""Open images and slides to read regions from; read and write label images in the viewers' formats."""
 
 import logging
 from collections import OrderedDict
@@ -40,7 +40,7 @@ _LARGEST_UINT16 = int(np.iinfo(np.uint16).max)
 
 
 class SlideImage(ImageSource):
-    """One level of a slide; where a slide is transparent it is white.
+    """Read one level of a slide; transparent parts are white.
 
     Args:
         slide: an open ``openslide.OpenSlide``.
@@ -61,7 +61,7 @@ class SlideImage(ImageSource):
         self.downsample = float(slide.level_downsamples[level])
 
     def read(self, region: Region) -> np.ndarray:
-        """See :meth:`ImageSource.read`."""
+        """Read a region, see :meth:`ImageSource.read`."""
         corner = (round(region.x * self.downsample), round(region.y * self.downsample))
         rgba = np.asarray(self.slide.read_region(corner, self.level, (region.width, region.height)))
         colour, alpha = rgba[..., :3], rgba[..., 3:]
@@ -71,12 +71,12 @@ class SlideImage(ImageSource):
         return (mixed + 0.5).astype(np.uint8)
 
     def close(self) -> None:
-        """See :meth:`ImageSource.close`."""
+        """Close the slide."""
         self.slide.close()
 
 
 class ImageOpener:
-    """Opens images and slides, and keeps the last plain images, as clicks come one by one.
+    """Open images and slides, and keep the last plain images, as clicks come one by one.
 
     Args:
         max_pixels: larger plain images are refused before they are decoded; slides may have any size.
@@ -102,7 +102,7 @@ class ImageOpener:
         if slide is not None:
             return SlideImage(slide, level)
         if level:
-            raise RequestRefusedError(f"level {level}: this image has level 0 alone.")
+            raise RequestRefusedError(f"level {level}: this image has only level 0.")
         return ArrayImage(self._pixels(Path(path)))
 
     def _pixels(self, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One bundle as the server offers it: its weights, its options, whole images, regions and clicks."""
+"""Offer one bundle on the server: its weights, its options, whole images, regions and clicks."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ _OF_SERVER = ("device", "weights", "domain")
 
 @dataclass(frozen=True)
 class BundleRuns:
-    """The runs of one bundle.
+    """Find the runs of one bundle.
 
     A run is a folder with its weights and ``run.json``, which is written last. Runs are only added; the weights
     that the server was started with are elsewhere and never touched.
@@ -73,11 +73,11 @@ class BundleRuns:
 
     @property
     def has_original(self) -> bool:
-        """Whether there are weights beside those of the runs."""
+        """Return whether there are weights besides those of the runs."""
         return self.original is not None and self.original.exists()
 
     def served(self) -> str:
-        """Return the name of the weights that requests get which name none."""
+        """Return the name of the weights for requests that name none."""
         try:
             name = json.loads((self.folder / _SERVED_FILE).read_text(encoding="utf-8"))["run"]
         except FileNotFoundError:
@@ -155,7 +155,7 @@ def sample_region(source: ImageSource) -> Region:
 
 
 class Prepared(NamedTuple):
-    """What a request asks for: weights on a device, options of the bundle, and the domain where it is known."""
+    """Hold what a request asks for: weights on a device, options of the bundle, and the domain if known."""
 
     bundle: Segmenter
     options: dict[str, OptionValue]
@@ -163,7 +163,7 @@ class Prepared(NamedTuple):
 
 
 class ServedModel:
-    """A bundle on the server.
+    """Serve one bundle.
 
     Args:
         name: of the bundle.
@@ -189,12 +189,12 @@ class ServedModel:
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is anything to answer with."""
+        """Return whether there are any weights to answer with."""
         return bool(self.runs.choices())
 
     @property
     def takes_clicks(self) -> bool:
-        """Whether the network can be asked for single nuclei; known without building it."""
+        """Return whether the network can be asked for single nuclei; known without building it."""
         return takes_prompts(self.config)
 
     def options(self) -> tuple[Option, ...]:
@@ -207,12 +207,12 @@ class ServedModel:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes of the weights that are served."""
+        """Return the names of the classes of the weights that are served."""
         return self._default().class_names
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of the weights that are served; none for methods without domains."""
+        """Return the domains of the weights that are served; none for methods without domains."""
         return self._default().domains
 
     def bundle(self, weights: str, device: str) -> Segmenter:
@@ -235,7 +235,7 @@ class ServedModel:
         """Read the options of a request.
 
         Raises:
-            RequestRefusedError: an option has no permitted value, or there are no weights.
+            RequestRefusedError: an option has a value that is not allowed, or there are no weights.
         """
         if not self.has_weights:
             raise RequestRefusedError(
@@ -282,7 +282,7 @@ class ServedModel:
         return Segmenter(self.folder, None, "cpu", self.own)
 
     def _default_weights(self) -> Path | None:
-        """Return where ``inference.json`` has its weights by default; None where that cannot be told."""
+        """Return where ``inference.json`` has its weights by default; None if it names none."""
         bundle = Segmenter(self.folder, None, "cpu", self.own)
         checkpoint = bundle.value("checkpoint")
         return None if checkpoint is None else Path(str(checkpoint))
@@ -294,7 +294,7 @@ def devices() -> list[str]:
 
 
 def read_device(wanted: Any) -> str:
-    """Return the device of a request; ``cuda`` without a number is the first GPU, or the CPU where there is none.
+    """Return the device of a request; ``cuda`` without a number is the first GPU, or else the CPU.
 
     Raises:
         RequestRefusedError: there is no such device.

@@ -1,4 +1,4 @@
-"""Options that a client shows and a request may set: each is a number in a range, a switch or a choice.
+"""Define the options that a client shows and a request may set: each is a number in a range, a switch or a choice.
 
 A value of a request becomes a value of the bundle's configuration, where MONAI evaluates texts that begin with
 ``$``. Therefore texts are taken from a list of choices only.
@@ -19,7 +19,7 @@ OptionValue = bool | int | float | str
 
 @dataclass(frozen=True)
 class Number:
-    """A number from ``low`` to ``high``, whole where ``whole`` is set."""
+    """Offer a number from ``low`` to ``high``, whole if ``whole`` is set."""
 
     name: str
     default: float
@@ -29,14 +29,14 @@ class Number:
 
     @property
     def shown(self) -> float:
-        """What the client shows at first."""
+        """Return what the client shows at first."""
         return self.default
 
     def read(self, value: Any) -> OptionValue:
         """Return the checked value of a request.
 
         Raises:
-            RequestRefusedError: it is not permitted.
+            RequestRefusedError: it is not such a number.
         """
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -52,14 +52,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Switch:
-    """Yes or no."""
+    """Offer yes or no."""
 
     name: str
     default: bool
 
     @property
     def shown(self) -> bool:
-        """What the client shows at first."""
+        """Return what the client shows at first."""
         return self.default
 
     def read(self, value: Any) -> OptionValue:
@@ -77,23 +77,23 @@ class Switch:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several texts, the first by default."""
+    """Offer one of several texts, the first by default."""
 
     name: str
     choices: tuple[str, ...]
 
     @property
     def default(self) -> str:
-        """The choice of a request that makes none."""
+        """Return the choice of a request that makes none."""
         return self.choices[0]
 
     @property
     def shown(self) -> list[str]:
-        """What the client shows: the list to choose from."""
+        """Return what the client shows: the list to choose from."""
         return list(self.choices)
 
     def read(self, value: Any) -> OptionValue:
-        """Return the checked value of a request; clients send the whole list back where nobody chose.
+        """Return the checked value of a request; clients send the whole list back if nobody chose.
 
         Raises:
             RequestRefusedError: it is none of the choices.
@@ -162,7 +162,7 @@ def read_options(options: Sequence[Option], request: Mapping[str, Any]) -> dict[
     """Return the value of every option: the request's, else the default.
 
     Raises:
-        RequestRefusedError: a value is not permitted.
+        RequestRefusedError: a value is not allowed.
     """
     return {
         option.name: option.read(request[option.name]) if option.name in request else option.default

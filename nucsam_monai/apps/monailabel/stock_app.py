@@ -1,4 +1,4 @@
-"""Copies of bundles that MONAI Label's own app ``monaibundle`` serves.
+"""Write copies of bundles that MONAI Label's own app ``monaibundle`` serves.
 
 It reads weights from ``models/model.pt``, runs preprocessing, inferer and postprocessing by itself, and writes what
 is then under ``pred``, with rows and columns exchanged, as a label image. It knows neither polygons nor clicks.

@@ -42,7 +42,7 @@ def test_a_folder_of_bundles_comes_first(tmp_path: Path) -> None:
     ("conf", "message"),
     [
         ({}, "models"),
-        ({"models": "../unsam"}, "no name"),
+        ({"models": "../unsam"}, "not the name"),
         ({"models": "nothing"}, "nothing"),
         ({"models": "unsam", "model": "x"}, "unknown"),
         ({"models": "unsam", "window_px": "many"}, "window_px"),
