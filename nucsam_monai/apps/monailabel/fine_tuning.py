@@ -307,7 +307,15 @@ def _train_in(
         validation_share=wanted.validation_share,
     )
     logger.info("%s: training on %s", bundle.folder.name, counts)
-    _train(training_recipe(bundle), training_overrides(bundle, wanted, run_dir, domain, tracking_uri))
+    workflow = ConfigWorkflow(
+        config_file=training_recipe(bundle),
+        logging_file=False,
+        workflow_type="train",
+        **training_overrides(bundle, wanted, run_dir, domain, tracking_uri),
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
     shutil.rmtree(dataset)
     for state in run_dir.glob("*state.safetensors"):
         state.unlink()
@@ -363,18 +371,6 @@ def training_recipe(bundle: Segmenter) -> list[str]:
     overlays = [*shared, *(["compact"] if compact else [])]
     files = [bundle.folder / "configs" / f"{name}.json" for name in ("train", *overlays)]
     return [str(file) for file in files if file.stem == "train" or file.is_file()]
-
-
-def _train(recipe: list[str], overrides: Mapping[str, Any]) -> None:
-    workflow = ConfigWorkflow(
-        config_file=recipe,
-        logging_file=False,
-        workflow_type="train",
-        **overrides,
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
 
 
 def _train_config(folder: Path) -> dict[str, Any]:

@@ -165,18 +165,11 @@ def region_of_request(request: Mapping[str, Any], source: ImageSource) -> Region
 
 
 def _pair(value: Sequence[Any], name: str) -> tuple[int, int]:
-    numbers = (
-        [one for one in value if isinstance(one, int) and not isinstance(one, bool)]
-        if _is_list(value)
-        else []
-    )
-    if len(numbers) != 2 or len(value) != 2 or max(map(abs, numbers)) > 1 << 40:
+    if not isinstance(value, (list, tuple)) or [type(one) for one in value] != [int, int]:
         raise RequestRefusedError(f"{name} {str(value)[:60]}: expected two whole numbers of pixels.")
-    return numbers[0], numbers[1]
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
+    if max(map(abs, value)) > 1 << 40:
+        raise RequestRefusedError(f"{name} {str(value)[:60]}: expected at most 2^40 pixels.")
+    return value[0], value[1]
 
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".nrrd", ".nii.gz", ".nii")

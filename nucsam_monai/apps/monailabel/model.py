@@ -283,8 +283,7 @@ class ServedModel:
 
     def _default_weights(self) -> Path | None:
         """Return where ``inference.json`` has its weights by default; None if it names none."""
-        bundle = Segmenter(self.folder, None, "cpu", self.own)
-        checkpoint = bundle.value("checkpoint")
+        checkpoint = Segmenter(self.folder, None, "cpu", self.own).value("checkpoint")
         return None if checkpoint is None else Path(str(checkpoint))
 
 
