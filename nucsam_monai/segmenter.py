@@ -12,18 +12,19 @@ From top to bottom: :func:`load` makes a :class:`Segmenter`, whose :meth:`~Segme
 """
 
 import base64
+import inspect
 import json
 import logging
 import pydoc
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, get_type_hints, overload
 
 import numpy as np
 import torch
@@ -246,13 +247,7 @@ class Segmenter:
     @cached_property
     def network_keys(self) -> frozenset[str]:
         """The keys that the network is built and loaded from: they are chosen once, by :func:`load`."""
-        known: set[str] = set()
-        left = {"network_def", "initialize"}
-        while left:
-            known |= left
-            texts = json.dumps([self.config[key] for key in left])
-            left = {key for key in _REFERENCE.findall(texts) if key in self.config} - known
-        return frozenset(known)
+        return keys_behind(self.config, ("network_def", "initialize"))
 
     def _check_options(self, options: Mapping[str, Scalar], domain: str | None) -> None:
         check_settings(options, self.config, str(self.folder))
@@ -439,9 +434,22 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / "configs" / "inference.json").is_file()
 
 
+def keys_behind(config: Mapping[str, Any], starts: Iterable[str]) -> frozenset[str]:
+    """Return those of the keys ``starts`` that a configuration has, and all keys that these refer to."""
+    known: set[str] = set()
+    left = {key for key in starts if key in config}
+    while left:
+        known |= left
+        texts = json.dumps([config[key] for key in left])
+        left = {key for key in _REFERENCE.findall(texts) if key in config} - known
+    return frozenset(known)
+
+
 def takes_prompts(config: Mapping[str, Any]) -> bool:
     """Return whether the network of an ``inference.json`` can be prompted, without building it."""
     network = pydoc.locate(str(config.get("network_def", {}).get("_target_", "")))
+    if inspect.isfunction(network):  # its annotation says what it builds
+        network = get_type_hints(network).get("return")
     return isinstance(network, type) and issubclass(network, PromptableNetwork)
 
 

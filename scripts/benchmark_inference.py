@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import fire
 import monai
 import torch
 from inference_benchmark.pipelines import METHODS, STAGES, Pipeline
 from inference_benchmark.scene import draw_benchmark_image
 from sam_benchmark.machine import commit, versions
 
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
@@ -155,4 +155,4 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     monai.data.set_track_meta(False)
-    fire.Fire(main)
+    sys.exit(run_command(main))

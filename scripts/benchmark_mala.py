@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from torch import Tensor
 
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
 from nucsam_monai.networks.fine_tuning import KERNEL_SIDES, convolve_dynamically, nest_kernels
 from nucsam_monai.utils.machine import processor_name
@@ -102,4 +102,4 @@ def kept_bytes(convolve: Callable[[], Tensor], inputs: list[Tensor]) -> int:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    sys.exit(run_command(main))

@@ -9,19 +9,20 @@ Example:
 
 import json
 import statistics
+import sys
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fire
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
 from nucsam_monai.networks.cfrsam.refinement import BoundaryRefinement, refine_in_boxes, refine_in_chunks
 from nucsam_monai.networks.sam import sam_variant as find_variant
@@ -174,4 +175,4 @@ class PeakMemory(TorchDispatchMode):
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    sys.exit(run_command(main))

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from sam_benchmark.cases import (
     IMPLEMENTATIONS,
@@ -32,6 +31,7 @@ from sam_benchmark.measure import peak_memory, time_contenders
 from sam_benchmark.report import markdown as as_markdown
 from sam_benchmark.report import text_table
 
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
 
@@ -198,4 +198,4 @@ def _free_memory_gb() -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    fire.Fire(main)
+    sys.exit(run_command(main))

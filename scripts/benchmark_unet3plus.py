@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import fire
 import torch
 from torch import Tensor
 
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
 from nucsam_monai.networks import unet3plus
 from nucsam_monai.networks.unet3plus import UNet3Plus, UNet3PlusOptions, convolve_enlarged
@@ -99,4 +99,4 @@ def seconds(network: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    sys.exit(run_command(main))

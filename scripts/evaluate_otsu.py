@@ -5,11 +5,11 @@ Example:
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import fire
-
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data import load_items
 from nucsam_monai.data.converters.progress import with_progress
 from nucsam_monai.data.label_files import read_image, read_instances
@@ -49,4 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    sys.exit(run_command(main))

@@ -4,12 +4,13 @@ Example:
     python scripts/plot_training.py output/curves.png --runs "{'UN-SAM': '<run id>', 'U-Net': '<run id>'}"
 """
 
+import sys
 from pathlib import Path
 
-import fire
 import matplotlib.pyplot as plt
 from mlflow.tracking import MlflowClient
 
+from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.handlers import tracking_uri
 from nucsam_monai.utils.files import atomic_path
 
@@ -42,4 +43,4 @@ def main(output: str, runs: dict[str, str], metric: str = "val_dice", store: str
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    sys.exit(run_command(main))

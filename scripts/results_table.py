@@ -5,9 +5,11 @@ Example:
 """
 
 import json
+import sys
 from pathlib import Path
 
-import fire
+from nucsam_monai.apps.command_line import run_command
+from nucsam_monai.utils.errors import ConfigurationError
 
 COLUMNS = ("dice", "iou", "aji", "dq", "sq", "pq")
 
@@ -44,11 +46,11 @@ def main(*evaluations: str) -> None:
     """
     pairs = [evaluation.partition("=") for evaluation in evaluations]
     if not pairs or not all(folder for _, _, folder in pairs):
-        raise SystemExit(
+        raise ConfigurationError(
             f"expected name=folder for each evaluation, found: {' '.join(evaluations) or 'nothing'}"
         )
     print(results_table({name: Path(folder) for name, _, folder in pairs}))
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    sys.exit(run_command(main))

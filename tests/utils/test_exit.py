@@ -1,12 +1,52 @@
+"""Bundle runs end with one sentence where their user gave a wrong value."""
+
+import io
+import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.exit import TRACEBACK_VARIABLE, own_error, shorten_errors_of_bundle_runs
-from tests.bundles.runs import BUNDLES
+from nucsam_monai.utils.exit import (
+    TRACEBACK_VARIABLE,
+    _is_news,
+    _print_sentence,
+    own_error,
+    shorten_errors_of_bundle_runs,
+)
+from tests.bundles.runs import BUNDLES, TINY, write_datasets
+from tests.tiny_bundles import SEGMENTING, Weights, micro, no_traces, weights
+
+__all__ = ["micro", "no_traces", "weights"]
+
+MISTAKES = {
+    "unseen_domain": "no_such_domain",  # an unknown ``domain`` is not a mistake: this one answers
+    "domains": ["no_such_domain"],
+    "dataset_dir": "/no/such/folder",
+    "checkpoint": "/no/such/model.safetensors",
+    "precision": "fp17",
+}
+
+
+def mistakes() -> list[tuple[str, str, str]]:
+    """Return bundle, configuration and key of every mistake that can be made."""
+    return [
+        (name, config, key)
+        for name in sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir())
+        for config in ("train", "inference")
+        if (BUNDLES / name / "configs" / f"{config}.json").is_file()
+        for key in MISTAKES
+        if key in config_of(name, config) and (config, key) != ("inference", "domains")
+    ]
+
+
+def config_of(name: str, config: str) -> dict[str, Any]:
+    return dict(json.loads((BUNDLES / name / "configs" / f"{config}.json").read_text()))
 
 
 def wrapped() -> RuntimeError:
@@ -28,6 +68,79 @@ def test_other_programs_keep_their_hook() -> None:
     before = sys.excepthook
     shorten_errors_of_bundle_runs()
     assert sys.excepthook is before
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_datasets(tmp_path_factory.mktemp("datasets")))
+
+
+@pytest.mark.parametrize(("name", "config", "key"), mistakes())
+def test_a_mistake_in_a_bundle_run_ends_with_the_sentence(
+    name: str,
+    config: str,
+    key: str,
+    datasets: str,
+    weights: dict[str, Weights],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = config_of(name, config)
+    options: dict[str, Any] = {**TINY, **(weights[name].settings if name in SEGMENTING else {})}
+    if config == "inference":
+        options["checkpoint"] = str(weights[name].path)
+    options |= {"dataset_dir": datasets, "output_dir": str(tmp_path), key: MISTAKES[key]}
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    handler.addFilter(_is_news)
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(Exception) as caught:
+            run(BUNDLES / name, config, {one: value for one, value in options.items() if one in known})
+    finally:
+        logging.getLogger().removeHandler(handler)
+    capsys.readouterr()
+    _print_sentence(caught.type, caught.value, caught.tb)
+    own, written = own_error(caught.value), capsys.readouterr().err
+    assert own is not None, caught.value
+    assert written == f"{own}\n"
+    wrong = MISTAKES[key]
+    assert (wrong if isinstance(wrong, str) else wrong[0]) in written
+    assert "Traceback" not in log.getvalue() + written
+
+
+def run(folder: Path, config: str, options: dict[str, Any]) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(folder / "configs" / f"{config}.json"),
+        logging_file=False,
+        workflow_type="train" if config == "train" else "infer",
+        bundle_root=str(folder),
+        **options,
+    )
+    workflow.initialize()
+    workflow.run()
+
+
+def record(name: str, level: int, error: BaseException | None) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, "", (), (type(error), error, None) if error else None)
+
+
+def test_the_log_leaves_out_that_our_error_is_on_its_way() -> None:
+    assert not _is_news(record("ignite.engine", logging.ERROR, wrapped()))
+    assert _is_news(record("ignite.engine", logging.ERROR, RuntimeError("other")))
+    assert _is_news(record("ignite.engine", logging.WARNING, wrapped()))
+    assert _is_news(record("nucsam_monai.engines", logging.ERROR, wrapped()))
+    assert _is_news(record("ignite.engine", logging.ERROR, None))
+    try:
+        raise wrapped()
+    except RuntimeError:  # Ignite logs here, without the exception
+        assert not _is_news(record("ignite.engine", logging.ERROR, None))
+
+
+def test_errors_that_are_not_ours_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError("other")
+    _print_sentence(RuntimeError, error, None)
+    assert "RuntimeError: other" in capsys.readouterr().err
 
 
 def infer(bundle: str, **options: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The bundles behind MONAI Label: whole images, slides, clicks, fine-tuning and active learning over HTTP.
+"""Serve the bundles with MONAI Label: whole images, slides, clicks, fine-tuning and active learning over HTTP.
 
-Only ``main``, ``application``, ``datastore`` and ``tasks`` import MONAI Label; all else works without it.
+Only ``main``, ``application`` and ``datastore`` import MONAI Label; all else works without it.
 """

@@ -1,28 +1,34 @@
-"""Nuclei as the annotations that viewers read: ASAP's XML for QuPath, the JSON of the Digital Slide Archive."""
+"""Write and read outlines of nuclei as viewers do: ASAP's XML, JSON of the Digital Slide Archive, and GeoJSON.
+
+QuPath's extension reads ASAP's XML; GeoJSON is only read.
+"""
 
 import html
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nucsam_monai.apps.monailabel.refusals import json_object
+from nucsam_monai.data.converters.polygons import parse_xml
 from nucsam_monai.io.geojson import mask_polygons
 from nucsam_monai.io.overlay import colours_of
+from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import atomic_path
 from nucsam_monai.utils.nucleus import Nucleus
 
-AnnotationFormat = Literal["asap", "dsa", "json"]
-ANNOTATION_FORMATS = get_args(AnnotationFormat)
-
 _FEWEST_CORNERS = 3
+POLYGON_SUFFIXES = (".xml", ".json", ".geojson")
+_FARTHEST_PX = 1 << 40
 
 
 @dataclass(frozen=True)
 class AnnotationFacts:
-    """What is said of the annotations of a region, and where it lies.
+    """Describe the annotations of a region and where it lies.
 
     Attributes:
         model: name of the model.
@@ -42,13 +48,13 @@ class AnnotationFacts:
 
     @property
     def colours(self) -> list[list[int]]:
-        """RGB of every class."""
+        """Return the RGB colour of every class."""
         return colours_of(np.arange(len(self.class_names))).tolist()
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The outline of a nucleus: corners of pixels at full resolution, and its class."""
+    """Hold the outline of a nucleus: corners of pixels at full resolution, and its class."""
 
     contour: list[list[int]]
     class_id: int
@@ -80,9 +86,7 @@ def contour_of(nucleus: Nucleus, scale: float = 1.0, x: int = 0, y: int = 0) -> 
     return [[round(column * scale) + x, round(row * scale) + y] for column, row in parts[0][0][:-1]]
 
 
-def write_annotations(
-    path: Path | str, kind: Literal["asap", "dsa"], nuclei: Iterable[Nucleus], facts: AnnotationFacts
-) -> int:
+def write_annotations(path: Path | str, kind: str, nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> int:
     """Write one polygon per nucleus, as they come.
 
     Args:
@@ -120,7 +124,7 @@ def annotation_record(nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> dict
 _Dialect = tuple[str, str, str, Callable[[Outline], str]]
 
 
-def _asap(facts: AnnotationFacts) -> _Dialect:
+def _asap_dialect(facts: AnnotationFacts) -> _Dialect:
     names = [_attribute(name) for name in facts.class_names]
     colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in facts.colours]
     model, (x, y), (width, height) = _attribute(facts.model), facts.location, facts.size
@@ -148,7 +152,7 @@ def _asap(facts: AnnotationFacts) -> _Dialect:
     return start, "", end, entry
 
 
-def _dsa(facts: AnnotationFacts) -> _Dialect:
+def _dsa_dialect(facts: AnnotationFacts) -> _Dialect:
     def entry(outline: Outline) -> str:
         name = facts.class_names[outline.class_id]
         red, green, blue = facts.colours[outline.class_id]
@@ -168,8 +172,118 @@ def _dsa(facts: AnnotationFacts) -> _Dialect:
     return start, ",\n", f'\n], "description": {json.dumps(described)}}}\n', entry
 
 
-_DIALECTS: Mapping[str, Callable[[AnnotationFacts], _Dialect]] = {"asap": _asap, "dsa": _dsa}
+_DIALECTS: Mapping[str, Callable[[AnnotationFacts], _Dialect]] = {"asap": _asap_dialect, "dsa": _dsa_dialect}
+ANNOTATION_FORMATS = (*_DIALECTS, "json")
 
 
 def _attribute(text: str) -> str:
     return html.escape(text, quote=True)
+
+
+@dataclass(frozen=True)
+class NamedPolygon:
+    """Hold an annotated outline.
+
+    Attributes:
+        name: class that the annotator gave it, perhaps empty.
+        corners: ``(V, 2)`` float64 (x, y) in pixels, the image's top left corner at (0, 0).
+        holes: outlines of the holes, in the same form.
+    """
+
+    name: str
+    corners: NDArray[np.float64]
+    holes: tuple[NDArray[np.float64], ...] = ()
+
+
+def read_polygons(path: Path) -> list[NamedPolygon]:
+    """Read a file of outlines; the kind of JSON follows from its content.
+
+    Raises:
+        DatasetError: it is none of these formats, or has corners that are no finite numbers.
+    """
+    return parse_polygons(path.read_bytes(), path.name)
+
+
+def parse_polygons(content: bytes, where: str) -> list[NamedPolygon]:
+    """Read the content of a file of outlines, see :func:`read_polygons`.
+
+    Args:
+        content: of the file.
+        where: its name, for messages.
+
+    Raises:
+        DatasetError: as of :func:`read_polygons`.
+    """
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
+        return list(_polygons_of_asap(content, where))
+    value = json_object(content, where)
+    if value.get("type") in ("FeatureCollection", "Feature"):
+        return list(_polygons_of_geojson(value, where))
+    annotation = value.get("annotation", value)
+    if isinstance(annotation, dict) and isinstance(annotation.get("elements"), list):
+        return list(_polygons_of_dsa(annotation["elements"], where))
+    raise DatasetError(f"{where}: expected GeoJSON, or JSON of the Digital Slide Archive with 'elements'.")
+
+
+def _polygons_of_asap(content: bytes, where: str) -> Iterator[NamedPolygon]:
+    root = parse_xml(content, where)
+    if root.tag != "ASAP_Annotations":
+        raise DatasetError(f"{where}: root is <{root.tag}>, expected <ASAP_Annotations>.")
+    for annotation in root.iter("Annotation"):
+        corners = [(one.get("X"), one.get("Y")) for one in annotation.iter("Coordinate")]
+        name = annotation.get("PartOfGroup")
+        if name in (None, "", "None"):
+            name = annotation.get("Name")
+        polygon = _polygon(name, [corners], where)
+        if polygon is not None:
+            yield polygon
+
+
+def _polygons_of_dsa(elements: list[Any], where: str) -> Iterator[NamedPolygon]:
+    for element in elements:
+        if not isinstance(element, dict) or element.get("type") != "polyline":
+            continue
+        label = element.get("label")
+        name = element.get("group") or (label.get("value") if isinstance(label, dict) else "")
+        holes = element.get("holes")
+        rings = [element.get("points"), *(holes if isinstance(holes, list) else [])]
+        polygon = _polygon(name, rings, where)
+        if polygon is not None:
+            yield polygon
+
+
+def _polygons_of_geojson(value: dict[str, Any], where: str) -> Iterator[NamedPolygon]:
+    features = value.get("features") if value["type"] == "FeatureCollection" else [value]
+    for feature in features if isinstance(features, list) else []:
+        geometry = feature.get("geometry") if isinstance(feature, dict) else None
+        if not isinstance(geometry, dict) or geometry.get("type") not in ("Polygon", "MultiPolygon"):
+            continue
+        properties = feature.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
+        classification = properties.get("classification")
+        name = classification.get("name") if isinstance(classification, dict) else properties.get("name")
+        parts = geometry.get("coordinates")
+        for rings in [parts] if geometry["type"] == "Polygon" else parts if isinstance(parts, list) else []:
+            polygon = _polygon(name, rings, where)
+            if polygon is not None:
+                yield polygon
+
+
+def _polygon(name: Any, rings: Any, where: str) -> NamedPolygon | None:
+    if not isinstance(rings, list) or not rings:
+        raise DatasetError(f"{where}: an outline without corners.")
+    corners = [_ring(ring, where) for ring in rings]
+    if len(corners[0]) < _FEWEST_CORNERS:
+        return None
+    holes = tuple(ring for ring in corners[1:] if len(ring) >= _FEWEST_CORNERS)
+    return NamedPolygon(name if isinstance(name, str) else "", corners[0], holes)
+
+
+def _ring(ring: Any, where: str) -> NDArray[np.float64]:
+    try:
+        points = np.array([[float(point[0]), float(point[1])] for point in ring], dtype=np.float64)
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise DatasetError(f"{where}: a corner is not a pair of numbers ({error}).") from error
+    if points.size and not (np.isfinite(points).all() and np.abs(points).max() < _FARTHEST_PX):
+        raise DatasetError(f"{where}: a corner is not a finite number of pixels.")
+    return points.reshape(-1, 2)

@@ -1,5 +1,6 @@
-"""From a request and an image's file to the answer: a label image, polygons, or both."""
+"""Answer a request for an image: a label image, polygons, or both."""
 
+import math
 import os
 import tempfile
 import time
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from nucsam_monai.apps.monailabel.annotations import (
     ANNOTATION_FORMATS,
@@ -15,20 +16,78 @@ from nucsam_monai.apps.monailabel.annotations import (
     annotation_record,
     write_annotations,
 )
-from nucsam_monai.apps.monailabel.clicks import clicks_of_request, has_clicks
-from nucsam_monai.apps.monailabel.image_source import region_of_request
-from nucsam_monai.apps.monailabel.label_files import label_suffix, write_label
+from nucsam_monai.apps.monailabel.images import label_suffix, region_of_request, write_label
 from nucsam_monai.apps.monailabel.model import Prepared, ServedModel
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.inferers import Clicks, clicks_in_image
 from nucsam_monai.utils.image_source import ImageSource
 from nucsam_monai.utils.nucleus import Nucleus, paint_nuclei
 
+MOST_PROMPTS = 1000
 STOCK_SMALLEST_PX = 80
-"""MONAI Label fills this in as ``min_poly_area`` where the client names none; it would hide small nuclei."""
+"""MONAI Label fills this in as ``min_poly_area`` if the client names none; it would hide small nuclei."""
+
+
+def has_clicks(request: Mapping[str, Any]) -> bool:
+    """Return whether a request brings clicks or boxes; clients without any send empty lists."""
+    return any(request.get(key) for key in ("foreground", "background", "boxes"))
+
+
+def clicks_of_request(request: Mapping[str, Any], source: ImageSource) -> Clicks:
+    """Read ``foreground``, ``background`` and ``boxes`` of a request.
+
+    A click is ``[x, y]``, or ``[x, y, slice]`` as 3D Slicer sends it, in pixels of full resolution; a box is
+    ``[x_min, y_min, x_max, y_max]``.
+
+    Raises:
+        RequestRefusedError: not such lists, too many, or no click and no box at all.
+        ConfigurationError: outside of the image, or a box below one pixel.
+    """
+    foreground, background = (_points(request.get(key), key, source) for key in ("foreground", "background"))
+    boxes = _scaled(request.get("boxes"), "boxes", (4,), source)
+    if not foreground and not boxes:
+        raise RequestRefusedError(
+            "no click: expected at least one point in 'foreground' or one box in 'boxes', for example "
+            '{"foreground": [[31, 40]]}.'
+        )
+    return clicks_in_image((source.height, source.width), foreground, background, boxes)
+
+
+def _points(value: Any, key: str, source: ImageSource) -> list[list[float]]:
+    return [row[:2] for row in _scaled(value, key, (2, 3), source)]
+
+
+def _scaled(value: Any, key: str, lengths: tuple[int, ...], source: ImageSource) -> list[list[float]]:
+    """Return rows of numbers in pixels of the source."""
+    return [[one / source.downsample for one in _numbers(row, key, lengths)] for row in _rows(value, key)]
+
+
+def _rows(value: Any, key: str) -> list[Any]:
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
+        raise RequestRefusedError(f"{key}: expected a list, found {type(value).__name__}.")
+    if len(value) > MOST_PROMPTS:
+        raise RequestRefusedError(
+            f"{key}: {len(value)} entries, expected at most {MOST_PROMPTS} in one request."
+        )
+    return value
+
+
+def _numbers(row: Any, key: str, lengths: tuple[int, ...]) -> list[float]:
+    numbers = [one for one in row if _is_number(one)] if isinstance(row, list) else []
+    if len(numbers) not in lengths or len(numbers) != len(row):
+        raise RequestRefusedError(f"{key}: found {str(row)[:60]}, expected {lengths[0]} numbers.")
+    return [float(one) for one in numbers]
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < 1 << 40 and math.isfinite(value)
 
 
 class Answer(NamedTuple):
-    """The file to send, if any, and the JSON beside it."""
+    """Hold the file to send, if any, and the JSON next to it."""
 
     file: Path | None
     params: dict[str, Any]
@@ -47,12 +106,12 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
         The label image, whose ids count the nuclei, and the polygons.
 
     Raises:
-        RequestRefusedError: a value of the request is not permitted, or the region is too large.
+        RequestRefusedError: a value of the request is not allowed, or the region is too large.
     """
     with _Task(model, request, path, clicked=clicked) as task:
         if task.region.width * task.region.height > model.opener.max_pixels:
             raise RequestRefusedError(
-                f"{task.region.width} x {task.region.height} px are more than the permitted "
+                f"{task.region.width} x {task.region.height} px are more than the allowed "
                 f"{model.opener.max_pixels} for a label image. Ask /infer/wsi for polygons, or name a region.",
                 413,
             )
@@ -77,7 +136,7 @@ def answer_with_polygons(
         clicked: whether single nuclei are asked for.
 
     Raises:
-        RequestRefusedError: a value of the request is not permitted.
+        RequestRefusedError: a value of the request is not allowed.
     """
     kind = request.get("output") or "dsa"
     if kind not in ANNOTATION_FORMATS:
@@ -90,7 +149,7 @@ def answer_with_polygons(
             count = sum(len(element["contours"]) for element in record["elements"])
             return Answer(None, {**task.params(count), "annotations": [{"annotation": record}]})
         with _result_file(".xml" if kind == "asap" else ".json") as file:
-            count = write_annotations(file, _file_kind(kind), task.nuclei(), task.facts)
+            count = write_annotations(file, kind, task.nuclei(), task.facts)
         return Answer(file, task.params(count))
 
 
@@ -107,7 +166,7 @@ def _result_file(suffix: str) -> Iterator[Path]:
 
 
 class _Task:
-    """One request, with its image open."""
+    """Keep the image of one request open."""
 
     def __init__(self, model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool) -> None:
         if has_clicks(request) and not clicked:
@@ -151,7 +210,7 @@ class _Task:
                 yield replace(inside, class_id=class_id)
 
     def params(self, count: int) -> dict[str, Any]:
-        """Return what is said beside the file."""
+        """Return the JSON next to the file."""
         seconds = round(time.perf_counter() - self.started, 3)
         return {
             "model": self.model.name,
@@ -188,7 +247,3 @@ def _level(request: Mapping[str, Any]) -> int:
     if not isinstance(level, int) or isinstance(level, bool) or level < 0:
         raise RequestRefusedError(f"level {str(level)[:40]}: expected a whole number from 0 on.")
     return level
-
-
-def _file_kind(kind: str) -> Literal["asap", "dsa"]:
-    return "asap" if kind == "asap" else "dsa"

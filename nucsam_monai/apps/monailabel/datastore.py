@@ -1,4 +1,4 @@
-"""The studies folder: MONAI Label's local datastore, which takes and gives nothing outside of itself."""
+"""Keep the studies folder: MONAI Label's local datastore, which reads and writes nothing outside of itself."""
 
 import filecmp
 import logging
@@ -8,10 +8,9 @@ from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
 
-from nucsam_monai.apps.monailabel.annotated_dataset import ANNOTATION_SUFFIXES, AnnotatedImage
-from nucsam_monai.apps.monailabel.image_source import IMAGE_SUFFIXES, ImageOpener
-from nucsam_monai.apps.monailabel.label_files import read_label
-from nucsam_monai.apps.monailabel.polygon_labels import POLYGON_SUFFIXES, read_polygons
+from nucsam_monai.apps.monailabel.annotations import POLYGON_SUFFIXES, read_polygons
+from nucsam_monai.apps.monailabel.fine_tuning import ANNOTATION_SUFFIXES, AnnotatedImage
+from nucsam_monai.apps.monailabel.images import IMAGE_SUFFIXES, ImageOpener, read_label
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError, check_name
 
 logger = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ _FINAL = "final"
 
 
 class NucleiDatastore(LocalDatastore):
-    """Images and annotations of one folder.
+    """Store the images and annotations of one folder.
 
     An id is the name of an image without its suffix. Whatever a request names, and whatever links lie in the
     folder: only files inside of it are read and written. Uploads are opened before they are kept.

@@ -1,4 +1,4 @@
-"""What stands before every request: who may ask, for what, and how much."""
+"""Guard the server: who may ask, for what, and how much."""
 
 import hmac
 import ipaddress
@@ -49,12 +49,12 @@ _SECRET_KEYS = frozenset({"bundle_path", "local_rank"})  # MONAI Label puts them
 
 @dataclass(frozen=True)
 class GuardOptions:
-    """What is let through.
+    """Say what is let through.
 
     Attributes:
         token: what requests from other machines carry as ``Authorization: Bearer <token>``.
         max_body_bytes: largest body of a request.
-        origins: pages, such as ``https://labels.example.org``, whose scripts may send requests, beside those of
+        origins: pages, such as ``https://labels.example.org``, whose scripts may send requests, besides those of
             this machine.
     """
 
@@ -64,7 +64,7 @@ class GuardOptions:
 
 
 class RequestGuard:
-    """ASGI application that refuses requests before another one sees them.
+    """Refuse requests, as an ASGI application, before another one sees them.
 
     A connection from this machine to a loopback address needs no token; every other one does, whatever address
     the server is bound to. Pages of other sites in the browser of this machine count as strangers: their
@@ -141,7 +141,7 @@ class RequestGuard:
 
 
 class _LimitedBody:
-    """The body of a request, counted as it comes."""
+    """Count the body of a request as it comes."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
@@ -154,7 +154,7 @@ class _LimitedBody:
         """Return the next message, as an ASGI server would.
 
         Raises:
-            RequestRefusedError: the body is larger than permitted.
+            RequestRefusedError: the body is larger than allowed.
         """
         if self._replayed:
             return self._replayed.pop(0)
@@ -240,7 +240,7 @@ def check_json(path: str, content: bytes) -> None:
     """Check a JSON body, which may be empty.
 
     Raises:
-        RequestRefusedError: it is no object, or has keys that only the server itself may use.
+        RequestRefusedError: it is not an object, or has keys that only the server itself may use.
     """
     if not content.strip():
         return
@@ -263,7 +263,7 @@ def _host_name(url: str) -> str:
 
 
 def _too_large(max_bytes: int) -> RequestRefusedError:
-    return RequestRefusedError(f"the body is larger than the permitted {max_bytes} bytes.", 413)
+    return RequestRefusedError(f"the body is larger than the allowed {max_bytes} bytes.", 413)
 
 
 async def _answer(send: Send, error: RequestRefusedError) -> None:

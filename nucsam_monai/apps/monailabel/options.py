@@ -1,4 +1,4 @@
-"""Options that a client shows and a request may set: each is a number in a range, a switch or a choice.
+"""Define the options that a client shows and a request may set: each is a number in a range, a switch or a choice.
 
 A value of a request becomes a value of the bundle's configuration, where MONAI evaluates texts that begin with
 ``$``. Therefore texts are taken from a list of choices only.
@@ -7,17 +7,19 @@ A value of a request becomes a value of the bundle's configuration, where MONAI 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.inferers.masks import SuppressionRule
 from nucsam_monai.segmenter import Segmenter
+from nucsam_monai.utils.instances import InstanceRule
 
 OptionValue = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number from ``low`` to ``high``, whole where ``whole`` is set."""
+    """Offer a number from ``low`` to ``high``, whole if ``whole`` is set."""
 
     name: str
     default: float
@@ -27,14 +29,14 @@ class Number:
 
     @property
     def shown(self) -> float:
-        """What the client shows at first."""
+        """Return what the client shows at first."""
         return self.default
 
     def read(self, value: Any) -> OptionValue:
         """Return the checked value of a request.
 
         Raises:
-            RequestRefusedError: it is not permitted.
+            RequestRefusedError: it is not such a number.
         """
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -50,14 +52,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Switch:
-    """Yes or no."""
+    """Offer yes or no."""
 
     name: str
     default: bool
 
     @property
     def shown(self) -> bool:
-        """What the client shows at first."""
+        """Return what the client shows at first."""
         return self.default
 
     def read(self, value: Any) -> OptionValue:
@@ -75,23 +77,23 @@ class Switch:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several texts, the first by default."""
+    """Offer one of several texts, the first by default."""
 
     name: str
     choices: tuple[str, ...]
 
     @property
     def default(self) -> str:
-        """The choice of a request that makes none."""
+        """Return the choice of a request that makes none."""
         return self.choices[0]
 
     @property
     def shown(self) -> list[str]:
-        """What the client shows: the list to choose from."""
+        """Return what the client shows: the list to choose from."""
         return list(self.choices)
 
     def read(self, value: Any) -> OptionValue:
-        """Return the checked value of a request; clients send the whole list back where nobody chose.
+        """Return the checked value of a request; clients send the whole list back if nobody chose.
 
         Raises:
             RequestRefusedError: it is none of the choices.
@@ -114,17 +116,24 @@ _NUMBERS: Mapping[str, tuple[float, float, bool]] = {
     "neg_test": (0, 16, True),
     "point_radius_px": (0.5, 200.0, False),
 }
-_SWITCHES = ("tta", "mask_filter", "clean_masks")
+"""Range of each number, and whether it is whole: only numbers whose harmless range is known are offered."""
+
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "instances": ("components", "watershed"),
-    "nms": ("box", "mask", "smaller_mask"),
+    "instances": tuple(
+        rule for rule in get_args(InstanceRule) if rule != "distance"
+    ),  # needs its own weights
+    "nms": get_args(SuppressionRule),
 }
 
 
 def options_of(segmenter: Segmenter) -> tuple[Option, ...]:
-    """Return the options of a bundle with its weights: the keys of its ``inference.json`` that clients may set."""
-    known = (*_NUMBERS, *_SWITCHES, *_CHOICES)
-    names = [name for name in segmenter.config if name in known and name not in segmenter.network_keys]
+    """Return the options of a bundle with its weights: what its ``inference.json`` sets for single images."""
+    names = [
+        name
+        for name, value in segmenter.config.items()
+        if (isinstance(value, bool) or name in _NUMBERS or name in _CHOICES)
+        and name not in segmenter.network_keys
+    ]
     return options_of_values({name: segmenter.value(name) for name in names})
 
 
@@ -142,10 +151,10 @@ def options_of_values(values: Mapping[str, Any]) -> tuple[Option, ...]:
     for name, value in values.items():
         if name in _NUMBERS and _is_number(value):
             options.append(Number(name, value, *_NUMBERS[name]))
-        elif name in _SWITCHES and isinstance(value, bool):
+        elif isinstance(value, bool):
             options.append(Switch(name, value))
         elif name in _CHOICES and value in _CHOICES[name]:
-            options.append(Choice(name, _first(value, _CHOICES[name])))
+            options.append(Choice(name, tuple(dict.fromkeys((value, *_CHOICES[name])))))
     return tuple(options)
 
 
@@ -153,16 +162,12 @@ def read_options(options: Sequence[Option], request: Mapping[str, Any]) -> dict[
     """Return the value of every option: the request's, else the default.
 
     Raises:
-        RequestRefusedError: a value is not permitted.
+        RequestRefusedError: a value is not allowed.
     """
     return {
         option.name: option.read(request[option.name]) if option.name in request else option.default
         for option in options
     }
-
-
-def _first(chosen: str, choices: Sequence[str]) -> tuple[str, ...]:
-    return (chosen, *(choice for choice in choices if choice != chosen))
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Requests that are answered with an HTTP status of the 400s."""
+"""Refuse requests with an HTTP status of the 400s."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ _BAD_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVA
 
 
 class RequestRefusedError(NucSAMError):
-    """A request that cannot be served as it is.
+    """Report a request that cannot be served as it is.
 
     Args:
         message: what was found, what was expected and what to do.
@@ -87,7 +87,7 @@ def json_object(content: bytes, what: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        RequestRefusedError: it is none, or it is nested too deeply.
+        RequestRefusedError: it is not one, or it is nested too deeply.
     """
     try:
         value = json.loads(content)

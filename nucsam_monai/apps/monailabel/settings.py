@@ -1,4 +1,4 @@
-"""What the server was started with: ``--conf`` options, a settings file and the environment."""
+"""Read what the server was started with: ``--conf`` options, a settings file and the environment."""
 
 import json
 import os
@@ -30,7 +30,7 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class AppSettings:
-    """The settings of the application.
+    """Hold the settings of the application.
 
     Attributes:
         bundles: ``{name: folder}``.
@@ -38,7 +38,7 @@ class AppSettings:
         runs_dir: where fine-tuned weights go, a folder for each bundle.
         token: what other machines have to send.
         chosen_token: whether the user chose it.
-        origins: pages that may send requests beside those of this machine.
+        origins: pages that may send requests besides those of this machine.
         max_upload_bytes: largest body of a request.
         max_pixels: largest plain image.
         window_px: side of the windows that large regions are read by.
@@ -76,7 +76,7 @@ def read_settings(conf: Mapping[str, str], environment: Mapping[str, str] = os.e
         environment: ``NUCSAM_LABEL_TOKEN`` is the token; without it a random one is made.
 
     Raises:
-        ConfigurationError: an option is unknown or has no permitted value, or a bundle is not to be found.
+        ConfigurationError: an option is unknown or has a wrong value, or a bundle is not found.
     """
     if unknown := sorted(set(conf) - set(_KNOWN)):
         raise ConfigurationError(f"--conf {unknown[0]}: unknown; expected one of {', '.join(_KNOWN)}.")
@@ -112,7 +112,7 @@ def find_bundle(name: str, bundle_dir: str | None = None) -> Path:
         ConfigurationError: there is none.
     """
     if Path(name).name != name or name.startswith("."):
-        raise ConfigurationError(f"--conf models: '{name}' is no name of a bundle.")
+        raise ConfigurationError(f"--conf models: '{name}' is not the name of a bundle.")
     if bundle_dir and (Path(bundle_dir) / name / "configs" / "inference.json").is_file():
         return (Path(bundle_dir) / name).resolve()
     return Path(bundle_root(name))

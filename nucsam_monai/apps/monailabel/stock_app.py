@@ -1,4 +1,4 @@
-"""Copies of bundles that MONAI Label's own app ``monaibundle`` serves.
+"""Write copies of bundles that MONAI Label's own app ``monaibundle`` serves.
 
 It reads weights from ``models/model.pt``, runs preprocessing, inferer and postprocessing by itself, and writes what
 is then under ``pred``, with rows and columns exchanged, as a label image. It knows neither polygons nor clicks.
@@ -19,10 +19,19 @@ from torch import Tensor
 
 from nucsam_monai.inferers import PointFinder, PromptedInferer, PromptedPrediction
 from nucsam_monai.networks import PromptNucSeg
-from nucsam_monai.segmenter import Segmenter
+from nucsam_monai.segmenter import Segmenter, keys_behind
 from nucsam_monai.utils.files import atomic_directory
 
-_OF_OUR_ENGINE = ("dataset", "dataloader", "evaluator", "handlers", "initialize", "run", "find_points")
+_READ_BY_THE_APP = (
+    "imports",
+    "bundle_root",
+    "device",
+    "preprocessing",
+    "network_def",
+    "network",
+    "inferer",
+    "postprocessing",
+)
 _HERE = "nucsam_monai.apps.monailabel.stock_app"
 
 
@@ -104,7 +113,8 @@ def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
     single_file = weights is not None and Path(weights).is_file()
     if single_file:  # its header may say what the network is
         config["checkpoint"] = "$@bundle_root + '/models/model.safetensors'"
-    kept = {key: value for key, value in config.items() if key not in _OF_OUR_ENGINE}
+    needed = keys_behind(config, _READ_BY_THE_APP)
+    kept = {key: value for key, value in config.items() if key in needed}
     with atomic_directory(folder) as temporary:
         (temporary / "configs").mkdir()
         (temporary / "models").mkdir()

@@ -1,4 +1,4 @@
-"""Regions of any size through an inferer that sees a bounded window at a time."""
+"""Segment regions of any size with an inferer that sees a bounded window at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction
 Predict = Callable[[np.ndarray], NucleiPrediction]
 
 EDGE_PX = 2
-"""A nucleus this near to the edge of a window that is no edge of the region is presumably cut."""
+"""A nucleus this near to an edge of its window, inside the region, is presumably cut."""
 
 _SLACK_PX = 8
 _SAME = 0.5
@@ -59,7 +59,7 @@ def nuclei_of_region(
 
 
 class _Span(NamedTuple):
-    """A window along one side of the region: its pixels, those between its seams, and where the next one begins."""
+    """Place a window along a side of the region: its pixels, those between its seams, and where the next one begins."""
 
     first: int
     end: int

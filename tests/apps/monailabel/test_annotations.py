@@ -7,8 +7,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from nucsam_monai.apps.monailabel.annotations import AnnotationFacts, annotation_record, write_annotations
-from nucsam_monai.apps.monailabel.polygon_labels import parse_polygons, read_polygons
+from nucsam_monai.apps.monailabel.annotations import (
+    AnnotationFacts,
+    annotation_record,
+    parse_polygons,
+    read_polygons,
+    write_annotations,
+)
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.data.converters.polygons import paint_polygons
 from nucsam_monai.utils.errors import DatasetError

@@ -43,7 +43,7 @@ def test_defaults_and_values() -> None:
         ("domain", []),
     ],
 )
-def test_values_that_are_not_permitted(name: str, value: object) -> None:
+def test_values_that_are_not_allowed(name: str, value: object) -> None:
     with pytest.raises(RequestRefusedError, match=name):
         read_options(OPTIONS, {name: value})
 
@@ -64,7 +64,7 @@ def test_only_what_clients_may_set_is_an_option() -> None:
     ]
 
 
-def test_every_option_of_the_bundles_is_permitted_by_default(weights: dict[str, Weights]) -> None:
+def test_every_option_of_the_bundles_allows_its_default(weights: dict[str, Weights]) -> None:
     for name in SEGMENTING:
         options = options_of(weights[name].segmenter())
         assert options

@@ -18,7 +18,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from nucsam_monai.apps.monailabel.polygon_labels import parse_polygons
+from nucsam_monai.apps.monailabel.annotations import parse_polygons
 from nucsam_monai.data.converters.polygons import paint_polygons
 from nucsam_monai.io import read_image, read_label_map
 from nucsam_monai.segmenter import Scalar
@@ -202,7 +202,7 @@ def test_an_upload_is_segmented_and_not_kept(server: Server, client: Any, tmp_pa
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".tif"])
 def test_formats_of_viewers(suffix: str, server: Server, tmp_path: Path) -> None:
-    from nucsam_monai.apps.monailabel.label_files import read_label
+    from nucsam_monai.apps.monailabel.images import read_label
 
     answer = server.post(
         "/infer/unsam?image=image%20png&output=image",
@@ -418,7 +418,7 @@ def test_a_bomb_is_refused(server: Server, tmp_path: Path) -> None:
             ask = server.post if path.startswith("/infer") else server.put
             answer = ask(path, files={key: ("bomb.png", file)})
         assert answer.status_code == 422
-        assert "permitted" in answer.json()["detail"]
+        assert "allowed" in answer.json()["detail"]
 
 
 def test_the_log_holds_no_token(server: Server) -> None:

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from nucsam_monai.apps.monailabel.certainty import sample_region, uncertainty
+from nucsam_monai.apps.monailabel.model import (
+    ORIGINAL,
+    BundleRuns,
+    sample_region,
+    uncertainty,
+    write_run_facts,
+)
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError, check_name, refusal_of
-from nucsam_monai.apps.monailabel.runs import ORIGINAL, BundleRuns, write_run_facts
 from nucsam_monai.apps.monailabel.settings import TOKEN_VARIABLE, read_settings
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, ImageReadError
 from nucsam_monai.utils.image_source import ArrayImage
@@ -37,7 +42,7 @@ def test_a_folder_of_bundles_comes_first(tmp_path: Path) -> None:
     ("conf", "message"),
     [
         ({}, "models"),
-        ({"models": "../unsam"}, "no name"),
+        ({"models": "../unsam"}, "not the name"),
         ({"models": "nothing"}, "nothing"),
         ({"models": "unsam", "model": "x"}, "unknown"),
         ({"models": "unsam", "window_px": "many"}, "window_px"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nucsam_monai.apps.monailabel.clicks import MOST_PROMPTS, clicks_of_request
+from nucsam_monai.apps.monailabel.answers import MOST_PROMPTS, clicks_of_request
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.image_source import ArrayImage
 

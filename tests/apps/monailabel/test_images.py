@@ -7,12 +7,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nucsam_monai.apps.monailabel.image_source import ImageOpener, SlideImage, region_of_request
-from nucsam_monai.apps.monailabel.label_files import (
+from nucsam_monai.apps.monailabel.images import (
     LABEL_SUFFIXES,
+    ImageOpener,
+    SlideImage,
     label_suffix,
     nuclei_of_label,
     read_label,
+    region_of_request,
     write_label,
 )
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError

@@ -1,4 +1,4 @@
-"""Images and slides as something to read regions from."""
+"""Open images and slides to read regions from; read and write label images in the viewers' formats."""
 
 import logging
 from collections import OrderedDict
@@ -9,10 +9,22 @@ from typing import Any
 
 import numpy as np
 from monai.utils import optional_import
+from numpy.typing import NDArray
+from PIL import Image
 
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
-from nucsam_monai.io import SUPPORTED_SUFFIXES, read_image
+from nucsam_monai.io import (
+    LABEL_MAP_SUFFIXES,
+    SUPPORTED_SUFFIXES,
+    read_image,
+    read_label_map,
+    write_label_image,
+)
+from nucsam_monai.io.decoders import DECODER_FAILURES, decode_itk, decode_nifti
+from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.utils.files import atomic_path
 from nucsam_monai.utils.image_source import ArrayImage, ImageSource, Region
+from nucsam_monai.utils.instances import connected_components
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +35,12 @@ IMAGE_SUFFIXES = tuple(dict.fromkeys((*SUPPORTED_SUFFIXES, *SLIDE_SUFFIXES)))
 """Suffixes of all that can be segmented."""
 
 _CACHE_BYTES = 1 << 28
+_VOLUME_SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")
+_LARGEST_UINT16 = int(np.iinfo(np.uint16).max)
 
 
 class SlideImage(ImageSource):
-    """One level of a slide; where a slide is transparent it is white.
+    """Read one level of a slide; transparent parts are white.
 
     Args:
         slide: an open ``openslide.OpenSlide``.
@@ -47,7 +61,7 @@ class SlideImage(ImageSource):
         self.downsample = float(slide.level_downsamples[level])
 
     def read(self, region: Region) -> np.ndarray:
-        """See :meth:`ImageSource.read`."""
+        """Read a region, see :meth:`ImageSource.read`."""
         corner = (round(region.x * self.downsample), round(region.y * self.downsample))
         rgba = np.asarray(self.slide.read_region(corner, self.level, (region.width, region.height)))
         colour, alpha = rgba[..., :3], rgba[..., 3:]
@@ -57,12 +71,12 @@ class SlideImage(ImageSource):
         return (mixed + 0.5).astype(np.uint8)
 
     def close(self) -> None:
-        """See :meth:`ImageSource.close`."""
+        """Close the slide."""
         self.slide.close()
 
 
 class ImageOpener:
-    """Opens images and slides, and keeps the last plain images, as clicks come one by one.
+    """Open images and slides, and keep the last plain images, as clicks come one by one.
 
     Args:
         max_pixels: larger plain images are refused before they are decoded; slides may have any size.
@@ -88,7 +102,7 @@ class ImageOpener:
         if slide is not None:
             return SlideImage(slide, level)
         if level:
-            raise RequestRefusedError(f"level {level}: this image has level 0 alone.")
+            raise RequestRefusedError(f"level {level}: this image has only level 0.")
         return ArrayImage(self._pixels(Path(path)))
 
     def _pixels(self, path: Path) -> np.ndarray:
@@ -151,15 +165,99 @@ def region_of_request(request: Mapping[str, Any], source: ImageSource) -> Region
 
 
 def _pair(value: Sequence[Any], name: str) -> tuple[int, int]:
-    numbers = (
-        [one for one in value if isinstance(one, int) and not isinstance(one, bool)]
-        if _is_list(value)
-        else []
-    )
-    if len(numbers) != 2 or len(value) != 2 or max(map(abs, numbers)) > 1 << 40:
+    if not isinstance(value, (list, tuple)) or [type(one) for one in value] != [int, int]:
         raise RequestRefusedError(f"{name} {str(value)[:60]}: expected two whole numbers of pixels.")
-    return numbers[0], numbers[1]
+    if max(map(abs, value)) > 1 << 40:
+        raise RequestRefusedError(f"{name} {str(value)[:60]}: expected at most 2^40 pixels.")
+    return value[0], value[1]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".nrrd", ".nii.gz", ".nii")
+"""What a client may ask for as ``result_extension``; 3D Slicer asks for ``.nrrd``."""
+
+
+READABLE_LABEL_SUFFIXES = (*LABEL_MAP_SUFFIXES, *_VOLUME_SUFFIXES)
+"""Label images that annotators may save, those of 3D Slicer among them."""
+
+
+def label_suffix(wanted: object, highest_id: int) -> str:
+    """Return the suffix of the label image to write: the client's, else one that can hold the ids.
+
+    Args:
+        wanted: ``result_extension`` of the request; None leaves the choice.
+        highest_id: PNG holds ids up to 65535, the others up to 2^31 - 1.
+
+    Raises:
+        RequestRefusedError: an unknown format, or one that cannot hold the ids.
+    """
+    if wanted in (None, ""):
+        return ".png" if highest_id <= _LARGEST_UINT16 else ".tif"
+    if not isinstance(wanted, str) or wanted not in LABEL_SUFFIXES:
+        raise RequestRefusedError(
+            f"result_extension {str(wanted)[:40]!r}: expected one of {', '.join(LABEL_SUFFIXES)}."
+        )
+    if wanted == ".png" and highest_id > _LARGEST_UINT16:
+        raise RequestRefusedError(f"result_extension .png: {highest_id} nuclei do not fit. Ask for .tif.")
+    return wanted
+
+
+def write_label(path: Path, label_map: NDArray[np.int32]) -> None:
+    """Write a ``(H, W)`` label map as uint16, or int32 where an id is larger; rows are y in every format.
+
+    Args:
+        path: its suffix is one of :data:`LABEL_SUFFIXES`.
+        label_map: 0 is background.
+    """
+    if path.suffix in (".tif", ".tiff"):
+        write_label_image(path, label_map)
+        return
+    highest = int(label_map.max(initial=0))
+    stored = label_map.astype(np.uint16 if highest <= _LARGEST_UINT16 else np.int32, copy=False)
+    if path.suffix == ".png":
+        with atomic_path(path) as temporary:
+            Image.fromarray(stored).save(temporary, format="PNG", compress_level=3)
+        return
+    import itk  # it takes a second to load, and most clients want none of its formats
+
+    # ITK counts columns first, and so does the array that it makes of rows first.
+    image = itk.image_from_array(np.ascontiguousarray(stored))
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    part = path.with_name(f".{path.name[: -len(suffix)]}.part{suffix}")
+    try:
+        itk.imwrite(image, str(part), compression=True)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_label(path: Path, max_pixels: int) -> NDArray[np.int32]:
+    """Read a label image that an annotator saved.
+
+    Args:
+        path: its suffix is one of :data:`READABLE_LABEL_SUFFIXES`.
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        ``(H, W)`` int32, 0 being background.
+
+    Raises:
+        ImageReadError: the file is damaged, too large, no plane, or its values are no ids.
+    """
+    if not path.name.lower().endswith(_VOLUME_SUFFIXES):
+        return read_label_map(path, max_pixels=max_pixels)
+    decode = decode_nifti if path.name.lower().endswith((".nii", ".nii.gz")) else decode_itk
+    try:
+        values = decode(path, max_pixels)
+    except DECODER_FAILURES as error:
+        raise ImageReadError(f"{path.name}: damaged ({type(error).__name__}). Save it again.") from error
+    largest = np.iinfo(np.int32).max
+    is_whole = values.ndim == 2 and np.isfinite(values).all() and (values == np.floor(values)).all()
+    if not is_whole or (values.size and not 0 <= values.min() <= values.max() <= largest):
+        raise ImageReadError(f"{path.name}: expected one map of whole ids from 0 on, found {values.shape}.")
+    return values.astype(np.int32)
+
+
+def nuclei_of_label(label_map: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return instances: a map of one id alone is a mask of all nuclei, of which the connected parts are the nuclei."""
+    ids = np.unique(label_map[label_map > 0])
+    return connected_components(label_map > 0) if len(ids) == 1 else label_map

@@ -1,0 +1,97 @@
+"""The application with every bundle that can infer, at its smallest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nucsam_monai.io import read_image, read_label_map
+from nucsam_monai.networks import PromptNucSeg
+from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
+from nucsam_monai.segmenter import takes_prompts
+from tests.bundles.runs import REPOSITORY
+from tests.tiny_bundles import SEGMENTING, Weights
+
+pytest.importorskip("monailabel.interfaces.app")
+
+IMAGES = ["image 0", "image 1"]
+
+
+@pytest.fixture(scope="module")
+def app(weights: dict[str, Weights], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from nucsam_monai.apps.monailabel.application import NucleiLabelApp
+
+    folder = tmp_path_factory.mktemp("label")
+    settings = {name: {**one.settings, "checkpoint": str(one.path)} for name, one in weights.items()}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "studies").mkdir()
+    for name in IMAGES:
+        (folder / "studies" / f"{name}.png").write_bytes((images / f"{name}.png").read_bytes())
+    conf = {
+        "models": ",".join(SEGMENTING),
+        "settings": str(folder / "settings.json"),
+        "runs_dir": str(folder / "runs"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+        yield NucleiLabelApp(
+            str(REPOSITORY / "nucsam_monai" / "apps" / "monailabel"), str(folder / "studies"), conf
+        )
+
+
+def network_takes_prompts(weights: Weights) -> bool:
+    return isinstance(weights.segmenter().network, PromptableNetwork)
+
+
+def test_clicks_are_offered_where_the_network_takes_prompts(app: Any, weights: dict[str, Weights]) -> None:
+    clicked = {f"{name}_click" for name in SEGMENTING if network_takes_prompts(weights[name])}
+    assert {"cfrsam_click", "promptnucseg_click", "sac_click"} <= clicked
+    assert set(app.info()["models"]) == {*SEGMENTING, *clicked}
+
+
+def build_for_clicks() -> PromptNucSeg:
+    raise AssertionError("only its annotation is read")
+
+
+def test_a_function_that_builds_the_network_tells_whether_that_takes_prompts() -> None:
+    assert takes_prompts({"network_def": {"_target_": f"{__name__}.build_for_clicks"}})
+    assert not takes_prompts({"network_def": {"_target_": "nucsam_monai.networks.trained_unsam"}})
+    assert not takes_prompts({"network_def": {"_target_": "no.such.network"}})
+
+
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("name", SEGMENTING)
+def test_the_label_image_is_that_of_the_bundle(
+    name: str, image: str, app: Any, weights: dict[str, Weights], images: Path
+) -> None:
+    answer = app.infer({"model": name, "image": image, "device": "cpu"})
+    expected = weights[name].segmenter().segment(read_image(images / f"{image}.png")).instances
+    found = read_label_map(Path(answer["file"]))
+    Path(answer["file"]).unlink()
+    assert (found == expected).all()
+    assert answer["params"]["nuclei"] == expected.max()
+
+
+@pytest.mark.parametrize("name", SEGMENTING)
+def test_clicks_and_boxes_give_one_nucleus_each(
+    name: str, app: Any, weights: dict[str, Weights], images: Path
+) -> None:
+    if not network_takes_prompts(weights[name]):
+        assert f"{name}_click" not in app.info()["models"]
+        return
+    shape = read_image(images / "image 0.png").shape[:2]
+    answer = app.infer(
+        {
+            "model": f"{name}_click",
+            "image": "image 0",
+            "device": "cpu",
+            "foreground": [[12, 14], [50, 20]],
+            "background": [[30, 30]],
+            "boxes": [[8, 8, 24, 24]],
+        }
+    )
+    found = read_label_map(Path(answer["file"]))
+    Path(answer["file"]).unlink()
+    assert found.shape == shape
+    assert found.max() == answer["params"]["nuclei"] <= 3
