@@ -118,7 +118,7 @@ def outlines(prediction: NucleiPrediction, x: int, y: int, scale: float) -> np.n
         return np.zeros(0, dtype=object)
     corners = (np.concatenate(rings) + [x, y]) * scale
     lines = shapely.linearrings(corners, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings]))
-    polygons = shapely.polygons(*_shells_and_holes(lines, np.asarray(polygon_of_ring)))
+    polygons = shapely.polygons(lines, indices=polygon_of_ring)  # the first ring of each is the outer one
     nuclei = np.asarray(nucleus_of_polygon)
     geometries = np.zeros(nuclei[-1] + 1, dtype=object)
     geometries[nuclei] = polygons
@@ -126,17 +126,6 @@ def outlines(prediction: NucleiPrediction, x: int, y: int, scale: float) -> np.n
     for nucleus in several:
         geometries[nucleus] = shapely.multipolygons(polygons[nuclei == nucleus])
     return geometries
-
-
-def _shells_and_holes(lines: np.ndarray, polygon_of_ring: np.ndarray) -> tuple[np.ndarray, list[Any]]:
-    """Return the outer ring of each polygon and the rings of its holes, or None."""
-    first = np.flatnonzero(np.diff(polygon_of_ring, prepend=-1))
-    ends = np.append(first[1:], len(lines))
-    holes = [list(lines[a + 1 : b]) or None for a, b in zip(first, ends, strict=True)]
-    if not any(holes):
-        return lines[first], None  # type: ignore[return-value]
-    longest = max(len(hole or ()) for hole in holes)
-    return lines[first], [[*(hole or ()), *[None] * (longest - len(hole or ()))] for hole in holes]
 
 
 def nuclei_rows(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from nucsam_monai.wsi.nuclei_table import Measured, measure, nuclei_rows
 from nucsam_monai.wsi.readers import SlideReader
 
 SHARD_COLUMNS = ("own", "crossing")
+"""What a shard's file has besides the columns of the result, for the merge."""
 
 
 class RegionSegmenter(Protocol):
@@ -44,7 +45,6 @@ class ShardTask:
     lattice: Lattice
     cells: np.ndarray
     region: shapely.Geometry | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def read(self, shard: Shard) -> Read:
         """Read the pixels of a shard's region."""
