@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -35,11 +35,15 @@ from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
 from nucsam_monai.io import draw_prediction, encode_png, read_image, to_rgb_uint8, write_prediction
 from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
 from nucsam_monai.transforms import prediction_of
+from nucsam_monai.transforms.intensity import FAINTEST_STD
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, NucSAMError
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+
+if TYPE_CHECKING:
+    from nucsam_monai.wsi import SlideOptions, SlideResult
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +289,64 @@ class Segmenter:
                 found = self._prompted(pixels, points, boxes, options)
         return SegmentedImage(found.instances, found.table, found.foreground, found.class_names, image=pixels)
 
+    def segment_slide(
+        self,
+        path: str | Path,
+        output_dir: str | Path,
+        *,
+        domain: str | None = None,
+        overwrite: bool = False,
+        slide: "SlideOptions | None" = None,
+        **options: Scalar,
+    ) -> "SlideResult":
+        """Segment a whole slide into ``<output_dir>/<name of the slide>``; needs the extra ``slides``.
+
+        A run that was stopped is continued by calling this again.
+
+        Args:
+            path: a slide, or an image of any size.
+            output_dir: made if missing.
+            domain: of the slide, for methods with domains.
+            overwrite: drop what an earlier run with other options left there.
+            slide: how the slide is read and what is written, see :class:`nucsam_monai.wsi.SlideOptions`.
+            options: values of keys of ``inference.json``, for example ``threshold=0.4``.
+
+        Raises:
+            SlideError: the slide cannot be read, or its micrometres per pixel are unknown.
+            ConfigurationError: an unknown option, or ``output_dir`` holds this slide segmented in another way.
+        """
+        from nucsam_monai.wsi import SlideOptions, segment_slide
+        from nucsam_monai.wsi.bundles import method_of
+
+        self._check_options(options, domain)
+        method = method_of(self, domain, **options)
+        return segment_slide(path, output_dir, method, slide or SlideOptions(), overwrite=overwrite)
+
+    def infer_region(
+        self, pixels: np.ndarray, domain: str | None, statistics: tuple[float, float] | None, **options: Scalar
+    ) -> dict[str, Any]:
+        """Run the network on a region of a larger image.
+
+        Args:
+            pixels: ``(H, W, 3)`` uint8 RGB.
+            domain: of the image; None where it is unknown.
+            statistics: mean and standard deviation of the larger image to normalise by; None for the method's own
+                normalisation.
+            options: values of keys of ``inference.json``.
+
+        Returns:
+            What :meth:`nuclei_of_region` takes.
+        """
+        with self._lock, _own_errors():
+            return self._pipeline(options).infer(pixels, domain, statistics)
+
+    def nuclei_of_region(self, maps: dict[str, Any], **options: Scalar) -> NucleiPrediction:
+        """Return the nuclei of what :meth:`infer_region` returned; another thread may run the network meanwhile."""
+        with self._lock:
+            pipeline = self._pipeline(options)
+        with _own_errors():
+            return prediction_of(pipeline.postprocessing(maps))
+
     def prepare(self, image: np.ndarray) -> Tensor:
         """Return ``(H, W, 3)`` uint8 RGB as the network takes it, ``(1, 3, H, W)`` on its device."""
         with self._lock:
@@ -388,6 +450,10 @@ class _Pipeline:
         self.preprocessing = Compose(
             [step for step in preprocessing.transforms if not isinstance(step, (LoadImage, LoadImaged))]
         )
+        # What follows the network is kept apart, so that a slide's regions can be post-processed in another thread.
+        has_postprocessing = "postprocessing" in parser.config
+        self.postprocessing = parser.get_parsed_content("postprocessing") if has_postprocessing else Compose([])
+        parser.update({"evaluator::postprocessing": None})
         self.evaluator = parser.get_parsed_content("evaluator")
         self.evaluator.logger.setLevel(logging.WARNING)
 
@@ -398,11 +464,22 @@ class _Pipeline:
 
     def run(self, image: np.ndarray, domain: str | None) -> NucleiPrediction:
         """Return the nuclei of one image."""
-        self.evaluator.data_loader = [self.prepare(image, **({} if domain is None else {"domain": domain}))]
+        return prediction_of(self.postprocessing(self.infer(image, domain)))
+
+    def infer(
+        self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
+        """Return the evaluator's output for one image, before the post-processing."""
+        batch = self.prepare(image, **({} if domain is None else {"domain": domain}))
+        if statistics is not None:
+            mean, std = statistics
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            batch["image"] = (pixels.float() - mean) / max(std, FAINTEST_STD)
+        self.evaluator.data_loader = [batch]
         self.evaluator.run()
         output = self.evaluator.state.output[0]
         self.evaluator.data_loader = self.evaluator.state.output = None  # these hold the image in memory
-        return prediction_of(output)
+        return {key: value for key, value in output.items() if key != "image"}
 
 
 @contextmanager

@@ -87,15 +87,19 @@ class Journal:
 
     def write_plan(self, plan: Mapping[str, Any], mask: np.ndarray, cells: np.ndarray, thumbnail: np.ndarray) -> None:
         """Write the masks and the small image, and last the plan that names their digests."""
-        write_png(self.folder / "tissue.png", mask.astype(np.uint8) * 255)
-        write_png(self.folder / "cells.png", cells.astype(np.uint8) * 255)
+        write_png(self.folder / "tissue.png", np.stack([mask] * 3, axis=-1) * np.uint8(255))
+        write_png(self.folder / "cells.png", np.stack([cells] * 3, axis=-1) * np.uint8(255))
         write_png(self.folder / "thumbnail.png", thumbnail)
         digests = {name: sha256_of_file(self.folder / f"{name}.png") for name in ("tissue", "cells")}
         write_json(self.plan_file, {**plan, "sha256": digests})
 
-    def picture(self, name: str) -> np.ndarray:
-        """Return ``tissue``, ``cells`` or ``thumbnail``."""
-        return np.asarray(Image.open(self.folder / f"{name}.png"))
+    def cells(self) -> np.ndarray:
+        """Return the active cells of the lattice, ``(rows, columns)`` bool."""
+        return np.asarray(Image.open(self.folder / "cells.png").convert("L")) > 0
+
+    def thumbnail(self) -> np.ndarray:
+        """Return the slide's small image, ``(h, w, 3)`` uint8."""
+        return np.asarray(Image.open(self.folder / "thumbnail.png"))
 
     @property
     def digest(self) -> str:

@@ -150,7 +150,7 @@ def prepare(path: Path, journal: Journal, method: Method, options: SlideOptions)
         side = max(1, round(options.shard_px / lattice.stride_px))
         plan |= {"shard_cells": side, "tissue_mm2": _mm2(mask), "bounds": reader.bounds}
         journal.write_plan(plan, mask, cells, small)
-    cells = journal.picture("cells") > 0
+    cells = journal.cells()
     region = None if options.region is None else read_region(Path(options.region))
     shards = cut_shards(cells, int((journal.plan or {})["shard_cells"]))
     return ShardTask(reader, grid, lattice, cells, region), shards
@@ -279,7 +279,7 @@ def merge_slide(journal: Journal) -> None:
     plan = journal.plan
     if plan is None:
         raise SlideError(f"{journal.folder}: no plan.json. Run the segmentation first.")
-    shards = cut_shards(journal.picture("cells") > 0, plan["shard_cells"])
+    shards = cut_shards(journal.cells(), plan["shard_cells"])
     if missing := len(pending(journal, shards)):
         raise SlideError(f"{journal.folder}: {missing} of {len(shards)} shards are missing. Run it again.")
     unreadable = {tuple(block) for shard in shards for block in journal.facts(shard.index)["unreadable"]}
@@ -290,7 +290,7 @@ def merge_slide(journal: Journal) -> None:
         raise SlideError(f"{journal.folder}: {lost:.3f} of {area:.3f} mm2 are unreadable. Copy the slide again.")
     request = plan["request"]
     facts = {"mpp": request["mpp"]["value"], "scale": grid.scale, "geojson_origin": plan["bounds"][:2]}
-    small = journal.picture("thumbnail")
+    small = journal.thumbnail()
     summary = Summary(small.shape[:2], MASK_MPP)  # type: ignore[arg-type]
     tables = merged_shards(journal, len(shards))
     name = request["slide"]["name"]
