@@ -323,7 +323,11 @@ class Segmenter:
         return segment_slide(path, output_dir, method, slide or SlideOptions(), overwrite=overwrite)
 
     def infer_region(
-        self, pixels: np.ndarray, domain: str | None, statistics: tuple[float, float] | None, **options: Scalar
+        self,
+        pixels: np.ndarray,
+        domain: str | None,
+        statistics: tuple[float, float] | None,
+        **options: Scalar,
     ) -> dict[str, Any]:
         """Run the network on a region of a larger image.
 
@@ -452,7 +456,9 @@ class _Pipeline:
         )
         # What follows the network is kept apart, so that a slide's regions can be post-processed in another thread.
         has_postprocessing = "postprocessing" in parser.config
-        self.postprocessing = parser.get_parsed_content("postprocessing") if has_postprocessing else Compose([])
+        self.postprocessing = (
+            parser.get_parsed_content("postprocessing") if has_postprocessing else Compose([])
+        )
         parser.update({"evaluator::postprocessing": None})
         self.evaluator = parser.get_parsed_content("evaluator")
         self.evaluator.logger.setLevel(logging.WARNING)

@@ -68,7 +68,11 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
             )
     tile = segmenter.image_size
     # MONAI's sliding window moves by the integer part of the rest of the tile.
-    overlap = value("overlap_px") if "overlap_px" in config else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
+    overlap = (
+        value("overlap_px")
+        if "overlap_px" in config
+        else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
+    )
     own = {**{key: default for key, default in _SCALE_IS_KNOWN.items() if key in config}, **options}
     weights = {key: _digest(segmenter.value(key)) for key in _WEIGHTS if key in config}
     facts = {

@@ -78,7 +78,9 @@ def read_grid(reader: SlideReader, grid: WorkingGrid, x: int, y: int, width: int
             left, top = column * BLOCK_PX - x, row * BLOCK_PX - y
             into = pixels[max(top, 0) : top + BLOCK_PX, max(left, 0) : left + BLOCK_PX]
             first_row, first_column = max(-top, 0), max(-left, 0)
-            into[:] = block[first_row : first_row + into.shape[0], first_column : first_column + into.shape[1]]
+            into[:] = block[
+                first_row : first_row + into.shape[0], first_column : first_column + into.shape[1]
+            ]
     return Read(pixels, unreadable)
 
 
@@ -230,7 +232,7 @@ def active_cells(mask: np.ndarray, mask_mpp: float, grid: WorkingGrid, lattice: 
     step = lattice.stride_px * grid.mpp / mask_mpp
     cells = np.zeros((rows, columns), dtype=bool)
     for row, (top, bottom) in enumerate(_spans(rows, step, mask.shape[0])):
-        filled = mask[top:bottom].any(axis=0)
+        filled = np.asarray(mask[top:bottom].any(axis=0))
         cells[row] = [filled[left:right].any() for left, right in _spans(columns, step, mask.shape[1])]
     return cells
 

@@ -1,4 +1,4 @@
-"""The plan of a slide and which of its shards are done: files are the only state, so a kill leaves nothing to repair."""
+"""Keep the plan of a slide and which of its shards are done in files alone, so that a kill leaves nothing to repair."""
 
 import fcntl
 import hashlib
@@ -85,7 +85,9 @@ class Journal:
             if path.name != ".lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def write_plan(self, plan: Mapping[str, Any], mask: np.ndarray, cells: np.ndarray, thumbnail: np.ndarray) -> None:
+    def write_plan(
+        self, plan: Mapping[str, Any], mask: np.ndarray, cells: np.ndarray, thumbnail: np.ndarray
+    ) -> None:
         """Write the masks and the small image, and last the plan that names their digests."""
         write_png(self.folder / "tissue.png", np.stack([mask] * 3, axis=-1) * np.uint8(255))
         write_png(self.folder / "cells.png", np.stack([cells] * 3, axis=-1) * np.uint8(255))

@@ -70,10 +70,13 @@ def kept_nuclei(journal: Journal, count: int) -> list[np.ndarray]:
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     better, worse = np.where((rank[pairs[0]] < rank[pairs[1]]), pairs, pairs[::-1])
-    for pair in np.argsort(rank[worse], kind="stable"):  # the better one's fate is settled before the worse one's
+    for pair in np.argsort(
+        rank[worse], kind="stable"
+    ):  # the better one's fate is settled before the worse one's
         drop[worse[pair]] |= not drop[better[pair]]
-    ends = np.cumsum(np.bincount(reported.shard, minlength=count))[:-1] if count else []
-    return [~part for part in np.split(drop, ends)] if count else []
+    if not count:
+        return []
+    return [~part for part in np.split(drop, np.cumsum(np.bincount(reported.shard, minlength=count))[:-1])]
 
 
 def _read_reported(journal: Journal, count: int) -> Reported:
@@ -83,8 +86,9 @@ def _read_reported(journal: Journal, count: int) -> Reported:
         flags = [table[name].to_numpy() for name in (*SHARD_COLUMNS, "score")]
         parts.append((np.full(len(table), index), np.arange(len(table)), *flags, boxes_of(table)))
     if not parts:
-        return Reported(*(np.zeros(0, int) for _ in range(5)), np.zeros((0, 4)))
-    return Reported(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        none = np.zeros(0, dtype=np.int64)
+        return Reported(none, none, none > 0, none > 0, none, np.zeros((0, 4)))
+    return Reported(*(np.concatenate(column) for column in zip(*parts, strict=True)))  # type: ignore[call-arg]
 
 
 def _same_nuclei(journal: Journal, reported: Reported) -> np.ndarray:

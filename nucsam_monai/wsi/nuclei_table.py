@@ -116,15 +116,16 @@ def outlines(prediction: NucleiPrediction, x: int, y: int, scale: float) -> np.n
             nucleus_of_polygon.append(nucleus)
     if not rings:
         return np.zeros(0, dtype=object)
-    corners = (np.concatenate(rings) + [x, y]) * scale
-    lines = shapely.linearrings(corners, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings]))
+    corners = (np.concatenate(rings) + np.array([x, y])) * scale
+    lines = shapely.linearrings(
+        corners, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    )
     polygons = shapely.polygons(lines, indices=polygon_of_ring)  # the first ring of each is the outer one
     nuclei = np.asarray(nucleus_of_polygon)
     geometries = np.zeros(nuclei[-1] + 1, dtype=object)
     geometries[nuclei] = polygons
-    several = np.flatnonzero(np.bincount(nuclei) > 1)
-    for nucleus in several:
-        geometries[nucleus] = shapely.multipolygons(polygons[nuclei == nucleus])
+    for several in np.flatnonzero(np.bincount(nuclei) > 1).tolist():
+        geometries[several] = shapely.multipolygons(polygons[nuclei == several])
     return geometries
 
 

@@ -68,7 +68,11 @@ class Summary:
             "tissue_mm2": round(tissue_mm2, 6),
             "nuclei_per_mm2": round(self.nuclei / tissue_mm2, 2) if tissue_mm2 else None,
             "classes": {
-                name: {"nuclei": count, "share": count / self.nuclei, "wilson_95": _wilson(count, self.nuclei)}
+                name: {
+                    "nuclei": count,
+                    "share": count / self.nuclei,
+                    "wilson_95": _wilson(count, self.nuclei),
+                }
                 for name, count in sorted(self.classes.items())
             },
             "quartiles": quartiles,
@@ -77,7 +81,13 @@ class Summary:
 
 
 def write_nuclei(
-    folder: Path, shards: Iterable[pa.Table], kinds: Sequence[str], *, name: str, facts: Mapping[str, Any], summary: Summary
+    folder: Path,
+    shards: Iterable[pa.Table],
+    kinds: Sequence[str],
+    *,
+    name: str,
+    facts: Mapping[str, Any],
+    summary: Summary,
 ) -> list[str]:
     """Write the streamed outputs, each complete or absent; return their names.
 
@@ -110,7 +120,9 @@ def write_nuclei(
             options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="none")
             writers.append(lambda table: pyarrow.csv.write_csv(_plain(table.select(columns)), text, options))
         if "geojson" in kinds:
-            geojson = files.enter_context(_feature_collection(paths["geojson"], name, facts["geojson_origin"]))
+            geojson = files.enter_context(
+                _feature_collection(paths["geojson"], name, facts["geojson_origin"])
+            )
             writers.append(geojson)
         for table in shards:
             summary.add(table)
@@ -144,7 +156,9 @@ def _feature_collection(path: Path, name: str, origin: Sequence[float]) -> Itera
                 rest = json.dumps(properties, separators=(",", ":"))
                 lines.append(f'{{"type":"Feature","id":"{identity}","geometry":{text},"properties":{rest}}}')
             if lines:
-                file.write(state["separator"] + ",\n".join(lines).replace(".0,", ",").replace(".0]", "]").encode())
+                file.write(
+                    state["separator"] + ",\n".join(lines).replace(".0,", ",").replace(".0]", "]").encode()
+                )
                 state["separator"] = b",\n"
 
         yield write
@@ -184,7 +198,11 @@ def _with_scale(picture: np.ndarray, um_per_pixel: float, words: str) -> np.ndar
     zoom = max(1, -(-480 // picture.shape[1]))
     picture = np.repeat(np.repeat(picture, zoom, axis=0), zoom, axis=1)
     width = picture.shape[1]
-    um = next(um for um in (5000, 2000, 1000, 500, 200, 100, 50) if um / um_per_pixel * zoom <= width / 3 or um == 50)
+    um = next(
+        um
+        for um in (5000, 2000, 1000, 500, 200, 100, 50)
+        if um / um_per_pixel * zoom <= width / 3 or um == 50
+    )
     bar = round(um / um_per_pixel * zoom)
     strip = np.full((36, width, 3), 255, dtype=np.uint8)
     strip[10:14, 10 : 10 + bar] = 0

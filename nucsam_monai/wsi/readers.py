@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import tifffile
 
 from nucsam_monai.io import read_image
-from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+from nucsam_monai.utils.errors import ImageReadError
 
 _SAMPLE_BYTES = 1 << 20
 _CM_PER_UNIT = {"centimeter": 1.0, "centimetre": 1.0, "inch": 2.54}
+_UM_PER_UNIT = {"\N{MICRO SIGN}m": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "nm": 1e-3, "mm": 1e3}
 _PLAUSIBLE_MPP = (0.05, 5.0)
 _INSTALL = "Install them with: pip install 'nucsam-monai[slides]'."
 
@@ -54,7 +56,7 @@ class SlideReader(ABC):
 
     path: Path
     levels: tuple[Level, ...]
-    properties: Mapping[str, str]
+    properties: dict[str, str]
     bounds: tuple[int, int, int, int]
 
     @abstractmethod
@@ -104,7 +106,7 @@ class OpenSlideReader(SlideReader):
         self.reopen()
         slide = self._slide
         sizes, scales = slide.level_dimensions, slide.level_downsamples
-        self.levels = tuple(Level(*size, scale) for size, scale in zip(sizes, scales, strict=True))
+        self.levels = tuple(Level(size[0], size[1], scale) for size, scale in zip(sizes, scales, strict=True))
         self.properties = dict(slide.properties)
         whole = (0, 0, *slide.dimensions)
         names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
@@ -118,7 +120,9 @@ class OpenSlideReader(SlideReader):
 
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         scale = self.levels[level].downsample
-        rgba = np.asarray(self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height)))
+        rgba = np.asarray(
+            self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
+        )
         opaque = rgba[..., 3:] > 0  # what was not scanned is transparent
         return np.where(opaque, rgba[..., :3], np.uint8(255))
 
@@ -130,8 +134,14 @@ class TiffSlideReader(SlideReader):
         self.path = path
         self.reopen()
         sizes, scales = self._slide.level_dimensions, self._slide.level_downsamples
-        self.levels = tuple(Level(*size, float(scale)) for size, scale in zip(sizes, scales, strict=True))
-        self.properties = {key: str(value) for key, value in self._slide.properties.items() if value is not None}
+        self.levels = tuple(
+            Level(size[0], size[1], float(scale)) for size, scale in zip(sizes, scales, strict=True)
+        )
+        self.properties = {
+            key: str(value) for key, value in self._slide.properties.items() if value is not None
+        }
+        with tifffile.TiffFile(path) as file:
+            self.properties |= _physical_size(file.ome_metadata or "")
         self.bounds = (0, 0, self.levels[0].width, self.levels[0].height)
 
     def reopen(self) -> None:
@@ -207,7 +217,9 @@ def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:
     found = Mpp(float(given), "given") if given is not None else reader.mpp
     if found is None:
         words = ("mpp", "resolution", "apppower", "appmag", "objective")
-        seen = [f"{k}={v}" for k, v in sorted(reader.properties.items()) if any(w in k.lower() for w in words)]
+        seen = [
+            f"{k}={v}" for k, v in sorted(reader.properties.items()) if any(w in k.lower() for w in words)
+        ]
         raise SlideMetadataError(
             f"{reader.path}: no micrometres per pixel (keys seen: {', '.join(seen) or 'none'}). "
             "Pass --mpp, for example --mpp 0.25."
@@ -222,14 +234,15 @@ def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:
 
 def mpp_of_properties(properties: Mapping[str, str]) -> Mpp | None:
     """Return what a slide's properties say: the vendor's value, else the resolution tags of TIFF with a unit."""
-    for prefix in ("openslide.mpp", "tiffslide.mpp"):
+    for prefix in ("openslide.mpp", "tiffslide.mpp", "ome.mpp"):
         x, y = (_number(properties.get(f"{prefix}-{axis}")) for axis in "xy")
         if x and y:
             return _square(x, y, f"{prefix}-x")
     unit = str(properties.get("tiff.ResolutionUnit", "")).lower().rpartition(".")[2]
     x, y = (_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
     if unit in _CM_PER_UNIT and x and y:
-        found = _square(*(1e4 * _CM_PER_UNIT[unit] / value for value in (x, y)), "tiff.XResolution")
+        um = 1e4 * _CM_PER_UNIT[unit]
+        found = _square(um / x, um / y, "tiff.XResolution")
         # 72 or 300 dots per inch is what programs write that know nothing of micrometres.
         return found if found and _PLAUSIBLE_MPP[0] <= found.value <= _PLAUSIBLE_MPP[1] else None
     return None
@@ -283,6 +296,19 @@ def _has_sub_levels(path: Path) -> bool:
             return bool(page.is_tiled and (file.is_ome or page.subifds))
     except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
         raise SlideError(f"{path}: damaged TIFF ({error}). Copy the file again.") from error
+
+
+def _physical_size(xml: str) -> dict[str, str]:
+    """Return the micrometres per pixel of the first image that an OME-XML describes."""
+    found: dict[str, str] = {}
+    for axis in "XY":
+        size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', xml)
+        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', xml)
+        factor = _UM_PER_UNIT.get(unit.group(1) if unit else "\N{MICRO SIGN}m")
+        number = _number(size.group(1)) if size else None
+        if factor and number:
+            found[f"ome.mpp-{axis.lower()}"] = str(number * factor)
+    return found
 
 
 def _resolution_tags(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import math
 import time
@@ -107,7 +108,12 @@ class SlideResult:
 
 
 def segment_slide(
-    path: Path | str, output_dir: Path | str, method: Method, options: SlideOptions, *, overwrite: bool = False
+    path: Path | str,
+    output_dir: Path | str,
+    method: Method,
+    options: SlideOptions,
+    *,
+    overwrite: bool = False,
 ) -> SlideResult:
     """Segment a slide into ``<output_dir>/<name of the slide>``; a finished one is left as it is.
 
@@ -128,7 +134,9 @@ def segment_slide(
     return result_of(journal, time.perf_counter() - start)
 
 
-def prepare(path: Path, journal: Journal, method: Method, options: SlideOptions) -> tuple[ShardTask, list[Shard]]:
+def prepare(
+    path: Path, journal: Journal, method: Method, options: SlideOptions
+) -> tuple[ShardTask, list[Shard]]:
     """Read the plan in the folder, or make it: grid, tissue, statistics; return what the shards need and the shards."""
     reader = open_slide(path)
     mpp = mpp_of_slide(reader, options.mpp)
@@ -146,7 +154,12 @@ def prepare(path: Path, journal: Journal, method: Method, options: SlideOptions)
         mask = _mask_of(reader, small, mpp.value, options)
         cells = active_cells(mask, MASK_MPP, grid, lattice)
         statistics = _statistics(reader, grid, lattice, cells) if method.own_statistics else None
-        plan = {"request": request, "grid": asdict(grid), "lattice": asdict(lattice), "statistics": statistics}
+        plan: dict[str, Any] = {
+            "request": request,
+            "grid": asdict(grid),
+            "lattice": asdict(lattice),
+            "statistics": statistics,
+        }
         side = max(1, round(options.shard_px / lattice.stride_px))
         plan |= {"shard_cells": side, "tissue_mm2": _mm2(mask), "bounds": reader.bounds}
         journal.write_plan(plan, mask, cells, small)
@@ -179,8 +192,11 @@ def segment_shards(journal: Journal, task: ShardTask, method: Method, shards: Se
         left = failed
         if not left:
             return
-    message = journal.failed_file(failed[0].index).read_text(encoding="utf-8")
-    raise SlideError(f"{task.reader.path}: {len(failed)} of its shards failed {_ATTEMPTS} times: {message}")
+    reason = json.loads(journal.failed_file(failed[0].index).read_text(encoding="utf-8"))
+    raise SlideError(
+        f"{task.reader.path}: {len(failed)} of its shards failed {_ATTEMPTS} times: "
+        f"{reason['error']}: {reason['message']}"
+    )
 
 
 def _one_pass(
@@ -223,7 +239,9 @@ def _one_pass(
     return failed
 
 
-def _infer_next(reads: Any, ends: Any, segmenter: RegionSegmenter, ending: Any, end: Any, progress: Any) -> None:
+def _infer_next(
+    reads: Any, ends: Any, segmenter: RegionSegmenter, ending: Any, end: Any, progress: Any
+) -> None:
     """Run the network on the next region that was read, and hand its maps on."""
     shard, future = reads.popleft()
     start = time.perf_counter()
@@ -287,7 +305,9 @@ def merge_slide(journal: Journal) -> None:
     area = sum(journal.facts(shard.index)["mm2"] for shard in shards)
     lost = len(unreadable) * (BLOCK_PX * grid.mpp / 1000) ** 2
     if lost > MOST_UNREADABLE * area:
-        raise SlideError(f"{journal.folder}: {lost:.3f} of {area:.3f} mm2 are unreadable. Copy the slide again.")
+        raise SlideError(
+            f"{journal.folder}: {lost:.3f} of {area:.3f} mm2 are unreadable. Copy the slide again."
+        )
     request = plan["request"]
     facts = {"mpp": request["mpp"]["value"], "scale": grid.scale, "geojson_origin": plan["bounds"][:2]}
     small = journal.thumbnail()
@@ -299,15 +319,18 @@ def merge_slide(journal: Journal) -> None:
     names += write_pictures(journal.folder, small, summary)
     status = "partial" if unreadable else "done" if summary.nuclei else "done_empty"
     document = {"slide": name, "status": status, **summary.statistics(plan["tissue_mm2"])}
-    document |= {"unreadable_mm2": lost, "mpp": request["mpp"], "method": request["method"], "plan": journal.digest}
+    document |= {
+        "unreadable_mm2": lost,
+        "mpp": request["mpp"],
+        "method": request["method"],
+        "plan": journal.digest,
+    }
     names += write_statistics(journal.folder, document)
     journal.finish(names)
 
 
 def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
     """Return how a finished slide ended."""
-    import json
-
     found = json.loads((journal.folder / "statistics.json").read_text(encoding="utf-8"))
     numbers = (found["nuclei"], found["tissue_mm2"], round(seconds, 1))
     return SlideResult(found["slide"], found["status"], *numbers, folder=str(journal.folder))
@@ -345,7 +368,9 @@ def write_cohort(output_dir: Path, results: Sequence[SlideResult]) -> None:
 
 def _request_of(options: SlideOptions) -> dict[str, Any]:
     """Return the options as the plan keeps them: files by their digest, so that they may move."""
-    request = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
+    request = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()
+    }
     if options.region is not None:
         request["region"] = sha256_of_file(options.region)
     if options.mask not in ("otsu", "all"):

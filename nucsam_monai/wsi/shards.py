@@ -93,7 +93,9 @@ class ShardTask:
         return wanted
 
 
-def segment_shard(task: ShardTask, segmenter: RegionSegmenter, shard: Shard) -> tuple[pa.Table, dict[str, Any]]:
+def segment_shard(
+    task: ShardTask, segmenter: RegionSegmenter, shard: Shard
+) -> tuple[pa.Table, dict[str, Any]]:
     """Segment one shard, one stage after the other; return its nuclei and what to note about it."""
     start = time.perf_counter()
     read = task.read(shard)
@@ -109,7 +111,12 @@ def infer(segmenter: RegionSegmenter, read: Read) -> tuple[Any, float]:
 
 
 def finish(
-    task: ShardTask, segmenter: RegionSegmenter, shard: Shard, read: Read, maps: Any, seconds: Mapping[str, float]
+    task: ShardTask,
+    segmenter: RegionSegmenter,
+    shard: Shard,
+    read: Read,
+    maps: Any,
+    seconds: Mapping[str, float],
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Turn the network's maps into the nuclei that a shard reports; return them and what to note about it."""
     start = time.perf_counter()

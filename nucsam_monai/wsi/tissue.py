@@ -38,7 +38,7 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float, margin_um: float = 30.0) -> n
     threshold = np.clip(otsu, *SATURATION_BOUNDS)
     mask = ((saturation > threshold) | (thumbnail.mean(axis=2) < _DARK)).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(_CLOSED_UM / mpp / 2))
-    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     large = statistics[:, cv2.CC_STAT_AREA] * (mpp / 1000) ** 2 >= _SMALLEST_MM2
     large[0] = False
     return cv2.dilate(large[parts].astype(np.uint8), _disc(margin_um / mpp)) > 0

@@ -55,13 +55,17 @@ def oracle(build: Callable[[Any], Any] | None = None, tile_px: int = 64, overlap
     return Method({"bundle": "oracle"}, tile_px, overlap_px, False, build or (lambda statistics: Oracle()))
 
 
-def write_tiff(path: Path, image: np.ndarray, mpp: float | None = 0.25, levels: int = 2, **options: Any) -> Path:
+def write_tiff(
+    path: Path, image: np.ndarray, mpp: float | None = 0.25, levels: int = 2, **options: Any
+) -> Path:
     """Write a tiled pyramid."""
     resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path, bigtiff=False) as file:
         for level in range(levels):
             step = 4**level
-            scaled = {k: (v[0] / step, v[1] / step) if k == "resolution" else v for k, v in resolution.items()}
+            scaled = {
+                k: (v[0] / step, v[1] / step) if k == "resolution" else v for k, v in resolution.items()
+            }
             kind = {"subfiletype": 1} if level else {}
             file.write(
                 image[::step, ::step],
@@ -89,5 +93,6 @@ def tissue_picture(side: int, seed: int = 0) -> np.ndarray:
 def areas_and_places(truth: np.ndarray) -> set[tuple[int, int, int]]:
     """Return (area, twice the box's middle) of each nucleus, which tells disjoint nuclei apart."""
     return {
-        (int(one.area), int(one.bbox[1] + one.bbox[3]), int(one.bbox[0] + one.bbox[2])) for one in regionprops(truth)
+        (int(one.area), int(one.bbox[1] + one.bbox[3]), int(one.bbox[0] + one.bbox[2]))
+        for one in regionprops(truth)
     }

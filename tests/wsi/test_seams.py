@@ -29,7 +29,9 @@ def slide(truth: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(slide: Path, output: Path, shard_px: int, **options: object) -> list[tuple[int, int, int]]:
-    chosen = SlideOptions(mpp=0.25, mask="all", shard_px=shard_px, max_nucleus_um=6.0, outputs=("parquet",), **options)  # type: ignore[arg-type]
+    chosen = SlideOptions(
+        mpp=0.25, mask="all", shard_px=shard_px, max_nucleus_um=6.0, outputs=("parquet",), **options
+    )  # type: ignore[arg-type]
     segment_slide(slide, output, oracle(), chosen)
     table = pq.read_table(output / slide.stem / "nuclei.parquet")
     boxes = boxes_of(table).astype(int)
@@ -81,7 +83,9 @@ def test_spare_nuclei_are_doubled_without_the_merge(
 def test_a_shard_without_a_halo_cuts_nuclei(
     slide: Path, truth: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lattice, "of", classmethod(lambda cls, tile, overlap, largest: cls(tile, tile - overlap, 0)))
+    monkeypatch.setattr(
+        Lattice, "of", classmethod(lambda cls, tile, overlap, largest: cls(tile, tile - overlap, 0))
+    )
     assert lost_and_doubled(found(slide, tmp_path, 480), truth)[0] > 0
 
 
