@@ -112,7 +112,7 @@ def check_kills(folder: Path, times: int) -> bool:
         process = subprocess.Popen([sys.executable, "-c", WORK, slide, output], stdout=subprocess.PIPE)  # noqa: S603
         assert process.stdout is not None  # noqa: S101
         process.stdout.readline()
-        time.sleep(float(generator.uniform(0.02, 0.9)))
+        time.sleep(float(generator.uniform(0.2, 2.5)))
         process.kill()
         finished_before = process.wait() == 0
         process.stdout.close()

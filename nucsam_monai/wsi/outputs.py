@@ -1,6 +1,7 @@
 """Write what was found on a slide: tables and outlines streamed from the shards, pictures, statistics."""
 
 import gzip
+import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -137,32 +138,68 @@ def _feature_collection(path: Path, name: str, origin: Sequence[float]) -> Itera
     with _gzip(path) as file:
         file.write(b'{"type":"FeatureCollection","features":[')
         state = {"separator": b"\n"}
+        classes = _Quoted()
 
         def write(table: pa.Table) -> None:
             outlines = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
             if any(origin):
                 outlines = shapely.transform(outlines, lambda corners: corners - np.asarray(origin))
-            texts = shapely.to_geojson(outlines)
+            texts = _geojson_of(outlines)
             columns = [table[column].to_pylist() for column in (*_MEASUREMENTS, "class_name")]
-            lines = []
-            for text, *values, class_name in zip(texts, *columns, strict=True):
-                rounded = (round(value, 4) if isinstance(value, float) else value for value in values)
-                properties = {
-                    "objectType": "detection",
-                    "classification": {"name": class_name},
-                    "measurements": dict(zip(_MEASUREMENTS, rounded, strict=True)),
-                }
-                identity = uuid.uuid5(_ID_NAMESPACE, f"{name}/{values[0]}")
-                rest = json.dumps(properties, separators=(",", ":"))
-                lines.append(f'{{"type":"Feature","id":"{identity}","geometry":{text},"properties":{rest}}}')
-            if lines:
-                file.write(
-                    state["separator"] + ",\n".join(lines).replace(".0,", ",").replace(".0]", "]").encode()
+            # Formatted by hand: a million objects pass here, and json.dumps takes half of the merge's time.
+            lines = [
+                f'{{"type":"Feature","id":"{_identity(name, number)}","geometry":{text},"properties":{{'
+                f'"objectType":"detection","classification":{{"name":{classes[class_name]}}},"measurements":{{'
+                f'"id":{number},"area_um2":{area:.4f},"perimeter_um":{perimeter:.4f},"eccentricity":{eccentricity:.4f},'
+                f'"score":{score:.4f}}}}}}}'
+                for text, number, area, perimeter, eccentricity, score, class_name in zip(
+                    texts, *columns, strict=True
                 )
+            ]
+            if lines:
+                file.write(state["separator"] + ",\n".join(lines).encode())
                 state["separator"] = b",\n"
 
         yield write
         file.write(b"\n]}\n")
+
+
+def _geojson_of(outlines: np.ndarray) -> list[str]:
+    """Return each outline as GeoJSON; simple ones are formatted here, ten times as fast as by shapely."""
+    corners, owners = shapely.get_coordinates(outlines, return_index=True)
+    whole = bool((corners == np.round(corners)).all())
+    # One flat list: a list per corner would keep the garbage collector busy.
+    numbers = (corners.astype(np.int64) if whole else corners).ravel().tolist()
+    pair = "[%d,%d]" if whole else "[%.2f,%.2f]"
+    ends = np.searchsorted(owners, np.arange(len(outlines) + 1)).tolist()
+    simple = (shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON) & (
+        shapely.get_num_interior_rings(outlines) == 0
+    )
+    return [
+        '{"type":"Polygon","coordinates":[['
+        + ",".join([pair] * (end - first)) % tuple(numbers[2 * first : 2 * end])
+        + "]]}"
+        if is_simple
+        else shapely.to_geojson(outline)
+        for outline, first, end, is_simple in zip(outlines, ends, ends[1:], simple.tolist(), strict=False)
+    ]
+
+
+class _Quoted(dict[str, str]):
+    """Texts as JSON, each made once."""
+
+    def __missing__(self, text: str) -> str:
+        self[text] = json.dumps(text)
+        return self[text]
+
+
+def _identity(name: str, number: int) -> str:
+    """Return the UUID (version 5) of a nucleus, as ``uuid.uuid5`` gives it, in a third of its time."""
+    digest = hashlib.sha1(
+        _ID_NAMESPACE.bytes + f"{name}/{number}".encode(), usedforsecurity=False
+    ).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 @contextmanager
