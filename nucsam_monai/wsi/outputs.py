@@ -222,7 +222,7 @@ def write_pictures(folder: Path, thumbnail: np.ndarray, summary: Summary) -> lis
     top = max(float(np.quantile(per_mm2[per_mm2 > 0], 0.99)) if (per_mm2 > 0).any() else 1.0, 1.0)
     levels = (np.clip(per_mm2 / top, 0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    weight = (0.6 * np.sqrt(levels / 255.0))[..., None]
+    weight = (0.6 * levels / 255.0)[..., None]
     overlay = (thumbnail * (1 - weight) + colours * weight).astype(np.uint8)
     write_png(folder / "overlay.png", _with_scale(overlay, summary.um_per_pixel, f"{summary.nuclei} nuclei"))
     words = f"yellow: {top:.0f} nuclei/mm2"
