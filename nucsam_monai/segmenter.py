@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeAlias, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints, overload
 
 import numpy as np
 import torch
@@ -39,11 +39,15 @@ from torch import Tensor, nn
 from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
 from nucsam_monai.io import draw_prediction, encode_png, read_image, to_rgb_uint8, write_prediction
 from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
+from nucsam_monai.transforms.reader import FAINTEST_STD
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, NucSAMError
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+
+if TYPE_CHECKING:
+    from nucsam_monai.wsi import SlideOptions, SlideResult
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +225,68 @@ class Segmenter:
                 found = self._prompted(pixels, points, boxes, options)
         return SegmentedImage(found.instances, found.table, found.foreground, found.class_names, image=pixels)
 
+    def segment_slide(
+        self,
+        path: str | Path,
+        output_dir: str | Path,
+        *,
+        domain: str | None = None,
+        overwrite: bool = False,
+        slide: "SlideOptions | None" = None,
+        **options: Scalar,
+    ) -> "SlideResult":
+        """Segment a whole slide into ``<output_dir>/<name of the slide>``; needs the extra ``slides``.
+
+        A run that was stopped is continued by calling this again.
+
+        Args:
+            path: a slide, or an image of any size.
+            output_dir: made if missing.
+            domain: of the slide, for methods with domains.
+            overwrite: drop what an earlier run with other options left there.
+            slide: how the slide is read and what is written, see :class:`nucsam_monai.wsi.SlideOptions`.
+            options: values of keys of ``inference.json``, for example ``threshold=0.4``.
+
+        Raises:
+            SlideError: the slide cannot be read, or its micrometres per pixel are unknown.
+            ConfigurationError: an unknown option, or ``output_dir`` holds this slide segmented in another way.
+        """
+        from nucsam_monai.wsi import SlideOptions, segment_slide
+        from nucsam_monai.wsi.bundles import method_of
+
+        self._check_options(options, domain)
+        method = method_of(self, domain, **options)
+        return segment_slide(path, output_dir, method, slide or SlideOptions(), overwrite=overwrite)
+
+    def infer_region(
+        self,
+        pixels: np.ndarray,
+        domain: str | None,
+        statistics: tuple[float, float] | None,
+        **options: Scalar,
+    ) -> Any:
+        """Run the network on a region of a larger image.
+
+        Args:
+            pixels: ``(H, W, 3)`` uint8 RGB.
+            domain: of the image; None where it is unknown.
+            statistics: mean and standard deviation of the larger image to normalise by; None for the method's own
+                normalisation.
+            options: values of keys of ``inference.json``.
+
+        Returns:
+            What :meth:`nuclei_of_region` takes.
+        """
+        with self._lock, _own_errors():
+            return self._pipeline(options).infer(pixels, domain, statistics)
+
+    def nuclei_of_region(self, found: Any, **options: Scalar) -> NucleiPrediction:
+        """Return the nuclei of what :meth:`infer_region` returned; another thread may run the network meanwhile."""
+        with self._lock:
+            pipeline = self._pipeline(options)
+        with _own_errors():
+            return pipeline.nuclei(found)
+
     def prepare(self, image: np.ndarray) -> Tensor:
         """Return ``(H, W, 3)`` uint8 RGB as the network takes it, ``(1, 3, H, W)`` on its device."""
         with self._lock:
@@ -328,13 +394,26 @@ class _Pipeline:
         pixels = MetaTensor(torch.from_numpy(np.ascontiguousarray(image)), meta={"original_channel_dim": -1})
         return dict(list_data_collate([self.preprocessing({"image": pixels, "id": "image", **item})]))
 
-    @torch.no_grad()
     def run(self, image: np.ndarray, domain: str | None) -> NucleiPrediction:
         """Return the nuclei of one image."""
+        return self.nuclei(self.infer(image, domain))
+
+    @torch.no_grad()
+    def infer(
+        self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None = None
+    ) -> Any:
+        """Return what the inferer finds in one image, before the post-processing."""
         batch = self.batch(image, **({} if domain is None else {"domain": domain}))
+        if statistics is not None:
+            mean, std = statistics
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            batch["image"] = (pixels.float() - mean) / max(std, FAINTEST_STD)
         inputs, _, *rest = self.prepare_batch(batch, self.device)
         args, kwargs = rest or ((), {})
-        found = self.inferer(inputs, self.network, *args, **kwargs)
+        return self.inferer(inputs, self.network, *args, **kwargs)
+
+    def nuclei(self, found: Any) -> NucleiPrediction:
+        """Return the nuclei of what :meth:`infer` returned."""
         if self.postprocessing is not None:
             found = self.postprocessing({"pred": found[0]})["pred"]
         nuclei: NucleiPrediction = found

@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "inferers": {"utils", "networks"},
     "metrics": {"utils"},
     "io": {"utils"},
+    "wsi": {"utils", "io"},
 }
-WITHOUT_TORCH = ("utils", "io")
+WITHOUT_TORCH = ("utils", "io", "wsi")
 
 
 def imported_modules(file: Path) -> set[str]:

@@ -18,7 +18,8 @@ from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
 _INTERPOLATION = 1e-2  # how far rounding takes interpolated values beyond the scale
 PixelStd = Literal["sam", "released", "image"]
-_FAINTEST_STD = 2.0  # noise of an empty image must not be blown up to the contrast of nuclei
+FAINTEST_STD = 2.0
+"""Noise of an empty image must not be blown up to the contrast of nuclei."""
 
 
 class NucleiImageReader(ImageReader):
@@ -92,7 +93,7 @@ class NormalizeSAMd(MapTransform):
             mean, std = self.mean, self.std
             if self.own:
                 std, mean = torch.std_mean(image.float())
-                std = std.clamp(min=_FAINTEST_STD)
+                std = std.clamp(min=FAINTEST_STD)
             normalised = (image.float() - mean) / std
             item[key] = convert_to_dst_type(normalised, item[key], dtype=torch.float32)[0]
         return item

@@ -1,0 +1,29 @@
+"""Whole slides: readers, the shards that a slide is cut into, and the merge of what was found in them.
+
+Nothing here loads torch: the network comes as a :class:`~nucsam_monai.wsi.shards.RegionSegmenter`.
+"""
+
+from nucsam_monai.wsi.journal import Journal
+from nucsam_monai.wsi.readers import SlideError, SlideMetadataError, SlideReader, open_slide
+from nucsam_monai.wsi.run import (
+    Method,
+    SlideOptions,
+    SlideResult,
+    merge_slide,
+    segment_cohort,
+    segment_slide,
+)
+
+__all__ = [
+    "Journal",
+    "Method",
+    "SlideError",
+    "SlideMetadataError",
+    "SlideOptions",
+    "SlideReader",
+    "SlideResult",
+    "merge_slide",
+    "open_slide",
+    "segment_cohort",
+    "segment_slide",
+]

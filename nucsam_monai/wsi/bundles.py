@@ -1,0 +1,99 @@
+"""The only place where whole slides know bundles: a loaded bundle as the method that segments a slide."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.prediction import NucleiPrediction
+from nucsam_monai.wsi.journal import digest_of
+from nucsam_monai.wsi.run import Method
+
+if TYPE_CHECKING:
+    from nucsam_monai import Segmenter
+
+_WEIGHTS = ("checkpoint", "prompter_checkpoint", "segmentor_checkpoint")
+_SCALE_IS_KNOWN = {"diameter": None, "mpp": None}  # the slide is read at the network's own resolution
+
+
+@dataclass
+class BundleRegions:
+    """The nuclei of regions as a bundle finds them, with the mean and standard deviation of the whole slide.
+
+    Attributes:
+        segmenter: the bundle with its weights.
+        options: values of its configuration.
+        domain: of the slide.
+        statistics: mean and standard deviation that regions are normalised by; None where the method has constants.
+    """
+
+    segmenter: "Segmenter"
+    options: Mapping[str, Any]
+    domain: str | None
+    statistics: tuple[float, float] | None
+
+    def infer(self, pixels: np.ndarray) -> Any:
+        """Run the network on ``(H, W, 3)`` uint8."""
+        return self.segmenter.infer_region(pixels, self.domain, self.statistics, **self.options)
+
+    def nuclei(self, maps: Any) -> NucleiPrediction:
+        """Return the nuclei of the network's maps."""
+        return self.segmenter.nuclei_of_region(maps, **self.options)
+
+
+def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any) -> Method:
+    """Return a bundle as a method for slides.
+
+    Args:
+        segmenter: the bundle with its weights.
+        domain: of the slides, for methods with domains.
+        options: values of keys of ``inference.json``.
+
+    Raises:
+        ConfigurationError: the options make what is found in a tile depend on the image around it.
+    """
+    config = segmenter.config
+
+    def value(key: str, default: Any = None) -> Any:
+        return options.get(key, segmenter.value(key)) if key in config else default
+
+    for key, local in (("fit", "tile"), ("neg_test", 0), ("points", None)):
+        if key in config and value(key) != local:
+            raise ConfigurationError(
+                f"{key} {value(key)!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}."
+            )
+    tile = segmenter.image_size
+    # MONAI's sliding window moves by the integer part of the rest of the tile.
+    overlap = (
+        value("overlap_px")
+        if "overlap_px" in config
+        else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
+    )
+    own = {**{key: default for key, default in _SCALE_IS_KNOWN.items() if key in config}, **options}
+    weights = {key: _digest(segmenter.value(key)) for key in _WEIGHTS if key in config}
+    facts = {
+        "bundle": segmenter.folder.name,
+        "weights": weights,
+        "config": digest_of(config),
+        "settings": dict(segmenter.settings),
+        "options": own,
+        "domain": domain,
+    }
+    return Method(
+        facts,
+        tile,
+        int(overlap),
+        value("pixel_std") == "image",
+        lambda statistics: BundleRegions(segmenter, own, domain, statistics),
+    )
+
+
+def _digest(path: Any) -> str | None:
+    if path is None:
+        return None
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
+    return digest_of([sha256_of_file(file) for file in files])

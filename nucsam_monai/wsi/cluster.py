@@ -1,0 +1,172 @@
+"""Shards on several processes or machines with Dask distributed; the journal unites what they write."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.wsi.bundles import method_of
+from nucsam_monai.wsi.journal import Journal
+from nucsam_monai.wsi.readers import SlideError
+from nucsam_monai.wsi.run import (
+    Method,
+    SlideOptions,
+    SlideResult,
+    merge_slide,
+    pending,
+    prepare,
+    result_of,
+    segment_shards,
+)
+
+logger = logging.getLogger(__name__)
+
+_SHARDS_PER_TASK = 4
+_DASK = {
+    "distributed.worker.daemon": False,  # a daemon may start no processes
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.worker.memory.terminate": False,
+    "distributed.admin.large-graph-warning-threshold": "100MB",
+}
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """Where a worker finds the network: names and numbers only, so that no weights travel.
+
+    Attributes:
+        bundle: its folder.
+        checkpoint: its weights; None for those that the configuration names.
+        settings: other values of the configuration, chosen once.
+        domain: of the slides.
+        options: values for the slides.
+        device: None takes a GPU if there is one; workers of one machine take turns.
+    """
+
+    bundle: str
+    checkpoint: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+    domain: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    device: str | None = None
+
+    def load(self, worker: int = 0) -> Method:
+        """Load the bundle in this process and return it as a method for slides."""
+        from nucsam_monai import load
+
+        device = self.device
+        if device is None:
+            import os
+
+            visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+            device = f"cuda:{worker % len(visible)}" if visible else None
+        segmenter = load(self.bundle, self.checkpoint, device, **dict(self.settings))
+        return method_of(segmenter, self.domain, **dict(self.options))
+
+
+def segment_slide_on(
+    client: Any,
+    path: Path,
+    output_dir: Path,
+    source: MethodSource,
+    options: SlideOptions,
+    *,
+    method: Method | None = None,
+    overwrite: bool = False,
+) -> SlideResult:
+    """Segment a slide with the workers of a Dask client; see :func:`nucsam_monai.wsi.segment_slide`.
+
+    Args:
+        client: of Dask distributed; its workers see the same files.
+        path: the slide.
+        output_dir: made if missing.
+        source: of the network.
+        options: of the slide.
+        method: the same network, loaded here, to make the plan with; None loads it.
+        overwrite: drop what an earlier run left.
+
+    Raises:
+        SlideError: a shard failed, or ended its worker, twice.
+    """
+    start = time.perf_counter()
+    journal = Journal(output_dir / path.stem)
+    with journal.locked():
+        if overwrite:
+            journal.clear()
+        _, shards = prepare(path, journal, method or source.load(), options)
+        if not journal.is_finished():
+            left = [shard.index for shard in pending(journal, shards)]
+            parts = [left[n : n + _SHARDS_PER_TASK] for n in range(0, len(left), _SHARDS_PER_TASK)]
+            arguments = (str(path), str(journal.folder), source, options)
+            futures = [client.submit(segment_part, *arguments, tuple(part), pure=False) for part in parts]
+            client.gather(futures, errors="skip")
+            broken = [future for future in futures if future.status == "error"]
+            if still := pending(journal, shards):
+                reason = f"{broken[0].exception()}" if broken else "its workers ended"
+                raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
+            merge_slide(journal)
+    return result_of(journal, time.perf_counter() - start)
+
+
+def segment_part(
+    path: str, folder: str, source: MethodSource, options: SlideOptions, indices: Sequence[int]
+) -> Mapping[str, float]:
+    """Segment some shards in a worker; return numbers only, since the nuclei are in the journal."""
+    start = time.perf_counter()
+    method = _loaded(source)
+    journal = Journal(Path(folder))
+    task, shards = prepare(Path(path), journal, method, options)
+    mine = [shard for shard in pending(journal, shards) if shard.index in indices]
+    segment_shards(journal, task, method, mine)
+    return {"shards": len(mine), "seconds": time.perf_counter() - start}
+
+
+@lru_cache(maxsize=1)
+def _loaded(source: MethodSource) -> Method:
+    from distributed import get_worker
+
+    name = get_worker().name
+    return source.load(name if isinstance(name, int) else 0)
+
+
+def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
+    """Return a client of a user's scheduler, or of workers started on this machine, closed with ``files``.
+
+    Args:
+        files: closes client and workers.
+        workers: processes to start; ignored with a scheduler.
+        scheduler: address such as ``tcp://host:8786``.
+
+    Raises:
+        ConfigurationError: Dask distributed is not installed, or the scheduler does not answer.
+    """
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ConfigurationError(
+            "workers: several need Dask distributed. Install it with: pip install 'nucsam-monai[slides]'."
+        ) from error
+    files.enter_context(dask.config.set(_DASK))
+    if scheduler is not None:
+        try:
+            return files.enter_context(Client(scheduler, timeout=30))
+        except OSError as error:
+            raise ConfigurationError(f"scheduler {scheduler}: does not answer ({error}).") from error
+    cluster = files.enter_context(
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        )
+    )
+    logger.info("dashboard: %s", cluster.dashboard_link)
+    return files.enter_context(Client(cluster))

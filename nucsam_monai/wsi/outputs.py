@@ -1,0 +1,263 @@
+"""Write what was found on a slide: tables and outlines streamed from the shards, pictures, statistics."""
+
+import gzip
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import shapely
+
+from nucsam_monai.io import write_json, write_png
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.wsi.nuclei_table import SCHEMA, geo_metadata
+
+OUTPUTS = {"parquet": "nuclei.parquet", "geojson": "nuclei.geojson.gz", "csv": "nuclei.csv.gz"}
+"""The streamed outputs by their key."""
+
+_ID_NAMESPACE = uuid.UUID("6f0d2f6e-5f0c-5e0a-9c57-3d1f0b8b6a51")
+_MEASUREMENTS = ("id", "area_um2", "perimeter_um", "eccentricity", "score")
+_NO_TABLE = ("bbox", "geometry")
+
+
+class Summary:
+    """Counts over all nuclei of a slide, filled shard by shard.
+
+    Args:
+        thumbnail_shape: height and width of the slide's thumbnail.
+        um_per_pixel: of the thumbnail.
+    """
+
+    def __init__(self, thumbnail_shape: tuple[int, int], um_per_pixel: float) -> None:
+        self.counts = np.zeros(thumbnail_shape, dtype=np.int32)
+        self.um_per_pixel = um_per_pixel
+        self.nuclei = self.cut = 0
+        self.classes: dict[str, int] = {}
+        self._measures: dict[str, list[np.ndarray]] = {"area_um2": [], "score": []}
+
+    def add(self, table: pa.Table) -> None:
+        """Count the nuclei of a shard."""
+        self.nuclei += len(table)
+        self.cut += int(np.count_nonzero(table["cut"]))
+        for entry in table["class_name"].combine_chunks().value_counts().to_pylist():
+            self.classes[entry["values"]] = self.classes.get(entry["values"], 0) + entry["counts"]
+        for name, parts in self._measures.items():
+            parts.append(table[name].to_numpy())
+        places = [
+            (table[f"centroid_{axis}_um"].to_numpy() / self.um_per_pixel).astype(int).clip(0, size - 1)
+            for axis, size in zip("yx", self.counts.shape, strict=True)
+        ]
+        np.add.at(self.counts, tuple(places), 1)
+
+    def statistics(self, tissue_mm2: float) -> dict[str, Any]:
+        """Return the numbers of ``statistics.json`` that follow from the nuclei."""
+        quartiles = {}
+        for name, parts in self._measures.items():
+            values = np.concatenate(parts) if parts else np.zeros(0)
+            quartiles[name] = np.quantile(values, (0.25, 0.5, 0.75)).round(4) if len(values) else None
+        return {
+            "nuclei": self.nuclei,
+            "tissue_mm2": round(tissue_mm2, 6),
+            "nuclei_per_mm2": round(self.nuclei / tissue_mm2, 2) if tissue_mm2 else None,
+            "classes": {
+                name: {
+                    "nuclei": count,
+                    "share": count / self.nuclei,
+                    "wilson_95": _wilson(count, self.nuclei),
+                }
+                for name, count in sorted(self.classes.items())
+            },
+            "quartiles": quartiles,
+            "cut": self.cut,
+        }
+
+
+def write_nuclei(
+    folder: Path,
+    shards: Iterable[pa.Table],
+    kinds: Sequence[str],
+    *,
+    name: str,
+    facts: Mapping[str, Any],
+    summary: Summary,
+) -> list[str]:
+    """Write the streamed outputs, each complete or absent; return their names.
+
+    Args:
+        folder: of the slide.
+        shards: nuclei with their ids, one table per shard.
+        kinds: keys of :data:`OUTPUTS`.
+        name: seed of the ids of QuPath's objects.
+        facts: noted in the Parquet file: micrometres per pixel, scale and origin of the GeoJSON.
+        summary: counts them.
+
+    Raises:
+        ConfigurationError: an unknown output.
+    """
+    if unknown := sorted(set(kinds) - set(OUTPUTS)):
+        raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")
+    names = [OUTPUTS[kind] for kind in OUTPUTS if kind in kinds]
+    with ExitStack() as files:
+        paths = {kind: files.enter_context(atomic_path(folder / OUTPUTS[kind])) for kind in kinds}
+        writers = []
+        if "parquet" in kinds:
+            metadata = {**geo_metadata(), b"nucsam": json.dumps(dict(facts)).encode()}
+            schema = SCHEMA.with_metadata(metadata)
+            parquet = files.enter_context(pq.ParquetWriter(paths["parquet"], schema, compression="zstd"))
+            writers.append(lambda table: parquet.write_table(table.replace_schema_metadata(metadata)))
+        if "csv" in kinds:
+            text = files.enter_context(_gzip(paths["csv"]))
+            columns = [column for column in SCHEMA.names if column not in _NO_TABLE]
+            text.write((",".join(columns) + "\n").encode())
+            options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="none")
+            writers.append(lambda table: pyarrow.csv.write_csv(_plain(table.select(columns)), text, options))
+        if "geojson" in kinds:
+            geojson = files.enter_context(
+                _feature_collection(paths["geojson"], name, facts["geojson_origin"])
+            )
+            writers.append(geojson)
+        for table in shards:
+            summary.add(table)
+            for write in writers:
+                write(table)
+    return names
+
+
+@contextmanager
+def _feature_collection(path: Path, name: str, origin: Sequence[float]) -> Iterator[Any]:
+    """Give a function that appends a table's nuclei to a gzipped GeoJSON file for QuPath."""
+    with _gzip(path) as file:
+        file.write(b'{"type":"FeatureCollection","features":[')
+        state = {"separator": b"\n"}
+        classes = _Quoted()
+
+        def write(table: pa.Table) -> None:
+            outlines = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+            if any(origin):
+                outlines = shapely.transform(outlines, lambda corners: corners - np.asarray(origin))
+            texts = _geojson_of(outlines)
+            columns = [table[column].to_pylist() for column in (*_MEASUREMENTS, "class_name")]
+            # Formatted by hand: a million objects pass here, and json.dumps takes half of the merge's time.
+            lines = [
+                f'{{"type":"Feature","id":"{_identity(name, number)}","geometry":{text},"properties":{{'
+                f'"objectType":"detection","classification":{{"name":{classes[class_name]}}},"measurements":{{'
+                f'"id":{number},"area_um2":{area:.4f},"perimeter_um":{perimeter:.4f},"eccentricity":{eccentricity:.4f},'
+                f'"score":{score:.4f}}}}}}}'
+                for text, number, area, perimeter, eccentricity, score, class_name in zip(
+                    texts, *columns, strict=True
+                )
+            ]
+            if lines:
+                file.write(state["separator"] + ",\n".join(lines).encode())
+                state["separator"] = b",\n"
+
+        yield write
+        file.write(b"\n]}\n")
+
+
+def _geojson_of(outlines: np.ndarray) -> list[str]:
+    """Return each outline as GeoJSON; simple ones are formatted here, ten times as fast as by shapely."""
+    corners, owners = shapely.get_coordinates(outlines, return_index=True)
+    whole = bool((corners == np.round(corners)).all())
+    # One flat list: a list per corner would keep the garbage collector busy.
+    numbers = (corners.astype(np.int64) if whole else corners).ravel().tolist()
+    pair = "[%d,%d]" if whole else "[%.2f,%.2f]"
+    ends = np.searchsorted(owners, np.arange(len(outlines) + 1)).tolist()
+    simple = (shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON) & (
+        shapely.get_num_interior_rings(outlines) == 0
+    )
+    return [
+        '{"type":"Polygon","coordinates":[['
+        + ",".join([pair] * (end - first)) % tuple(numbers[2 * first : 2 * end])
+        + "]]}"
+        if is_simple
+        else shapely.to_geojson(outline)
+        for outline, first, end, is_simple in zip(outlines, ends, ends[1:], simple.tolist(), strict=False)
+    ]
+
+
+class _Quoted(dict[str, str]):
+    """Texts as JSON, each made once."""
+
+    def __missing__(self, text: str) -> str:
+        self[text] = json.dumps(text)
+        return self[text]
+
+
+def _identity(name: str, number: int) -> str:
+    """Return the UUID (version 5) of a nucleus, as ``uuid.uuid5`` gives it, in a third of its time."""
+    digest = hashlib.sha1(
+        _ID_NAMESPACE.bytes + f"{name}/{number}".encode(), usedforsecurity=False
+    ).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+
+
+@contextmanager
+def _gzip(path: Path) -> Iterator[IO[bytes]]:
+    """Open a gzip file without name and time in it, so that equal content gives equal bytes."""
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
+        yield file  # type: ignore[misc]
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    at = table.schema.get_field_index("class_name")
+    return table.set_column(at, "class_name", table["class_name"].cast(pa.string()))
+
+
+def write_pictures(folder: Path, thumbnail: np.ndarray, summary: Summary) -> list[str]:
+    """Write the thumbnail with the nuclei's density on it, and the density alone with its scale."""
+    window = max(1, round(100 / summary.um_per_pixel))
+    per_mm2 = cv2.blur(summary.counts.astype(np.float32), (window, window), borderType=cv2.BORDER_CONSTANT)
+    per_mm2 /= (summary.um_per_pixel / 1000) ** 2
+    top = max(float(np.quantile(per_mm2[per_mm2 > 0], 0.99)) if (per_mm2 > 0).any() else 1.0, 1.0)
+    levels = (np.clip(per_mm2 / top, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    weight = (0.6 * levels / 255.0)[..., None]
+    overlay = (thumbnail * (1 - weight) + colours * weight).astype(np.uint8)
+    write_png(folder / "overlay.png", _with_scale(overlay, summary.um_per_pixel, f"{summary.nuclei} nuclei"))
+    words = f"yellow: {top:.0f} nuclei/mm2"
+    write_png(folder / "density.png", _with_scale(colours, summary.um_per_pixel, words))
+    return ["overlay.png", "density.png"]
+
+
+def _with_scale(picture: np.ndarray, um_per_pixel: float, words: str) -> np.ndarray:
+    """Return a picture at least 480 pixels wide with a strip below it: a scale bar and a few words."""
+    zoom = max(1, -(-480 // picture.shape[1]))
+    picture = np.repeat(np.repeat(picture, zoom, axis=0), zoom, axis=1)
+    width = picture.shape[1]
+    um = next(
+        um
+        for um in (5000, 2000, 1000, 500, 200, 100, 50)
+        if um / um_per_pixel * zoom <= width / 3 or um == 50
+    )
+    bar = round(um / um_per_pixel * zoom)
+    strip = np.full((36, width, 3), 255, dtype=np.uint8)
+    strip[10:14, 10 : 10 + bar] = 0
+    label = f"{um / 1000:g} mm" if um >= 1000 else f"{um} um"
+    for text, x in ((label, 10), (words, width // 3 + 40)):
+        cv2.putText(strip, text, (x, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([picture, strip])
+
+
+def write_statistics(folder: Path, document: Mapping[str, Any]) -> list[str]:
+    """Write ``statistics.json``."""
+    write_json(folder / "statistics.json", document)
+    return ["statistics.json"]
+
+
+def _wilson(count: int, total: int) -> list[float]:
+    """Return the 95 % interval of a share by Wilson's formula."""
+    z2 = 1.96**2
+    centre = (count + z2 / 2) / (total + z2)
+    half = 1.96 / (total + z2) * np.sqrt(count * (total - count) / total + z2 / 4)
+    return [round(max(0.0, centre - half), 6), round(min(1.0, centre + half), 6)]

@@ -1,0 +1,324 @@
+"""Slides as pyramids from which any rectangle can be read, whichever library opens the file."""
+
+import hashlib
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+
+from nucsam_monai.io import read_image
+from nucsam_monai.utils.errors import ImageReadError
+
+_SAMPLE_BYTES = 1 << 20
+_CM_PER_UNIT = {"centimeter": 1.0, "centimetre": 1.0, "inch": 2.54}
+_UM_PER_UNIT = {"\N{MICRO SIGN}m": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "nm": 1e-3, "mm": 1e3}
+_PLAUSIBLE_MPP = (0.05, 5.0)
+_INSTALL = "Install them with: pip install 'nucsam-monai[slides]'."
+
+
+class SlideError(ImageReadError):
+    """A slide cannot be opened or lacks what its segmentation needs."""
+
+
+class SlideMetadataError(SlideError):
+    """The micrometres per pixel of a slide are unknown or implausible."""
+
+
+class Level(NamedTuple):
+    """One resolution of a slide: its size in own pixels, and how many level-0 pixels one of them spans."""
+
+    width: int
+    height: int
+    downsample: float
+
+
+class Mpp(NamedTuple):
+    """Micrometres per pixel at level 0, and where the number comes from."""
+
+    value: float
+    source: str
+
+
+class SlideReader(ABC):
+    """A slide that is open in this process.
+
+    Attributes:
+        path: the file.
+        levels: its resolutions, the finest first.
+        properties: what the file says about itself.
+        bounds: the scanned part ``(x, y, width, height)`` in pixels of level 0.
+    """
+
+    path: Path
+    levels: tuple[Level, ...]
+    properties: dict[str, str]
+    bounds: tuple[int, int, int, int]
+
+    @abstractmethod
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return a rectangle inside of a level, ``(height, width, 3)`` uint8."""
+
+    @abstractmethod
+    def reopen(self) -> None:
+        """Open the file once more: after an error some libraries refuse all that follows."""
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return ``(height, width, 3)`` uint8 RGB; ``x`` and ``y`` are pixels of the level, outside is white.
+
+        Raises:
+            SlideError: the rectangle cannot be decoded, also not with the file opened once more.
+        """
+        result = np.full((height, width, 3), 255, dtype=np.uint8)
+        size = self.levels[level]
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + width, size.width), min(y + height, size.height)
+        if left >= right or top >= bottom:
+            return result
+        try:
+            pixels = self._pixels(level, left, top, right - left, bottom - top)
+        except Exception:  # noqa: BLE001 - each library has its own errors
+            try:
+                self.reopen()
+                pixels = self._pixels(level, left, top, right - left, bottom - top)
+            except Exception as error:
+                raise SlideError(
+                    f"{self.path}: level {level}, x {left}, y {top}: unreadable ({error})."
+                ) from error
+        result[top - y : bottom - y, left - x : right - x] = pixels
+        return result
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """Micrometres per pixel as the file gives them; None where it does not."""
+        return mpp_of_properties(self.properties)
+
+
+class OpenSlideReader(SlideReader):
+    """A slide of a scanner, or a pyramid of TIFF, opened by OpenSlide."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reopen()
+        slide = self._slide
+        sizes, scales = slide.level_dimensions, slide.level_downsamples
+        self.levels = tuple(Level(size[0], size[1], scale) for size, scale in zip(sizes, scales, strict=True))
+        self.properties = dict(slide.properties)
+        whole = (0, 0, *slide.dimensions)
+        names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+        self.bounds = tuple(int(self.properties.get(n, w)) for n, w in zip(names, whole, strict=True))  # type: ignore[assignment]
+
+    def reopen(self) -> None:
+        """See :meth:`SlideReader.reopen`."""
+        import openslide
+
+        self._slide = openslide.OpenSlide(str(self.path))
+
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        scale = self.levels[level].downsample
+        rgba = np.asarray(
+            self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
+        )
+        opaque = rgba[..., 3:] > 0  # what was not scanned is transparent
+        return np.where(opaque, rgba[..., :3], np.uint8(255))
+
+
+class TiffSlideReader(SlideReader):
+    """An OME-TIFF with its pyramid, which OpenSlide does not see, opened by tiffslide."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reopen()
+        sizes, scales = self._slide.level_dimensions, self._slide.level_downsamples
+        self.levels = tuple(
+            Level(size[0], size[1], float(scale)) for size, scale in zip(sizes, scales, strict=True)
+        )
+        self.properties = {
+            key: str(value) for key, value in self._slide.properties.items() if value is not None
+        }
+        with tifffile.TiffFile(path) as file:
+            self.properties |= _physical_size(file.ome_metadata or "")
+        self.bounds = (0, 0, self.levels[0].width, self.levels[0].height)
+
+    def reopen(self) -> None:
+        """See :meth:`SlideReader.reopen`."""
+        import tiffslide
+
+        self._slide = tiffslide.TiffSlide(str(self.path))
+
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        scale = self.levels[level].downsample
+        corner = (round(x * scale), round(y * scale))
+        return np.asarray(self._slide.read_region(corner, level, (width, height), as_array=True))[..., :3]
+
+
+class ImageReader(SlideReader):
+    """A plain image as a slide of one level, kept in memory.
+
+    Args:
+        path: the file.
+        pixels: ``(H, W, 3)`` uint8 in place of the file's.
+        mpp: of the image, where it is known.
+    """
+
+    def __init__(self, path: Path, pixels: np.ndarray | None = None, mpp: float | None = None) -> None:
+        self.path = path
+        self._image = read_image(path) if pixels is None else pixels
+        height, width = self._image.shape[:2]
+        self.levels = (Level(width, height, 1.0),)
+        self.properties = {} if mpp is None else {"openslide.mpp-x": str(mpp), "openslide.mpp-y": str(mpp)}
+        if mpp is None and _is_tiff(path):
+            self.properties = _resolution_tags(path)
+        self.bounds = (0, 0, width, height)
+
+    def reopen(self) -> None:
+        """See :meth:`SlideReader.reopen`; nothing is open."""
+
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        return self._image[y : y + height, x : x + width]
+
+
+def open_slide(path: Path | str) -> SlideReader:
+    """Open a slide or a plain image with the library that its content asks for.
+
+    OME-TIFF and pyramids in SubIFDs go to tiffslide, everything else that OpenSlide recognises to OpenSlide, and the
+    rest is read as a plain image.
+
+    Raises:
+        SlideError: the file is missing, damaged, not 8-bit RGB, or its library is not installed.
+    """
+    path = Path(path)
+    if not path.is_file() and not path.is_dir():
+        raise SlideError(f"{path}: no such file. Pass the path of a slide.")
+    try:
+        if _is_tiff(path) and _has_sub_levels(path):
+            return TiffSlideReader(path)
+        import openslide
+    except ImportError as error:
+        raise SlideError(f"{path}: a library for slides is missing ({error.name}). {_INSTALL}") from error
+    try:
+        if openslide.OpenSlide.detect_format(str(path)) is not None:
+            return OpenSlideReader(path)
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path}: OpenSlide cannot open it ({error}). Copy the file again.") from error
+    return ImageReader(path)
+
+
+def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:
+    """Return the micrometres per pixel of level 0: those given, else the file's, never a guess.
+
+    Raises:
+        SlideMetadataError: neither is there, or the value is outside of 0.05 to 5 um.
+    """
+    found = Mpp(float(given), "given") if given is not None else reader.mpp
+    if found is None:
+        words = ("mpp", "resolution", "apppower", "appmag", "objective")
+        seen = [
+            f"{k}={v}" for k, v in sorted(reader.properties.items()) if any(w in k.lower() for w in words)
+        ]
+        raise SlideMetadataError(
+            f"{reader.path}: no micrometres per pixel (keys seen: {', '.join(seen) or 'none'}). "
+            "Pass --mpp, for example --mpp 0.25."
+        )
+    if not _PLAUSIBLE_MPP[0] <= found.value <= _PLAUSIBLE_MPP[1]:
+        raise SlideMetadataError(
+            f"{reader.path}: {found.value:g} um/px ({found.source}), expected {_PLAUSIBLE_MPP[0]} to "
+            f"{_PLAUSIBLE_MPP[1]}. Pass --mpp with the true value."
+        )
+    return found
+
+
+def mpp_of_properties(properties: Mapping[str, str]) -> Mpp | None:
+    """Return what a slide's properties say: the vendor's value, else the resolution tags of TIFF with a unit."""
+    for prefix in ("openslide.mpp", "tiffslide.mpp", "ome.mpp"):
+        x, y = (_number(properties.get(f"{prefix}-{axis}")) for axis in "xy")
+        if x and y:
+            return _square(x, y, f"{prefix}-x")
+    unit = str(properties.get("tiff.ResolutionUnit", "")).lower().rpartition(".")[2]
+    x, y = (_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
+    if unit in _CM_PER_UNIT and x and y:
+        um = 1e4 * _CM_PER_UNIT[unit]
+        found = _square(um / x, um / y, "tiff.XResolution")
+        # 72 or 300 dots per inch is what programs write that know nothing of micrometres.
+        return found if found and _PLAUSIBLE_MPP[0] <= found.value <= _PLAUSIBLE_MPP[1] else None
+    return None
+
+
+def fingerprint(path: Path) -> str:
+    """Return a digest of a slide's size, first and last megabyte, which a copy shares."""
+    if path.is_dir():
+        return hashlib.sha256("\n".join(sorted(p.name for p in path.iterdir())).encode()).hexdigest()
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_SAMPLE_BYTES))
+        file.seek(max(0, size - _SAMPLE_BYTES))
+        digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _square(x: float, y: float, source: str) -> Mpp | None:
+    """Return the mean of both axes; None where they differ by more than 1 %, for pixels are square here."""
+    return Mpp((x + y) / 2, source) if math.isclose(x, y, rel_tol=0.01) else None
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _is_tiff(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _has_sub_levels(path: Path) -> bool:
+    """Return whether a TIFF is OME or holds its pyramid in SubIFDs; refuse what is not 8-bit."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            if not isinstance(page, tifffile.TiffPage):
+                return False
+            if page.is_tiled and page.dtype != np.uint8:
+                raise SlideError(
+                    f"{path}: pixels of type {page.dtype}, expected 8-bit RGB. Convert it to 8 bits with one "
+                    "intensity range for the whole slide."
+                )
+            return bool(page.is_tiled and (file.is_ome or page.subifds))
+    except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
+        raise SlideError(f"{path}: damaged TIFF ({error}). Copy the file again.") from error
+
+
+def _physical_size(xml: str) -> dict[str, str]:
+    """Return the micrometres per pixel of the first image that an OME-XML describes."""
+    found: dict[str, str] = {}
+    for axis in "XY":
+        size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', xml)
+        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', xml)
+        factor = _UM_PER_UNIT.get(unit.group(1) if unit else "\N{MICRO SIGN}m")
+        number = _number(size.group(1)) if size else None
+        if factor and number:
+            found[f"ome.mpp-{axis.lower()}"] = str(number * factor)
+    return found
+
+
+def _resolution_tags(path: Path) -> dict[str, str]:
+    """Return the resolution tags of a plain TIFF under OpenSlide's names."""
+    with tifffile.TiffFile(path) as file:
+        tags = file.pages[0].tags  # type: ignore[union-attr]
+        found: dict[str, str] = {}
+        for name in ("XResolution", "YResolution"):
+            if name in tags and tags[name].value[1]:
+                found[f"tiff.{name}"] = str(tags[name].value[0] / tags[name].value[1])
+        if "ResolutionUnit" in tags:
+            found["tiff.ResolutionUnit"] = tags["ResolutionUnit"].value.name.lower()
+        return found

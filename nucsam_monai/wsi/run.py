@@ -1,0 +1,414 @@
+"""Segment a slide or a cohort: plan, shards, merge; a run that was killed is continued by running it again."""
+
+import csv
+import io
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nucsam_monai.utils.errors import NucSAMError
+from nucsam_monai.utils.files import atomic_path, sha256_of_file
+from nucsam_monai.wsi.grid import (
+    BLOCK_PX,
+    Lattice,
+    Shard,
+    WorkingGrid,
+    active_cells,
+    cut_shards,
+    read_grid,
+    spread,
+    thumbnail,
+    working_grid,
+)
+from nucsam_monai.wsi.journal import Journal
+from nucsam_monai.wsi.merge import merged_shards
+from nucsam_monai.wsi.outputs import OUTPUTS, Summary, write_nuclei, write_pictures, write_statistics
+from nucsam_monai.wsi.readers import SlideError, SlideReader, fingerprint, mpp_of_slide, open_slide
+from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask, finish, infer
+from nucsam_monai.wsi.tissue import draw_region, given_mask, read_region, tissue_mask
+
+logger = logging.getLogger(__name__)
+
+MASK_MPP = 8.0
+MOST_UNREADABLE = 0.01
+"""Share of the segmented area that may be unreadable; beyond it the slide has failed."""
+
+_SAMPLED_CELLS = 48
+_IN_FLIGHT = 2
+_ATTEMPTS = 2
+_LOG_S = 60.0
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """What the result of a slide depends on besides the network.
+
+    Attributes:
+        mpp: micrometres per pixel at level 0, for files that lack them.
+        model_mpp: that the network was trained at.
+        mpp_tolerance: a level this near to ``model_mpp`` is read as it is.
+        mask: ``otsu``, ``all``, or the path of a mask image of the whole slide.
+        region: GeoJSON file with the region to segment, in pixels of level 0.
+        shard_px: side of a shard's core on the grid, about.
+        max_nucleus_um: nuclei up to this size are seen whole by the shard that owns them.
+        outputs: keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`.
+    """
+
+    mpp: float | None = None
+    model_mpp: float = 0.25
+    mpp_tolerance: float = 0.05
+    mask: str = "otsu"
+    region: str | None = None
+    shard_px: int = 4032
+    max_nucleus_um: float = 30.0
+    outputs: tuple[str, ...] = tuple(OUTPUTS)
+
+
+@dataclass(frozen=True)
+class Method:
+    """The network as the plan of a slide knows it.
+
+    Attributes:
+        facts: what identifies it: bundle, digest of weights and configuration, options.
+        tile_px: side of its tiles.
+        overlap_px: that neighbouring tiles have in common.
+        own_statistics: whether it normalises an image by the image's own mean and standard deviation; on a slide
+            these are taken once, from tissue all over it.
+        build: returns what segments regions, for the mean and standard deviation of the slide or None.
+    """
+
+    facts: Mapping[str, Any]
+    tile_px: int
+    overlap_px: int
+    own_statistics: bool
+    build: Callable[[tuple[float, float] | None], RegionSegmenter] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """How a slide ended: ``done``, ``done_empty``, ``partial``, ``failed`` or ``refused``, and the folder with it."""
+
+    slide: str
+    status: str
+    nuclei: int = 0
+    mm2: float = 0.0
+    seconds: float = 0.0
+    message: str = ""
+    folder: str = ""
+
+
+def segment_slide(
+    path: Path | str,
+    output_dir: Path | str,
+    method: Method,
+    options: SlideOptions,
+    *,
+    overwrite: bool = False,
+) -> SlideResult:
+    """Segment a slide into ``<output_dir>/<name of the slide>``; a finished one is left as it is.
+
+    Raises:
+        SlideError: the slide cannot be read, or too much of it.
+        ConfigurationError: the folder holds a run with other options, or another run works in it.
+    """
+    start = time.perf_counter()
+    path = Path(path)
+    journal = Journal(Path(output_dir) / path.stem)
+    with journal.locked():
+        if overwrite:
+            journal.clear()
+        task, shards = prepare(path, journal, method, options)
+        if not journal.is_finished():
+            segment_shards(journal, task, method, pending(journal, shards))
+            merge_slide(journal)
+    return result_of(journal, time.perf_counter() - start)
+
+
+def prepare(
+    path: Path, journal: Journal, method: Method, options: SlideOptions
+) -> tuple[ShardTask, list[Shard]]:
+    """Read the plan in the folder, or make it: grid, tissue, statistics; return what the shards need and the shards."""
+    reader = open_slide(path)
+    mpp = mpp_of_slide(reader, options.mpp)
+    request = {
+        "slide": {"name": path.name, "fingerprint": fingerprint(path)},
+        "mpp": {"value": mpp.value, "source": mpp.source},
+        "method": dict(method.facts),
+        "options": _request_of(options),
+    }
+    journal.check(request)
+    grid = working_grid(reader, mpp.value, options.model_mpp, options.mpp_tolerance)
+    lattice = Lattice.of(method.tile_px, method.overlap_px, options.max_nucleus_um / grid.mpp)
+    if journal.plan is None:
+        small = thumbnail(reader, mpp.value, MASK_MPP)
+        mask = _mask_of(reader, small, mpp.value, options)
+        cells = active_cells(mask, MASK_MPP, grid, lattice)
+        statistics = _statistics(reader, grid, lattice, cells) if method.own_statistics else None
+        plan: dict[str, Any] = {
+            "request": request,
+            "grid": asdict(grid),
+            "lattice": asdict(lattice),
+            "statistics": statistics,
+        }
+        side = max(1, round(options.shard_px / lattice.stride_px))
+        plan |= {"shard_cells": side, "tissue_mm2": _mm2(mask), "bounds": reader.bounds}
+        journal.write_plan(plan, mask, cells, small)
+    cells = journal.cells()
+    region = None if options.region is None else read_region(Path(options.region))
+    shards = cut_shards(cells, int((journal.plan or {})["shard_cells"]))
+    return ShardTask(reader, grid, lattice, cells, region), shards
+
+
+def pending(journal: Journal, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards that are not done."""
+    digest = journal.digest
+    return [shard for shard in shards if not journal.is_done(shard.index, digest)]
+
+
+def segment_shards(journal: Journal, task: ShardTask, method: Method, shards: Sequence[Shard]) -> None:
+    """Segment shards one after the other; reading and post-processing of others run at the same time.
+
+    A shard that fails is tried again at the end.
+
+    Raises:
+        SlideError: a shard failed twice.
+    """
+    plan = journal.plan or {}
+    digest = journal.digest
+    left, failed = list(shards), []
+    segmenter = method.build(plan["statistics"] and tuple(plan["statistics"])) if left else None
+    for _ in range(_ATTEMPTS):
+        failed = _one_pass(journal, task, segmenter, left, digest) if segmenter is not None else []
+        left = failed
+        if not left:
+            return
+    reason = json.loads(journal.failed_file(failed[0].index).read_text(encoding="utf-8"))
+    raise SlideError(
+        f"{task.reader.path}: {len(failed)} of its shards failed {_ATTEMPTS} times: "
+        f"{reason['error']}: {reason['message']}"
+    )
+
+
+def _one_pass(
+    journal: Journal, task: ShardTask, segmenter: RegionSegmenter, shards: Sequence[Shard], digest: str
+) -> list[Shard]:
+    failed: list[Shard] = []
+    reads: deque[tuple[Shard, Future[Any]]] = deque()
+    ends: deque[tuple[Shard, Future[None]]] = deque()
+    progress = _Progress(task, shards)
+
+    def end(shard: Shard, read: Any, maps: Any, seconds: dict[str, float]) -> None:
+        table, facts = finish(task, segmenter, shard, read, maps, seconds)
+        journal.write_shard(shard.index, table, {"plan": digest, **facts})
+
+    def settle() -> None:
+        shard, future = ends.popleft()
+        try:
+            future.result()
+        except OSError:  # of the output folder: nothing can be written, so nothing is gained by going on
+            raise
+        except Exception as error:  # noqa: BLE001 - one shard must not end the others
+            failed.append(shard)
+            journal.write_failure(shard.index, error)
+        progress.done(shard)
+
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as ending:
+        waiting = iter(shards)
+        for shard in waiting:
+            reads.append((shard, reading.submit(task.read, shard)))
+            if len(reads) < _IN_FLIGHT:
+                continue
+            _infer_next(reads, ends, segmenter, ending, end, progress)
+            if len(ends) >= _IN_FLIGHT:
+                settle()
+        while reads:
+            _infer_next(reads, ends, segmenter, ending, end, progress)
+        while ends:
+            settle()
+    progress.close()
+    return failed
+
+
+def _infer_next(
+    reads: Any, ends: Any, segmenter: RegionSegmenter, ending: Any, end: Any, progress: Any
+) -> None:
+    """Run the network on the next region that was read, and hand its maps on."""
+    shard, future = reads.popleft()
+    start = time.perf_counter()
+    try:
+        read = future.result()
+        waited = time.perf_counter() - start
+        maps, network_s = infer(segmenter, read)
+    except Exception as error:  # noqa: BLE001 - noted with the shard, when its turn comes
+        failure: Future[None] = Future()
+        failure.set_exception(error if not isinstance(error, OSError) else SlideError(str(error)))
+        ends.append((shard, failure))
+        return
+    progress.network_s += network_s
+    seconds = {"waited": waited, "network": network_s}
+    ends.append((shard, ending.submit(end, shard, read, maps, seconds)))
+
+
+class _Progress:
+    """A bar in mm2, and a line a minute in the log with speed, time left and the network's share."""
+
+    def __init__(self, task: ShardTask, shards: Sequence[Shard]) -> None:
+        self.task, self.network_s, self.finished = task, 0.0, 0.0
+        self.total = sum(self._mm2(shard) for shard in shards)
+        self.start = self.logged = time.perf_counter()
+        self.bar = tqdm(total=round(self.total, 3), unit="mm2", desc=task.reader.path.name, disable=None)
+
+    def _mm2(self, shard: Shard) -> float:
+        return shard.columns * shard.rows * (self.task.lattice.stride_px * self.task.grid.mpp / 1000) ** 2
+
+    def done(self, shard: Shard) -> None:
+        self.finished += self._mm2(shard)
+        self.bar.update(round(self._mm2(shard), 3))
+        now = time.perf_counter()
+        if now - self.logged >= _LOG_S:
+            self.logged = now
+            pace = (now - self.start) / self.finished
+            logger.info(
+                "%s: %.2f of %.2f mm2, %.1f s/mm2, %.0f min left, network busy %.0f %%",
+                *(self.task.reader.path.name, self.finished, self.total, pace),
+                *(pace * (self.total - self.finished) / 60, 100 * self.network_s / (now - self.start)),
+            )
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def merge_slide(journal: Journal) -> None:
+    """Write the outputs of a slide, all of whose shards are done; no network is needed.
+
+    Raises:
+        SlideError: there is no plan, shards are missing, or too much of the slide is unreadable.
+    """
+    plan = journal.plan
+    if plan is None:
+        raise SlideError(f"{journal.folder}: no plan.json. Run the segmentation first.")
+    shards = cut_shards(journal.cells(), plan["shard_cells"])
+    if missing := len(pending(journal, shards)):
+        raise SlideError(f"{journal.folder}: {missing} of {len(shards)} shards are missing. Run it again.")
+    unreadable = {tuple(block) for shard in shards for block in journal.facts(shard.index)["unreadable"]}
+    grid = WorkingGrid(**plan["grid"])
+    area = sum(journal.facts(shard.index)["mm2"] for shard in shards)
+    lost = len(unreadable) * (BLOCK_PX * grid.mpp / 1000) ** 2
+    if lost > MOST_UNREADABLE * area:
+        raise SlideError(
+            f"{journal.folder}: {lost:.3f} of {area:.3f} mm2 are unreadable. Copy the slide again."
+        )
+    request = plan["request"]
+    facts = {"mpp": request["mpp"]["value"], "scale": grid.scale, "geojson_origin": plan["bounds"][:2]}
+    small = journal.thumbnail()
+    summary = Summary(small.shape[:2], MASK_MPP)  # type: ignore[arg-type]
+    tables = merged_shards(journal, len(shards))
+    name = request["slide"]["name"]
+    kinds = request["options"]["outputs"]
+    names = write_nuclei(journal.folder, tables, kinds, name=name, facts=facts, summary=summary)
+    names += write_pictures(journal.folder, small, summary)
+    status = "partial" if unreadable else "done" if summary.nuclei else "done_empty"
+    document = {"slide": name, "status": status, **summary.statistics(plan["tissue_mm2"])}
+    document |= {
+        "unreadable_mm2": lost,
+        "mpp": request["mpp"],
+        "method": request["method"],
+        "plan": journal.digest,
+    }
+    names += write_statistics(journal.folder, document)
+    journal.finish(names)
+
+
+def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
+    """Return how a finished slide ended."""
+    found = json.loads((journal.folder / "statistics.json").read_text(encoding="utf-8"))
+    numbers = (found["nuclei"], found["tissue_mm2"], round(seconds, 1))
+    return SlideResult(found["slide"], found["status"], *numbers, folder=str(journal.folder))
+
+
+def segment_cohort(
+    paths: Sequence[Path], output_dir: Path, segment: Callable[[Path], SlideResult]
+) -> list[SlideResult]:
+    """Segment slides one after the other; one that fails does not stop the others.
+
+    ``cohort.csv`` in the output folder has one row per slide, and is written after each.
+    """
+    results: list[SlideResult] = []
+    for path in tqdm(paths, desc="slides", disable=None):
+        try:
+            result = segment(path)
+        except (NucSAMError, MemoryError) as error:
+            refused = type(error).__name__ == "SlideMetadataError"
+            result = SlideResult(path.name, "refused" if refused else "failed", message=str(error))
+            logger.error("%s", error)
+        results.append(result)
+        write_cohort(output_dir, results)
+    return results
+
+
+def write_cohort(output_dir: Path, results: Sequence[SlideResult]) -> None:
+    """Write ``cohort.csv``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(asdict(SlideResult("", ""))), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in results)
+    with atomic_path(output_dir / "cohort.csv") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _request_of(options: SlideOptions) -> dict[str, Any]:
+    """Return the options as the plan keeps them: files by their digest, so that they may move."""
+    request = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()
+    }
+    if options.region is not None:
+        request["region"] = sha256_of_file(options.region)
+    if options.mask not in ("otsu", "all"):
+        request["mask"] = sha256_of_file(options.mask)
+    return request
+
+
+def _mask_of(reader: SlideReader, small: np.ndarray, mpp: float, options: SlideOptions) -> np.ndarray:
+    """Return where the slide is segmented, ``(h, w)`` bool at :data:`MASK_MPP`."""
+    shape = (small.shape[0], small.shape[1])
+    if options.mask == "all":
+        mask = np.ones(shape, dtype=bool)
+    elif options.mask == "otsu":
+        mask = tissue_mask(small, MASK_MPP, options.max_nucleus_um)
+    else:
+        mask = given_mask(Path(options.mask), shape)
+    scale = MASK_MPP / mpp
+    if options.region is not None:
+        mask &= draw_region(read_region(Path(options.region)), shape, scale)
+    x, y, width, height = (side / scale for side in reader.bounds)
+    outside = np.ones(shape, dtype=bool)
+    outside[math.floor(y) : math.ceil(y + height), math.floor(x) : math.ceil(x + width)] = False
+    return np.asarray(mask & ~outside)
+
+
+def _statistics(reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray) -> list[float]:
+    """Return mean and standard deviation of the tissue over all colours, from cells all over the slide."""
+    s = lattice.stride_px
+    values = [np.zeros(0, dtype=np.uint8)]
+    for row, column in spread([(int(r), int(c)) for r, c in np.argwhere(cells)], _SAMPLED_CELLS):
+        values.append(read_grid(reader, grid, column * s, row * s, s, s).pixels.ravel())
+    counts = np.bincount(np.concatenate(values), minlength=256)
+    if not counts.any():
+        return [0.0, 1.0]
+    grey = np.arange(256)
+    mean = float((counts * grey).sum() / counts.sum())
+    return [mean, float(np.sqrt((counts * (grey - mean) ** 2).sum() / counts.sum()))]
+
+
+def _mm2(mask: np.ndarray) -> float:
+    return float(np.count_nonzero(mask)) * (MASK_MPP / 1000) ** 2

@@ -1,0 +1,216 @@
+"""Segment whole slides with a bundle; run the same command again to continue after a stop.
+
+Examples:
+    python scripts/segment_slides.py run unsam slides/ output/slides
+    python scripts/segment_slides.py run unsam case.svs output/slides --mpp 0.25 --workers 2
+    python scripts/segment_slides.py status output/slides
+    python scripts/segment_slides.py merge output/slides
+    python scripts/segment_slides.py evaluate output/slides/case case_truth.parquet
+"""
+
+import argparse
+import ast
+import logging
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+
+SUFFIXES = (
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".bif",
+    ".vms",
+    ".svslide",
+    ".dcm",
+    ".png",
+    ".jpg",
+)
+EXIT_FAILED, EXIT_WRONG_CALL, EXIT_STOPPED = 3, 2, 143
+
+
+def main() -> int:
+    """Run a command; return 0, 2 for a wrong call, or 3 if some slides failed."""
+    arguments = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        return int(arguments.command(arguments))
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG_CALL
+    except NucSAMError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        print(f"{error.filename or 'output'}: cannot be written ({error.strerror}).", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End at once: what is finished stays, and the next run takes it from there."""
+    print("Stopped. Run the same command again to continue.", file=sys.stderr, flush=True)
+    os._exit(EXIT_STOPPED)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = result.add_subparsers(required=True)
+    run = commands.add_parser("run", help="segment slides")
+    run.add_argument("bundle", help="for example unsam")
+    run.add_argument("input", type=Path, help="a slide, a folder, or a text file with one path per line")
+    run.add_argument("output_dir", type=Path)
+    run.add_argument("--weights", help="short name or path; those that come with the bundle by default")
+    run.add_argument("--device")
+    run.add_argument("--domain")
+    run.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="a key of inference.json"
+    )
+    run.add_argument("--mpp", type=float, help="micrometres per pixel at level 0, for files that lack them")
+    run.add_argument("--model_mpp", type=float, default=0.25, help="that the network was trained at")
+    run.add_argument("--mask", default="otsu", help="otsu, all, or a mask image of the whole slide")
+    run.add_argument("--region", help="GeoJSON with the region to segment")
+    run.add_argument("--shard_px", type=int, default=4032)
+    run.add_argument("--outputs", default="parquet,geojson,csv")
+    run.add_argument("--workers", type=int, default=1, help="processes; more than one needs Dask distributed")
+    run.add_argument("--scheduler", help="address of a running Dask scheduler")
+    run.add_argument("--overwrite", action="store_true")
+    run.set_defaults(command=run_slides)
+    for name, command in (("merge", merge_slides), ("status", show_status)):
+        other = commands.add_parser(name)
+        other.add_argument("output_dir", type=Path)
+        other.set_defaults(command=command)
+    evaluate = commands.add_parser("evaluate", help="compare a slide's nuclei with the truth")
+    evaluate.add_argument("folder", type=Path)
+    evaluate.add_argument("truth", type=Path)
+    evaluate.set_defaults(command=evaluate_slide)
+    return result
+
+
+def run_slides(arguments: argparse.Namespace) -> int:
+    """Segment a slide, a folder or a list."""
+    from nucsam_monai.wsi import SlideOptions, SlideResult, segment_cohort, segment_slide
+    from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+
+    paths = slides_of(arguments.input)
+    options = SlideOptions(
+        mpp=arguments.mpp,
+        model_mpp=arguments.model_mpp,
+        mask=arguments.mask,
+        region=arguments.region,
+        shard_px=arguments.shard_px,
+        outputs=tuple(arguments.outputs.split(",")),
+    )
+    pairs = [option.partition("=")[::2] for option in arguments.option]
+    settings = tuple((key, value_of(value)) for key, value in pairs)
+    names = (arguments.bundle, arguments.weights, settings, arguments.domain, (), arguments.device)
+    source = MethodSource(*names)
+    method = source.load()
+    with ExitStack() as files:
+        several = arguments.workers > 1 or arguments.scheduler is not None
+        client = connect(files, arguments.workers, arguments.scheduler) if several else None
+
+        def segment(path: Path) -> SlideResult:
+            where = (path, arguments.output_dir)
+            if client is None:
+                return segment_slide(*where, method, options, overwrite=arguments.overwrite)
+            return segment_slide_on(
+                client, *where, source, options, method=method, overwrite=arguments.overwrite
+            )
+
+        results = segment_cohort(paths, arguments.output_dir, segment)
+    for result in results:
+        print(
+            f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}"
+        )
+    return EXIT_FAILED if any(result.status in ("failed", "refused") for result in results) else 0
+
+
+def slides_of(path: Path) -> list[Path]:
+    """Return the slides that a path stands for: itself, those of a folder, or the lines of a text file."""
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    elif path.suffix == ".txt":
+        found = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        found = [path]
+    if not found:
+        raise ConfigurationError(f"{path}: no slides in it (looked for {', '.join(SUFFIXES)}).")
+    stems = [file.stem for file in found]
+    if doubled := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise ConfigurationError(
+            f"{path}: several slides are called {doubled[0]}. Segment them into other folders."
+        )
+    return found
+
+
+def merge_slides(arguments: argparse.Namespace) -> int:
+    """Write the outputs of all slides whose shards are done; no network is needed."""
+    from nucsam_monai.wsi import Journal, merge_slide
+
+    for plan in sorted(arguments.output_dir.glob("*/plan.json")):
+        journal = Journal(plan.parent)
+        with journal.locked():
+            merge_slide(journal)
+        print(f"{plan.parent.name}: merged")
+    return 0
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Print for each slide how many of its shards are done."""
+    from nucsam_monai.wsi import Journal
+    from nucsam_monai.wsi.grid import cut_shards
+    from nucsam_monai.wsi.run import pending
+
+    for file in sorted(arguments.output_dir.glob("*/plan.json")):
+        journal = Journal(file.parent)
+        shards = cut_shards(journal.cells(), (journal.plan or {})["shard_cells"])
+        left = {shard.index for shard in pending(journal, shards)}
+        done = [shard.index for shard in shards if shard.index not in left]
+        seconds = sum(sum(journal.facts(index)["seconds"].values()) for index in done)
+        failed = sum(journal.failed_file(index).exists() for index in left)
+        state = (
+            "finished"
+            if journal.is_finished()
+            else f"about {seconds / max(len(done), 1) * len(left):.0f} s left"
+        )
+        print(f"{file.parent.name}: {len(done)} of {len(shards)} shards, {failed} failed, {state}")
+    return 0
+
+
+def evaluate_slide(arguments: argparse.Namespace) -> int:
+    """Print the instance metrics of a slide against the truth, both as outlines."""
+    from nucsam_monai.metrics import instance_metrics_from_table
+    from nucsam_monai.metrics.contingency import ContingencyTable
+    from nucsam_monai.wsi.evaluate import overlaps
+
+    truth, found = arguments.truth, arguments.folder / "nuclei.parquet"
+    metrics = instance_metrics_from_table(ContingencyTable(*overlaps(truth, found)))
+    for name, value in metrics._asdict().items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def value_of(text: str) -> bool | int | float | str | None:
+    """Return the number, switch or None that a text stands for, else the text."""
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, (bool, int, float)) or value is None else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

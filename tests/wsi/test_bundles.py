@@ -1,0 +1,73 @@
+"""Bundles with the weights that ship, on a slide."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from nucsam_monai import load
+from nucsam_monai.io import read_image
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.wsi import SlideOptions
+from nucsam_monai.wsi.bundles import method_of
+from tests.wsi.slides import write_tiff
+
+SAMPLE = Path(__file__).parents[1] / "data" / "samples" / "images" / "breast_cancer.png"
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = read_image(SAMPLE)
+    tissue = np.tile(image, (3, 3, 1))[:520, :520]
+    return write_tiff(tmp_path_factory.mktemp("slide") / "slide.tif", tissue)
+
+
+@pytest.fixture(scope="module")
+def unsam() -> Any:
+    return load("unsam", precision="fp32")
+
+
+def outlines(segmenter: Any, slide: Path, output: Path, shard_px: int) -> list[bytes]:
+    options = SlideOptions(mask="all", shard_px=shard_px, outputs=("parquet",))
+    segmenter.segment_slide(slide, output, slide=options)
+    return sorted(pq.read_table(output / slide.stem / "nuclei.parquet")["geometry"].to_pylist())
+
+
+def test_shards_give_the_nuclei_of_one_pass(unsam: Any, slide: Path, tmp_path: Path) -> None:
+    whole = outlines(unsam, slide, tmp_path / "whole", 4032)
+    assert len(whole) > 20
+    assert outlines(unsam, slide, tmp_path / "shards", 384) == whole
+    mean, std = json.loads((tmp_path / "whole" / "slide" / "plan.json").read_text())["statistics"]
+    assert 0 < std < mean < 255
+
+
+def test_a_region_segmented_in_parts_is_the_image_segmented_at_once(unsam: Any) -> None:
+    """The network and its post-processing apart give what ``segment`` gives together."""
+    image = read_image(SAMPLE)[:256, :256]
+    options = {"diameter": None}
+    expected = unsam.segment(image, **options)
+    found = unsam.nuclei_of_region(unsam.infer_region(image, None, None, **options), **options)
+    np.testing.assert_array_equal(found.instances, expected.instances)
+    mean, std = float(image.mean()), float(image.astype(np.float64).std(ddof=1))
+    told = unsam.nuclei_of_region(unsam.infer_region(image, None, (mean, std), **options), **options)
+    assert len(told) == len(expected)
+
+
+def test_options_that_look_beyond_a_tile_are_refused() -> None:
+    segmenter = load("promptnucseg", neg_test=2)
+    with pytest.raises(ConfigurationError, match="where it is cut"):
+        method_of(segmenter)
+
+
+def test_a_prompted_method_reports_no_nucleus_twice(slide: Path, tmp_path: Path) -> None:
+    options = SlideOptions(mask="all", shard_px=384, outputs=("parquet",))
+    load("promptnucseg").segment_slide(slide, tmp_path, slide=options)
+    table = pq.read_table(tmp_path / "slide" / "nuclei.parquet")
+    places = {
+        (x, y)
+        for x, y in zip(table["centroid_x_um"].to_pylist(), table["centroid_y_um"].to_pylist(), strict=True)
+    }
+    assert len(places) == len(table) > 10
