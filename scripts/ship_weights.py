@@ -8,6 +8,7 @@ Example:
 import hashlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from nucsam_monai.networks.sam import write_half
 logger = logging.getLogger(__name__)
 
 
-def main(checkpoint: str, output: str, **settings: Any) -> None:
+def main(checkpoint: str | Sequence[str], output: str, **settings: Any) -> None:
     """Write the file and log its size and SHA-256, which the model card names.
 
     Args:
-        checkpoint: weights of a training.
+        checkpoint: weights of a training, or of several cycles of one, of which the mean is written.
         output: the file to write.
         settings: values of keys of ``inference.json``, chosen on validation images.
     """
-    write_half(checkpoint, output, settings)
+    write_half([checkpoint] if isinstance(checkpoint, str) else checkpoint, output, settings)
     content = Path(output).read_bytes()
     logger.info("%s: %.1f MB, sha256 %s", output, len(content) / 1e6, hashlib.sha256(content).hexdigest())
 

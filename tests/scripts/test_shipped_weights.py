@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from nucsam_monai import load
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "samples"
@@ -134,3 +137,16 @@ def test_designs_are_ordered_by_their_mean() -> None:
     assert "UN-SAM" in first
     assert second.endswith("| 0.350 |")
     assert "U-shaped" in second
+
+
+def test_of_several_cycles_the_mean_ships(tmp_path: Path) -> None:
+    models = ROOT / "bundles" / "unsam" / "models"
+    sources = [models / "compact.safetensors", models / "compact_he.safetensors"]
+    output = tmp_path / "mean.safetensors"
+    ship_weights.main([str(source) for source in sources], str(output), threshold=0.5)
+    one, other, mean = (load_file(path) for path in (*sources, output))
+    for name in ("decoder.queries.0", "image_encoder.neck.0.weight"):
+        assert torch.equal(mean[name], ((one[name].float() + other[name].float()) / 2).half())
+    foreign = ROOT / "bundles" / "promptnucseg" / "models" / "compact.safetensors"
+    with pytest.raises(CheckpointError, match=r"not weights of the network of .*compact\.safetensors"):
+        ship_weights.main([str(sources[0]), str(foreign)], str(output))

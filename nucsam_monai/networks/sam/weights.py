@@ -404,28 +404,46 @@ def read_header(path: Path | str, method: str | None = None) -> dict[str, str]:
     return header
 
 
-def write_half(source: Path | str, path: Path | str, settings: Mapping[str, Any]) -> None:
+def write_half(sources: Sequence[Path | str], path: Path | str, settings: Mapping[str, Any]) -> None:
     """Write weights in half precision, as they ship: half the size, and equal masks but for rounding.
 
     Args:
-        source: a file of :func:`save_trained`.
+        sources: files of :func:`save_trained`. Of several, cycles of one training for example, the mean is written.
         path: the file to write.
-        settings: what inference is told beside the settings in ``source``; see :func:`with_settings`.
+        settings: what inference is told besides the settings in the first source; see :func:`with_settings`.
 
     Raises:
-        CheckpointError: the source is missing or damaged, or a value is beyond half precision.
+        CheckpointError: a source is missing, damaged or of another network, or a value is beyond half precision.
     """
-    header = read_header(source)
-    known = json.loads(header.get("settings", "{}"))
+    headers, members = (
+        [read_header(source) for source in sources],
+        [read_safetensors(source) for source in sources],
+    )
+    header, known = headers[0], json.loads(headers[0].get("settings", "{}"))
+    if len(sources) > 1:
+        header = _of_network(header)
+        for source, other, member in zip(sources, headers, members, strict=True):
+            if _of_network(other) != header or member.keys() != members[0].keys():
+                raise CheckpointError(
+                    f"{source}: not weights of the network of {sources[0]}. Average cycles of one training."
+                )
     tensors = {}
-    for name, tensor in read_safetensors(source).items():
-        tensors[name] = tensor.half() if tensor.is_floating_point() else tensor
-        if not tensors[name].isfinite().all():
+    for name, tensor in members[0].items():
+        if tensor.is_floating_point():
+            tensor = torch.stack([member[name].float() for member in members]).mean(dim=0).half()
+        if not tensor.isfinite().all():
             raise CheckpointError(
-                f"{source}: '{name}' holds values beyond half precision or NaN. Train again."
+                f"{sources[0]}: '{name}' holds values beyond half precision or NaN. Train again."
             )
+        tensors[name] = tensor
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=with_settings(header, {**known, **settings}))
+
+
+def _of_network(header: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of a header that say which network it is, without its settings and the course of training."""
+    apart = ("settings", "epoch")
+    return {key: value for key, value in header.items() if key not in apart and not key.startswith("val_")}
 
 
 def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
