@@ -1,4 +1,4 @@
-"""Time the metrics on synthetic nuclei, beside slow references and MONAI.
+"""Time the metrics on synthetic nuclei, next to slow references and MONAI.
 
 Example::
 
@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,23 @@ import scipy
 import nucsam_monai
 from nucsam_monai.metrics import (
     DetectionScore,
+    EvaluationSample,
     HovernetDetection,
     InstanceMetrics,
+    LabelPair,
     contingency_table,
+    evaluation_settings,
     foreground_metrics,
     instance_metrics,
-    instance_metrics_from_table,
     match_points,
     match_points_hungarian,
-    table_and_centroids,
+    measure_image,
 )
 from nucsam_monai.metrics.detection import PointMatcher
 from nucsam_monai.utils.files import atomic_path
 from nucsam_monai.utils.machine import processor_name
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references live beside the tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references live next to the tests
 from tests.oracles import metrics_instance as slow_instance
 from tests.oracles import metrics_points as slow_points
 
@@ -93,10 +96,11 @@ def machine() -> dict[str, Any]:
 
 def measure(y: np.ndarray, y_pred: np.ndarray, match: PointMatcher) -> tuple[InstanceMetrics, DetectionScore]:
     """Return AJI, AJI+, DQ, SQ, PQ and the detection scores of one image, from one pass over its pixels."""
-    table, true_xy, pred_xy = table_and_centroids(y, y_pred)
+    pair = LabelPair(y, y_pred)
     detection = HovernetDetection(1, RADIUS_PX, match)
-    detection.update(true_xy, np.zeros(len(true_xy), int), pred_xy, np.zeros(len(pred_xy), int))
-    return instance_metrics_from_table(table), detection.result().detection
+    classes, pred_classes = (np.zeros(len(xy), int) for xy in (pair.y_xy, pair.y_pred_xy))
+    detection.update(pair.y_xy, classes, pair.y_pred_xy, pred_classes)
+    return instance_metrics(pair), detection.result().detection
 
 
 def measure_slowly(y: np.ndarray, y_pred: np.ndarray) -> tuple[tuple[float, ...], int]:
@@ -112,6 +116,8 @@ def benchmark_size(size_px: int, seed: int, repeats: int) -> dict[str, Any]:
     y, y_pred = nuclei(size_px, seed)
     table, few = contingency_table(y, y_pred), max(1, repeats // 5)
     instance, detection = measure(y, y_pred, match_points)
+    sample, everything = EvaluationSample("synthetic", y, y_pred), evaluation_settings(radius_px=RADIUS_PX)
+    no_hd95 = replace(everything, protocols=everything.protocols - {"foreground"})
     return {
         "size_px": size_px,
         "nuclei": len(table.y_ids),
@@ -123,6 +129,8 @@ def benchmark_size(size_px: int, seed: int, repeats: int) -> dict[str, Any]:
         "aji_aji_plus_pq": milliseconds(lambda: instance_metrics(y, y_pred), repeats),
         "with_detection": milliseconds(lambda: measure(y, y_pred, match_points), repeats),
         "with_hungarian": milliseconds(lambda: measure(y, y_pred, match_points_hungarian), few),
+        "measure_image": milliseconds(lambda: measure_image(sample, everything), few),
+        "measure_image_without_foreground": milliseconds(lambda: measure_image(sample, no_hd95), few),
         "dice_iou_pr_hd_hd95": milliseconds(lambda: foreground_metrics(y, y_pred), few),
     }
 
@@ -190,7 +198,7 @@ def main(
 def _print_times(row: dict[str, Any]) -> None:
     for name, times in row.items():
         if isinstance(times, dict) and "min_ms" in times:
-            print(f"  {name:<22} min {times['min_ms']:9.2f} ms   median {times['median_ms']:9.2f} ms")
+            print(f"  {name:<32} min {times['min_ms']:9.2f} ms   median {times['median_ms']:9.2f} ms")
         elif name.endswith("_difference"):
             print(f"  {name:<30} {times:.1e}")
 

@@ -13,10 +13,10 @@ from nucsam_monai.metrics.cumulative import (
     ForegroundMetric,
     InstanceSegmentationMetric,
     LabelMapMetric,
+    PointDetectionMetric,
     PromptedMaskMetric,
     WeightedForegroundMetric,
 )
-from nucsam_monai.metrics.point_detection import PointDetectionMetric
 from nucsam_monai.utils.errors import ConfigurationError
 
 

@@ -1,48 +1,64 @@
 """Metrics of nuclei segmentation on NumPy label maps; importing this package loads neither torch nor MONAI.
 
-The MONAI classes that accumulate these values over a data set are in :mod:`nucsam_monai.metrics.cumulative`.
+The MONAI classes that accumulate these values over a dataset are in :mod:`nucsam_monai.metrics.cumulative`.
 """
 
-from nucsam_monai.metrics.bootstrap import Bootstrap
-from nucsam_monai.metrics.contingency import (
-    ContingencyTable,
-    TableAndCentroids,
-    contingency_table,
-    table_and_centroids,
+from nucsam_monai.metrics.classes import (
+    PanNukeImage,
+    PanNukeScore,
+    PanNukeSummary,
+    PooledPanopticQuality,
+    PooledQuality,
+    TissueQuality,
+    binary_panoptic_quality,
+    class_panoptic_quality,
+    image_mpq,
+    pannuke_summary,
 )
-from nucsam_monai.metrics.detection import GreedyDetection, HovernetDetection
-from nucsam_monai.metrics.detection_score import DetectionResult, DetectionScore
+from nucsam_monai.metrics.detection import (
+    Centroids,
+    DetectionResult,
+    DetectionScore,
+    GreedyDetection,
+    HovernetDetection,
+    centroids_xy,
+    match_points,
+    match_points_hungarian,
+    matching_radius_px,
+)
 from nucsam_monai.metrics.evaluate import evaluate, evaluation_of, evaluation_settings
 from nucsam_monai.metrics.foreground import (
+    FIVE_THRESHOLDS,
     ForegroundCounts,
+    ForegroundMeans,
     ForegroundMetrics,
+    OverlapScores,
     PrecisionRecall,
+    WeightedScores,
+    average_foreground,
     dice,
     f1_mean_pr,
     foreground_counts,
     foreground_metrics,
+    hausdorff_distance,
     iou,
     precision_recall,
-)
-from nucsam_monai.metrics.foreground_variants import (
-    FIVE_THRESHOLDS,
-    ForegroundMeans,
-    OverlapScores,
-    WeightedScores,
-    average_foreground,
     smoothed_overlap,
     threshold_mean,
     weighted_scores,
 )
-from nucsam_monai.metrics.hausdorff import hausdorff_distance
 from nucsam_monai.metrics.instance import (
+    COCO_THRESHOLDS,
     InstanceMetrics,
+    ObjectScores,
     PanopticQuality,
     aggregated_jaccard_index,
     aggregated_jaccard_index_plus,
+    dice2,
     instance_metrics,
-    instance_metrics_from_table,
+    mask_ious,
     matched_ids,
+    object_scores,
     panoptic_quality,
 )
 from nucsam_monai.metrics.measurement import (
@@ -52,30 +68,14 @@ from nucsam_monai.metrics.measurement import (
     majority_classes,
     measure_image,
 )
-from nucsam_monai.metrics.objects import COCO_THRESHOLDS, ObjectScores, dice2, object_scores
+from nucsam_monai.metrics.pair import (
+    ContingencyTable,
+    LabelPair,
+    contingency_table,
+)
 from nucsam_monai.metrics.paired import PairedComparison, compare
-from nucsam_monai.metrics.pannuke import (
-    PanNukeImage,
-    PanNukeScore,
-    PanNukeSummary,
-    TissueQuality,
-    binary_panoptic_quality,
-    class_panoptic_quality,
-    image_mpq,
-    pannuke_summary,
-)
-from nucsam_monai.metrics.points import (
-    Centroids,
-    centroids_xy,
-    match_points,
-    match_points_hungarian,
-    matching_radius_px,
-)
-from nucsam_monai.metrics.pooled import PooledPanopticQuality, PooledQuality
-from nucsam_monai.metrics.prompted import mask_ious
-from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, SkippedImages
-from nucsam_monai.metrics.statistics import Estimate
-from nucsam_monai.metrics.summary import SubsetSummary
+from nucsam_monai.metrics.statistics import Bootstrap, Estimate
+from nucsam_monai.metrics.summary import ClassSummary, DatasetEvaluation, SkippedImages, SubsetSummary
 
 __all__ = [
     "COCO_THRESHOLDS",
@@ -97,6 +97,7 @@ __all__ = [
     "HovernetDetection",
     "ImageMeasurement",
     "InstanceMetrics",
+    "LabelPair",
     "ObjectScores",
     "OverlapScores",
     "PairedComparison",
@@ -109,7 +110,6 @@ __all__ = [
     "PrecisionRecall",
     "SkippedImages",
     "SubsetSummary",
-    "TableAndCentroids",
     "TissueQuality",
     "WeightedScores",
     "aggregated_jaccard_index",
@@ -131,7 +131,6 @@ __all__ = [
     "hausdorff_distance",
     "image_mpq",
     "instance_metrics",
-    "instance_metrics_from_table",
     "iou",
     "majority_classes",
     "mask_ious",
@@ -145,7 +144,6 @@ __all__ = [
     "panoptic_quality",
     "precision_recall",
     "smoothed_overlap",
-    "table_and_centroids",
     "threshold_mean",
     "weighted_scores",
 ]

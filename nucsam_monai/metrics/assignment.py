@@ -1,4 +1,4 @@
-"""One-to-one pairing of what can pair: instances that overlap, points within a radius."""
+"""Pair instances that overlap, or points within a radius, one to one."""
 
 from typing import Any
 
@@ -8,28 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
-from nucsam_monai.metrics.contingency import ContingencyTable
-
-_TIE_WEIGHT = 1e-9
 _LARGEST_DENSE_COMPONENT = 10_000  # elements of the matrix; above, the sparse solver is faster
-
-
-def maximum_iou_assignment(table: ContingencyTable) -> NDArray[np.int64]:
-    """Pair overlapping instances one to one so that the sum of the IoUs is as large as possible.
-
-    Where assignments tie (their IoU sums differ by less than 1e-9) the one that covers the larger total
-    overlap is taken, so that AJI+ doesn't depend on the order of the ids.
-
-    Args:
-        table: areas and overlaps of the two label maps.
-
-    Returns:
-        Indices into the table's overlapping pairs, in rising order. Every pair has IoU > 0; instances
-        without a pair are unmatched.
-    """
-    overlaps = table.overlap_areas_px
-    weights = table.ious() + _TIE_WEIGHT * (overlaps / max(overlaps.sum(), 1))
-    return maximum_weight_assignment(table.overlap_rows, table.overlap_columns, weights)
 
 
 def maximum_weight_assignment(

@@ -4,7 +4,6 @@ They are separate from the package's ``__init__`` because they load torch and MO
 """
 
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -15,10 +14,10 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
 
-from nucsam_monai.metrics.foreground import f1_mean_pr, foreground_metrics
-from nucsam_monai.metrics.foreground_variants import weighted_scores
-from nucsam_monai.metrics.instance import instance_metrics
-from nucsam_monai.metrics.prompted import mask_ious
+from nucsam_monai.metrics.detection import GreedyDetection, detection_result
+from nucsam_monai.metrics.foreground import f1_mean_pr, foreground_metrics, weighted_scores
+from nucsam_monai.metrics.instance import instance_metrics, mask_ious
+from nucsam_monai.metrics.statistics import nan_mean, nan_means
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -54,8 +53,7 @@ class LabelMapMetric(CumulativeIterationMetric):
         Raises:
             ConfigurationError: no image was measured since the last reset.
         """
-        rows = self.rows()
-        return {name: _nan_mean(rows[:, index]) for index, name in enumerate(self.columns)}
+        return dict(zip(self.columns, nan_means(self.rows(), axis=0).tolist(), strict=True))
 
     def rows(self) -> NDArray[np.float64]:
         """Return the ``(images, columns)`` values of all processes.
@@ -66,7 +64,7 @@ class LabelMapMetric(CumulativeIterationMetric):
         buffer = self.get_buffer()
         if buffer is None:
             raise ConfigurationError(
-                f"{type(self).__name__}: no image was measured since the last reset. Check that the data set "
+                f"{type(self).__name__}: no image was measured since the last reset. Check that the dataset "
                 "isn't empty and that the metric is called with every batch."
             )
         return convert_to_numpy(buffer)
@@ -163,7 +161,7 @@ class ForegroundMetric(LabelMapMetric):
 class WeightedForegroundMetric(LabelMapMetric):
     """F1 and IoU of background and foreground weighted by their areas, per image, and their means.
 
-    The tables of eU-Net3+ hold these; see :func:`~nucsam_monai.metrics.foreground_variants.weighted_scores`.
+    The tables of eU-Net3+ hold these; see :func:`~nucsam_monai.metrics.weighted_scores`.
     They lie far above those of the foreground and are never compared with them.
     """
 
@@ -194,7 +192,7 @@ class PromptedMaskMetric(LabelMapMetric):
 
     def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
         """Return the mean IoU of one image's masks ``(n, H, W)`` and one minus it; NaN if there are none."""
-        mean = _nan_mean(mask_ious(y, y_pred))
+        mean = nan_mean(mask_ious(y, y_pred))
         return mean, 1.0 - mean
 
     def _compute_tensor(
@@ -210,6 +208,61 @@ class PromptedMaskMetric(LabelMapMetric):
         return torch.as_tensor(np.asarray([self.measure(*pair) for pair in masks], dtype=np.float64))
 
 
-def _nan_mean(values: NDArray[np.float64]) -> float:
-    valid = values[~np.isnan(values)]
-    return float(valid.mean()) if valid.size else math.nan
+class PointDetectionMetric(LabelMapMetric):
+    """Precision, recall and F1 of all points and the mean F1 of the classes, counted over the whole dataset.
+
+    The protocol is :class:`~nucsam_monai.metrics.GreedyDetection`. Called with lists that hold for each image
+    ``y_pred`` ``(n, 4)`` of x, y, class id and score, and ``y`` ``(G, 3)`` of x, y and class id.
+
+    Args:
+        class_count: number of classes.
+        radius_px: distance up to which a point counts as found.
+
+    Example:
+        >>> metric = PointDetectionMetric(1, radius_px=6)
+        >>> _ = metric(y_pred=[torch.tensor([[5.0, 5, 0, 0.9]])], y=[torch.tensor([[4.0, 5, 0]])])
+        >>> metric.aggregate()["f1"]
+        1.0
+    """
+
+    names = ("precision", "recall", "f1", "class_f1")
+
+    def __init__(self, class_count: int, radius_px: float) -> None:
+        super().__init__()
+        self.protocol = GreedyDetection(class_count, radius_px)
+        subjects = ["all", *map(str, range(class_count))]
+        self.columns = tuple(f"{count}_{subject}" for subject in subjects for count in ("tp", "fp", "fn"))
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return right, false and missed points of one image: of all, then of each class.
+
+        Args:
+            y: ``(G, 3)`` ground truth.
+            y_pred: ``(n, 4)`` prediction.
+        """
+        true_classes, pred_classes = y[:, 2].astype(np.int64), y_pred[:, 2].astype(np.int64)
+        counts = self.protocol.count_image(y[:, :2], true_classes, y_pred[:, :2], pred_classes, y_pred[:, 3])
+        return counts.astype(np.float64).ravel().tolist()
+
+    def aggregate(self) -> dict[str, float]:
+        """Return precision, recall, F1 and the mean F1 of the classes that occur; NaN where nothing was counted.
+
+        Raises:
+            ConfigurationError: no image was measured since the last reset.
+        """
+        counts = self.rows().sum(axis=0).reshape(-1, 3).astype(np.int64)
+        found, classes = detection_result(counts, counts)
+        class_f1 = nan_mean([score.f1 for score in classes])
+        return {"precision": found.precision, "recall": found.recall, "f1": found.f1, "class_f1": class_f1}
+
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if y is None or y.ndim != 3 or y.shape[-1] != 3 or y_pred.ndim != 3 or y_pred.shape[-1] != 4:
+            found = None if y is None else tuple(y.shape)
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected y_pred and y as lists of points (n, 4) and (G, 3), found "
+                f"{tuple(y_pred.shape)} and {found}."
+            )
+        points = zip(convert_to_numpy(y), convert_to_numpy(y_pred), strict=True)
+        return torch.as_tensor(np.asarray([self.measure(*pair) for pair in points], dtype=np.float64))

@@ -1,8 +1,8 @@
-"""Detection and classification scores from centroids, by the two protocols in use.
+"""Detection and classification scores from centroids, and the pairing of points within a radius.
 
-Both count over a whole data set before they divide; images without nuclei add only false detections. They give
-different class scores: a nucleus that is found with the wrong class costs twice in :class:`HovernetDetection`
-(as false positive and as false negative, each with weight 2) and once on either side in
+Two protocols are in use. Both count over a whole dataset before they divide; images without nuclei add only false
+detections. They give different class scores: a nucleus that is found with the wrong class costs twice in
+:class:`HovernetDetection` (as false positive and as false negative, each with weight 2) and once on either side in
 :class:`GreedyDetection`. A ratio without anything to count, such as the recall of a class without ground truth,
 is NaN.
 """
@@ -10,17 +10,248 @@ is NaN.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
 
+from nucsam_monai.metrics.assignment import maximum_weight_assignment
 from nucsam_monai.metrics.classes import as_class_ids, check_class_count
-from nucsam_monai.metrics.detection_score import DetectionResult, detection_result
-from nucsam_monai.metrics.points import as_points, match_points_hungarian, pairs_within
+from nucsam_monai.metrics.pair import as_integer_map, refuse_negative_ids
+from nucsam_monai.metrics.statistics import precision_recall_f1
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.label_runs import areas_px, centroids_xy_of, label_runs, moments, rank_ids
 
 PointMatcher = Callable[[NDArray[np.float64], NDArray[np.float64], float], NDArray[np.int64]]
+
+_RADIUS_PX_AT_40X = 12.0
+_UM_PER_PX_AT_40X = 0.25
+_MOST_DENSE_PAIRS = 10**8  # 800 MB of distances
+_TIE_WEIGHT = 1e-9
+
+
+class Centroids(NamedTuple):
+    """Ids of the ``n`` instances of a label map in rising order, ``(n,)``, and centroids ``(n, 2)`` as x, y."""
+
+    ids: NDArray[Any]
+    xy: NDArray[np.float64]
+
+
+class PointPairs(NamedTuple):
+    """The ``k`` pairs of a true point (row) and a predicted point (column) that lie close enough."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    distances_px: NDArray[np.float64]
+
+
+def matching_radius_px(magnification: float | None = None, mpp: float | None = None) -> float:
+    """Return the radius within which a detected centroid counts as found: 12 px at 40x, 6 px at 20x.
+
+    The radius is 3 micrometres on the slide.
+
+    Args:
+        magnification: objective power, for example 40 (0.25 micrometres per pixel).
+        mpp: micrometres per pixel; it decides where both are given.
+
+    Raises:
+        ConfigurationError: neither is given, or one is not a positive number.
+
+    Example:
+        >>> matching_radius_px(20)
+        6.0
+    """
+    given = {"magnification": magnification, "mpp": mpp}
+    for name, value in given.items():
+        if value is not None and not 0 < value < np.inf:
+            raise ConfigurationError(f"{name}: expected a positive number, found {value}.")
+    if mpp is not None:
+        return _RADIUS_PX_AT_40X * _UM_PER_PX_AT_40X / mpp
+    if magnification is None:
+        raise ConfigurationError(
+            "neither magnification nor mpp is given, so the matching radius is unknown. "
+            "Pass one of them, or a radius in pixels (12 at 40x, 6 at 20x)."
+        )
+    return _RADIUS_PX_AT_40X * magnification / 40
+
+
+def centroids_xy(instances: ArrayLike) -> Centroids:
+    """Return the centre of mass of every instance.
+
+    Args:
+        instances: ``(H, W)`` integer ids >= 0, 0 = background.
+
+    Returns:
+        Ids in rising order and, for each, the mean column (x) and row (y) of its pixels; the centre of the
+        top left pixel is (0, 0).
+
+    Raises:
+        ConfigurationError: ``instances`` is not a label map.
+
+    Example:
+        >>> centroids_xy([[0, 7, 7, 7]]).xy
+        array([[2., 0.]])
+    """
+    labels = as_integer_map("instances", instances)
+    runs = label_runs(labels)
+    values = labels.ravel()[runs.starts]
+    refuse_negative_ids("instances", values)
+    ids, ranks = rank_ids(values)
+    return Centroids(ids, centroids_xy_of(moments(runs), ranks, areas_px(runs, ranks, len(ids))))
+
+
+def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> NDArray[np.int64]:
+    """Pair points by the Hungarian method on all distances, then drop the pairs beyond the radius.
+
+    This is, to the letter, the protocol behind published detection and classification scores of PanNuke. The
+    assignment pairs every point of the smaller set, so a missed nucleus and a false detection that lie far
+    apart can be paired through a chain of neighbours, each of which loses its own close partner and falls out
+    when the radius is applied. Compared with :func:`match_points` it therefore finds fewer pairs where both
+    kinds of error occur.
+
+    Args:
+        true_xy: ``(n, 2)`` ground truth, in pixels.
+        pred_xy: ``(m, 2)`` prediction, in pixels.
+        radius_px: pairs at this distance still count; > 0.
+
+    Returns:
+        ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in rising order.
+
+    Raises:
+        ConfigurationError: the points or the radius are not such values, or there are more than
+            10,000 x 10,000 pairs: the method needs all distances at once and cubic time. Use
+            :func:`match_points` there.
+
+    Source:
+        Graham et al., HoVer-Net, Medical Image Analysis 2019, evaluation of nuclear classification, and its
+        evaluation code.
+    """
+    truth, prediction = _as_points(true_xy, pred_xy, radius_px)
+    if len(truth) * len(prediction) > _MOST_DENSE_PAIRS:
+        raise ConfigurationError(
+            f"{len(truth)} x {len(prediction)} points are too many for the Hungarian method on all distances "
+            f"(limit: {_MOST_DENSE_PAIRS:.0e} pairs). Match image by image, or use match_points."
+        )
+    distances = cdist(truth, prediction)
+    rows, columns = linear_sum_assignment(distances)
+    close = distances[rows, columns] <= radius_px
+    return np.stack((rows[close], columns[close]), axis=1).astype(np.int64)
+
+
+def match_points(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> NDArray[np.int64]:
+    """Pair points within the radius so that the sum of ``min(distance, radius)`` is as small as possible.
+
+    The sum runs over an assignment of every point of the smaller set, as in the Hungarian method, but with all
+    distances cut off at the radius. Beyond it every pair costs the same, so points that are far apart have no
+    influence on each other: the problem is the maximum of ``sum(radius - distance)`` over disjoint pairs within
+    the radius, and that falls apart into the connected components of the graph of such pairs. It is exact, and
+    200,000 points against 200,000 take seconds.
+
+    Without the cut-off this is :func:`match_points_hungarian`, whose pairs differ; see there.
+
+    Args:
+        true_xy: ``(n, 2)`` ground truth, in pixels.
+        pred_xy: ``(m, 2)`` prediction, in pixels.
+        radius_px: pairs at this distance still count; > 0.
+
+    Returns:
+        ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in rising order.
+
+    Raises:
+        ConfigurationError: the points or the radius are not such values.
+
+    Source:
+        Schuhmacher et al., A Consistent Metric for Performance Evaluation of Multi-Object Filters, IEEE
+        Transactions on Signal Processing 2008, section III, for the distance with cut-off.
+
+    Example:
+        >>> match_points([[0, 0], [50, 50]], [[51, 50], [200, 0]], radius_px=12)
+        array([[1, 0]])
+    """
+    pairs = pairs_within(true_xy, pred_xy, radius_px)
+    # a pair on the radius itself gains nothing, yet it counts where both its points are free
+    gains = radius_px * (1 + _TIE_WEIGHT) - pairs.distances_px
+    chosen = maximum_weight_assignment(pairs.rows, pairs.columns, gains)
+    return np.stack((pairs.rows[chosen], pairs.columns[chosen]), axis=1)
+
+
+def pairs_within(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> PointPairs:
+    """Return all pairs of a true and a predicted point within the radius, sorted by both indices.
+
+    Args:
+        true_xy: ``(n, 2)`` ground truth, in pixels.
+        pred_xy: ``(m, 2)`` prediction, in pixels.
+        radius_px: pairs at this distance still count; > 0.
+
+    Raises:
+        ConfigurationError: the points or the radius are not such values.
+    """
+    truth, prediction = _as_points(true_xy, pred_xy, radius_px)
+    if not len(truth) or not len(prediction):
+        return PointPairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    found = KDTree(truth).sparse_distance_matrix(KDTree(prediction), radius_px, output_type="ndarray")
+    found = found[np.lexsort((found["j"], found["i"]))]
+    return PointPairs(found["i"].astype(np.int64), found["j"].astype(np.int64), found["v"])
+
+
+def _as_points(
+    true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    _check_radius(radius_px)
+    return as_points("true_xy", true_xy), as_points("pred_xy", pred_xy)
+
+
+def as_points(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return ``(n, 2)`` float64 points; an empty list has no point.
+
+    Args:
+        name: what an error calls the points.
+        values: ``(n, 2)`` finite x and y.
+
+    Raises:
+        ConfigurationError: the values have another shape or are not finite.
+    """
+    points = np.asarray(values, dtype=np.float64)
+    if points.shape == (0,):
+        return points.reshape(0, 2)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ConfigurationError(f"{name}: expected (n, 2) points as x and y, found shape {points.shape}.")
+    if not np.isfinite(points).all():
+        raise ConfigurationError(
+            f"{name}: {np.count_nonzero(~np.isfinite(points).all(axis=1))} of {len(points)} points are not "
+            "finite. Leave instances without pixels out instead of giving them a centroid."
+        )
+    return points
+
+
+def _check_radius(radius_px: float) -> None:
+    if not 0 < radius_px < math.inf:
+        raise ConfigurationError(f"radius_px: expected a positive number of pixels, found {radius_px}.")
+
+
+class DetectionScore(NamedTuple):
+    """Precision, recall and F1, and how many were right, falsely predicted and missed.
+
+    In the class scores of :class:`~nucsam_monai.metrics.HovernetDetection`, ``fp`` and ``fn`` count confusions
+    and unpaired points once each, although the ratios weigh confusions twice.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    tp: int
+    fp: int
+    fn: int
+
+
+class DetectionResult(NamedTuple):
+    """Scores of a dataset: ``detection`` whatever the class, ``classes`` one per class id."""
+
+    detection: DetectionScore
+    classes: tuple[DetectionScore, ...]
 
 
 class DetectionAccumulator(ABC):
@@ -37,8 +268,7 @@ class DetectionAccumulator(ABC):
 
     def __init__(self, class_count: int, radius_px: float) -> None:
         check_class_count(class_count)
-        if not 0 < radius_px < math.inf:
-            raise ConfigurationError(f"radius_px: expected a positive number of pixels, found {radius_px}.")
+        _check_radius(radius_px)
         self.class_count = class_count
         self.radius_px = radius_px
         self._counts = np.zeros(self._counts_shape(), np.int64)
@@ -51,7 +281,22 @@ class DetectionAccumulator(ABC):
         pred_classes: ArrayLike,
         scores: ArrayLike | None = None,
     ) -> None:
-        """Add one image.
+        """Add one image; see :meth:`count_image` for the arguments.
+
+        Raises:
+            ConfigurationError: shapes don't fit, a class id is out of range, or a value is not finite.
+        """
+        self._counts += self.count_image(true_xy, true_classes, pred_xy, pred_classes, scores)
+
+    def count_image(
+        self,
+        true_xy: ArrayLike,
+        true_classes: ArrayLike,
+        pred_xy: ArrayLike,
+        pred_classes: ArrayLike,
+        scores: ArrayLike | None = None,
+    ) -> NDArray[np.int64]:
+        """Return the counts of one image without adding them; those of several images add up.
 
         Args:
             true_xy: ``(n, 2)`` ground truth, in pixels.
@@ -78,7 +323,7 @@ class DetectionAccumulator(ABC):
                 raise ConfigurationError(f"{name}: expected {expected} values, one per point, found {found}.")
         if np.isnan(confidence).any():
             raise ConfigurationError("scores: found NaN, which has no place in an order. Remove such points.")
-        self._counts += self._count(truth, true_ids, prediction, pred_ids, confidence)
+        return self._count(truth, true_ids, prediction, pred_ids, confidence)
 
     def merge(self, other: "DetectionAccumulator") -> None:
         """Add the images of another accumulator of the same protocol.
@@ -147,8 +392,8 @@ class HovernetDetection(DetectionAccumulator):
         class_count: number of classes; class ids go from 0 to ``class_count - 1``.
         radius_px: pairs at this distance still count.
         match: how points are paired. Published numbers use the default; its cost grows with the cube of the
-            number of nuclei, so for whole slides there is :func:`nucsam_monai.metrics.match_points`, which
-            finds more pairs and must not be compared with published numbers.
+            number of nuclei, so for whole slides there is :func:`match_points`, which finds more pairs and must
+            not be compared with published numbers.
 
     Raises:
         ConfigurationError: ``class_count`` is below 1, or the radius is not a positive number.
@@ -278,3 +523,15 @@ def _take_first_free(
         if not taken[row] and not served[column]:
             taken[row] = served[column] = 1
     return np.frombuffer(served, dtype=np.bool_)
+
+
+def detection_result(weights: NDArray[np.int64], counts: NDArray[np.int64]) -> DetectionResult:
+    """Return the scores of all points, then of each class.
+
+    Args:
+        weights: ``(1 + classes, 3)`` right predictions, false ones and misses as the ratios weigh them.
+        counts: the same, each point counted once.
+    """
+    rows = zip(precision_recall_f1(weights).tolist(), counts.tolist(), strict=True)
+    detection, *classes = (DetectionScore(*ratios, *numbers) for ratios, numbers in rows)
+    return DetectionResult(detection, tuple(classes))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucsam_monai.metrics.bootstrap import Bootstrap
 from nucsam_monai.metrics.measurement import (
     DETECTION_PROTOCOLS,
     PROTOCOLS,
@@ -20,15 +19,20 @@ from nucsam_monai.metrics.measurement import (
     measure_image,
     skip_reason,
 )
-from nucsam_monai.metrics.pooled_statistics import (
+from nucsam_monai.metrics.statistics import Bootstrap, Estimate, Statistic, estimate, mean_statistic
+from nucsam_monai.metrics.summary import (
+    ALL_IMAGES,
+    ClassSummary,
+    DatasetEvaluation,
+    SkippedImages,
     detection_statistic,
     pooled_class_statistic,
     pooled_quality_statistic,
+    resampling_units,
+    summarise,
+    table_statistics,
     tissue_statistic,
 )
-from nucsam_monai.metrics.report import ClassSummary, DatasetEvaluation, SkippedImages
-from nucsam_monai.metrics.statistics import Estimate, Statistic, estimate, mean_statistic
-from nucsam_monai.metrics.summary import ALL_IMAGES, resampling_units, summarise, table_statistics
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.names import distinct_names
 from nucsam_monai.utils.parallel import map_in_order

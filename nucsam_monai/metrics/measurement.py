@@ -7,15 +7,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nucsam_monai.metrics.classes import classes_of, match_per_class
+from nucsam_monai.metrics.classes import classes_of, image_mpq, match_per_class
 from nucsam_monai.metrics.detection import DetectionAccumulator, GreedyDetection, HovernetDetection
-from nucsam_monai.metrics.foreground import foreground_metrics
-from nucsam_monai.metrics.foreground_variants import threshold_mean, weighted_scores
-from nucsam_monai.metrics.instance import instance_metrics, qualities
-from nucsam_monai.metrics.label_maps import as_label_maps
-from nucsam_monai.metrics.objects import dice2, object_scores
-from nucsam_monai.metrics.pannuke import image_mpq
-from nucsam_monai.metrics.points import centroids_xy
+from nucsam_monai.metrics.foreground import foreground_metrics, threshold_mean, weighted_scores
+from nucsam_monai.metrics.instance import dice2, instance_metrics, object_scores, qualities
+from nucsam_monai.metrics.pair import LabelPair, refuse_negative_ids
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 from nucsam_monai.utils.label_runs import majority_values
 
@@ -98,7 +94,7 @@ class ImageMeasurement:
 
 
 def measure_image(sample: EvaluationSample, settings: EvaluationSettings) -> ImageMeasurement:
-    """Measure one image by every protocol of the settings.
+    """Measure one image by every protocol of the settings; its instances are counted once.
 
     Raises:
         ConfigurationError: the label maps do not fit each other, or classes are missing; the message names the
@@ -107,17 +103,21 @@ def measure_image(sample: EvaluationSample, settings: EvaluationSettings) -> Ima
     metrics: dict[str, float] = {}
     counts: dict[str, NDArray[np.float64]] = {}
     try:
+        pair = LabelPair(sample.y, sample.y_pred)
         if "foreground" in settings.protocols:
-            metrics |= _foreground(sample)
+            metrics |= _foreground(pair, sample.probability)
         if "instance" in settings.protocols:
-            metrics |= instance_metrics(sample.y, sample.y_pred)._asdict()
+            metrics |= instance_metrics(pair)._asdict()
         if "objects" in settings.protocols:
-            metrics |= _objects(sample)
-        if "classes" in settings.protocols:
-            counts["classes"] = _class_counts(sample, settings)
-            metrics |= _class_metrics(counts["classes"], settings)
-        if "detection" in settings.protocols:
-            counts |= _detection_counts(sample, settings)
+            metrics |= _objects(pair)
+        if settings.protocols & {"classes", "detection"}:
+            classes = _class_ids(pair, sample, settings)
+            if "classes" in settings.protocols:
+                found = match_per_class(pair, *classes, len(settings.class_names))
+                counts["classes"] = np.column_stack(found).astype(np.float64)
+                metrics |= _class_metrics(counts["classes"], settings)
+            if "detection" in settings.protocols:
+                counts |= _detection_counts(pair, classes, sample.scores, settings)
     except NucSAMError as error:
         raise ConfigurationError(f"image {sample.id}: {error}") from error
     texts = {
@@ -162,35 +162,43 @@ def majority_classes(instances: ArrayLike, class_map: ArrayLike) -> dict[int, in
         >>> majority_classes([[4, 4, 4, 0, 9]], [[1, 3, 3, 1, 0]])
         {4: 2}
     """
-    return {
-        label: value - 1 for label, value in majority_values(*as_label_maps(instances, class_map)).items()
-    }
+    maps = LabelPair(instances, class_map)
+    refuse_negative_ids("instances", maps.y)
+    refuse_negative_ids("class_map", maps.y_pred)
+    return {label: value - 1 for label, value in majority_values(maps.y, maps.y_pred).items()}
 
 
-def _foreground(sample: EvaluationSample) -> dict[str, float]:
-    values = foreground_metrics(sample.y, sample.y_pred)._asdict()
-    values |= weighted_scores(sample.y, sample.y_pred)._asdict()
-    if sample.probability is not None:
-        values |= dict(zip(_THRESHOLD_COLUMNS, threshold_mean(sample.y, sample.probability), strict=True))
+def _foreground(pair: LabelPair, probability: ArrayLike | None) -> dict[str, float]:
+    values = foreground_metrics(pair)._asdict() | weighted_scores(pair)._asdict()
+    if probability is not None:
+        values |= dict(zip(_THRESHOLD_COLUMNS, threshold_mean(pair.y, probability), strict=True))
     return values
 
 
-def _objects(sample: EvaluationSample) -> dict[str, float]:
-    found = object_scores(sample.y, sample.y_pred, OBJECT_THRESHOLDS)
+def _objects(pair: LabelPair) -> dict[str, float]:
+    found = object_scores(pair, thresholds=OBJECT_THRESHOLDS)
     columns = {"object_f1": found.f1, "ap": found.average_precision}
     values = {
         f"{name}_{100 * threshold:.0f}": float(value)
         for name, scores in columns.items()
         for threshold, value in zip(OBJECT_THRESHOLDS, scores, strict=True)
     }
-    return {"dice2": dice2(sample.y, sample.y_pred), **values}
+    return {"dice2": dice2(pair), **values}
 
 
-def _class_counts(sample: EvaluationSample, settings: EvaluationSettings) -> NDArray[np.float64]:
-    """Return ``(classes, 4)``: matches, false predictions, misses and summed IoU of every class."""
-    true, predicted = _classes(sample, settings)
-    found = match_per_class(sample.y, sample.y_pred, true, predicted, len(settings.class_names))
-    return np.column_stack(found).astype(np.float64)
+def _class_ids(
+    pair: LabelPair, sample: EvaluationSample, settings: EvaluationSettings
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the class of every row and of every column of the pair's table; of one class, all have it."""
+    y_ids, y_pred_ids = pair.table.y_ids, pair.table.y_pred_ids
+    class_count = len(settings.class_names)
+    if class_count == 1:
+        return np.zeros(len(y_ids), np.int64), np.zeros(len(y_pred_ids), np.int64)
+    # an image without nuclei may come without classes; for any other the lookup of its ids complains
+    return (
+        classes_of("y_classes", y_ids, sample.y_classes or {}, class_count),
+        classes_of("y_pred_classes", y_pred_ids, sample.y_pred_classes or {}, class_count),
+    )
 
 
 def _class_metrics(counts: NDArray[np.float64], settings: EvaluationSettings) -> dict[str, float]:
@@ -200,21 +208,19 @@ def _class_metrics(counts: NDArray[np.float64], settings: EvaluationSettings) ->
 
 
 def _detection_counts(
-    sample: EvaluationSample, settings: EvaluationSettings
+    pair: LabelPair,
+    classes: tuple[NDArray[np.int64], NDArray[np.int64]],
+    scores: Mapping[int, float] | None,
+    settings: EvaluationSettings,
 ) -> dict[str, NDArray[np.float64]]:
-    class_count = len(settings.class_names)
-    y_classes, y_pred_classes = _classes(sample, settings)
-    true_ids, true_xy = centroids_xy(sample.y)
-    pred_ids, pred_xy = centroids_xy(sample.y_pred)
-    true_classes = classes_of("y_classes", true_ids, y_classes, class_count)
-    pred_classes = classes_of("y_pred_classes", pred_ids, y_pred_classes, class_count)
-    scores = None if sample.scores is None else _scores(pred_ids.tolist(), sample.scores)
-    counts = {}
-    for name, protocol in DETECTION_PROTOCOLS.items():
-        accumulator = protocol(class_count, settings.radius_px or 0)
-        accumulator.update(true_xy, true_classes, pred_xy, pred_classes, scores)
-        counts[name] = accumulator.counts.astype(np.float64)
-    return counts
+    confidence = None if scores is None else _scores(pair.table.y_pred_ids.tolist(), scores)
+    points = pair.y_xy, classes[0], pair.y_pred_xy, classes[1], confidence
+    return {
+        name: protocol(len(settings.class_names), settings.radius_px or 0)
+        .count_image(*points)
+        .astype(np.float64)
+        for name, protocol in DETECTION_PROTOCOLS.items()
+    }
 
 
 def _scores(ids: list[int], scores: Mapping[int, float]) -> NDArray[np.float64]:
@@ -225,13 +231,3 @@ def _scores(ids: list[int], scores: Mapping[int, float]) -> NDArray[np.float64]:
             "Give every id of y_pred a score, or none."
         )
     return np.array([scores[label] for label in ids], dtype=np.float64)
-
-
-def _classes(
-    sample: EvaluationSample, settings: EvaluationSettings
-) -> tuple[Mapping[int, int], Mapping[int, int]]:
-    """Return the classes of both maps; without classes every instance is of the only one."""
-    if len(settings.class_names) > 1:
-        # an image without nuclei may come without classes; for any other the lookup of its ids complains
-        return sample.y_classes or {}, sample.y_pred_classes or {}
-    return dict.fromkeys(np.unique(sample.y).tolist(), 0), dict.fromkeys(np.unique(sample.y_pred).tolist(), 0)

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from nucsam_monai.metrics.bootstrap import Bootstrap
-from nucsam_monai.metrics.statistics import estimate, mean_statistic
+from nucsam_monai.metrics.statistics import Bootstrap, estimate, mean_statistic
 from nucsam_monai.metrics.summary import resampling_units
 from nucsam_monai.utils.errors import ConfigurationError
 

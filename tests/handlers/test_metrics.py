@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nucsam_monai.handlers import ValidationLoss
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
-from nucsam_monai.metrics import instance as instance_module
+from nucsam_monai.metrics import pair as pair_module
 from nucsam_monai.metrics.cumulative import ForegroundMetric, InstanceSegmentationMetric
 from nucsam_monai.transforms import ProbabilityToInstancesd
 from nucsam_monai.utils.errors import ConfigurationError
@@ -56,9 +56,7 @@ def test_one_handler_reports_every_name_from_one_table_per_image() -> None:
     maps = label_maps()
     handler = NamedMetricsHandler(InstanceSegmentationMetric(), keys=KEYS)
     evaluator = evaluator_of(maps, {"val_pq": handler}, [NamedMetricsHandler(ForegroundMetric(), keys=KEYS)])
-    with patch.object(
-        instance_module, "contingency_table", wraps=instance_module.contingency_table
-    ) as counted:
+    with patch.object(pair_module, "label_runs", wraps=pair_module.label_runs) as counted:
         evaluator.run()
     assert counted.call_count == len(maps)
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from nucsam_monai.metrics import ContingencyTable, contingency_table
-from nucsam_monai.metrics.assignment import maximum_iou_assignment
+from nucsam_monai.metrics.pair import maximum_iou_assignment
 
 
 def random_table(rng: np.random.Generator, n: int, m: int, overlaps_per_row: float) -> ContingencyTable:

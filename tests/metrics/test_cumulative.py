@@ -7,13 +7,26 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 
-from nucsam_monai.metrics import f1_mean_pr, foreground_metrics, instance_metrics, weighted_scores
+from nucsam_monai.handlers import NamedMetricsHandler
+from nucsam_monai.metrics import (
+    GreedyDetection,
+    f1_mean_pr,
+    foreground_metrics,
+    instance_metrics,
+    mask_ious,
+    weighted_scores,
+)
 from nucsam_monai.metrics.cumulative import (
     ForegroundMetric,
     InstanceSegmentationMetric,
     LabelMapMetric,
+    PointDetectionMetric,
+    PromptedMaskMetric,
     WeightedForegroundMetric,
 )
 from nucsam_monai.utils.errors import ConfigurationError
@@ -141,3 +154,80 @@ def test_two_processes_average_over_all_images(tmp_path: Path) -> None:
     expected = [*fed(InstanceSegmentationMetric(), pairs(3)).aggregate().values(), 3]
     for rank in range(2):
         np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), expected, rtol=0, atol=1e-12)
+
+
+def random_images(count):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        true, found = rng.integers(0, 9, 2)
+        y = np.column_stack([rng.uniform(0, 40, (true, 2)), rng.integers(0, 3, true)])
+        y_pred = np.column_stack(
+            [rng.uniform(0, 40, (found, 2)), rng.integers(0, 3, found), rng.random(found)]
+        )
+        yield torch.from_numpy(y), torch.from_numpy(y_pred)
+
+
+def test_it_counts_over_the_dataset_like_the_protocol():
+    metric, protocol = PointDetectionMetric(3, radius_px=6), GreedyDetection(3, 6)
+    for y, y_pred in random_images(20):
+        metric(y_pred=[y_pred], y=[y])
+        y, y_pred = y.numpy(), y_pred.numpy()
+        protocol.update(y[:, :2], y[:, 2].astype(int), y_pred[:, :2], y_pred[:, 2].astype(int), y_pred[:, 3])
+    expected = protocol.result()
+    found = metric.aggregate()
+    assert tuple(found) == metric.names
+    assert [found[name] for name in ("precision", "recall", "f1")] == list(expected.detection[:3])
+    assert found["class_f1"] == pytest.approx(np.mean([score.f1 for score in expected.classes]))
+    assert metric.rows().shape == (20, len(metric.columns)) == (20, 12)
+
+
+def test_a_class_that_never_occurs_is_left_out_and_nothing_at_all_is_nan():
+    metric = PointDetectionMetric(2, radius_px=6)
+    metric(y_pred=[torch.zeros(0, 4)], y=[torch.zeros(0, 3)])
+    assert all(math.isnan(value) for value in metric.aggregate().values())
+    metric(y_pred=[torch.tensor([[1.0, 1, 0, 1]])], y=[torch.tensor([[1.0, 1, 0]])])
+    assert metric.aggregate()["class_f1"] == 1
+
+
+def test_label_maps_are_refused():
+    with pytest.raises(ConfigurationError, match=r"lists of points \(n, 4\)"):
+        PointDetectionMetric(1, 6)(y_pred=[torch.zeros(1, 8, 8)], y=[torch.zeros(1, 8, 8)])
+
+
+def test_its_names_are_those_of_the_handler():
+    assert NamedMetricsHandler(PointDetectionMetric(1, 6)).metric_fn.names[2] == "f1"
+
+
+MASKS = hnp.arrays(np.bool_, st.tuples(st.just(2), st.integers(0, 3), st.integers(1, 5), st.integers(1, 5)))
+
+
+def slow_iou(true, found):
+    first, second = ({tuple(pixel) for pixel in np.argwhere(mask)} for mask in (true, found))
+    return len(first & second) / len(first | second) if first | second else 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(MASKS, st.sampled_from([bool, np.uint8, np.float32]))
+def test_ious_are_those_of_the_sets_of_pixels(pair, kind):
+    expected = [slow_iou(true, found) for true, found in zip(*pair, strict=True)]
+    np.testing.assert_allclose(mask_ious(pair[0].astype(kind), pair[1]), expected)
+
+
+def test_stacks_of_different_shapes_are_refused():
+    for other in (np.zeros((2, 3, 3)), np.zeros((3, 3))):
+        with pytest.raises(ConfigurationError, match="two stacks of one shape"):
+            mask_ious(np.zeros((1, 3, 3)), other)
+
+
+def test_images_count_alike_and_those_without_prompts_not_at_all():
+    right, half = torch.tensor([[[1, 1]]]), torch.tensor([[[1, 0]]])
+    metric = PromptedMaskMetric()
+    metric(y_pred=[torch.cat([right, right]), right[:0]], y=[torch.cat([right, half]), right[:0]])
+    metric(y_pred=[half], y=[right])
+    np.testing.assert_array_equal(metric.rows()[:, 0], [0.75, np.nan, 0.5])
+    assert metric.aggregate() == {"mask_iou": 0.625, "jaccard_distance": 0.375}
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigurationError, match="one mask per prompt"):
+        PromptedMaskMetric()(y_pred=[torch.zeros(2, 4, 4)], y=[torch.zeros(3, 4, 4)])

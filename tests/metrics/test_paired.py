@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nucsam_monai.metrics.bootstrap import Bootstrap
 from nucsam_monai.metrics.paired import compare
+from nucsam_monai.metrics.statistics import Bootstrap
 from nucsam_monai.utils.errors import ConfigurationError
 
 FEW = Bootstrap(resamples=200)

@@ -5,14 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nucsam_monai.metrics import bootstrap as module
-from nucsam_monai.metrics.bootstrap import Bootstrap, percentile_interval, resampled_sums, sum_by_unit
+from nucsam_monai.metrics import statistics as module
 from nucsam_monai.metrics.statistics import (
+    Bootstrap,
     Statistic,
     estimate,
     f1_mean_pr_statistic,
     mean_statistic,
     metric_columns,
+    percentile_interval,
+    resampled_sums,
+    sum_by_unit,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles.bootstrap_slow import bootstrap_interval_of_mean

@@ -1,7 +1,13 @@
+from unittest.mock import patch
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
-from nucsam_monai.metrics import ContingencyTable, contingency_table
+from nucsam_monai import metrics
+from nucsam_monai.metrics import ContingencyTable, EvaluationSample, LabelPair, contingency_table, evaluate
+from nucsam_monai.metrics import pair as module
+from nucsam_monai.utils.errors import ConfigurationError
 from tests.metrics.label_maps import pairs_of_label_maps
 
 
@@ -54,3 +60,51 @@ def test_the_inputs_stay_as_they_are() -> None:
     kept = y.copy()
     contingency_table(y, y)
     np.testing.assert_array_equal(y, kept)
+
+
+TAKE_A_PAIR = (
+    "aggregated_jaccard_index",
+    "aggregated_jaccard_index_plus",
+    "binary_panoptic_quality",
+    "dice",
+    "dice2",
+    "foreground_counts",
+    "foreground_metrics",
+    "hausdorff_distance",
+    "instance_metrics",
+    "iou",
+    "matched_ids",
+    "object_scores",
+    "panoptic_quality",
+    "precision_recall",
+    "smoothed_overlap",
+    "weighted_scores",
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs_of_label_maps())
+def test_a_pair_gives_the_same_as_its_maps(maps: tuple[np.ndarray, np.ndarray]) -> None:
+    pair = LabelPair(*maps)
+    for name in TAKE_A_PAIR:
+        metric = getattr(metrics, name)
+        np.testing.assert_equal(metric(pair), metric(*maps), err_msg=name)
+    for xy, labels in ((pair.y_xy, maps[0]), (pair.y_pred_xy, maps[1])):
+        np.testing.assert_array_equal(xy, metrics.centroids_xy(labels).xy)
+
+
+def test_an_evaluation_makes_one_pass_over_each_image() -> None:
+    y = np.array([[1, 1, 0, 2], [1, 1, 0, 2]])
+    classes = {1: 0, 2: 1}
+    samples = [EvaluationSample(name, y, y[:, ::-1], classes, classes) for name in "ab"]
+    with patch.object(module, "label_runs", wraps=module.label_runs) as counted:
+        evaluate(samples, class_names=("a", "b"), radius_px=6)
+    assert counted.call_count == len(samples)
+
+
+def test_half_a_pair_and_a_pair_too_much_are_refused() -> None:
+    y = np.ones((2, 2), int)
+    with pytest.raises(ConfigurationError, match="one label map"):
+        metrics.dice(y)
+    with pytest.raises(ConfigurationError, match="a pair and a label map"):
+        metrics.dice(LabelPair(y, y), y)
