@@ -146,7 +146,7 @@ def test_every_baseline_trains_and_validates(settings: dict[str, Any], tmp_path:
     parser = workflow.parser
     assert isinstance(parser.get_parsed_content("loss_function"), MaskLoss)
     assert read_header(tmp_path / "train" / "model.safetensors")["method"] == baseline
-    assert workflow.evaluator.state.output[0]["pred"].shape == (1, HEIGHT, WIDTH)
+    assert workflow.evaluator.state.output[0]["pred"].foreground.shape == (HEIGHT, WIDTH)
 
 
 def test_there_is_a_test_of_every_baseline() -> None:

@@ -77,7 +77,7 @@ TESTING: dict[str, tuple[dict[str, Any], WorkflowEffect]] = {
     ),
     "a negative": (
         {"neg_test": 1},
-        lambda run: run.parser.get_parsed_content("joint::inferer").decoding.negatives == 1,
+        lambda run: run.parser.get_parsed_content("joint::inferer").negatives == 1,
     ),
 }
 

@@ -92,8 +92,8 @@ TESTING: dict[str, tuple[dict[str, Any], Effect]] = {
         {"mask_filter": False},
         lambda run: not content(run, "joint::find_points").mask_filter,
     ),
-    "negatives": ({"neg_test": 1}, lambda run: content(run, "joint::inferer").decoding.negatives == 1),
-    "six views": ({"tta": True}, lambda run: len(content(run, "joint::inferer").decoding.views) == 6),
+    "negatives": ({"neg_test": 1}, lambda run: content(run, "joint::inferer").negatives == 1),
+    "six views": ({"tta": True}, lambda run: len(content(run, "joint::inferer").views) == 6),
     "another overlap": ({"overlap_px": 16}, lambda run: content(run, "joint::inferer").overlap_px == 16),
     "another threshold": (
         {"nms_threshold": 0.3},
@@ -141,5 +141,5 @@ def test_classes_of_the_segmentor_are_those_of_the_result(
 ) -> None:
     settings = {**promptnucseg_training.settings, "epochs": 1, "classifier": "segmentor"}
     workflow = PROMPTNUCSEG.train(**settings, output_dir=str(tmp_path))
-    assert content(workflow, "joint::inferer").decoding.segmenter_classifies
+    assert content(workflow, "joint::inferer").segmenter_classifies
     assert "val_mpq" in joint_metrics(workflow)

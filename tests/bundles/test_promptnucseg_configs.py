@@ -82,7 +82,7 @@ def test_a_recipe_is_that_of_the_paper(dataset: str, small: dict[str, Any]) -> N
         content("joint::inferer").nms_threshold,
         optimizer.param_groups[0]["lr"],
     ) == RECIPES[dataset]
-    assert content("joint::inferer").decoding.negatives == prompts.negatives
+    assert content("joint::inferer").negatives == prompts.negatives
     assert type(content("optimizer")) is type(optimizer) is torch.optim.AdamW
     assert content("optimizer").defaults["weight_decay"] == optimizer.defaults["weight_decay"] == 1e-4
     averaging = content("prompter_stage::weight_averaging")
