@@ -192,12 +192,12 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def evaluate_slide(arguments: argparse.Namespace) -> int:
     """Print the instance metrics of a slide against the truth, both as outlines."""
-    from nucsam_monai.metrics import instance_metrics_from_table
-    from nucsam_monai.metrics.contingency import ContingencyTable
+    from nucsam_monai.metrics import LabelPair, instance_metrics
+    from nucsam_monai.metrics.pair import ContingencyTable
     from nucsam_monai.wsi.evaluate import overlaps
 
     truth, found = arguments.truth, arguments.folder / "nuclei.parquet"
-    metrics = instance_metrics_from_table(ContingencyTable(*overlaps(truth, found)))
+    metrics = instance_metrics(LabelPair.of_table(ContingencyTable(*overlaps(truth, found))))
     for name, value in metrics._asdict().items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
     return 0

@@ -102,6 +102,17 @@ class LabelPair:
             )
         return y if isinstance(y, LabelPair) else cls(y, y_pred)  # type: ignore[arg-type]
 
+    @classmethod
+    def of_table(cls, table: ContingencyTable) -> "LabelPair":
+        """Return a pair that is known by its areas and overlaps alone, for metrics of instances.
+
+        It has no pixels, so metrics of the foreground, centroids and masks see empty maps.
+        """
+        empty = np.zeros((0, 0), dtype=np.uint8)
+        pair = cls(empty, empty)
+        pair.__dict__["table"] = table  # where cached_property keeps it
+        return pair
+
     @cached_property
     def table(self) -> ContingencyTable:
         """Areas and overlaps of all instances."""
