@@ -93,17 +93,6 @@ class ShardTask:
         return wanted
 
 
-def segment_shard(
-    task: ShardTask, segmenter: RegionSegmenter, shard: Shard
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Segment one shard, one stage after the other; return its nuclei and what to note about it."""
-    start = time.perf_counter()
-    read = task.read(shard)
-    read_s = time.perf_counter() - start
-    maps, network_s = infer(segmenter, read)
-    return finish(task, segmenter, shard, read, maps, {"read": read_s, "network": network_s})
-
-
 def infer(segmenter: RegionSegmenter, read: Read) -> tuple[Any, float]:
     """Run the network on a region; return its maps and the seconds that it took."""
     start = time.perf_counter()
