@@ -105,12 +105,18 @@ def _page_of(path: str) -> str:
 def _reference(package: Path, config: MkDocsConfig) -> File:
     """Return the page of a subpackage's public names; of all its modules where it re-exports none."""
     name = f"nucsam_monai.{package.name}"
-    if "__all__" in (package / "__init__.py").read_text(encoding="utf-8"):
-        text = f"::: {name}\n    options: {{heading_level: 1, show_root_full_path: true}}\n"
+    modules = {file.stem for file in package.glob("[!_]*.py")}
+    public = re.findall(
+        r'^    "(\w+)",$', (package / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    if public:
+        parts = [f"::: {name}\n    options: {{heading_level: 1, show_root_full_path: true}}\n"]
+        parts += [
+            f"::: {name}.{same}.{same}" for same in public if same in modules
+        ]  # griffe takes it for the module
     else:
-        modules = sorted(file.stem for file in package.glob("[!_]*.py"))
-        text = "\n\n".join([f"# {name}", *(f"::: {name}.{module}" for module in modules)])
-    return File.generated(config, f"reference/{package.name}.md", content=text)
+        parts = [f"# {name}", *(f"::: {name}.{module}" for module in sorted(modules))]
+    return File.generated(config, f"reference/{package.name}.md", content="\n\n".join(parts))
 
 
 def _add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
@@ -124,9 +130,10 @@ def _add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
         parts.append(f"```python\n{cell.source}\n```")
         for order, output in enumerate(cell.outputs):
             data = output.get("data", {})
-            if "image/png" in data:
-                picture = f"{name.stem}_{number}_{order}.png"
-                content = base64.b64decode(data["image/png"])
+            kind = next((kind for kind in ("jpeg", "png") if f"image/{kind}" in data), None)
+            if kind:
+                picture = f"{name.stem}_{number}_{order}.{kind}"
+                content = base64.b64decode(data[f"image/{kind}"])
                 files.append(File.generated(config, str(name.parent / picture), content=content))
                 parts.append(f"![what the cell above shows]({picture})")
             else:

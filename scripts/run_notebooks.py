@@ -47,7 +47,12 @@ def executed(path: Path) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                output.get("data", {}).pop("text/html", None)  # the same picture again
+                if "text" in output:
+                    output.text = output.text.replace("\r\n", "\n")
+                data = output.get("data", {})
+                data.pop("text/html", None)  # the same picture again
+                if "image/jpeg" in data:  # a fifth of the size
+                    data.pop("image/png", None)
     return notebook
 
 
