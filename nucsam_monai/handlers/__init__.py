@@ -10,6 +10,7 @@ from nucsam_monai.handlers.composites import (
 from nucsam_monai.handlers.decollate import DecollateNuclei, DecollatePoints, DecollatePrediction
 from nucsam_monai.handlers.evaluation import EvaluationReport, NucleiEvaluation, PredictionWriter
 from nucsam_monai.handlers.metrics import (
+    DomainMeans,
     NamedMetricsHandler,
     ValidationLoss,
     dice_metric,
@@ -37,6 +38,7 @@ __all__ = [
     "DecollateNuclei",
     "DecollatePoints",
     "DecollatePrediction",
+    "DomainMeans",
     "DomainScheduleHandler",
     "EarlyStopping",
     "EmbeddingCacheLog",

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
+from monai.utils import convert_to_numpy, string_list_all_gather
 from torch import Tensor, nn
 
 from nucsam_monai.metrics.cumulative import (
@@ -17,6 +19,7 @@ from nucsam_monai.metrics.cumulative import (
     PromptedMaskMetric,
     WeightedForegroundMetric,
 )
+from nucsam_monai.metrics.statistics import nan_mean
 from nucsam_monai.utils.errors import ConfigurationError
 
 
@@ -123,6 +126,41 @@ def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], lis
     """Return the predicted and the true label maps ``(1, H, W)`` of decollated outputs."""
     predicted = [torch.from_numpy(output["pred"].instances)[None] for output in outputs]
     return predicted, [output["label_instances"] for output in outputs]
+
+
+class DomainMeans:
+    """Mean of a metric over the validation images of each domain, as ``<metric>_<domain>``.
+
+    Args:
+        domains: the domains of the validation images.
+        metric: name of a value that a :class:`NamedMetricsHandler` measures of every image.
+    """
+
+    def __init__(self, domains: Sequence[str], metric: str) -> None:
+        self.domains = tuple(domains)
+        self.metric = metric
+        self._domain_of: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a validator, behind the handler that measures."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def start(self, _engine: Engine) -> None:
+        """Forget the last epoch."""
+        self._domain_of = []
+
+    def add(self, engine: Engine) -> None:
+        """Note the domains of one iteration."""
+        self._domain_of += [item["domain"] for item in engine.state.batch]
+
+    def finish(self, engine: Engine) -> None:
+        """Put the means over the images of all processes into the engine's metrics; NaN without images."""
+        found = np.array(string_list_all_gather(self._domain_of))
+        values = convert_to_numpy(engine.state.metric_details[self.metric])
+        for domain in self.domains:
+            engine.state.metrics[f"{self.metric}_{domain}"] = nan_mean(values[found == domain])
 
 
 class ValidationLoss:

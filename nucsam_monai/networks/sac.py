@@ -470,6 +470,19 @@ class SAC(nn.Module):
         if self.generator is not None:
             self.generator.freeze(self.stage == "segmenter")
 
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a training of so few epochs that only the generator learns.
+
+        Raises:
+            ConfigurationError: the generator's own epochs leave none to SAM.
+        """
+        if self.generator_options.stage(epochs - 1) == "generator":
+            raise ConfigurationError(
+                f"generator.training 'pretrain': found {epochs} epochs, expected more than the "
+                f"{self.generator_options.pretrain_epochs} of the generator alone (pretrain_epochs), as SAM learns "
+                "after them. Raise epochs or lower pretrain_epochs."
+            )
+
     def forward(
         self, image: Tensor, points: tuple[Tensor, Tensor] | None = None, truth: Tensor | None = None
     ) -> Tensor | SACOutput:
