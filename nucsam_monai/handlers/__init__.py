@@ -10,7 +10,6 @@ from nucsam_monai.handlers.composites import (
 from nucsam_monai.handlers.decollate import DecollateNuclei, DecollatePoints, DecollatePrediction
 from nucsam_monai.handlers.evaluation import EvaluationReport, NucleiEvaluation, PredictionWriter
 from nucsam_monai.handlers.metrics import (
-    DomainMeans,
     NamedMetricsHandler,
     ValidationLoss,
     dice_metric,
@@ -38,7 +37,6 @@ __all__ = [
     "DecollateNuclei",
     "DecollatePoints",
     "DecollatePrediction",
-    "DomainMeans",
     "DomainScheduleHandler",
     "EarlyStopping",
     "EmbeddingCacheLog",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
-from monai.utils import convert_to_numpy, string_list_all_gather
+from monai.utils import string_list_all_gather
 from torch import Tensor, nn
 
 from nucsam_monai.metrics.cumulative import (
@@ -23,9 +23,13 @@ from nucsam_monai.metrics.statistics import nan_mean
 from nucsam_monai.utils.errors import ConfigurationError
 
 
-def dice_metric() -> dict[str, "NamedMetricsHandler"]:
-    """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground."""
-    return {"val_dice": NamedMetricsHandler(ForegroundMetric())}
+def dice_metric(by_domain: bool = False) -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground.
+
+    Args:
+        by_domain: report ``val_dice_<domain>`` as well.
+    """
+    return {"val_dice": NamedMetricsHandler(ForegroundMetric(), by_domain=by_domain)}
 
 
 def instance_metrics() -> "NamedMetricsHandler":
@@ -65,6 +69,8 @@ class NamedMetricsHandler(IgniteMetricHandler):
             ``NucleiPrediction`` under ``pred`` and those under ``label_instances``.
         output_transform: returns ``(y_pred, y)`` from the engine's output, in place of ``keys``.
         prefix: put before every name.
+        by_domain: also report the mean of the first column over the images of each domain, as
+            ``<prefix><column>_<domain>``; the engine's items then hold ``domain``.
 
     Example::
 
@@ -81,10 +87,14 @@ class NamedMetricsHandler(IgniteMetricHandler):
         keys: Sequence[str] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         prefix: str = "val_",
+        *,
+        by_domain: bool = False,
     ) -> None:
         default = _label_maps if keys is None else from_engine(keys)
         super().__init__(metric_fn=metric_fn, output_transform=output_transform or default)
         self.prefix = prefix
+        self.by_domain = by_domain
+        self._domains: list[str] = []
 
     def attach(self, engine: Engine, name: str | None = None) -> None:
         """Attach to an engine, as its handler or as its metric.
@@ -105,6 +115,17 @@ class NamedMetricsHandler(IgniteMetricHandler):
             )
         super().attach(engine, name or names[0])
 
+    def reset(self) -> None:
+        """Forget the last epoch."""
+        super().reset()
+        self._domains = []
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Measure the images of one iteration."""
+        super().iteration_completed(engine)
+        if self.by_domain:
+            self._domains += [item["domain"] for item in engine.state.batch]
+
     def compute(self) -> dict[str, float]:
         """Return the mean of every name, prefixed, over the images of all processes."""
         return {f"{self.prefix}{name}": value for name, value in self.metric_fn.aggregate().items()}
@@ -120,47 +141,16 @@ class NamedMetricsHandler(IgniteMetricHandler):
         rows = torch.as_tensor(self.metric_fn.rows())
         for index, column in enumerate(self.metric_fn.columns):
             engine.state.metric_details[f"{self.prefix}{column}"] = rows[:, index]
+        domains = np.array(string_list_all_gather(self._domains) if self.by_domain else [])
+        for domain in np.unique(domains):
+            name = f"{self.prefix}{self.metric_fn.columns[0]}_{domain}"
+            engine.state.metrics[name] = nan_mean(rows[domains == domain, 0])
 
 
 def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
     """Return the predicted and the true label maps ``(1, H, W)`` of decollated outputs."""
     predicted = [torch.from_numpy(output["pred"].instances)[None] for output in outputs]
     return predicted, [output["label_instances"] for output in outputs]
-
-
-class DomainMeans:
-    """Mean of a metric over the validation images of each domain, as ``<metric>_<domain>``.
-
-    Args:
-        domains: the domains of the validation images.
-        metric: name of a value that a :class:`NamedMetricsHandler` measures of every image.
-    """
-
-    def __init__(self, domains: Sequence[str], metric: str) -> None:
-        self.domains = tuple(domains)
-        self.metric = metric
-        self._domain_of: list[str] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a validator, behind the handler that measures."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
-
-    def start(self, _engine: Engine) -> None:
-        """Forget the last epoch."""
-        self._domain_of = []
-
-    def add(self, engine: Engine) -> None:
-        """Note the domains of one iteration."""
-        self._domain_of += [item["domain"] for item in engine.state.batch]
-
-    def finish(self, engine: Engine) -> None:
-        """Put the means over the images of all processes into the engine's metrics; NaN without images."""
-        found = np.array(string_list_all_gather(self._domain_of))
-        values = convert_to_numpy(engine.state.metric_details[self.metric])
-        for domain in self.domains:
-            engine.state.metrics[f"{self.metric}_{domain}"] = nan_mean(values[found == domain])
 
 
 class ValidationLoss:

@@ -171,9 +171,15 @@ class PhasedMetric:
 
 
 class StagedNetwork(Protocol):
-    """A network that trains in stages."""
+    """A network that trains in stages.
+
+    Attributes:
+        stage: the present one.
+        fixed_stages: those that end by their epochs alone, because validations do not show what they train.
+    """
 
     stage: str
+    fixed_stages: Sequence[str]
 
     def begin_epoch(self, epoch: int) -> None:
         """Train from now on what the stage of the 0-based ``epoch`` foresees."""
@@ -224,8 +230,7 @@ class EarlyStopping:
         patience: validations without improvement; None never stops.
         metric: name in the validator's metrics, higher is better. A NaN is no improvement.
         sampler: the schedule of the domains, where there is one.
-        network: what is trained, if it has stages.
-        fixed_stages: stages that end by their epochs alone, because the metric does not show what they train.
+        network: what is trained; its ``stage`` counts if it has one, apart from its ``fixed_stages``.
 
     Raises:
         ConfigurationError: ``patience`` is below 1.
@@ -244,7 +249,6 @@ class EarlyStopping:
         *,
         sampler: DomainBatchSampler | None = None,
         network: nn.Module | None = None,
-        fixed_stages: Sequence[str] = (),
     ) -> None:
         if patience is not None and patience < 1:
             raise ConfigurationError(
@@ -253,7 +257,6 @@ class EarlyStopping:
         self.validator = validator
         self.patience = patience
         self.metric = PhasedMetric(metric, sampler, network)
-        self.fixed_stages = tuple(fixed_stages)
         self.best = -math.inf
         self.without_improvement = 0
         self._trainer: Engine | None = None
@@ -271,7 +274,7 @@ class EarlyStopping:
         """
         if self.metric.enter(1 if self._trainer is None else self._trainer.state.epoch):
             self.best, self.without_improvement = -math.inf, 0
-        if self.metric.stage in self.fixed_stages:
+        if self.metric.stage in getattr(self.metric.network, "fixed_stages", ()):
             return
         value = self.metric.read(validator)
         if value > self.best:

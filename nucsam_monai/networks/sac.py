@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
+from nucsam_monai.networks.compilation import refuse_export
 from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
@@ -147,7 +148,7 @@ def select_points(
 
     Raises:
         ConfigurationError: an unknown rule, ``count`` or ``tau`` outside of what is permitted, or a call while
-            a graph is traced, which would keep the points of its example for ever.
+            a graph is exported.
 
     Example:
         >>> probability = torch.zeros(1, 1, 9, 9)
@@ -163,11 +164,10 @@ def select_points(
         raise ConfigurationError(
             f"{count} points with tau {tau}: expected 0 or more, and a probability from 0 to 1."
         )
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        raise ConfigurationError(
-            "points are chosen outside of a traced graph. Trace the network without auto points "
-            "(generator.n_points_test 0) and give it the points as an input."
-        )
+    refuse_export(
+        "the points are chosen from what the generator found in an image, which no graph can hold. Export the network "
+        "without auto points (n_points_test 0) and give it the points as an input."
+    )
     images = len(probability)
     nuclei = (probability[:, 0] >= tau).cpu().numpy()
     background = (1 - probability[:, 0] >= tau).cpu().numpy()
@@ -428,6 +428,9 @@ class SAC(nn.Module):
         >>> network(torch.zeros(1, 3, 256, 256)).shape
         torch.Size([1, 1, 256, 256])
     """
+
+    fixed_stages: tuple[Stage, ...] = ("generator", "truth")
+    """Stages whose masks say little of what is trained: those of a SAM that does not learn, or of other points."""
 
     def __init__(
         self,

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MetricsSaver, from_engine
 from torch import nn
 from torch.nn import functional as F
 
-from nucsam_monai.handlers import DomainMeans, ValidationLoss
+from nucsam_monai.handlers import ValidationLoss
 from nucsam_monai.handlers.metrics import NamedMetricsHandler
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
 from nucsam_monai.metrics import pair as pair_module
@@ -93,6 +92,19 @@ def test_every_run_starts_afresh() -> None:
     assert len(evaluator.state.metric_details["val_aji"]) == 3
 
 
+def test_the_first_value_has_a_mean_of_every_domain() -> None:
+    handler = NamedMetricsHandler(ForegroundMetric(), keys=KEYS, by_domain=True)
+    engine = evaluator_of(label_maps(), None, [])
+    for entry, domain in zip(engine.data_loader.dataset, "bab", strict=True):
+        entry["domain"] = domain
+    handler.attach(engine)
+    for _ in range(2):  # nothing is left of the first run
+        engine.run()
+    dice = engine.state.metric_details["val_dice"]
+    found = {name: value for name, value in engine.state.metrics.items() if name.startswith("val_dice_")}
+    assert found == {"val_dice_a": dice[1], "val_dice_b": (dice[0] + dice[2]) / 2}
+
+
 def test_output_transform_and_prefix() -> None:
     handler = NamedMetricsHandler(
         InstanceSegmentationMetric(), output_transform=from_engine(["label", "label"]), prefix="test/"
@@ -148,19 +160,6 @@ def test_a_domain_without_images_is_nan_and_left_out(tmp_path):
     metrics = measure(toy_items(tmp_path)[:1], ["a", "b"])
     assert math.isnan(metrics["val_loss_b"])
     assert metrics["val_loss"] == metrics["val_loss_a"]
-
-
-def test_a_measured_value_has_a_mean_by_domain(tmp_path):
-    values = torch.tensor([0.1, 0.9, math.nan, 0.3])
-    engine = evaluator(toy_items(tmp_path), [DomainMeans(["b", "a", "c"], "val_dice")])
-    engine.add_event_handler(
-        Events.EPOCH_STARTED, lambda engine: engine.state.metric_details.update(val_dice=values)
-    )
-    for _ in range(2):  # nothing is left of the first run
-        engine.run()
-    metrics = engine.state.metrics
-    assert (metrics["val_dice_a"], metrics["val_dice_b"]) == pytest.approx((0.2, 0.9))
-    assert math.isnan(metrics["val_dice_c"])
 
 
 def test_certain_and_wrong_probabilities_have_a_finite_loss(tmp_path):

@@ -283,7 +283,8 @@ class Staged(StagedNetwork):
 @pytest.mark.parametrize(("fixed", "expected"), [(("first",), 4), ((), 2)])
 def test_a_stage_that_the_metric_does_not_show_is_not_counted(fixed, expected):
     network = Staged()
-    trainer, _ = engines([0.9, 0.8, 0.1, 0.05, 0.01], 1, network=network, fixed_stages=fixed)
+    network.fixed_stages = fixed
+    trainer, _ = engines([0.9, 0.8, 0.1, 0.05, 0.01], 1, network=network)
     NetworkEpoch(network).attach(trainer)
     trainer.run([0], max_epochs=5)
     assert trainer.state.epoch == expected
