@@ -45,6 +45,7 @@ from nucsam_monai.engines.bundle import (
 )
 from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
@@ -71,6 +72,7 @@ __all__ = [
     "distributed",
     "domains_of",
     "draw_demo",
+    "export_network",
     "first_given",
     "header_of",
     "header_with",
