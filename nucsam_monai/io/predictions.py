@@ -7,7 +7,7 @@ import numpy as np
 
 from nucsam_monai.io.geojson import ObjectType, write_geojson
 from nucsam_monai.io.label_maps import write_label_image
-from nucsam_monai.io.overlay import check_same_plane, draw_prediction, write_png
+from nucsam_monai.io.overlay import OVERLAY_PX, check_same_plane, draw_prediction, write_png
 from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.label_runs import label_runs
@@ -21,6 +21,7 @@ def write_prediction(
     stem: str,
     *,
     object_type: ObjectType = "detection",
+    overlay_px: int = OVERLAY_PX,
 ) -> dict[str, Path]:
     """Write the label image, the polygons, the table and the overlay of one image.
 
@@ -33,13 +34,16 @@ def write_prediction(
         output_dir: made if missing.
         stem: start of the files' names, see :func:`nucsam_monai.io.images.output_stems`.
         object_type: QuPath's kind of object in the GeoJSON file.
+        overlay_px: longest side of the overlay, to which larger images are reduced; 0 writes none.
 
     Returns:
         The written paths by kind: ``instances`` (``<stem>_instances.tif``), ``geojson``
-        (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``), ``overlay`` (``<stem>_overlay.png``).
+        (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``) and, unless switched off, ``overlay``
+        (``<stem>_overlay.png``).
 
     Raises:
-        ConfigurationError: image, label map and table do not belong together, or ``stem`` is not a file name.
+        ConfigurationError: image, label map and table do not belong together, ``stem`` is not a file name, or
+            ``overlay_px`` is below 0.
     """
     _check(prediction, image, stem)
     output_dir = Path(output_dir)
@@ -47,15 +51,15 @@ def write_prediction(
         "instances": output_dir / f"{stem}_instances.tif",
         "geojson": output_dir / f"{stem}.geojson",
         "table": output_dir / f"{stem}_nuclei.csv",
-        "overlay": output_dir / f"{stem}_overlay.png",
     }
-    overlay = draw_prediction(prediction, image)
+    if overlay_px:
+        paths["overlay"] = output_dir / f"{stem}_overlay.png"
+        overlay = draw_prediction(prediction, image, overlay_px)
     # Compression leaves the interpreter free, so the pictures are written while the texts are.
     with ThreadPoolExecutor(max_workers=2) as pool:
-        pictures = [
-            pool.submit(write_png, paths["overlay"], overlay),
-            pool.submit(write_label_image, paths["instances"], prediction.instances),
-        ]
+        pictures = [pool.submit(write_label_image, paths["instances"], prediction.instances)]
+        if overlay_px:
+            pictures.append(pool.submit(write_png, paths["overlay"], overlay))
         write_geojson(paths["geojson"], prediction, name=stem, object_type=object_type)
         write_table(paths["table"], nuclei_rows(prediction), NUCLEI_COLUMNS)
         for picture in pictures:

@@ -121,3 +121,17 @@ def test_full_disk_leaves_old_or_new_files_but_no_halves(
     assert set(output.iterdir()) == set(old)
     for path in old:
         assert path.read_bytes() in (old[path], (new["table"].parent / path.name).read_bytes())
+
+
+def test_overlay_is_reduced_or_left_out(tmp_path: Path) -> None:
+    small = read_image(write_prediction(two_nuclei(), IMAGE, tmp_path, "a", overlay_px=16)["overlay"])
+    assert small.shape == (10, 16, 3)
+    assert len(np.unique(small.reshape(-1, 3), axis=0)) > 1
+    assert "overlay" not in write_prediction(two_nuclei(), IMAGE, tmp_path, "b", overlay_px=0)
+    assert not (tmp_path / "b_overlay.png").exists()
+    assert read_image(write_prediction(two_nuclei(), IMAGE, tmp_path, "c", overlay_px=1)["overlay"]).shape[
+        :2
+    ] == (1, 1)
+    with pytest.raises(ConfigurationError, match="overlay_px -3"):
+        write_prediction(two_nuclei(), IMAGE, tmp_path / "d", "d", overlay_px=-3)
+    assert not (tmp_path / "d").exists()
