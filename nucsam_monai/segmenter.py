@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
+from nucsam_monai.engines.configuration import literal
 from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
 from nucsam_monai.io import (
     OVERLAY_PX,
@@ -317,7 +318,8 @@ class Segmenter:
         own = {"bundle_root": str(self.folder.resolve()), "device": self.device, **self.settings}
         if self.checkpoint is not None:
             own["checkpoint"] = str(self.checkpoint)
-        parser.update({**own, "dataset::data": [], **values})
+        for key, value in {**own, "dataset::data": [], **values}.items():
+            parser[key] = literal(value) if isinstance(value, str) else value
         return parser
 
     @cached_property

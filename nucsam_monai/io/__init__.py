@@ -16,6 +16,7 @@ from nucsam_monai.io.label_maps import (
     LABEL_MAP_SUFFIXES,
     decode_label_channels,
     decode_label_map,
+    read_class_map,
     read_label_map,
     write_label_image,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "output_stems",
     "overlay_image",
     "points_by_id",
+    "read_class_map",
     "read_image",
     "read_image_to_segment",
     "read_label_map",

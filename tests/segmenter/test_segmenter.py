@@ -165,7 +165,7 @@ def test_options_that_do_not_exist_are_refused(
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A copy of the configuration of UN-SAM without weights."""
-    folder = tmp_path / "mine"
+    folder = tmp_path / "mine #1"
     (folder / "configs").mkdir(parents=True)
     config = (BUNDLES / "unsam" / "configs" / "inference.json").read_text()
     (folder / "configs" / "inference.json").write_text(config)
