@@ -53,7 +53,7 @@ from nucsam_monai.transforms.reader import FAINTEST_STD
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, NucSAMError
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
-from nucsam_monai.utils.paths import bundle_root
+from nucsam_monai.utils.paths import bundle_root, find_weights, weights_there
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def load(
     segmenter = Segmenter(folder, checkpoint, chosen, options)
     named = segmenter.value("checkpoint")
     if named is not None and not Path(named).exists():
-        raise CheckpointError(f"{named}: no such weights. {_weights_there(folder)}")
+        raise CheckpointError(f"{named}: no such weights. {weights_there(folder)}")
     segmenter.build()
     return segmenter
 
@@ -507,36 +507,6 @@ def rgb_of(
         )
     has_alpha = image.ndim == 3 and image.shape[2] == 4
     return to_rgb_uint8(np.array(image[..., :3] if has_alpha else image), "image", intensity_range)
-
-
-def find_weights(folder: Path, weights: str | Path) -> Path:
-    """Return the weights that a short name or a path stands for.
-
-    Args:
-        folder: of the bundle.
-        weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
-
-    Raises:
-        CheckpointError: there are none; the message lists those of the bundle.
-    """
-    shipped = folder / "models" / f"compact_{weights}.safetensors"
-    if Path(weights).name == str(weights) and shipped.is_file():
-        return shipped
-    if not Path(weights).exists():
-        raise CheckpointError(
-            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
-            f"{_weights_there(folder)}"
-        )
-    return Path(weights)
-
-
-def _weights_there(folder: Path) -> str:
-    """Return a sentence on the weights in a bundle's folder."""
-    files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
-    weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
-    if not weights:
-        return f"There are none in {folder}: train the bundle, or pass the path of its weights."
-    return f"In {folder} there are {', '.join(weights)}."
 
 
 def _is_bundle(folder: Path) -> bool:
