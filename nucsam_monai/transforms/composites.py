@@ -89,7 +89,11 @@ def load_nuclei(
 
 
 def read_image_alone(
-    pixel_std: PixelStd = "sam", points: str | None = None, items: Sequence[Mapping[str, Any]] = ()
+    pixel_std: PixelStd = "sam",
+    points: str | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
+    intensity_range: Sequence[float] | None = None,
+    max_pixels: int | None = None,
 ) -> Compose:
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
@@ -97,10 +101,13 @@ def read_image_alone(
         pixel_std: see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
+        intensity_range: see :class:`NucleiImageReader`.
+        max_pixels: see :class:`NucleiImageReader`.
     """
+    reader = NucleiImageReader(max_pixels, intensity_range)
     return chain(
         [
-            LoadImaged("image", reader=NucleiImageReader, dtype=torch.uint8, image_only=True),
+            LoadImaged("image", reader=reader, dtype=torch.uint8, image_only=True),
             EnsureChannelFirstd("image", channel_dim=-1),
             CopyItemsd("image", names="pixels"),
             None if points is None else ExpertPointsd("image", file=points, items=items),
