@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--mask", default="otsu", help="otsu, all, or a mask image of the whole slide")
     run.add_argument("--region", help="GeoJSON with the region to segment")
     run.add_argument("--shard_px", type=int, default=4032)
-    run.add_argument("--outputs", default="parquet,geojson,csv")
+    known = "parquet, geojson, csv, labels (OME-Zarr), spatialdata; joined by commas"
+    run.add_argument("--outputs", default="parquet,geojson,csv", help=known)
     run.add_argument("--workers", type=int, default=1, help="processes; more than one needs Dask distributed")
     run.add_argument("--scheduler", help="address of a running Dask scheduler")
     run.add_argument("--overwrite", action="store_true")
@@ -92,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
         other = commands.add_parser(name)
         other.add_argument("output_dir", type=Path)
         other.set_defaults(command=command)
+        if name == "merge":
+            other.add_argument("--outputs", help=f"in place of those that were asked for: {known}")
     evaluate = commands.add_parser("evaluate", help="compare a slide's nuclei with the truth")
     evaluate.add_argument("folder", type=Path)
     evaluate.add_argument("truth", type=Path)
@@ -159,11 +162,14 @@ def slides_of(path: Path) -> list[Path]:
 def merge_slides(arguments: argparse.Namespace) -> int:
     """Write the outputs of all slides whose shards are done; no network is needed."""
     from nucsam_monai.wsi import Journal, merge_slide
+    from nucsam_monai.wsi.outputs import check_outputs
 
+    outputs = arguments.outputs and arguments.outputs.split(",")
+    check_outputs(outputs or ())
     for plan in sorted(arguments.output_dir.glob("*/plan.json")):
         journal = Journal(plan.parent)
         with journal.locked():
-            merge_slide(journal)
+            merge_slide(journal, outputs)
         print(f"{plan.parent.name}: merged")
     return 0
 

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,12 +18,18 @@ import pyarrow.parquet as pq
 import shapely
 
 from nucsam_monai.io import write_json, write_png
+from nucsam_monai.io.overlay import colours_of
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.wsi.grid import WorkingGrid
+from nucsam_monai.wsi.labels import LabelImage, replaced_directory, write_spatialdata
 from nucsam_monai.wsi.nuclei_table import SCHEMA, geo_metadata
 
-OUTPUTS = {"parquet": "nuclei.parquet", "geojson": "nuclei.geojson.gz", "csv": "nuclei.csv.gz"}
-"""The streamed outputs by their key."""
+STREAMED = {"parquet": "nuclei.parquet", "geojson": "nuclei.geojson.gz", "csv": "nuclei.csv.gz"}
+"""The files that are written by default, by their key."""
+
+OUTPUTS = {**STREAMED, "labels": "labels.zarr", "spatialdata": "slide.zarr"}
+"""All that can be written, by its key."""
 
 _ID_NAMESPACE = uuid.UUID("6f0d2f6e-5f0c-5e0a-9c57-3d1f0b8b6a51")
 _MEASUREMENTS = ("id", "area_um2", "perimeter_um", "eccentricity", "score")
@@ -88,9 +95,10 @@ def write_nuclei(
     *,
     name: str,
     facts: Mapping[str, Any],
+    grid: WorkingGrid,
     summary: Summary,
 ) -> list[str]:
-    """Write the streamed outputs, each complete or absent; return their names.
+    """Write the nuclei, each output complete or absent; return the names of the files.
 
     Args:
         folder: of the slide.
@@ -98,17 +106,21 @@ def write_nuclei(
         kinds: keys of :data:`OUTPUTS`.
         name: seed of the ids of QuPath's objects.
         facts: noted in the Parquet file: micrometres per pixel, scale and origin of the GeoJSON.
+        grid: pixels of the label image.
         summary: counts them.
-
-    Raises:
-        ConfigurationError: an unknown output.
     """
-    if unknown := sorted(set(kinds) - set(OUTPUTS)):
-        raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")
-    names = [OUTPUTS[kind] for kind in OUTPUTS if kind in kinds]
+    if "spatialdata" in kinds:
+        kinds = [*kinds, "parquet"]  # whose file is part of it
     with ExitStack() as files:
-        paths = {kind: files.enter_context(atomic_path(folder / OUTPUTS[kind])) for kind in kinds}
+        paths = {
+            kind: files.enter_context(atomic_path(folder / file))
+            for kind, file in STREAMED.items()
+            if kind in kinds
+        }
         writers = []
+        if "labels" in kinds:
+            labels = LabelImage(files.enter_context(replaced_directory(folder / OUTPUTS["labels"])), grid)
+            writers.append(labels.paint)
         if "parquet" in kinds:
             metadata = {**geo_metadata(), b"nucsam": json.dumps(dict(facts)).encode()}
             schema = SCHEMA.with_metadata(metadata)
@@ -129,7 +141,30 @@ def write_nuclei(
             summary.add(table)
             for write in writers:
                 write(table)
-    return names
+        if "labels" in kinds:
+            labels.close()
+    if "spatialdata" in kinds:
+        write_spatialdata(folder, facts["mpp"], grid, labels="labels" in kinds)
+    written = [folder / file for kind, file in OUTPUTS.items() if kind in kinds]
+    return [str(file.relative_to(folder)) for path in written for file in _files_of(path)]
+
+
+def check_outputs(kinds: Sequence[str]) -> None:
+    """Refuse what cannot be written, before the work begins.
+
+    Raises:
+        ConfigurationError: an unknown output, or a package is missing.
+    """
+    if unknown := sorted(set(kinds) - set(OUTPUTS)):
+        raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")
+    if "labels" in kinds and find_spec("zarr") is None:
+        raise ConfigurationError(
+            "outputs 'labels': zarr is missing. Install it with: pip install 'nucsam-monai[slides]' (Python 3.11 or later)."
+        )
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 @contextmanager
@@ -138,21 +173,21 @@ def _feature_collection(path: Path, name: str, origin: Sequence[float]) -> Itera
     with _gzip(path) as file:
         file.write(b'{"type":"FeatureCollection","features":[')
         state = {"separator": b"\n"}
-        classes = _Quoted()
+        classes = _Classifications()
 
         def write(table: pa.Table) -> None:
             outlines = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
             if any(origin):
                 outlines = shapely.transform(outlines, lambda corners: corners - np.asarray(origin))
             texts = _geojson_of(outlines)
-            columns = [table[column].to_pylist() for column in (*_MEASUREMENTS, "class_name")]
+            columns = [table[column].to_pylist() for column in (*_MEASUREMENTS, "class_id", "class_name")]
             # Formatted by hand: a million objects pass here, and json.dumps takes half of the merge's time.
             lines = [
                 f'{{"type":"Feature","id":"{_identity(name, number)}","geometry":{text},"properties":{{'
-                f'"objectType":"detection","classification":{{"name":{classes[class_name]}}},"measurements":{{'
+                f'"objectType":"detection","classification":{classes[class_id, class_name]},"measurements":{{'
                 f'"id":{number},"area_um2":{area:.4f},"perimeter_um":{perimeter:.4f},"eccentricity":{eccentricity:.4f},'
                 f'"score":{score:.4f}}}}}}}'
-                for text, number, area, perimeter, eccentricity, score, class_name in zip(
+                for text, number, area, perimeter, eccentricity, score, class_id, class_name in zip(
                     texts, *columns, strict=True
                 )
             ]
@@ -185,12 +220,14 @@ def _geojson_of(outlines: np.ndarray) -> list[str]:
     ]
 
 
-class _Quoted(dict[str, str]):
-    """Texts as JSON, each made once."""
+class _Classifications(dict[tuple[int, str], str]):
+    """QuPath's form of each class, made once."""
 
-    def __missing__(self, text: str) -> str:
-        self[text] = json.dumps(text)
-        return self[text]
+    def __missing__(self, key: tuple[int, str]) -> str:
+        number, name = key
+        colour = colours_of(np.array([number]))[0].tolist()
+        self[key] = json.dumps({"name": name, "color": colour}, separators=(",", ":"))
+        return self[key]
 
 
 def _identity(name: str, number: int) -> str:

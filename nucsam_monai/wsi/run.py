@@ -32,7 +32,14 @@ from nucsam_monai.wsi.grid import (
 )
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.merge import merged_shards
-from nucsam_monai.wsi.outputs import OUTPUTS, Summary, write_nuclei, write_pictures, write_statistics
+from nucsam_monai.wsi.outputs import (
+    STREAMED,
+    Summary,
+    check_outputs,
+    write_nuclei,
+    write_pictures,
+    write_statistics,
+)
 from nucsam_monai.wsi.readers import SlideError, SlideReader, fingerprint, mpp_of_slide, open_slide
 from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask, finish, infer
 from nucsam_monai.wsi.tissue import draw_region, given_mask, read_region, tissue_mask
@@ -71,7 +78,10 @@ class SlideOptions:
     region: str | None = None
     shard_px: int = 4032
     max_nucleus_um: float = 30.0
-    outputs: tuple[str, ...] = tuple(OUTPUTS)
+    outputs: tuple[str, ...] = tuple(STREAMED)
+
+    def __post_init__(self) -> None:
+        check_outputs(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -288,8 +298,12 @@ class _Progress:
         self.bar.close()
 
 
-def merge_slide(journal: Journal) -> None:
+def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
     """Write the outputs of a slide, all of whose shards are done; no network is needed.
+
+    Args:
+        journal: of the slide.
+        outputs: keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`; None for those of the plan.
 
     Raises:
         SlideError: there is no plan, shards are missing, or too much of the slide is unreadable.
@@ -314,8 +328,8 @@ def merge_slide(journal: Journal) -> None:
     summary = Summary(small.shape[:2], MASK_MPP)  # type: ignore[arg-type]
     tables = merged_shards(journal, len(shards))
     name = request["slide"]["name"]
-    kinds = request["options"]["outputs"]
-    names = write_nuclei(journal.folder, tables, kinds, name=name, facts=facts, summary=summary)
+    kinds = request["options"]["outputs"] if outputs is None else outputs
+    names = write_nuclei(journal.folder, tables, kinds, name=name, facts=facts, grid=grid, summary=summary)
     names += write_pictures(journal.folder, small, summary)
     status = "partial" if unreadable else "done" if summary.nuclei else "done_empty"
     document = {"slide": name, "status": status, **summary.statistics(plan["tissue_mm2"])}
