@@ -159,7 +159,7 @@ def check_outputs(kinds: Sequence[str]) -> None:
         raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")
     if "labels" in kinds and find_spec("zarr") is None:
         raise ConfigurationError(
-            "outputs 'labels': zarr is missing. Install it with: pip install 'nucsam-monai[slides]' (Python 3.11 or later)."
+            "outputs 'labels': zarr is missing. With Python 3.11 or later: pip install 'nucsam-monai[slides]'."
         )
 
 
