@@ -158,11 +158,10 @@ def show_status(arguments: argparse.Namespace) -> int:
 def evaluate_slide(arguments: argparse.Namespace) -> int:
     """Print the instance metrics of a slide against the truth, both as outlines."""
     from nucsam_monai.metrics import LabelPair, instance_metrics
-    from nucsam_monai.metrics.pair import ContingencyTable
-    from nucsam_monai.wsi.evaluate import overlaps
+    from nucsam_monai.metrics.outlines import table_of_outlines
 
-    truth, found = arguments.truth, arguments.folder / "nuclei.parquet"
-    metrics = instance_metrics(LabelPair.of_table(ContingencyTable(*overlaps(truth, found))))
+    table = table_of_outlines(arguments.truth, arguments.folder / "nuclei.parquet")
+    metrics = instance_metrics(LabelPair.of_table(table))
     for name, value in metrics._asdict().items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
     return 0
