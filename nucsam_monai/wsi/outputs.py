@@ -34,6 +34,9 @@ OUTPUTS = {**STREAMED, "labels": "labels.zarr", "spatialdata": "slide.zarr"}
 _ID_NAMESPACE = uuid.UUID("6f0d2f6e-5f0c-5e0a-9c57-3d1f0b8b6a51")
 _MEASUREMENTS = ("id", "area_um2", "perimeter_um", "eccentricity", "score")
 _NO_TABLE = ("bbox", "geometry")
+_DENSITY_UM = 100.0
+_SCALE_BARS_UM = (5000, 2000, 1000, 500, 200, 100, 50, 20)
+_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
 
 
 class Summary:
@@ -252,38 +255,52 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def write_pictures(folder: Path, thumbnail: np.ndarray, summary: Summary) -> list[str]:
-    """Write the thumbnail with the nuclei's density on it, and the density alone with its scale."""
-    window = max(1, round(100 / summary.um_per_pixel))
-    per_mm2 = cv2.blur(summary.counts.astype(np.float32), (window, window), borderType=cv2.BORDER_CONSTANT)
+    """Write the thumbnail with the nuclei's density on it, and the density alone, both with their scales."""
+    # A Gaussian of this width weighs nuclei about as a disc of 100 um across does, without its hard rim.
+    width_px = _DENSITY_UM / 4 / summary.um_per_pixel
+    counts = summary.counts.astype(np.float32)
+    per_mm2 = cv2.GaussianBlur(counts, (0, 0), max(width_px, 0.5), borderType=cv2.BORDER_CONSTANT)
     per_mm2 /= (summary.um_per_pixel / 1000) ** 2
-    top = max(float(np.quantile(per_mm2[per_mm2 > 0], 0.99)) if (per_mm2 > 0).any() else 1.0, 1.0)
+    seen = per_mm2[per_mm2 > 1]
+    top = _rounded_up(float(np.quantile(seen, 0.99))) if seen.size else 1.0
     levels = (np.clip(per_mm2 / top, 0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1]
     weight = (0.6 * levels / 255.0)[..., None]
     overlay = (thumbnail * (1 - weight) + colours * weight).astype(np.uint8)
-    write_png(folder / "overlay.png", _with_scale(overlay, summary.um_per_pixel, f"{summary.nuclei} nuclei"))
-    words = f"yellow: {top:.0f} nuclei/mm2"
-    write_png(folder / "density.png", _with_scale(colours, summary.um_per_pixel, words))
+    for name, picture in (("overlay.png", overlay), ("density.png", colours)):
+        write_png(
+            folder / name, _with_scales(picture, summary.um_per_pixel, f"{summary.nuclei:,} nuclei", top)
+        )
     return ["overlay.png", "density.png"]
 
 
-def _with_scale(picture: np.ndarray, um_per_pixel: float, words: str) -> np.ndarray:
-    """Return a picture at least 480 pixels wide with a strip below it: a scale bar and a few words."""
-    zoom = max(1, -(-480 // picture.shape[1]))
+def _with_scales(picture: np.ndarray, um_per_pixel: float, words: str, top: float) -> np.ndarray:
+    """Return a picture at least 640 pixels wide above a strip with a scale bar, a few words and the colours."""
+    zoom = max(1, -(-640 // picture.shape[1]))
     picture = np.repeat(np.repeat(picture, zoom, axis=0), zoom, axis=1)
-    width = picture.shape[1]
-    um = next(
-        um
-        for um in (5000, 2000, 1000, 500, 200, 100, 50)
-        if um / um_per_pixel * zoom <= width / 3 or um == 50
-    )
-    bar = round(um / um_per_pixel * zoom)
-    strip = np.full((36, width, 3), 255, dtype=np.uint8)
-    strip[10:14, 10 : 10 + bar] = 0
-    label = f"{um / 1000:g} mm" if um >= 1000 else f"{um} um"
-    for text, x in ((label, 10), (words, width // 3 + 40)):
-        cv2.putText(strip, text, (x, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    width, px_per_um = picture.shape[1], zoom / um_per_pixel
+    um = next((um for um in _SCALE_BARS_UM if um * px_per_um <= width / 4), _SCALE_BARS_UM[-1])
+    strip = np.full((52, width, 3), 255, dtype=np.uint8)
+    strip[12:18, 12 : 12 + round(um * px_per_um)] = 0
+    bar = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    left, right = width - 252, width - 12
+    strip[9:21, left:right] = cv2.resize(np.ascontiguousarray(bar), (right - left, 12))
+    length = f"{um / 1000:g} mm" if um >= 1000 else f"{um} um"
+    highest = f"{top:,.0f} nuclei/mm2"
+    ends = (length, 12), (words, width // 2 - 110), ("0", left), (highest, right - _width_of(highest))
+    for text, x in ends:
+        cv2.putText(strip, text, (x, 41), *_FONT, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([picture, strip])
+
+
+def _width_of(text: str) -> int:
+    return int(cv2.getTextSize(text, *_FONT, 1)[0][0])
+
+
+def _rounded_up(value: float) -> float:
+    """Return the next number with two digits that is not below ``value``."""
+    step = 10.0 ** max(0, np.floor(np.log10(max(value, 1))) - 1)
+    return float(np.ceil(value / step) * step)
 
 
 def write_statistics(folder: Path, document: Mapping[str, Any]) -> list[str]:

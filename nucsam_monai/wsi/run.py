@@ -50,6 +50,7 @@ MASK_MPP = 8.0
 MOST_UNREADABLE = 0.01
 """Share of the segmented area that may be unreadable; beyond it the slide has failed."""
 
+_LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
 _IN_FLIGHT = 2
 _ATTEMPTS = 2
@@ -170,9 +171,12 @@ def prepare(
             "lattice": asdict(lattice),
             "statistics": statistics,
         }
+        picture_mpp = _picture_mpp(reader, mpp.value)
+        picture = small if picture_mpp == MASK_MPP else thumbnail(reader, mpp.value, picture_mpp)
         side = max(1, round(options.shard_px / lattice.stride_px))
         plan |= {"shard_cells": side, "tissue_mm2": _mm2(mask), "bounds": reader.bounds}
-        journal.write_plan(plan, mask, cells, small)
+        plan["thumbnail_mpp"] = picture_mpp
+        journal.write_plan(plan, mask, cells, picture)
     cells = journal.cells()
     region = None if options.region is None else read_region(Path(options.region))
     shards = cut_shards(cells, int((journal.plan or {})["shard_cells"]))
@@ -325,7 +329,7 @@ def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
     request = plan["request"]
     facts = {"mpp": request["mpp"]["value"], "scale": grid.scale, "geojson_origin": plan["bounds"][:2]}
     small = journal.thumbnail()
-    summary = Summary(small.shape[:2], MASK_MPP)  # type: ignore[arg-type]
+    summary = Summary(small.shape[:2], plan["thumbnail_mpp"])  # type: ignore[arg-type]
     tables = merged_shards(journal, len(shards))
     name = request["slide"]["name"]
     kinds = request["options"]["outputs"] if outputs is None else outputs
@@ -408,6 +412,12 @@ def _mask_of(reader: SlideReader, small: np.ndarray, mpp: float, options: SlideO
     outside = np.ones(shape, dtype=bool)
     outside[math.floor(y) : math.ceil(y + height), math.floor(x) : math.ceil(x + width)] = False
     return np.asarray(mask & ~outside)
+
+
+def _picture_mpp(reader: SlideReader, mpp: float) -> float:
+    """Return the micrometres per pixel of the thumbnail: as of the mask, but small slides get 1,000 pixels."""
+    longest_um = max(reader.levels[0][:2]) * mpp
+    return max(mpp, min(MASK_MPP, longest_um / _LEAST_THUMBNAIL_PX))
 
 
 def _statistics(reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray) -> list[float]:

@@ -160,6 +160,9 @@ def test_outputs_agree_and_open(uninterrupted: Path) -> None:
     statistics = json.loads((uninterrupted / "statistics.json").read_text())
     assert len(table) == len(document["features"]) == len(lines) - 1 == statistics["nuclei"] == 600
     check_qupath_objects(document)
+    for picture in ("overlay.png", "density.png"):
+        width, height = Image.open(uninterrupted / picture).size
+        assert width == 900 < height  # a small slide is shown pixel by pixel, above its scales
     geo = json.loads(table.schema.metadata[b"geo"])
     assert geo["version"] == "1.1.0"
     assert geo["columns"]["geometry"]["crs"] is None
