@@ -47,6 +47,7 @@ from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
+from nucsam_monai.engines.slides import configured_method
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "collate_points",
     "comparable_classes",
     "compile_if",
+    "configured_method",
     "default_device",
     "demo_folder",
     "distributed",
