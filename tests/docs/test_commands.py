@@ -1,5 +1,7 @@
 """Every command of the documentation is understood: its files, configurations, keys and options exist."""
 
+import ast
+import importlib
 import json
 import re
 import shlex
@@ -9,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nucsam_monai.apps.nucsam import command_of
 from tests.bundles.runs import REPOSITORY
@@ -39,14 +42,13 @@ OTHERS = {
     ),
     *("pip", "pre-commit", "ruff", "sed", "source"),
 }
-_BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _PLACEHOLDER = re.compile(r"[<\[].*[>\]]|\.\.\.")
 
 
 def commands(page: str) -> Iterator[list[str]]:
     """Yield the words of every command of a page."""
     variables: dict[str, str] = {}
-    for block in _BLOCK.findall((REPOSITORY / page).read_text(encoding="utf-8")):
+    for block in _listings("bash", (REPOSITORY / page).read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line)
             if set_here := re.fullmatch(r"(\w+)=(.+)", line):
@@ -72,6 +74,24 @@ def test_every_command_of_a_page_is_understood(
             words = ["python", *_of_nucsam(words[1:])]
         problem = _problem(words)
         assert problem is None, f"{shlex.join(words)}: {problem}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_listing_of_a_page_parses_and_imports_what_there_is(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for block in _listings("json", text):
+        json.loads(block)
+    for block in _listings("yaml", text):
+        yaml.safe_load(block)
+    for block in _listings("python", text):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "nucsam_monai":
+                module = importlib.import_module(str(node.module))
+                assert not [name.name for name in node.names if not hasattr(module, name.name)], node.module
+
+
+def _listings(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def _of_nucsam(arguments: list[str]) -> list[str]:
