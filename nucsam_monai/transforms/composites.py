@@ -147,7 +147,7 @@ def foreground_of_all(wanted: bool) -> Steps:
     return [ForegroundMaskd("instances", output_key="foreground")] if wanted else []
 
 
-def expert_points(wanted: bool, max_points: int = 256, seed: int | None = None) -> Steps:
+def expert_points(wanted: bool, max_points: int | None = 256, seed: int | None = None) -> Steps:
     """Prompt with points on nuclei of the ground truth if that is ``wanted``, see :class:`NucleusPointsd`."""
     return [NucleusPointsd("instances", max_points=max_points, seed=seed)] if wanted else []
 
