@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.engines import SupervisedEvaluator
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,7 +76,7 @@ def _batches(evaluator: SupervisedEvaluator, folder: Path) -> Iterator[Any]:
     for number, (x, y) in enumerate(_centres(), start=1):
         instances[(rows - y) ** 2 + (columns - x) ** 2 <= _RADIUS_PX**2] = number
     item = {**loader.dataset.data[0], "instances": str(folder / "instances.png")}
-    write_png(folder / "instances.png", instances)
+    Image.fromarray(instances).save(folder / "instances.png")
     if "classes" in item:
         item["classes"] = str(folder / "classes.json")
         write_json(folder / "classes.json", dict.fromkeys(map(str, range(1, COST_NUCLEI + 1)), 0))
