@@ -71,6 +71,9 @@ def load_nuclei(
         class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
             methods without classes.
         read_classes: reads the classes' file.
+
+    A ``CacheDataset`` keeps what these steps return, whatever comes behind them: an image of 256 px and 8 bits is 64
+    times smaller than the same one stretched to 1024 px and normalised.
     """
     steps: Steps = [
         CopyItemsd("image", names="image_path"),
@@ -81,11 +84,19 @@ def load_nuclei(
         EnsureChannelFirstd("image", channel_dim=-1),
         EnsureChannelFirstd("instances", channel_dim="no_channel"),
     ]
-    if class_names is None:
-        return steps
-    if len(class_names) > 1 and read_classes is not None:
-        return [*steps, Lambdad("classes", func=read_classes, allow_missing_keys=True)]
-    return [*steps, DeleteItemsd("classes")]
+    if class_names is not None:
+        several = len(class_names) > 1 and read_classes is not None
+        steps.append(
+            Lambdad("classes", func=read_classes, allow_missing_keys=True)
+            if several
+            else DeleteItemsd("classes")
+        )
+    return [*steps, end_of_cache]
+
+
+def end_of_cache(item: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the item; a ``CacheDataset`` keeps what comes before a step that is not one of MONAI's transforms."""
+    return item
 
 
 def read_image_alone(
@@ -153,7 +164,7 @@ def foreground_of_all(wanted: bool) -> Steps:
     return [ForegroundMaskd("instances", output_key="foreground")] if wanted else []
 
 
-def expert_points(wanted: bool, max_points: int = 256, seed: int | None = None) -> Steps:
+def expert_points(wanted: bool, max_points: int | None = 256, seed: int | None = None) -> Steps:
     """Prompt with points on nuclei of the ground truth if that is ``wanted``, see :class:`NucleusPointsd`."""
     return [NucleusPointsd("instances", max_points=max_points, seed=seed)] if wanted else []
 
