@@ -2,6 +2,7 @@
 
 from nucsam_monai.engines.batch import (
     PrepareCFRSAMBatch,
+    PrepareDetectionBatch,
     PrepareDomainBatch,
     PrepareEndToEndBatch,
     PrepareNucleusBatch,
@@ -14,6 +15,7 @@ from nucsam_monai.engines.batch import (
     collate_points,
 )
 from nucsam_monai.engines.bundle import (
+    classes_key,
     comparable_classes,
     compile_if,
     default_device,
@@ -54,6 +56,7 @@ __all__ = [
     "DomainBatchSampler",
     "FoundInTraining",
     "PrepareCFRSAMBatch",
+    "PrepareDetectionBatch",
     "PrepareDomainBatch",
     "PrepareEndToEndBatch",
     "PrepareNucleusBatch",
@@ -63,6 +66,7 @@ __all__ = [
     "PrepareTruthBatch",
     "ReadableImages",
     "check_options",
+    "classes_key",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",
