@@ -29,6 +29,7 @@ from nucsam_monai.transforms.composites import (
     read_image_alone,
     resize,
     to_instances,
+    working_size,
     zoom,
 )
 from nucsam_monai.transforms.instances import (
@@ -104,5 +105,6 @@ __all__ = [
     "resize",
     "resize_labels",
     "to_instances",
+    "working_size",
     "zoom",
 ]
