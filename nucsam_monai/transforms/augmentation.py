@@ -16,11 +16,11 @@ from skimage.segmentation import slic
 from torch import Tensor
 from torch.nn import functional as F
 
-from nucsam_monai.transforms.resizing import resize_labels
 from nucsam_monai.transforms.targets import NucleusDistanced
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
 from nucsam_monai.utils.names import Fit, check_fit
+from nucsam_monai.utils.resizing import resize_labels
 
 Interpolation = Literal["image", "map", "labels"]
 """How a crop is resized: ``image`` averages where it shrinks, ``map`` interpolates, ``labels`` keeps ids."""
