@@ -38,6 +38,7 @@ from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader, Pix
 from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import DistanceTargetd, ForegroundMaskd, NucleusSizesd
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.names import Fit, check_fit
 
 Transform = Callable[[Any], Any]
 Steps = list[Transform]
@@ -182,15 +183,31 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
     return [SpatialPadd(_BOTH, size, mode=pad_mode), cut]
 
 
-def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant") -> Steps:
+def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant") -> Steps:
+    """Bring image and label map to the size a network is trained at, as inference does it.
+
+    Args:
+        size_px: side of the result.
+        fit: ``tile`` cuts a random square, ``resize`` stretches the whole image.
+        pad_mode: how smaller images are padded.
+
+    Raises:
+        ConfigurationError: an unknown ``fit``.
+    """
+    check_fit(fit)
+    return crop(size_px, pad_mode=pad_mode) if fit == "tile" else [resize(size_px)]
+
+
+def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant", fit: Fit = "tile") -> Steps:
     """Cut a random square, flip it, turn it by right angles and vary its colours.
 
     Args:
         size_px: side of the square.
         pad_mode: how smaller images are padded.
+        fit: ``resize`` stretches the whole image to the square instead.
     """
     return [
-        *crop(size_px, pad_mode=pad_mode),
+        *working_size(size_px, fit, pad_mode=pad_mode),
         RandFlipd(_BOTH, prob=0.5, spatial_axis=0),
         RandRotate90d(_BOTH, prob=0.75),
         RandColorJitterd("image", prob=0.8),
