@@ -46,6 +46,7 @@ from nucsam_monai.engines.bundle import (
 from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
+from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "PreparePromptsBatch",
     "PrepareTruthBatch",
     "ReadableImages",
+    "ResultsFolder",
     "check_options",
     "collate_end_to_end",
     "collate_nuclei",

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy, string_list_all_gather
 from numpy.typing import NDArray
 
+from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.io import (
     comparison_overlay,
     read_image,
@@ -271,13 +272,17 @@ class PredictionWriter:
 
     Args:
         output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
+        results: of the same folder, is told what is written.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, results: ResultsFolder | None = None) -> None:
         self.output_dir = Path(output_dir)
+        self.results = results
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
+        if self.results is not None:
+            self.results.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
@@ -286,4 +291,6 @@ class PredictionWriter:
             prediction = output["pred"]
             pixels = convert_to_numpy(item["pixels"]).transpose(1, 2, 0)
             paths = write_prediction(prediction, pixels, self.output_dir, item["id"])
+            if self.results is not None:
+                self.results.add(item["id"], len(prediction), list(paths.values()))
             logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["overlay"])
