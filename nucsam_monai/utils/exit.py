@@ -99,10 +99,8 @@ def _print_sentence(kind: type[BaseException], error: BaseException, traceback: 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether a record says more than that one of our errors, or the end, is on its way to the user."""
-    if record.name.startswith("ignite.engine") and record.getMessage().startswith(
-        "Engine run resuming from iteration 0"
-    ):
-        return False  # MONAI's engines say so at every start
+    if record.getMessage().startswith("Engine run resuming from iteration 0"):
+        return False  # Ignite says so of MONAI's engines at every start
     if record.levelno < logging.ERROR or record.name.startswith("nucsam_monai"):
         return True
     # Ignite logs inside of its except block, without the exception in the record.
