@@ -49,6 +49,7 @@ from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
+from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.engines.slides import configured_method
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
@@ -65,6 +66,7 @@ __all__ = [
     "PreparePromptsBatch",
     "PrepareTruthBatch",
     "ReadableImages",
+    "ResultsFolder",
     "check_options",
     "classes_key",
     "collate_end_to_end",
