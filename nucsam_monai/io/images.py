@@ -20,7 +20,6 @@ from nucsam_monai.io.decoders import (
 )
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from nucsam_monai.utils.machine import free_memory_bytes
-from nucsam_monai.utils.paths import script_or
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +147,9 @@ def read_image_to_segment(
     except ImageTooLargeError as error:
         needed = error.width * error.height * SEGMENTING_BYTES / 1e9
         has = "" if free is None else f", and {free / 1e9:.3g} GB are free"
-        slides = script_or("segment_slides.py", "Segmenter.segment_slide")
         raise ImageReadError(
             f"{path}: {error.width} x {error.height} pixels are more than the allowed {limit}: as one image they take "
-            f"about {needed:.3g} GB of memory{has}. Segment it as a slide ({slides}), or set max_pixels."
+            f"about {needed:.3g} GB of memory{has}. Segment it as a slide (nucsam slides run), or set max_pixels."
         ) from error
 
 
