@@ -116,7 +116,7 @@ def check_keys(parser: ConfigParser) -> None:
         if _is_workflow(config.get(path)):
             continue
         if path not in known | references and not _is_argument(path, config):
-            options = [one for one in known if one.count("::") == path.count("::")]
+            options = [one for one in known | references if one.count("::") == path.count("::")]
             nearest = get_close_matches(path, sorted(options), n=1, cutoff=0.5)
             hint = f" Did you mean '{nearest[0].replace('::', '#')}'?" if nearest else ""
             raise ConfigurationError(
@@ -220,3 +220,18 @@ def settings_named(names: Iterable[str]) -> dict[str, Any]:
     """Return the values of keys of the configuration that is being read; none outside of one."""
     parser = current_parser()
     return {} if parser is None else {name: parser.get_parsed_content(name) for name in names}
+
+
+def changed_keys(parser: ConfigParser, file: Path) -> list[str]:
+    """Return those keys of a configuration file that have another value in the configuration that is being read.
+
+    Args:
+        parser: of the configuration.
+        file: one of the files that it was read from.
+    """
+    original = ConfigParser()
+    original.read_config(file)
+    original.parse()
+    config = parser.get()
+    own = {key: value for key, value in original.get().items() if key[:1] != "_"}
+    return [key for key, value in own.items() if config.get(key, value) != value]
