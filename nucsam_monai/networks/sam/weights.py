@@ -128,8 +128,8 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(
-            f"{path}: expected a state dict of tensors only, by itself or under {', '.join(_WRAPPERS)}, as the official "
-            "files are."
+            f"{path}: expected a state dict of tensors only, by itself or under {', '.join(_WRAPPERS)}, as the "
+            "official files are."
         )
     return _without_prefix(state)
 
