@@ -330,9 +330,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the page, a list, a tile, or nuclei."""
         address = urlsplit(self.path)
-        if (
-            self.headers.get("Host", "").partition(":")[0] not in _LOCAL
-        ):  # a page elsewhere that resolves to us
+        host = self.headers.get("Host", "").partition(":")[0]
+        if host not in _LOCAL:  # a page elsewhere, whose name leads here
             self.send_error(403)
             return
         try:

@@ -18,6 +18,8 @@ from nucsam_monai.apps.viewer import find_results, main, serve
 from nucsam_monai.io import write_prediction
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
+from nucsam_monai.wsi import SlideOptions, segment_slide
+from tests.wsi.slides import oracle, picture_of, random_nuclei
 
 SIDE = 1300  # more than two tiles, so that there are two levels
 
@@ -131,6 +133,22 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "case" / "DONE.json").write_text("{}")
     assert main([str(tmp_path), "--no_browser"]) == 1
     assert "its slide is not known. Pass --images" in capsys.readouterr().err
+
+
+def test_a_slide_is_shown_in_pixels_of_its_finest_level(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    truth = random_nuclei(300, 60, seed=1)
+    Image.fromarray(picture_of(truth)).save(tmp_path / "case.png")
+    options = SlideOptions(mpp=0.25, mask="all", shard_px=240, max_nucleus_um=6.0)
+    segment_slide(tmp_path / "case.png", tmp_path / "out", oracle(), options)
+    (result,) = find_results(tmp_path / "out", tmp_path)
+    assert result.describe()["nuclei"] == 60
+    view = result.view({"box": ["0,0,300,300"]})
+    for row, rings in zip(view["rows"], view["outlines"], strict=True):
+        column, line = (int(side) for side in np.min(rings[0], axis=0))
+        box = truth[line : line + 24, column : column + 24]
+        assert round(float(row[4]) / 0.25**2) in np.bincount(truth.ravel())[np.unique(box)]
+    assert Image.open(io.BytesIO(result.tile(0, 0, 0))).size == (300, 300)
 
 
 @pytest.mark.slow
