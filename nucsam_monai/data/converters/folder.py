@@ -20,7 +20,15 @@ from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.splits import SPLIT_SEED, SPLITS, TRAIN_80_10_10, random_split
 from nucsam_monai.data.writer import Sample, SampleJob, sample_id_of
-from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_class_map, read_image, read_label_map
+from nucsam_monai.io import (
+    LABEL_MAP_SUFFIXES,
+    IntensityRange,
+    check_intensity_range,
+    find_images,
+    read_class_map,
+    read_image,
+    read_label_map,
+)
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.parallel import map_in_order
@@ -41,6 +49,7 @@ def convert(
     instances_suffix: str = "",
     classes_suffix: str = "",
     binary: Literal["components"] | None = None,
+    intensity_range: Sequence[float] | None = None,
     group_pattern: str | None = None,
     splits: Path | str | None = None,
     fractions: Mapping[str, float] = TRAIN_80_10_10,
@@ -72,6 +81,8 @@ def convert(
         classes_suffix: the same for ``classes``.
         binary: ``components`` for label maps that are binary masks: nuclei are their 8-connected components, so
             nuclei that touch are one. By default a label map's values are ids.
+        intensity_range: the values that become black and white in images of more than 8 bits, for example ``0,4095``;
+            percentiles of each image by default.
         group_pattern: regular expression whose first group, or whole match, in the image's name is the slide or
             patient; images of one group stay in one split.
         splits: JSON file ``{"training": [name, ...], "validation": [...], "test": [...]}`` with your own split;
@@ -92,6 +103,7 @@ def convert(
         ImageReadError: a file is damaged or not an image.
     """
     _check_binary(binary, classes)
+    contrast = check_intensity_range(intensity_range)
     found = find_images(images)
     suffix = instances_suffix or _suffix_of_tools(found, Path(instances))
     if suffix and Path(instances).resolve() == Path(images).resolve():
@@ -123,7 +135,15 @@ def convert(
     jobs = [
         SampleJob(
             sample_id,
-            partial(_decode, path, label_files[sample_id], class_files.get(sample_id), class_values, binary),
+            partial(
+                _decode,
+                path,
+                label_files[sample_id],
+                class_files.get(sample_id),
+                class_values,
+                binary,
+                contrast,
+            ),
             group=groups.get(sample_id),
         )
         for sample_id, path in image_files.items()
@@ -315,8 +335,9 @@ def _decode(
     classes: Path | None,
     class_values: Sequence[int],
     binary: Literal["components"] | None,
+    intensity_range: IntensityRange | None,
 ) -> Sample:
-    pixels = read_image(image)
+    pixels = read_image(image, intensity_range=intensity_range)
     if labels.suffix.lower() == ".geojson":
         instances = paint_geojson(labels, (pixels.shape[0], pixels.shape[1]))
     else:

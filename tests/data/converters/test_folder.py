@@ -295,6 +295,16 @@ def test_an_image_is_converted_as_viewers_show_it(tmp_path: Path) -> None:
     assert np.array_equal(read_image(item["image"]), noise(8, 20, seed=1)[::-1, ::-1])
 
 
+def test_the_range_of_wide_values_can_be_given(tmp_path: Path) -> None:
+    folders = pairs_named(tmp_path, ("a",))
+    wide = np.full((8, 20), 1000, np.uint16)
+    wide[0, 0] = 4000
+    Image.fromarray(wide).save(folders["images"] / "a.png")
+    folder.convert(**folders, output_dir=tmp_path / "mine", intensity_range=(0, 4000))
+    (item,) = read_dataset(tmp_path / "mine").items()
+    assert np.unique(read_image(item["image"])).tolist() == [64, 255]
+
+
 def test_images_without_nuclei_are_normal(tmp_path: Path, images: Path) -> None:
     instances = write_maps(tmp_path / "instances", images, ".npy", np.zeros((8, 10), np.uint8))
     classes = write_maps(tmp_path / "classes", images, ".npy", np.zeros((8, 10), np.uint8))
