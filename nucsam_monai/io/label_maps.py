@@ -176,9 +176,10 @@ def _read_mat(
         fallback = tuple(variables) if len(variables) == 1 and variables.keys() != {"inst_map"} else ()
         names = next((names for names in choices if variables.keys() >= set(names)), fallback)
         if not names:
+            choices_text = " or ".join(" with ".join(f"'{name}'" for name in names) for names in choices)
             raise ImageReadError(
-                f"{where}: expected {' or '.join('+'.join(names) for names in choices)}, or a single 2-D array of "
-                f"numbers, found {', '.join(variables) or 'none'}."
+                f"{where}: expected {choices_text} or a single 2-D array of numbers, found "
+                f"{', '.join(variables) or 'none'}."
             )
         for name in names:
             check_pixel_count(where, math.prod(variables[name]), 1, max_pixels)

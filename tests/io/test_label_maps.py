@@ -282,7 +282,9 @@ def test_classes_of_hovernets_files_are_types_and_not_ids(tmp_path: Path, form: 
 
 def test_instances_without_classes_are_refused_as_classes(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"inst_map": LABELS})
-    with pytest.raises(ImageReadError, match=r"a\.mat: expected type_map or .*found inst_map"):
+    with pytest.raises(
+        ImageReadError, match=r"a\.mat: expected 'type_map' or 'inst_map' with .*found inst_map"
+    ):
         read_class_map(tmp_path / "a.mat")
     scipy.io.savemat(tmp_path / "a.mat", {"inst_map": LABELS, "inst_type": np.ones((50, 1))})
     with pytest.raises(ImageReadError, match="50 classes"):
