@@ -103,12 +103,12 @@ def _how_to_get(dataset: DatasetUse) -> str:
     name = dataset.folder.rpartition("/")[2]
     if name in CONVERTERS:
         return (
-            f"Get it: {CONVERTERS[name].info.obtain}. Then: python scripts/prepare_dataset.py {name} "
+            f"Get it: {CONVERTERS[name].info.obtain}. Then: nucsam datasets {name} "
             f"--source <archive> --output_dir <data_dir>/{dataset.folder}"
         )
     if dataset.folder.partition("/")[0] == DEMO:
         return f"The demo data has {', '.join(DEMO_DOMAINS)}."
-    return "Prepare it with: python scripts/prepare_dataset.py folder --help"
+    return "Prepare it with: nucsam datasets folder --help"
 
 
 def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:

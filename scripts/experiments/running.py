@@ -361,7 +361,7 @@ def main(
         return plan(experiment, places)
     options = {"form": form, "datasets": datasets, "train_datasets": train_datasets}
     given = [f"--{key} {_text(value)}" for key, value in options.items() if value is not None]
-    command = " ".join(["python scripts/run_experiment.py", shlex.quote(str(file)), *given])
+    command = " ".join(["nucsam experiment", shlex.quote(str(file)), *given])
     return str(run_experiment(experiment, places, jobs=jobs, command=command).folder / "results.md")
 
 
