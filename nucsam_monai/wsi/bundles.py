@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from nucsam_monai import Segmenter
 
 _WEIGHTS = ("checkpoint", "prompter_checkpoint", "segmentor_checkpoint")
-_SCALE_IS_KNOWN = {"diameter": None, "mpp": None}  # the slide is read at the network's own resolution
+_OF_SLIDES = {
+    "diameter": None,  # the slide is read at the network's own resolution
+    "mpp": None,
+    "points_in_tiles": True,  # a prompter that sees a whole region finds other points in another region
+}
 
 
 @dataclass
@@ -73,7 +77,7 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         if "overlap_px" in config
         else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
     )
-    own = {**{key: default for key, default in _SCALE_IS_KNOWN.items() if key in config}, **options}
+    own = {**{key: default for key, default in _OF_SLIDES.items() if key in config}, **options}
     weights = {key: _digest(segmenter.value(key)) for key in _WEIGHTS if key in config}
     facts = {
         "bundle": segmenter.folder.name,
