@@ -249,21 +249,26 @@ class ServedModel:
         return Prepared(bundle, values, None if domain == ANY_DOMAIN else str(domain))
 
     def nuclei(self, prepared: Prepared, source: ImageSource, region: Region) -> Iterator[Nucleus]:
-        """Yield the nuclei of a region, in pixels of it: of what fits into one window as of an image, else of a slide.
+        """Return the nuclei of a region, in its pixels: of what fits into one window as of an image, else of a slide.
 
         Raises:
+            RequestRefusedError: the region is larger than a window, and the network sees images stretched.
             ConfigurationError: an option that does not work beyond one window.
         """
         bundle, options, domain = prepared
         window_px = self.settings.window_px
         if max(region.width, region.height) <= window_px:
-            yield from nuclei_of_prediction(bundle.segment(source.read(region), domain=domain, **options))
-            return
+            return nuclei_of_prediction(bundle.segment(source.read(region), domain=domain, **options))
+        if "fit" in bundle.config and bundle.value("fit") == "resize":
+            raise RequestRefusedError(
+                f"{self.name}: found a region of {region.width} x {region.height} px, but these weights see each image "
+                f"stretched to one size. Choose a region of at most {window_px} px a side."
+            )
         reader, level = reader_of(source)
         if reader.mpp is None and "diameter" in self.config:
             options = {"diameter": bundle.value("diameter"), **options}
         method, largest_px = method_of(bundle, domain, **options), self.settings.overlap_px
-        yield from nuclei_of_region(reader, level, region, method, shard_px=window_px, largest_px=largest_px)
+        return nuclei_of_region(reader, level, region, method, shard_px=window_px, largest_px=largest_px)
 
     def clicked_nuclei(self, prepared: Prepared, source: ImageSource, clicks: Clicks) -> list[Nucleus]:
         """Return the nuclei of clicks and boxes, in pixels of the image.
