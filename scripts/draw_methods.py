@@ -186,6 +186,24 @@ FIGURES = {
         },
         (("image", "network"), ("network", "mask"), ("mask", "nuclei")),
     ),
+    "detectors": Figure(
+        {
+            "image": Box(0, 0.5, "data", "image", ("crop or tile of 256 px",)),
+            "pyramid": Box(1, 0.5, "own", "ResNet and pyramid", ("features of", "several strides")),
+            "proposals": Box(2, 0, "own", "region proposals", ("from anchors of", "8 to 128 px")),
+            "heads": Box(3, 0.5, "own", "heads", ("class, box and mask", "of each region")),
+            "masks": Box(4, 0.5, "data", "masks", ("one per nucleus, with", "class and score")),
+            "nuclei": Box(5, 0.5, "data", "nuclei", ("duplicates removed", "across tiles")),
+        },
+        (
+            ("image", "pyramid"),
+            ("pyramid", "proposals"),
+            ("pyramid", "heads"),
+            ("proposals", "heads"),
+            ("heads", "masks"),
+            ("masks", "nuclei"),
+        ),
+    ),
     "compact_sam": Figure(
         {
             "image": Box(0, 0, "data", "crop"),
