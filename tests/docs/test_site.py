@@ -71,7 +71,7 @@ def test_every_public_name_has_a_place_in_the_reference(site: Path) -> None:
         names = re.findall(r'^    "(\w*[a-z]\w*)",$', init.read_text(encoding="utf-8"), re.MULTILINE)
         page = (site / "reference" / f"{init.parent.name}.html").read_text(encoding="utf-8")
         missing = [name for name in names if not re.search(rf"id=\"?nucsam_monai[\w.]*\.{name}[\"\s>]", page)]
-        assert not missing, init.parent.name
+        assert not missing, f"{init.parent.name}: names without a docstring are left out"
 
 
 @pytest.mark.parametrize(
