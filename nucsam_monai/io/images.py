@@ -34,6 +34,7 @@ _ALWAYS_SEGMENTED = 1 << 20
 
 IntensityRange = tuple[float, float]
 """The values that become black and white."""
+
 _PERCENTILES = (0.1, 99.9)
 _COUNTED_VALUES = 1 << 22
 """About so many values of a large image give its percentiles."""
