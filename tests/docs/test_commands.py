@@ -76,6 +76,17 @@ def test_every_command_of_a_page_is_understood(
         assert problem is None, f"{shlex.join(words)}: {problem}"
 
 
+@pytest.mark.parametrize(
+    "page", sorted((REPOSITORY / "docs" / "methods").glob("[!i]*.md")), ids=lambda page: page.stem
+)
+def test_every_option_of_a_methods_page_is_a_key_of_its_bundle(page: Path) -> None:
+    keys: set[str] = {"show_command", "use_trace", "weights", "prompter_", "segmentor_"}
+    for config in (REPOSITORY / "bundles" / page.stem / "configs").glob("*.json"):
+        keys |= json.loads(config.read_text(encoding="utf-8")).keys()
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert not {name for name in re.findall(r"--([a-z]\w*)", text) if name not in keys}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_listing_of_a_page_parses_and_imports_what_there_is(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
