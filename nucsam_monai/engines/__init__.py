@@ -14,6 +14,7 @@ from nucsam_monai.engines.batch import (
     collate_points,
 )
 from nucsam_monai.engines.bundle import (
+    classes_of_domains,
     comparable_classes,
     compile_if,
     default_device,
@@ -61,6 +62,7 @@ __all__ = [
     "PrepareTruthBatch",
     "ReadableImages",
     "check_options",
+    "classes_of_domains",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",
