@@ -6,7 +6,7 @@ setup(
     packages=[*find_packages(include=["nucsam_monai*"]), "nucsam_monai.bundles", "nucsam_monai.scripts"],
     package_dir={"nucsam_monai.bundles": "bundles", "nucsam_monai.scripts": "scripts"},
     package_data={
-        "nucsam_monai": ["py.typed"],
+        "nucsam_monai": ["py.typed", "apps/*.html"],
         "nucsam_monai.bundles": ["*/LICENSE", "*/configs/*", "*/docs/*", "*/models/compact*.safetensors"],
         "nucsam_monai.scripts": ["*.py", "*/*.py", "*/*/*.yaml"],
     },

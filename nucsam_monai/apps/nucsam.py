@@ -9,6 +9,7 @@ Examples:
     nucsam train unsam compact --dataset_dir data --output_dir output/mine
     nucsam evaluate unsam --weights output/mine/model.safetensors --dataset_dir data
     nucsam evaluate --dataset data/mine --predictions my/predictions
+    nucsam view output/segmented --images images
     nucsam datasets list
     nucsam models
 """
@@ -31,6 +32,7 @@ _SCRIPTS = {
     "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
     "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
 }
+_VIEW = ["-m", "nucsam_monai.apps.viewer"]
 _OF_TOOLS = "evaluate_predictions.py"
 
 
@@ -68,6 +70,8 @@ def command_of(given: Sequence[str]) -> list[str]:
         return [_script(_SCRIPTS[name][0]), *given[1:]]
     if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
         return [_script(_OF_TOOLS), *given[1:]]
+    if name == "view":
+        return [*_VIEW, *given[1:]]
     arguments, further = _parser().parse_known_args(given)
     if further and not arguments.takes_keys:
         _parser().error(f"unknown argument {further[0]}")
@@ -142,8 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     add("models", "list the bundles and the weights that come with them", "nucsam models", _models)
     option = add("mlflow", "show the tracked runs in a browser", "nucsam mlflow", _mlflow)
     option("--port", default="5000", help="default: %(default)s")
-    for name, (script, text) in _SCRIPTS.items():
-        commands.add_parser(name, help=text, add_help=False).set_defaults(script=script)
+    commands.add_parser("view", help="look at results in a browser", add_help=False)
+    for name, (_, text) in _SCRIPTS.items():
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 
@@ -212,7 +217,8 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
         "run",
         run,
         "--config_file",
-        paths[0] if len(paths) == 1 else json.dumps(paths),
+        # Fire, which reads this option, ends a text at #, but not in a list.
+        paths[0] if len(paths) == 1 and "#" not in paths[0] else json.dumps(paths),
     ]
 
 

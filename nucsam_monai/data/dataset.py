@@ -158,9 +158,7 @@ def read_dataset(folder: Path | str) -> Dataset:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DatasetError(
-            f"{folder}: no {DATASET_FILE}. Make it with scripts/prepare_dataset.py."
-        ) from error
+        raise DatasetError(f"{folder}: no {DATASET_FILE}. Make it with: nucsam datasets.") from error
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: not readable as JSON ({error}).") from error
     if not isinstance(content, dict):
@@ -198,7 +196,7 @@ def find_datasets(dataset_dir: Path | str) -> list[Path]:
         reason = "it is not a folder"
     raise DatasetError(
         f"dataset_dir {dataset_dir}: {reason}. Pass --dataset_dir with a prepared dataset, or prepare "
-        "one with scripts/prepare_dataset.py."
+        "one with: nucsam datasets."
     )
 
 
@@ -248,7 +246,8 @@ def load_items(
         filled = [name for name in SPLITS if any(dataset.splits[name] for dataset in datasets)]
         raise DatasetError(
             f"{dataset_dir}: {' and '.join(splits)} of {', '.join(wanted)} hold no image; "
-            f"splits with images are {', '.join(filled) or 'none'}."
+            f"splits with images are {', '.join(filled) or 'none'}. Prepare the dataset again with more images or with "
+            "a split of your own (--splits)."
         )
     return items
 

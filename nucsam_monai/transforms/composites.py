@@ -72,6 +72,9 @@ def load_nuclei(
         class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
             methods without classes, or with classes in some domains.
         read_classes: reads the classes' file.
+
+    A ``CacheDataset`` keeps what these steps return, whatever comes behind them: an image of 256 px and 8 bits is 64
+    times smaller than the same one stretched to 1024 px and normalised.
     """
     steps: Steps = [
         CopyItemsd("image", names="image_path"),
@@ -83,12 +86,23 @@ def load_nuclei(
         EnsureChannelFirstd("instances", channel_dim="no_channel"),
     ]
     if read_classes is not None and (class_names is None or len(class_names) > 1):
-        return [*steps, Lambdad("classes", func=read_classes, allow_missing_keys=True)]
-    return steps if class_names is None else [*steps, DeleteItemsd("classes")]
+        steps.append(Lambdad("classes", func=read_classes, allow_missing_keys=True))
+    elif class_names is not None:
+        steps.append(DeleteItemsd("classes"))
+    return [*steps, end_of_cache]
+
+
+def end_of_cache(item: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the item; a ``CacheDataset`` keeps what comes before a step that is not one of MONAI's transforms."""
+    return item
 
 
 def read_image_alone(
-    pixel_std: PixelStd = "sam", points: str | None = None, items: Sequence[Mapping[str, Any]] = ()
+    pixel_std: PixelStd = "sam",
+    points: str | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
+    intensity_range: Sequence[float] | None = None,
+    max_pixels: int | None = None,
 ) -> Compose:
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
@@ -96,10 +110,13 @@ def read_image_alone(
         pixel_std: see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
+        intensity_range: see :class:`NucleiImageReader`.
+        max_pixels: see :class:`NucleiImageReader`.
     """
+    reader = NucleiImageReader(max_pixels, intensity_range)
     return chain(
         [
-            LoadImaged("image", reader=NucleiImageReader, dtype=torch.uint8, image_only=True),
+            LoadImaged("image", reader=reader, dtype=torch.uint8, image_only=True),
             EnsureChannelFirstd("image", channel_dim=-1),
             CopyItemsd("image", names="pixels"),
             None if points is None else ExpertPointsd("image", file=points, items=items),
@@ -149,7 +166,7 @@ def foreground_of_all(wanted: bool) -> Steps:
     return [ForegroundMaskd("instances", output_key="foreground")] if wanted else []
 
 
-def expert_points(wanted: bool, max_points: int = 256, seed: int | None = None) -> Steps:
+def expert_points(wanted: bool, max_points: int | None = 256, seed: int | None = None) -> Steps:
     """Prompt with points on nuclei of the ground truth if that is ``wanted``, see :class:`NucleusPointsd`."""
     return [NucleusPointsd("instances", max_points=max_points, seed=seed)] if wanted else []
 

@@ -72,6 +72,20 @@ def test_nan_is_not_saved_and_said(path, caplog):
     assert "val_loss is NaN" in caplog.text
 
 
+def test_without_a_comparison_the_last_weights_are_saved(path, caplog):
+    validations = Validations(path)
+    validations.after(1, val_loss=math.nan)
+    validations.after(2, val_loss=math.nan)
+    with caplog.at_level(logging.WARNING):
+        validations.saver.save_last(validations.engine)
+    assert validations.saved() == 2
+    assert "no epoch could be compared by val_loss" in caplog.text
+    validations.after(3, val_loss=0.5)
+    validations.after(4, val_loss=math.nan)
+    validations.saver.save_last(validations.engine)
+    assert validations.saved() == 3
+
+
 def test_every_domain_of_a_sequential_training_starts_anew(path):
     validations = Validations(path, sampler=schedule("sequential"))
     assert validations.after(1, val_loss_a=0.2, val_loss_b=9.0) == 1
@@ -79,6 +93,21 @@ def test_every_domain_of_a_sequential_training_starts_anew(path):
     assert validations.after(3, val_loss_a=0.1, val_loss_b=0.9) == 3
     assert validations.after(4, val_loss_a=0.1, val_loss_b=0.8) == 4
     assert float(read_header(path)["val_loss_b"]) == 0.8
+
+
+def test_every_stage_of_a_network_starts_anew(path):
+    validations = Validations(path, metric="val_dice", mode="max")
+    for epoch, stage, dice in ((1, "generator", 0.9), (2, "generator", 0.8), (3, "segmenter", 0.1)):
+        validations.network.stage = stage
+        saved = validations.after(epoch, val_dice=dice)
+    assert saved == 3
+    resumed = Validations(path, metric="val_dice", mode="max")
+    resumed.network.stage = "segmenter"
+    resumed.saver.load_state_dict(validations.saver.state_dict())
+    assert resumed.after(4, val_dice=0.05) == 3
+    del (state := validations.saver.state_dict())["stage"]  # as written before stages were kept
+    resumed.saver.load_state_dict(state)
+    assert resumed.after(5, val_dice=0.05) == 3
 
 
 def test_the_file_of_an_earlier_training_is_kept(path):

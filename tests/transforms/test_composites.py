@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import CacheDataset
 from PIL import Image
 
 from nucsam_monai import transforms
@@ -26,6 +27,17 @@ def item() -> dict[str, Any]:
 
 def test_a_chain_joins_lists_of_lists() -> None:
     assert len(transforms.chain([abs, [abs, [None, abs]], (), None]).transforms) == 3
+
+
+def test_a_cache_holds_images_as_they_were_read(tmp_path: Any) -> None:
+    Image.fromarray(np.full((6, 5, 3), 7, np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.ones((6, 5), np.uint8)).save(tmp_path / "instances.png")
+    item = {"image": str(tmp_path / "image.png"), "instances": str(tmp_path / "instances.png")}
+    steps = transforms.chain([transforms.load_nuclei(), transforms.resize(64)])
+    dataset = CacheDataset([item], steps, num_workers=1, progress=False)
+    cached = dataset._cache[0]["image"]
+    assert (tuple(cached.shape), cached.dtype) == ((3, 6, 5), torch.uint8)
+    assert tuple(dataset[0]["image"].shape) == (3, 64, 64)
 
 
 def test_nuclei_are_read_with_their_image(tmp_path: Any) -> None:
