@@ -219,6 +219,9 @@ def run_experiment(
         for pair in grid.evaluations:  # those that another experiment made, or whose process was killed
             if is_done(pair, places):
                 _finish(pair, places, tracker)
+        for slide in grid.slides:
+            if is_done(slide, places):
+                tracker.log_slide(slide)
         for pair in best_pairs(experiment, grid, report.results):
             tracker.register(pair)
         status = "FAILED" if failures else "FINISHED"
@@ -263,7 +266,7 @@ def run_grid(
         phases: tuple[tuple[Step, ...], ...] = (
             grid.pretrainings,
             grid.trainings,
-            (*grid.evaluations, *grid.measurements),
+            (*grid.evaluations, *grid.measurements, *grid.slides),
         )
         for phase in phases:
             ready, waiting = _divide(phase, places)
@@ -386,7 +389,7 @@ def _divide(phase: Iterable[Step], places: Places) -> tuple[list[Step], list[Ste
 
 
 def _steps(grid: Grid) -> tuple[Step, ...]:
-    return (*grid.pretrainings, *grid.trainings, *grid.evaluations, *grid.measurements)
+    return (*grid.pretrainings, *grid.trainings, *grid.evaluations, *grid.measurements, *grid.slides)
 
 
 def _ending(outcome: Outcome) -> str:
