@@ -156,7 +156,7 @@ def test_without_resume_a_training_starts_anew(path):
 
 def test_the_comparison_of_epochs_is_resumed_with_infinity_and_none(path):
     training = Training(path)
-    training.best.domain = 1
+    training.best.followed.domain = 1
     training.best.owns_file = True
     training.run()
     resumed = Training(path, resume=True).run()
