@@ -21,8 +21,6 @@ from monai.transforms import (
     RandRotate90d,
     RandSimulateLowResolutiond,
     RandSpatialCropd,
-    RandZoomd,
-    Resized,
     ScaleIntensityRanged,
     SelectItemsd,
     SpatialPadd,
@@ -37,8 +35,10 @@ from nucsam_monai.transforms.augmentation import (
 from nucsam_monai.transforms.instances import HoVerNetInstancesd, ProbabilityToInstancesd
 from nucsam_monai.transforms.prompts import ExpertPointsd, NucleusPointsd
 from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader, PixelStd
+from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import DistanceTargetd, ForegroundMaskd, NucleusSizesd
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.names import Fit, check_fit
 
 Transform = Callable[[Any], Any]
 Steps = list[Transform]
@@ -101,7 +101,11 @@ def end_of_cache(item: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def read_image_alone(
-    pixel_std: PixelStd = "sam", points: str | None = None, items: Sequence[Mapping[str, Any]] = ()
+    pixel_std: PixelStd = "sam",
+    points: str | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
+    intensity_range: Sequence[float] | None = None,
+    max_pixels: int | None = None,
 ) -> Compose:
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
@@ -109,10 +113,13 @@ def read_image_alone(
         pixel_std: see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
+        intensity_range: see :class:`NucleiImageReader`.
+        max_pixels: see :class:`NucleiImageReader`.
     """
+    reader = NucleiImageReader(max_pixels, intensity_range)
     return chain(
         [
-            LoadImaged("image", reader=NucleiImageReader, dtype=torch.uint8, image_only=True),
+            LoadImaged("image", reader=reader, dtype=torch.uint8, image_only=True),
             EnsureChannelFirstd("image", channel_dim=-1),
             CopyItemsd("image", names="pixels"),
             None if points is None else ExpertPointsd("image", file=points, items=items),
@@ -176,15 +183,31 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
     return [SpatialPadd(_BOTH, size, mode=pad_mode), cut]
 
 
-def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant") -> Steps:
+def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant") -> Steps:
+    """Bring image and label map to the size a network is trained at, as inference does it.
+
+    Args:
+        size_px: side of the result.
+        fit: ``tile`` cuts a random square, ``resize`` stretches the whole image.
+        pad_mode: how smaller images are padded.
+
+    Raises:
+        ConfigurationError: an unknown ``fit``.
+    """
+    check_fit(fit)
+    return crop(size_px, pad_mode=pad_mode) if fit == "tile" else [resize(size_px)]
+
+
+def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant", fit: Fit = "tile") -> Steps:
     """Cut a random square, flip it, turn it by right angles and vary its colours.
 
     Args:
         size_px: side of the square.
         pad_mode: how smaller images are padded.
+        fit: ``resize`` stretches the whole image to the square instead.
     """
     return [
-        *crop(size_px, pad_mode=pad_mode),
+        *working_size(size_px, fit, pad_mode=pad_mode),
         RandFlipd(_BOTH, prob=0.5, spatial_axis=0),
         RandRotate90d(_BOTH, prob=0.75),
         RandColorJitterd("image", prob=0.8),
@@ -202,8 +225,7 @@ def zoom(factors: Sequence[float]) -> Steps:
     Args:
         factors: smallest and largest.
     """
-    modes = ["bilinear", "nearest-exact"]
-    return [RandZoomd(_BOTH, prob=0.7, min_zoom=factors[0], max_zoom=factors[1], mode=modes, keep_size=False)]
+    return [RandZoomd(_BOTH, prob=0.7, min_zoom=factors[0], max_zoom=factors[1], keep_size=False)]
 
 
 def keep(*names: str, optional: bool = True) -> SelectItemsd:
@@ -218,7 +240,7 @@ def keep(*names: str, optional: bool = True) -> SelectItemsd:
 
 def resize(size_px: int) -> Resized:
     """Return the transform that resizes image and label map to a square of ``size_px``."""
-    return Resized(_BOTH, [size_px, size_px], mode=_BILINEAR_AND_IDS, anti_aliasing=False)
+    return Resized(_BOTH, [size_px, size_px])
 
 
 def to_instances(
@@ -298,9 +320,7 @@ def promptnucseg_mask_augmentation(size_px: int) -> Steps:
         RandColorJitterd("image", prob=0.2, brightness=0.25, contrast=0.25, balance=0.1),
         RandSuperpixelsd("image", prob=0.1, replace_prob=0.1, n_segments=200, max_side_px=128),
         RandZoomBlurd("image", prob=0.1, max_factor=1.05),
-        RandZoomd(
-            _BOTH, prob=0.1, min_zoom=1.0, max_zoom=2.0, mode=["bilinear", "nearest-exact"], keep_size=True
-        ),
+        RandZoomd(_BOTH, prob=0.1, min_zoom=1.0, max_zoom=2.0),
         RandAffined(
             _BOTH,
             prob=0.2,

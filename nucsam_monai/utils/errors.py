@@ -7,7 +7,13 @@ A message says what was found, where, what was expected and what to do, for exam
 
 
 class NucSAMError(Exception):
-    """Base of all errors that are caused by input, files or configuration rather than by a bug."""
+    """Base of all errors that are caused by input, files or configuration rather than by a bug.
+
+    Attributes:
+        exit_code: of a command that ends with the error.
+    """
+
+    exit_code = 1
 
 
 class DatasetError(NucSAMError):
@@ -18,9 +24,19 @@ class ImageReadError(NucSAMError):
     """An image file is missing, damaged or has a shape or type that cannot be segmented."""
 
 
+class FailedImagesError(ImageReadError):
+    """Some of the images that were to be segmented could not be; all others were."""
+
+    exit_code = 3
+
+
 class CheckpointError(NucSAMError):
     """A weights file does not belong to the model it is loaded into, or is damaged."""
 
 
 class ConfigurationError(NucSAMError, ValueError):
     """A configuration value or argument is not one of those allowed."""
+
+
+class OutputError(NucSAMError, OSError):
+    """A file or folder can't be written: the disk is full, read-only or of another user."""

@@ -229,5 +229,7 @@ def test_train_and_inference_build_the_same_network() -> None:
     train, inference = (
         json.loads((BASELINES.configs / name).read_text()) for name in ("train.json", "inference.json")
     )
-    for key in ("network_def", "baseline", "baseline_size", "image_size"):
+    for key in ("network_def", "baseline", "baseline_size"):
         assert train[key] == inference[key]
+    told = "$nucsam_monai.networks.sam.trained_setting(@checkpoint, 'image_size', {})"
+    assert inference["image_size"] == told.format(train["image_size"])
