@@ -146,9 +146,9 @@ def test_unknown_names_are_answered_with_the_permitted_ones(tmp_path: Path) -> N
 
 def test_missing_datasets_say_what_to_do(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DatasetError, match="prepare_dataset"):
+        with pytest.raises(DatasetError, match="nucsam datasets"):
             find_datasets(folder)
-        with pytest.raises(DatasetError, match="prepare_dataset"):
+        with pytest.raises(DatasetError, match="nucsam datasets"):
             read_dataset(folder)
 
 
