@@ -140,7 +140,7 @@ def test_the_papers_recipe_is_that_of_unsam_and_trains(unet: Training, tmp_path:
         "max_grad_norm",
         "lr_scheduler",
     )
-    for key in (*shared, "val_interval", "train#augmentation"):
+    for key in (*shared, "val_interval", "fit", "train#flip", "train#augmentation"):
         assert recipe[key] == unsam[key], key
     settings = {**unet.settings, "output_dir": str(tmp_path), "epochs": 1}
     workflow = BASELINES.train("paper", **settings)
