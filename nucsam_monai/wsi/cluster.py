@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,18 +11,22 @@ from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi.bundles import method_of
+from nucsam_monai.wsi.grid import Shard
 from nucsam_monai.wsi.journal import Journal
+from nucsam_monai.wsi.progress import Progress, seconds_per_tile
 from nucsam_monai.wsi.readers import SlideError
 from nucsam_monai.wsi.run import (
     Method,
     SlideOptions,
     SlideResult,
+    build_segmenter,
     merge_slide,
     pending,
     prepare,
     result_of,
     segment_shards,
 )
+from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask
 
 logger = logging.getLogger(__name__)
 
@@ -98,32 +102,66 @@ def segment_slide_on(
     with journal.locked():
         if overwrite:
             journal.clear()
-        _, shards = prepare(path, journal, method or source.load(), options)
+        method = method or source.load()
+        task, shards = prepare(path, journal, method, options)
         if not journal.is_finished():
-            left = [shard.index for shard in pending(journal, shards)]
-            parts = [left[n : n + _SHARDS_PER_TASK] for n in range(0, len(left), _SHARDS_PER_TASK)]
-            arguments = (str(path), str(journal.folder), source, options)
-            futures = [client.submit(segment_part, *arguments, tuple(part), pure=False) for part in parts]
-            client.gather(futures, errors="skip")
-            broken = [future for future in futures if future.status == "error"]
-            if still := pending(journal, shards):
-                reason = f"{broken[0].exception()}" if broken else "its workers ended"
-                raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
+            if left := pending(journal, shards):
+                arguments = (str(path), str(journal.folder), source, options)
+                errors = _segment_with(client, arguments, task, left)
+                if still := pending(journal, shards):
+                    raise SlideError(f"{path}: {len(still)} of its shards failed: {errors[0]}")
             merge_slide(journal)
     return result_of(journal, time.perf_counter() - start)
 
 
+def _segment_with(
+    client: Any, arguments: tuple[Any, ...], task: ShardTask, left: Sequence[Shard]
+) -> list[Any]:
+    """Have workers segment shards, and follow them; return the errors."""
+    from distributed import as_completed
+
+    workers = len(client.scheduler_info()["workers"])
+    # Two parts for each worker at least, so that none is without work while another has several shards left.
+    size = max(1, min(_SHARDS_PER_TASK, len(left) // (2 * workers)))
+    indices = [shard.index for shard in left]
+    parts = [tuple(indices[n : n + size]) for n in range(0, len(indices), size)]
+    timing = client.submit(time_tiles, *arguments, pure=False, priority=1)
+    futures = [client.submit(segment_part, *arguments, part, pure=False) for part in parts]
+    errors = []
+    # Not in this process: a slide that ends its workers must not end the cohort.
+    tile_s = None if timing.exception() else timing.result()
+    with Progress(task, left, workers=workers, tile_s=tile_s) as progress:
+        for future in as_completed(futures):
+            if future.status == "error":
+                errors.append(future.exception())
+            else:
+                progress.done(*future.result())
+    return errors
+
+
 def segment_part(
     path: str, folder: str, source: MethodSource, options: SlideOptions, indices: Sequence[int]
-) -> Mapping[str, float]:
-    """Segment some shards in a worker; return numbers only, since the nuclei are in the journal."""
-    start = time.perf_counter()
-    method = _loaded(source)
-    journal = Journal(Path(folder))
+) -> tuple[float, float]:
+    """Segment some shards in a worker; return mm2 and the network's seconds: the nuclei are in the journal."""
+    task, shards, segmenter, journal = _prepared(path, folder, source, options)
+    left = [shard for shard in pending(journal, shards) if shard.index in indices]
+    segment_shards(journal, task, segmenter, left)
+    facts = [journal.facts(index) for index in indices]
+    return sum(one["mm2"] for one in facts), sum(one["seconds"]["network"] for one in facts)
+
+
+def time_tiles(path: str, folder: str, source: MethodSource, options: SlideOptions) -> float | None:
+    """Return the seconds that a tile takes in a worker."""
+    task, _, segmenter, _ = _prepared(path, folder, source, options)
+    return seconds_per_tile(task, segmenter)
+
+
+def _prepared(
+    path: str, folder: str, source: MethodSource, options: SlideOptions
+) -> tuple[ShardTask, list[Shard], RegionSegmenter, Journal]:
+    method, journal = _loaded(source), Journal(Path(folder))
     task, shards = prepare(Path(path), journal, method, options)
-    mine = [shard for shard in pending(journal, shards) if shard.index in indices]
-    segment_shards(journal, task, method, mine)
-    return {"shards": len(mine), "seconds": time.perf_counter() - start}
+    return task, shards, build_segmenter(journal, method), journal
 
 
 @lru_cache(maxsize=1)

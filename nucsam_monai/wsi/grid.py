@@ -187,6 +187,10 @@ class Shard:
         end = halo + lattice.overlap_px
         return Rectangle(core.x0 - halo, core.y0 - halo, core.x1 + end, core.y1 + end)
 
+    def tiles(self, lattice: Lattice) -> int:
+        """Return the number of tiles in the region."""
+        return (self.columns + 2 * lattice.halo) * (self.rows + 2 * lattice.halo)
+
     def evidence(self, lattice: Lattice) -> Rectangle:
         """Return the part of the region in which every pixel has all the tiles that cover it."""
         region, overlap = self.region(lattice), lattice.overlap_px
