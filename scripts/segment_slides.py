@@ -41,6 +41,7 @@ def main() -> int:
     """Run a command; return 0, 2 for a wrong call, or 3 if some slides failed."""
     arguments = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
@@ -52,13 +53,20 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except OSError as error:
-        print(f"{error.filename or 'output'}: cannot be written ({error.strerror}).", file=sys.stderr)
+        where = error.filename or arguments.output_dir
+        print(
+            f"{where}: cannot be written ({error.strerror or error}). What is finished stays: make room or choose "
+            "another folder, and run the same command again.",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
 
 
 def stop(number: int, frame: FrameType | None) -> None:
     """End at once: what is finished stays, and the next run takes it from there."""
-    print("Stopped. Run the same command again to continue.", file=sys.stderr, flush=True)
+    os.write(
+        2, b"\nStopped. Run the same command again to continue.\n"
+    )  # print may be at work in another thread
     os._exit(EXIT_STOPPED)
 
 
@@ -103,6 +111,8 @@ def run_slides(arguments: argparse.Namespace) -> int:
     """Segment a slide, a folder or a list."""
     from nucsam_monai.wsi import SlideOptions, SlideResult, segment_cohort, segment_slide
     from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+    from nucsam_monai.wsi.ranks import Ranks
+    from nucsam_monai.wsi.resume import known_result, remember
 
     paths = slides_of(arguments.input)
     options = SlideOptions(
@@ -117,20 +127,30 @@ def run_slides(arguments: argparse.Namespace) -> int:
     settings = tuple((key, value_of(value)) for key, value in pairs)
     names = (arguments.bundle, arguments.weights, settings, arguments.domain, (), arguments.device)
     source = MethodSource(*names)
-    method = source.load()
+    output_dir, again = arguments.output_dir, arguments.overwrite
+    known = {} if again else {path: known_result(path, output_dir, source, options) for path in paths}
+    # A network is loaded, and workers are started, only if there is something left to do.
+    method = None if all(known.get(path) for path in paths) else source.load()
     with ExitStack() as files:
-        several = arguments.workers > 1 or arguments.scheduler is not None
+        several = method and (arguments.workers > 1 or arguments.scheduler is not None)
         client = connect(files, arguments.workers, arguments.scheduler) if several else None
 
         def segment(path: Path) -> SlideResult:
-            where = (path, arguments.output_dir)
+            if result := known.get(path):
+                return result
+            assert method is not None  # noqa: S101 - it is loaded if a slide is not known
             if client is None:
-                return segment_slide(*where, method, options, overwrite=arguments.overwrite)
-            return segment_slide_on(
-                client, *where, source, options, method=method, overwrite=arguments.overwrite
-            )
+                result = segment_slide(path, output_dir, method, options, overwrite=again)
+            else:
+                result = segment_slide_on(
+                    client, path, output_dir, source, options, method=method, overwrite=again
+                )
+            remember(path, output_dir, source, options, method)
+            return result
 
-        results = segment_cohort(paths, arguments.output_dir, segment)
+        results = segment_cohort(paths, output_dir, segment)
+    if Ranks.of_environment().rank:
+        return 0
     for result in results:
         print(
             f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}"

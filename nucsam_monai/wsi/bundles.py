@@ -1,5 +1,6 @@
 """The only place where whole slides know bundles: a loaded bundle as the method that segments a slide."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,11 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
     )
     own = {**{key: default for key, default in _SCALE_IS_KNOWN.items() if key in config}, **options}
-    weights = {key: _digest(segmenter.value(key)) for key in _WEIGHTS if key in config}
+    files = {key: _weights_files(segmenter.value(key)) for key in _WEIGHTS if key in config}
+    weights = {
+        key: digest_of([sha256_of_file(file) for file in found]) if found else None
+        for key, found in files.items()
+    }
     facts = {
         "bundle": segmenter.folder.name,
         "weights": weights,
@@ -89,11 +94,11 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         int(overlap),
         value("pixel_std") == "image",
         lambda statistics: BundleRegions(segmenter, own, domain, statistics),
+        (segmenter.folder / "configs" / "inference.json", *itertools.chain(*files.values())),
     )
 
 
-def _digest(path: Any) -> str | None:
+def _weights_files(path: Any) -> list[Path]:
     if path is None:
-        return None
-    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
-    return digest_of([sha256_of_file(file) for file in files])
+        return []
+    return [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))

@@ -36,7 +36,14 @@ from nucsam_monai.wsi.merge import merged_shards
 from nucsam_monai.wsi.outputs import OUTPUTS, Summary, write_nuclei, write_pictures, write_statistics
 from nucsam_monai.wsi.progress import Progress, seconds_per_tile
 from nucsam_monai.wsi.ranks import Ranks
-from nucsam_monai.wsi.readers import SlideError, SlideReader, fingerprint, mpp_of_slide, open_slide
+from nucsam_monai.wsi.readers import (
+    SlideError,
+    SlideReader,
+    fingerprint,
+    mpp_of_slide,
+    open_slide,
+    warn_of_other_mpp,
+)
 from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask, Stages, finish
 from nucsam_monai.wsi.tissue import draw_region, given_mask, read_region, tissue_mask
 
@@ -87,6 +94,7 @@ class Method:
         own_statistics: whether it normalises an image by the image's own mean and standard deviation; on a slide
             these are taken once, from tissue all over it.
         build: returns what segments regions, for the mean and standard deviation of the slide or None.
+        files: that the facts were taken from: configuration and weights.
     """
 
     facts: Mapping[str, Any]
@@ -94,6 +102,7 @@ class Method:
     overlap_px: int
     own_statistics: bool
     build: Callable[[tuple[float, float] | None], RegionSegmenter] = field(compare=False)
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,9 +169,11 @@ def _segment(
     left = [] if journal.is_finished() else pending(journal, shards)
     if mine := ranks.share(left):
         segmenter = build_segmenter(journal, method)
-        tile_s = None if ranks.rank else seconds_per_tile(task, segmenter)
-        with Progress(task, mine, tile_s=tile_s) as progress:
-            segment_shards(journal, task, segmenter, mine, progress)
+        if ranks.rank:  # the first one speaks for all
+            segment_shards(journal, task, segmenter, mine)
+        else:
+            with Progress(task, mine, tile_s=seconds_per_tile(task, segmenter)) as progress:
+                segment_shards(journal, task, segmenter, mine, progress)
     return shards
 
 
@@ -176,12 +187,13 @@ def prepare(
         "slide": {"name": path.name, "fingerprint": fingerprint(path)},
         "mpp": {"value": mpp.value, "source": mpp.source},
         "method": dict(method.facts),
-        "options": _request_of(options),
+        "options": request_of(options),
     }
     journal.check(request)
     grid = working_grid(reader, mpp.value, options.model_mpp, options.mpp_tolerance)
     lattice = Lattice.of(method.tile_px, method.overlap_px, options.max_nucleus_um / grid.mpp)
     if journal.plan is None:
+        warn_of_other_mpp(reader, mpp)
         small = thumbnail(reader, mpp.value, MASK_MPP)
         mask = _mask_of(reader, small, mpp.value, options)
         cells = active_cells(mask, MASK_MPP, grid, lattice)
@@ -365,7 +377,8 @@ def segment_cohort(
             result = SlideResult(path.name, "refused" if refused else "failed", message=str(error))
             logger.error("%s", error)
         results.append(result)
-        write_cohort(output_dir, results)
+        if not Ranks.of_environment().rank:
+            write_cohort(output_dir, results)
     return results
 
 
@@ -379,7 +392,7 @@ def write_cohort(output_dir: Path, results: Sequence[SlideResult]) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _request_of(options: SlideOptions) -> dict[str, Any]:
+def request_of(options: SlideOptions) -> dict[str, Any]:
     """Return the options as the plan keeps them: files by their digest, so that they may move."""
     request = {
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()
