@@ -1,6 +1,7 @@
 """Shards on several processes or machines with Dask distributed; the journal unites what they write."""
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -191,6 +192,8 @@ def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
             "workers: several need Dask distributed. Install it with: pip install 'nucsam-monai[slides]'."
         ) from error
     files.enter_context(dask.config.set(_DASK))
+    # A process of multiprocessing warns of what others left when they are stopped; nothing of it stays.
+    sys.warnoptions.append("ignore:resource_tracker")
     if scheduler is not None:
         try:
             return files.enter_context(Client(scheduler, timeout=30))
