@@ -25,10 +25,8 @@ import pyarrow as pa
 import tifffile
 from PIL import Image
 
-SCRIPTS = Path(__file__).parent
-sys.path[:0] = [str(SCRIPTS.parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nucsam_monai import load
 from nucsam_monai.io import read_image
 from nucsam_monai.utils.prediction import prediction_from_instances
 from nucsam_monai.wsi import Journal, SlideOptions, merge_slide, segment_slide
@@ -40,6 +38,7 @@ from tests.wsi.test_run import OPTIONS, WORK, outputs
 from tests.wsi.test_seams import check_that_every_nucleus_is_found_once
 
 SHARD_PX, STRIDE_PX = 4032, 192
+COMMAND = Path(__file__).with_name("segment_slides.py")
 
 
 def main() -> int:
@@ -182,8 +181,10 @@ def check_seams(folder: Path, shardings: int) -> bool:
 
 def check_speed(folder: Path, slide: Path | None, most_core_s: float) -> bool:
     """Segment tissue with the weights that ship, and print the core seconds per mm2 of each stage."""
-    path, mm2 = slide or tissue_slide(folder, 3000), 0.0
+    path = slide or tissue_slide(folder, 3000)
     start_s = time.process_time()
+    from nucsam_monai import load
+
     segmenter = load("unsam")
     stages = {"start and weights": time.process_time() - start_s}
     start_s = time.process_time()
@@ -211,7 +212,7 @@ def check_speed(folder: Path, slide: Path | None, most_core_s: float) -> bool:
 def check_workers(folder: Path, slide: Path | None) -> bool:
     """Compare the time of two workers with that of one, and open the finished slide again."""
     path = slide or tissue_slide(folder, 4500)
-    command = [sys.executable, str(SCRIPTS / "segment_slides.py"), "run", "unsam", str(path)]
+    command = [sys.executable, str(COMMAND), "run", "unsam", str(path)]
     options = ["--mpp", "0.25", "--mask", "all", "--shard_px", "1152"]
     seconds, used = {}, {}
     for name, more in {"one": [], "again": [], "two": ["--workers", "2"]}.items():
