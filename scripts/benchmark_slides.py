@@ -87,6 +87,7 @@ def check_merge(folder: Path, nuclei: int) -> bool:
     request = {"slide": {"name": "million"}, "mpp": {"value": 0.25, "source": "given"}, "method": {}}
     request["options"] = {"outputs": ["parquet", "geojson", "csv"]}
     plan = {"request": request, "grid": grid, "shard_cells": 21, "tissue_mm2": 1.0, "bounds": [0, 0, 0, 0]}
+    plan["thumbnail_mpp"] = 8.0
     thumbnail = np.full((side * 126, side * 126, 3), 240, dtype=np.uint8)
     journal.write_plan(plan, thumbnail[..., 0] > 0, cells, thumbnail)
     facts = {"plan": journal.digest, "unreadable": [], "mm2": 1.0, "nuclei": per_shard}

@@ -8,7 +8,7 @@ import numpy as np
 
 from nucsam_monai.data import DatasetMetadata
 from nucsam_monai.data.label_files import read_classes, read_instances
-from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_label_map
+from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_class_map, read_label_map
 from nucsam_monai.metrics import EvaluationSample, majority_classes
 from nucsam_monai.utils.errors import DatasetError, ImageReadError
 
@@ -71,7 +71,10 @@ def read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ImageReadError: the file is no label map, or of another size than the image.
     """
-    predicted = read_label_map(path)
+    return _of_shape(read_label_map(path), path, shape)
+
+
+def _of_shape(predicted: np.ndarray, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if predicted.shape != shape:
         raise ImageReadError(
             f"{path}: {predicted.shape[1]} x {predicted.shape[0]} px, the image has {shape[1]} x {shape[0]} px. "
@@ -84,7 +87,7 @@ def read_predicted_classes(path: Path, predicted: np.ndarray) -> dict[int, int]:
     """Read ``{id: class id}`` from JSON, or derive it from a map of classes by the majority of pixels."""
     if path.suffix.lower() == ".json":
         return read_classes(path)
-    return majority_classes(predicted, read_prediction(path, predicted.shape))
+    return majority_classes(predicted, _of_shape(read_class_map(path), path, predicted.shape))
 
 
 def read_samples(

@@ -18,10 +18,12 @@ from typing import Any
 from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from nucsam_monai.utils.paths import script_or
 
 logger = logging.getLogger(__name__)
 
 _REQUIRED_TEXTS = ("name", "domain", "modality", "licence", "citation")
+_PREPARE = script_or("prepare_dataset.py", "nucsam_monai.data.converters")
 DATASET_FILE = "dataset.json"
 NO_CLASSES = ("nucleus",)
 FILE_KEYS = ("image", "instances", "classes")
@@ -158,9 +160,7 @@ def read_dataset(folder: Path | str) -> Dataset:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DatasetError(
-            f"{folder}: no {DATASET_FILE}. Make it with scripts/prepare_dataset.py."
-        ) from error
+        raise DatasetError(f"{folder}: no {DATASET_FILE}. Make it with {_PREPARE}.") from error
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: not readable as JSON ({error}).") from error
     if not isinstance(content, dict):
@@ -198,7 +198,7 @@ def find_datasets(dataset_dir: Path | str) -> list[Path]:
         reason = "it is not a folder"
     raise DatasetError(
         f"dataset_dir {dataset_dir}: {reason}. Pass --dataset_dir with a prepared dataset, or prepare "
-        "one with scripts/prepare_dataset.py."
+        f"one with {_PREPARE}."
     )
 
 

@@ -45,7 +45,9 @@ from nucsam_monai.engines.bundle import (
 )
 from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
+from nucsam_monai.engines.slides import configured_method
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [
@@ -66,11 +68,13 @@ __all__ = [
     "collate_points",
     "comparable_classes",
     "compile_if",
+    "configured_method",
     "default_device",
     "demo_folder",
     "distributed",
     "domains_of",
     "draw_demo",
+    "export_network",
     "first_given",
     "header_of",
     "header_with",

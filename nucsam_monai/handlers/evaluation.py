@@ -13,6 +13,7 @@ from monai.utils import convert_to_numpy, string_list_all_gather
 from numpy.typing import NDArray
 
 from nucsam_monai.io import (
+    OVERLAY_PX,
     comparison_overlay,
     read_image,
     write_evaluation,
@@ -271,10 +272,12 @@ class PredictionWriter:
 
     Args:
         output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
+        overlay_px: longest side of the overlay; 0 writes none.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, overlay_px: int = OVERLAY_PX) -> None:
         self.output_dir = Path(output_dir)
+        self.overlay_px = overlay_px
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
@@ -285,5 +288,7 @@ class PredictionWriter:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             prediction = output["pred"]
             pixels = convert_to_numpy(item["pixels"]).transpose(1, 2, 0)
-            paths = write_prediction(prediction, pixels, self.output_dir, item["id"])
-            logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["overlay"])
+            paths = write_prediction(
+                prediction, pixels, self.output_dir, item["id"], overlay_px=self.overlay_px
+            )
+            logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["instances"])

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
+from monai.utils import string_list_all_gather
 from torch import Tensor, nn
 
 from nucsam_monai.metrics.cumulative import (
@@ -17,12 +19,17 @@ from nucsam_monai.metrics.cumulative import (
     PromptedMaskMetric,
     WeightedForegroundMetric,
 )
+from nucsam_monai.metrics.statistics import nan_mean
 from nucsam_monai.utils.errors import ConfigurationError
 
 
-def dice_metric() -> dict[str, "NamedMetricsHandler"]:
-    """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground."""
-    return {"val_dice": NamedMetricsHandler(ForegroundMetric())}
+def dice_metric(by_domain: bool = False) -> dict[str, "NamedMetricsHandler"]:
+    """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground.
+
+    Args:
+        by_domain: report ``val_dice_<domain>`` as well.
+    """
+    return {"val_dice": NamedMetricsHandler(ForegroundMetric(), by_domain=by_domain)}
 
 
 def instance_metrics() -> "NamedMetricsHandler":
@@ -62,6 +69,8 @@ class NamedMetricsHandler(IgniteMetricHandler):
             ``NucleiPrediction`` under ``pred`` and those under ``label_instances``.
         output_transform: returns ``(y_pred, y)`` from the engine's output, in place of ``keys``.
         prefix: put before every name.
+        by_domain: also report the mean of the first column over the images of each domain, as
+            ``<prefix><column>_<domain>``; the engine's items then hold ``domain``.
 
     Example::
 
@@ -78,10 +87,14 @@ class NamedMetricsHandler(IgniteMetricHandler):
         keys: Sequence[str] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         prefix: str = "val_",
+        *,
+        by_domain: bool = False,
     ) -> None:
         default = _label_maps if keys is None else from_engine(keys)
         super().__init__(metric_fn=metric_fn, output_transform=output_transform or default)
         self.prefix = prefix
+        self.by_domain = by_domain
+        self._domains: list[str] = []
 
     def attach(self, engine: Engine, name: str | None = None) -> None:
         """Attach to an engine, as its handler or as its metric.
@@ -102,6 +115,17 @@ class NamedMetricsHandler(IgniteMetricHandler):
             )
         super().attach(engine, name or names[0])
 
+    def reset(self) -> None:
+        """Forget the last epoch."""
+        super().reset()
+        self._domains = []
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Measure the images of one iteration."""
+        super().iteration_completed(engine)
+        if self.by_domain:
+            self._domains += [item["domain"] for item in engine.state.batch]
+
     def compute(self) -> dict[str, float]:
         """Return the mean of every name, prefixed, over the images of all processes."""
         return {f"{self.prefix}{name}": value for name, value in self.metric_fn.aggregate().items()}
@@ -117,6 +141,10 @@ class NamedMetricsHandler(IgniteMetricHandler):
         rows = torch.as_tensor(self.metric_fn.rows())
         for index, column in enumerate(self.metric_fn.columns):
             engine.state.metric_details[f"{self.prefix}{column}"] = rows[:, index]
+        domains = np.array(string_list_all_gather(self._domains) if self.by_domain else [])
+        for domain in np.unique(domains):
+            name = f"{self.prefix}{self.metric_fn.columns[0]}_{domain}"
+            engine.state.metrics[name] = nan_mean(rows[domains == domain, 0])
 
 
 def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:

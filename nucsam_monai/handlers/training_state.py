@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from nucsam_monai.networks.sam.weights import open_safetensors, read_safetensors, require_same_tensors
+from nucsam_monai.networks.sam.weights import (
+    open_safetensors,
+    read_safetensors,
+    require_same_tensors,
+    write_safetensors,
+)
 from nucsam_monai.utils.errors import CheckpointError
-from nucsam_monai.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +68,9 @@ class TrainingState:
             for name, part in self.parts.items()
         }
         for name, tensor in self._network_tensors().items():
-            tensors[f"network/{name}"] = tensor.detach().cpu().contiguous().clone()
+            tensors[f"network/{name}"] = tensor
         metadata = {"format": _FORMAT, "epoch": str(engine.state.epoch), "parts": json.dumps(document)}
-        with atomic_path(self.path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        write_safetensors(self.path, tensors, metadata)
 
     def take_up(self, engine: Engine) -> None:
         """Load the state into network and parts and set the engine behind the last completed epoch."""
@@ -128,7 +130,7 @@ class TrainingState:
 def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Move the tensors of a nested state into ``tensors``; what stays can be written as JSON."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value
         return {"__tensor__": name}
     if isinstance(value, Mapping):
         pairs = [[key, _take_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]

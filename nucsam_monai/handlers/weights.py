@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.handlers.training import PhasedMetric
 from nucsam_monai.networks.promptnucseg import Segmentor
 from nucsam_monai.networks.sam import read_header, save_sam, save_trained
 from nucsam_monai.networks.sam.weights import read_safetensors
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 class BestWeightsSaver:
     """Save what was trained whenever the validation's metric is the best so far.
 
-    With a sequential schedule the metric is that of the domain in training, and each domain starts the
-    comparison anew: the best epoch of the first domain has not seen the last one.
+    Each domain of a sequential schedule and each stage of a network that has some starts the comparison again, see
+    :class:`~nucsam_monai.handlers.training.PhasedMetric`.
 
     The file of the training before is kept under the name ``<stem>.previous<suffix>``.
 
@@ -54,11 +55,9 @@ class BestWeightsSaver:
         self.network = network
         self.path = Path(path)
         self.header = dict(header)
-        self.metric = metric
-        self.sampler = sampler
+        self.metric = PhasedMetric(metric, sampler, network)
         self.mode = mode
         self.best = self._worst
-        self.domain: int | None = None
         self.owns_file = False
 
     def attach(self, engine: Engine) -> None:
@@ -71,18 +70,10 @@ class BestWeightsSaver:
         Raises:
             ConfigurationError: the validator has no such metric.
         """
-        epoch, metric = engine.state.epoch, self.metric
-        domain = None if self.sampler is None else self.sampler.domain_of_epoch(epoch - 1)
-        if self.sampler is not None and domain is not None:
-            metric = f"{self.metric}_{self.sampler.domains[domain]}"
-        if metric not in engine.state.metrics:
-            reported = ", ".join(engine.state.metrics) or "nothing"
-            raise ConfigurationError(
-                f"'{metric}': the validator reports {reported}. Attach its handler first."
-            )
-        value = float(engine.state.metrics[metric])
-        if domain != self.domain:
-            self.best, self.domain = self._worst, domain
+        epoch = engine.state.epoch
+        if self.metric.enter(epoch):
+            self.best = self._worst
+        value, metric = self.metric.read(engine), self.metric.name
         if math.isnan(value):
             logger.warning(
                 "epoch %d: %s is NaN, nothing saved. Either the domain has no validation images or the "
@@ -99,15 +90,14 @@ class BestWeightsSaver:
             save_trained(self.path, self.network, {**self.header, "epoch": str(epoch), metric: repr(value)})
         logger.info("epoch %d: best %s so far, %.5f; weights saved to %s", epoch, metric, value, self.path)
 
-    def state_dict(self) -> dict[str, float | int | bool | None]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to go on comparing."""
-        return {"best": self.best, "domain": self.domain, "owns_file": self.owns_file}
+        return {"best": self.best, "domain": None, "owns_file": self.owns_file, **self.metric.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, float | int | bool | None]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the comparison of an interrupted training."""
-        best, domain = state["best"], state["domain"]
-        self.best = self._worst if best is None else float(best)
-        self.domain = None if domain is None else int(domain)
+        self.best = self._worst if state["best"] is None else float(state["best"])
+        self.metric.load_state_dict(state)
         self.owns_file = bool(state["owns_file"])
 
     @property

@@ -45,6 +45,7 @@ from nucsam_monai.transforms.prompts import (
     NucleusPromptsd,
 )
 from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader
+from nucsam_monai.transforms.resizing import RandZoomd, Resized, resize_labels
 from nucsam_monai.transforms.targets import (
     DenseNucleid,
     DistanceTargetd,
@@ -81,6 +82,8 @@ __all__ = [
     "RandSuperpixelsd",
     "RandZoomBlurd",
     "RandZoomCropd",
+    "RandZoomd",
+    "Resized",
     "chain",
     "crop",
     "distance_targets",
@@ -99,6 +102,7 @@ __all__ = [
     "promptnucseg_point_augmentation",
     "read_image_alone",
     "resize",
+    "resize_labels",
     "to_instances",
     "zoom",
 ]

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from math import gcd
 from typing import Any, Literal
 
 import cv2
@@ -17,6 +16,7 @@ from skimage.segmentation import slic
 from torch import Tensor
 from torch.nn import functional as F
 
+from nucsam_monai.transforms.resizing import resize_labels
 from nucsam_monai.transforms.targets import NucleusDistanced
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
@@ -90,10 +90,6 @@ class RandZoomCropd(Randomizable, MapTransform):
         zoomed = self.R.random() < self.prob
         zoom = float(np.exp(self.R.uniform(*np.log(self.zoom)))) if zoomed else 1.0
         side = max(1, round(self.size_px / zoom))
-        if (
-            side // gcd(side, self.size_px) % 2 == 0
-        ):  # centres between two pixels: labels would take the later
-            side -= 1
         y, x = (int(self.R.randint(0, max(1, length - side + 1))) for length in (height, width))
         turns, mirrored = int(self.R.randint(4)), bool(self.R.randint(2))
         for key, interpolation in zip(self.keys, self.interpolation, strict=True):
@@ -110,15 +106,10 @@ def _resized(window: NDArray[Any], size_px: int, interpolation: Interpolation) -
     side = window.shape[-1]
     if side == size_px:
         return window
-    how = cv2.INTER_LINEAR
     if interpolation == "labels":
-        how = cv2.INTER_NEAREST_EXACT
-    elif interpolation == "image" and side > size_px:
-        how = cv2.INTER_AREA
-    # OpenCV has no int32; float32 holds ids up to 2 ** 24.
-    source = window.astype(np.float32) if window.dtype == np.int32 else window
-    channels = [cv2.resize(channel, (size_px, size_px), interpolation=how) for channel in source]
-    return np.stack(channels).astype(window.dtype, copy=False)
+        return resize_labels(window, (size_px, size_px))
+    how = cv2.INTER_AREA if interpolation == "image" and side > size_px else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(channel, (size_px, size_px), interpolation=how) for channel in window])
 
 
 class RandStainJitterd(RandomizableTransform, MapTransform):

@@ -21,8 +21,6 @@ from monai.transforms import (
     RandRotate90d,
     RandSimulateLowResolutiond,
     RandSpatialCropd,
-    RandZoomd,
-    Resized,
     ScaleIntensityRanged,
     SelectItemsd,
     SpatialPadd,
@@ -37,6 +35,7 @@ from nucsam_monai.transforms.augmentation import (
 from nucsam_monai.transforms.instances import HoVerNetInstancesd, ProbabilityToInstancesd
 from nucsam_monai.transforms.prompts import ExpertPointsd, NucleusPointsd
 from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader, PixelStd
+from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import DistanceTargetd, ForegroundMaskd, NucleusSizesd
 from nucsam_monai.utils.instances import InstanceRule
 
@@ -90,7 +89,11 @@ def load_nuclei(
 
 
 def read_image_alone(
-    pixel_std: PixelStd = "sam", points: str | None = None, items: Sequence[Mapping[str, Any]] = ()
+    pixel_std: PixelStd = "sam",
+    points: str | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
+    intensity_range: Sequence[float] | None = None,
+    max_pixels: int | None = None,
 ) -> Compose:
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
@@ -98,10 +101,13 @@ def read_image_alone(
         pixel_std: see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
+        intensity_range: see :class:`NucleiImageReader`.
+        max_pixels: see :class:`NucleiImageReader`.
     """
+    reader = NucleiImageReader(max_pixels, intensity_range)
     return chain(
         [
-            LoadImaged("image", reader=NucleiImageReader, dtype=torch.uint8, image_only=True),
+            LoadImaged("image", reader=reader, dtype=torch.uint8, image_only=True),
             EnsureChannelFirstd("image", channel_dim=-1),
             CopyItemsd("image", names="pixels"),
             None if points is None else ExpertPointsd("image", file=points, items=items),
@@ -191,8 +197,7 @@ def zoom(factors: Sequence[float]) -> Steps:
     Args:
         factors: smallest and largest.
     """
-    modes = ["bilinear", "nearest-exact"]
-    return [RandZoomd(_BOTH, prob=0.7, min_zoom=factors[0], max_zoom=factors[1], mode=modes, keep_size=False)]
+    return [RandZoomd(_BOTH, prob=0.7, min_zoom=factors[0], max_zoom=factors[1], keep_size=False)]
 
 
 def keep(*names: str, optional: bool = True) -> SelectItemsd:
@@ -207,7 +212,7 @@ def keep(*names: str, optional: bool = True) -> SelectItemsd:
 
 def resize(size_px: int) -> Resized:
     """Return the transform that resizes image and label map to a square of ``size_px``."""
-    return Resized(_BOTH, [size_px, size_px], mode=_BILINEAR_AND_IDS, anti_aliasing=False)
+    return Resized(_BOTH, [size_px, size_px])
 
 
 def to_instances(
@@ -287,9 +292,7 @@ def promptnucseg_mask_augmentation(size_px: int) -> Steps:
         RandColorJitterd("image", prob=0.2, brightness=0.25, contrast=0.25, balance=0.1),
         RandSuperpixelsd("image", prob=0.1, replace_prob=0.1, n_segments=200, max_side_px=128),
         RandZoomBlurd("image", prob=0.1, max_factor=1.05),
-        RandZoomd(
-            _BOTH, prob=0.1, min_zoom=1.0, max_zoom=2.0, mode=["bilinear", "nearest-exact"], keep_size=True
-        ),
+        RandZoomd(_BOTH, prob=0.1, min_zoom=1.0, max_zoom=2.0),
         RandAffined(
             _BOTH,
             prob=0.2,

@@ -24,3 +24,7 @@ class CheckpointError(NucSAMError):
 
 class ConfigurationError(NucSAMError, ValueError):
     """A configuration value or argument is not one of those allowed."""
+
+
+class OutputError(NucSAMError, OSError):
+    """A file or folder can't be written: the disk is full, read-only or of another user."""

@@ -1,13 +1,18 @@
 """Write files that are complete or not there: write next to the target, flush, rename."""
 
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from nucsam_monai.utils.errors import OutputError
+
+# What a full, read-only or failing disk says, as distinct from faults of what is read while a file is written.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
@@ -18,23 +23,52 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
     folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
 
+    Raises:
+        OutputError: the file can't be written.
+
     Example:
         >>> with atomic_path("out/table.csv") as temporary:
         ...     _ = temporary.write_text("id,area_px\n")
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with _naming(path, _OF_THE_DISK):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(folder: Path | str, names: Mapping[str, str]) -> Iterator[dict[str, Path]]:
+    """Give temporary paths of files that appear in ``folder`` together, when the block ends without an error.
+
+    Args:
+        folder: made if missing.
+        names: of the files, by kind.
+
+    Raises:
+        OutputError: the files can't be written.
+    """
+    folder = Path(folder)
+    with _naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    try:
+        with _naming(folder, _OF_THE_DISK):
+            yield {kind: temporary / name for kind, name in names.items()}
+            for name in names.values():
+                (temporary / name).replace(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -55,6 +89,22 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path, numbers: Container[int | None] | None = None) -> Iterator[None]:
+    """Turn errors of the operating system, or those of some numbers, into one that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        # Of files in a temporary folder, the user knows the folder's final place.
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        if not isinstance(cause, OSError) or (numbers is not None and cause.errno not in numbers):
+            raise
+        raise OutputError(
+            f"{path}: can't be written ({cause.strerror or cause}). Make room or choose another folder, and start "
+            "again."
+        ) from cause
 
 
 def sha256_of_file(path: Path | str) -> str:

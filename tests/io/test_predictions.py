@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from nucsam_monai.io import read_image, write_prediction
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, OutputError
 from nucsam_monai.utils.prediction import NUCLEUS_DTYPE, NucleiPrediction, prediction_from_instances
 
 IMAGE = np.full((20, 31, 3), 120, dtype=np.uint8)
@@ -102,13 +102,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("failing_file", range(4))
-def test_full_disk_leaves_old_or_new_files_but_no_halves(
+def test_a_full_disk_leaves_all_files_of_an_image_as_they_were(
     tmp_path: Path, monkeypatch, failing_file: int
 ) -> None:
     output = tmp_path / "out"
     empty = prediction_from_instances(np.zeros((20, 31), int))
     old = {path: path.read_bytes() for path in write_prediction(empty, IMAGE, output, "a").values()}
-    new = write_prediction(two_nuclei(), IMAGE, tmp_path / "undisturbed", "a")
     calls = iter(range(4))
 
     def disk_becomes_full(_: int) -> None:
@@ -116,8 +115,20 @@ def test_full_disk_leaves_old_or_new_files_but_no_halves(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nucsam_monai.utils.files.os.fsync", disk_becomes_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match=f"^{output}: can't be written .No space"):
         write_prediction(two_nuclei(), IMAGE, output, "a")
-    assert set(output.iterdir()) == set(old)
-    for path in old:
-        assert path.read_bytes() in (old[path], (new["table"].parent / path.name).read_bytes())
+    assert {path: path.read_bytes() for path in output.iterdir()} == old
+
+
+def test_overlay_is_reduced_or_left_out(tmp_path: Path) -> None:
+    small = read_image(write_prediction(two_nuclei(), IMAGE, tmp_path, "a", overlay_px=16)["overlay"])
+    assert small.shape == (10, 16, 3)
+    assert len(np.unique(small.reshape(-1, 3), axis=0)) > 1
+    assert "overlay" not in write_prediction(two_nuclei(), IMAGE, tmp_path, "b", overlay_px=0)
+    assert not (tmp_path / "b_overlay.png").exists()
+    assert read_image(write_prediction(two_nuclei(), IMAGE, tmp_path, "c", overlay_px=1)["overlay"]).shape[
+        :2
+    ] == (1, 1)
+    with pytest.raises(ConfigurationError, match="overlay_px -3"):
+        write_prediction(two_nuclei(), IMAGE, tmp_path / "d", "d", overlay_px=-3)
+    assert not (tmp_path / "d").exists()

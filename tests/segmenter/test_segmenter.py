@@ -80,6 +80,18 @@ def test_grey_and_wide_values_follow_the_rule_of_files(unsam: Segmenter, tmp_pat
     assert (unsam.segment(Image.fromarray(grey)).instances == from_array.instances).all()
 
 
+def test_range_and_size_are_options_of_an_image(unsam: Segmenter, tmp_path: Path) -> None:
+    wide = (np.arange(40 * 33).reshape(40, 33) * 3).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    for image in (wide, tmp_path / "wide.png"):
+        found = unsam.segment(image, intensity_range=[0, 8000])
+        assert found.image.max() == round(wide.max() / 8000 * 255)
+    with pytest.raises(ConfigurationError, match="intensity_range"):
+        unsam.segment(wide, intensity_range="0-8000")
+    with pytest.raises(ImageReadError, match=r"40 x 33|33 x 40.*max_pixels"):
+        unsam.segment(tmp_path / "wide.png", max_pixels=100)
+
+
 @pytest.mark.parametrize(
     "image",
     [np.zeros((0, 5, 3), np.uint8), np.zeros((4, 4, 2)), np.full((4, 4), np.nan), "missing.png"],
@@ -153,7 +165,7 @@ def test_options_that_do_not_exist_are_refused(
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A copy of the configuration of UN-SAM without weights."""
-    folder = tmp_path / "mine"
+    folder = tmp_path / "mine #1"
     (folder / "configs").mkdir(parents=True)
     config = (BUNDLES / "unsam" / "configs" / "inference.json").read_text()
     (folder / "configs" / "inference.json").write_text(config)

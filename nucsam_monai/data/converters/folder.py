@@ -19,7 +19,7 @@ from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.splits import SPLIT_SEED, SPLITS, TRAIN_80_10_10, random_split
 from nucsam_monai.data.writer import Sample, SampleJob, sample_id_of
-from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_image, read_label_map
+from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_class_map, read_image, read_label_map
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.parallel import map_in_order
@@ -252,7 +252,7 @@ def _class_values(class_files: Sequence[Path], workers: int) -> list[int]:
 def _values_of_file(path: Path) -> set[int]:
     if path.suffix.lower() == ".json":
         return set(read_classes(path).values())
-    return set(np.unique(read_label_map(path)).tolist()) - {0}
+    return set(np.unique(read_class_map(path)).tolist()) - {0}
 
 
 def _class_names(given: str | Sequence[str] | None, values: Sequence[int]) -> tuple[str, ...]:
@@ -288,5 +288,5 @@ def _decode(
     if classes.suffix.lower() == ".json":
         values = read_classes(classes)
     else:
-        values = majority_values(instances, read_label_map(classes), str(classes))
+        values = majority_values(instances, read_class_map(classes), str(classes))
     return Sample(pixels, instances, {key: class_values.index(value) for key, value in values.items()})

@@ -1,5 +1,6 @@
 """Read and write weights files: whole SAMs, and what a method trained on one."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,6 +21,9 @@ from nucsam_monai.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
+_DIGEST = "tensors_sha256"
+_DAMAGED = "damaged, its tensors are not what was written. Get it again."
+
 
 @contextmanager
 def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
@@ -37,14 +41,52 @@ def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
 
 
 def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file.
+    """Read all tensors of a safetensors file, and compare them with the digest in its header if there is one.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     with open_safetensors(path) as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}
+        names, digest = file.keys(), (file.metadata() or {}).get(_DIGEST)
+        tensors = {name: file.get_tensor(name) for name in names}
+    if digest is not None and digest != digest_of_tensors(tensors):
+        raise CheckpointError(f"{path}: {_DAMAGED}")
+    return tensors
+
+
+def write_safetensors(
+    path: Path | str, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, completely or not at all; equal tensors and headers give equal bytes.
+
+    The header is given the SHA-256 of the tensors, by which :func:`read_safetensors` notices damage.
+
+    Args:
+        path: the file.
+        tensors: on any device.
+        header: its metadata.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {**header, _DIGEST: digest_of_tensors(own)}
+    with atomic_path(path) as temporary:
+        try:
+            safetensors.torch.save_file(own, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
+        _sort_header(temporary)
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in an order that differs from run to run."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
 
 
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
@@ -166,7 +208,7 @@ def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeight
     path = Path(path)
     state = read_tensors(path)
     if path.suffix == ".safetensors":
-        _check_sam_header(path, state, variant)
+        _check_sam_header(path, variant)
     found, asked = _signature_of_state(path, state), _signature_of_variant(variant)
     if found != asked:
         known = [known.name for known in SAM_VARIANTS.values() if _signature_of_variant(known) == found]
@@ -219,20 +261,17 @@ def save_sam(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: expected a name that ends with .safetensors.")
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    if _signature_of_state(path, tensors) != _signature_of_variant(variant):
+    if _signature_of_state(path, dict(state)) != _signature_of_variant(variant):
         raise CheckpointError(f"{path}: the tensors to be written are not of SAM variant '{variant.name}'.")
     header = {
         **(facts or {}),
         "format": SAM_FORMAT,
         "sam_variant": variant.name,
         "image_size": str(image_size),
-        "tensors_sha256": digest_of_tensors(tensors),
         "nucsam_monai_version": nucsam_monai.__version__,
     }
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=header)
-    logger.info("%s: saved a SAM of variant '%s', %d tensors.", path, variant.name, len(tensors))
+    write_safetensors(path, state, header)
+    logger.info("%s: saved a SAM of variant '%s', %d tensors.", path, variant.name, len(state))
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -256,7 +295,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     logger.info("%s: loaded %d tensors into %s.", source, len(state), type(module).__name__)
 
 
-def _check_sam_header(path: Path, state: dict[str, Tensor], variant: SAMVariant) -> None:
+def _check_sam_header(path: Path, variant: SAMVariant) -> None:
     """Check what a file of this package says of itself; files of others say nothing."""
     with open_safetensors(path) as file:
         header = file.metadata() or {}
@@ -267,8 +306,8 @@ def _check_sam_header(path: Path, state: dict[str, Tensor], variant: SAMVariant)
         )
     if header.get("format") != SAM_FORMAT:
         return
-    if header.get("tensors_sha256") != digest_of_tensors(state):
-        raise CheckpointError(f"{path}: damaged, its tensors are not what was written. Get it again.")
+    if _DIGEST not in header:
+        raise CheckpointError(f"{path}: {_DAMAGED}")
     if header.get("sam_variant") != variant.name:
         raise CheckpointError(
             f"{path}: the weights are of SAM variant '{header.get('sam_variant')}', but '{variant.name}' was "
@@ -298,7 +337,7 @@ def _signature_of_state(path: Path, state: dict[str, Tensor]) -> _Signature:
 
 FORMAT = "nucsam_monai.trained.1"
 _REQUIRED = ("method", "sam_variant")
-_WRITTEN_HERE = ("format", "frozen_sha256", "nucsam_monai_version", "torch_version")
+_WRITTEN_HERE = ("format", "frozen_sha256", _DIGEST, "nucsam_monai_version", "torch_version")
 
 
 def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]) -> None:
@@ -311,8 +350,8 @@ def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]
         path: the file; by convention it ends with ``.safetensors``.
         network: any module.
         header: ``method`` and ``sam_variant``, and whatever else describes the training, for example
-            ``config_sha256`` or ``domains``. The format, the versions and the digest of the frozen weights
-            are added.
+            ``config_sha256`` or ``domains``. The format, the versions and the digests of the tensors and of the
+            frozen weights are added.
 
     Raises:
         ConfigurationError: the header lacks a required entry, has one that is written here, or holds anything
@@ -320,7 +359,6 @@ def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]
     """
     _check_header(header)
     trained, _ = _split(network)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trained.items()}
     metadata = {
         **header,
         "format": FORMAT,
@@ -328,9 +366,8 @@ def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]
         "nucsam_monai_version": nucsam_monai.__version__,
         "torch_version": str(torch.__version__),
     }
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-    logger.info("%s: saved %d trained tensors.", path, len(tensors))
+    write_safetensors(path, trained, metadata)
+    logger.info("%s: saved %d trained tensors.", path, len(trained))
 
 
 def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, str]) -> dict[str, str]:
@@ -436,13 +473,12 @@ def write_half(sources: Sequence[Path | str], path: Path | str, settings: Mappin
                 f"{sources[0]}: '{name}' holds values beyond half precision or NaN. Train again."
             )
         tensors[name] = tensor
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=with_settings(header, {**known, **settings}))
+    write_safetensors(path, tensors, with_settings(header, {**known, **settings}))
 
 
 def _of_network(header: Mapping[str, str]) -> dict[str, str]:
     """Return the entries of a header that say which network it is, without its settings and the course of training."""
-    apart = ("settings", "epoch")
+    apart = ("settings", "epoch", _DIGEST)
     return {key: value for key, value in header.items() if key not in apart and not key.startswith("val_")}
 
 

@@ -87,6 +87,19 @@ def test_classes_from_maps(tmp_path: Path, images: Path) -> None:
         folder.convert(images, instances, tmp_path / "c", class_names="tumour", **options)
 
 
+def test_classes_from_the_files_of_hovernet_and_consep(tmp_path: Path, images: Path) -> None:
+    types = {"inst_type": np.array([[5], [2]]), "inst_uid": np.array([[7], [40]])}
+    for number, variables in enumerate(({"type_map": class_map()}, types)):
+        mats = tmp_path / f"mats{number}"
+        mats.mkdir()
+        for image in images.iterdir():
+            scipy.io.savemat(mats / f"{image.stem}.mat", {"inst_map": label_map(), **variables})
+        folder.convert(images, mats, tmp_path / str(number), classes=mats)
+        dataset = read_dataset(tmp_path / str(number))
+        assert dataset.metadata.class_names == ("class 2", "class 5")
+        assert read_classes(dataset.splits["test"][0]["classes"]) == {1: 1, 2: 0}
+
+
 def test_classes_from_json(tmp_path: Path, images: Path) -> None:
     instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
     (tmp_path / "classes").mkdir()

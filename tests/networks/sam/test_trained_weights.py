@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import safetensors.torch
@@ -15,6 +16,7 @@ from nucsam_monai.networks.sam import (
     trained_setting,
     with_settings,
 )
+from nucsam_monai.networks.sam.weights import digest_of_tensors
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 HEADER = {"method": "headed", "sam_variant": "small", "domains": "dsb, monuseg"}
@@ -68,6 +70,7 @@ def rewrite(path, change_tensors=None, change_header=None):
         tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     if change_tensors:
         change_tensors(tensors)
+        header.pop("tensors_sha256")  # as in files that were written without it
     if change_header:
         change_header(header)
     safetensors.torch.save_file(tensors, path, metadata=header)
@@ -110,9 +113,31 @@ def test_header_says_where_the_weights_come_from(trained, path):
         **HEADER,
         "format": "nucsam_monai.trained.1",
         "frozen_sha256": frozen_digest(trained),
+        "tensors_sha256": digest_of_tensors(safetensors.torch.load_file(path)),
         "nucsam_monai_version": nucsam_monai.__version__,
         "torch_version": torch.__version__,
     }
+
+
+def test_equal_weights_are_equal_bytes_in_every_process(trained, path, tmp_path):
+    save_trained(tmp_path / "again.safetensors", trained, dict(reversed(HEADER.items())))
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+
+
+def test_overwritten_bytes_are_noticed(path, fresh):
+    with path.open("r+b") as file:
+        file.seek(-300, 2)
+        file.write(bytes(100))
+    assert_refused_without_change(path, fresh, "damaged, its tensors are not what was written")
+
+
+def test_files_without_a_digest_load(trained, path, fresh):
+    rewrite(path, change_header=lambda header: header.pop("tensors_sha256"))
+    load_trained(path, fresh, EXPECTED)
+    assert torch.equal(fresh.head[0].weight, trained.head[0].weight)
 
 
 def test_digest_sees_the_frozen_tensors_only(trained):
