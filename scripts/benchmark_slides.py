@@ -58,7 +58,7 @@ def main() -> int:
     checks: dict[str, Callable[[Path], bool]] = {
         "merge": lambda folder: check_merge(folder, arguments.nuclei),
         "kill": lambda folder: check_kills(folder, arguments.times),
-        "seams": lambda folder: check_seams(folder, arguments.shardings),
+        "seams": lambda folder: check_seams(folder, arguments.shardings, arguments.seed),
         "speed": lambda folder: check_speed(folder, arguments.slide, arguments.core_s_per_mm2),
         "workers": lambda folder: check_workers(folder, arguments.slide),
     }
@@ -161,17 +161,19 @@ def shards_of(folder: Path) -> list[Path]:
     return [file for file in (folder / "shards").glob("*.parquet") if file.name[0] != "."]
 
 
-def check_seams(folder: Path, shardings: int) -> bool:
+def check_seams(folder: Path, shardings: int, seed: int) -> bool:
     """Cut one slide of 10,000 nuclei in many ways: none may be lost or doubled."""
-    truth = random_nuclei(3200, 10_000, seed=1)
+    truth = random_nuclei(3200, 10_000, seed=seed)
+    picture = picture_of(truth)
     slide = folder / "slide.tif"
-    generator = np.random.default_rng(2)
+    generator = np.random.default_rng(seed + 1)
     for n in range(shardings):
         # The slide is shifted against the lattice, and cut into shards of any side.
         shift = generator.integers(0, 48, 2)
-        shifted = np.zeros((3248, 3248), dtype=truth.dtype)
-        shifted[shift[0] : shift[0] + 3200, shift[1] : shift[1] + 3200] = truth
-        tifffile.imwrite(slide, picture_of(shifted), photometric="rgb")
+        beyond = [(int(first), 48 - int(first)) for first in shift]
+        shifted = np.pad(truth, beyond)
+        image = np.pad(picture, [*beyond, (0, 0)], constant_values=255)
+        tifffile.imwrite(slide, image, photometric="rgb")
         side = 48 * int(generator.integers(6, 40))
         check_that_every_nucleus_is_found_once(slide, shifted, folder / "output", side)
         shutil.rmtree(folder / "output")
