@@ -1,6 +1,7 @@
 """Shards on several processes or machines with Dask distributed; the journal unites what they write."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -60,17 +61,11 @@ class MethodSource:
     options: tuple[tuple[str, Any], ...] = ()
     device: str | None = None
 
-    def load(self, worker: int = 0) -> Method:
+    def load(self) -> Method:
         """Load the bundle in this process and return it as a method for slides."""
         from nucsam_monai import load
 
-        device = self.device
-        if device is None:
-            import os
-
-            visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-            device = f"cuda:{worker % len(visible)}" if visible else None
-        segmenter = load(self.bundle, self.checkpoint, device, **dict(self.settings))
+        segmenter = load(self.bundle, self.checkpoint, self.device, **dict(self.settings))
         return method_of(segmenter, self.domain, **dict(self.options))
 
 
@@ -98,6 +93,8 @@ def segment_slide_on(
     Raises:
         SlideError: a shard failed, or ended its worker, twice.
     """
+    from distributed import KilledWorker
+
     start = time.perf_counter()
     journal = Journal(output_dir / path.stem)
     with journal.locked():
@@ -110,7 +107,8 @@ def segment_slide_on(
                 arguments = (str(path), str(journal.folder), source, options)
                 errors = _segment_with(client, arguments, task, left)
                 if still := pending(journal, shards):
-                    raise SlideError(f"{path}: {len(still)} of its shards failed: {errors[0]}")
+                    reason = "it ends its workers" if isinstance(errors[0], KilledWorker) else errors[0]
+                    raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
             merge_slide(journal)
     return result_of(journal, time.perf_counter() - start)
 
@@ -118,8 +116,8 @@ def segment_slide_on(
 def _segment_with(
     client: Any, arguments: tuple[Any, ...], task: ShardTask, left: Sequence[Shard]
 ) -> list[Any]:
-    """Have workers segment shards, and follow them; return the errors."""
-    from distributed import as_completed
+    """Have workers segment shards, and follow them; return the errors, the first one first."""
+    from distributed import KilledWorker, as_completed
 
     workers = len(client.scheduler_info()["workers"])
     # Two parts for each worker at least, so that none is without work while another has several shards left.
@@ -128,15 +126,18 @@ def _segment_with(
     parts = [tuple(indices[n : n + size]) for n in range(0, len(indices), size)]
     timing = client.submit(time_tiles, *arguments, pure=False, priority=1)
     futures = [client.submit(segment_part, *arguments, part, pure=False) for part in parts]
-    errors = []
     # Not in this process: a slide that ends its workers must not end the cohort.
-    tile_s = None if timing.exception() else timing.result()
+    errors = [timing.exception()] if timing.exception() else []
+    tile_s = None if errors else timing.result()
     with Progress(task, left, workers=workers, tile_s=tile_s) as progress:
         for future in as_completed(futures):
-            if future.status == "error":
-                errors.append(future.exception())
-            else:
+            if future.status == "finished":
                 progress.done(*future.result())
+            else:
+                errors.append(future.exception())
+            if any(isinstance(error, KilledWorker) for error in errors):
+                client.cancel(futures)  # the rest would end more workers, and the next run continues here
+                break
     return errors
 
 
@@ -170,7 +171,9 @@ def _loaded(source: MethodSource) -> Method:
     from distributed import get_worker
 
     name = get_worker().name
-    return source.load(name if isinstance(name, int) else 0)
+    if isinstance(name, int):  # of a worker that this machine started: each takes another GPU
+        os.environ["LOCAL_RANK"] = str(name)
+    return source.load()
 
 
 def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:

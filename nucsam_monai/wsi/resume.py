@@ -31,7 +31,7 @@ def known_result(path: Path, output_dir: Path, source: Any, options: SlideOption
     try:
         note = json.loads(_note(path, output_dir).read_text(encoding="utf-8"))
         files = {file: sha256_of_file(file) for file in note["files"]}
-        same = json.loads(json.dumps(_asked(path, source, options, files))) == note
+        same = _asked(path, source, options, files) == note
         journal = Journal(output_dir / path.stem)
         return result_of(journal) if same and journal.is_finished() else None
     except (OSError, ValueError, KeyError):
@@ -43,9 +43,5 @@ def _note(path: Path, output_dir: Path) -> Path:
 
 
 def _asked(path: Path, source: Any, options: SlideOptions, files: dict[str, str]) -> dict[str, Any]:
-    return {
-        "slide": fingerprint(path),
-        "source": asdict(source),
-        "options": request_of(options),
-        "files": files,
-    }
+    asked = {"slide": fingerprint(path), "source": asdict(source), "options": request_of(options)}
+    return dict(json.loads(json.dumps({**asked, "files": files}, default=str)))
