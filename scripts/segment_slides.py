@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 EXIT_FAILED, EXIT_WRONG_CALL, EXIT_STOPPED = 3, 2, 143
@@ -30,7 +32,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
-        return int(arguments.command(arguments))
+        with logging_redirect_tqdm():
+            return int(arguments.command(arguments))
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_CALL
@@ -49,9 +52,8 @@ def main() -> int:
 
 def stop(number: int, frame: FrameType | None) -> None:
     """End at once: what is finished stays, and the next run takes it from there."""
-    os.write(
-        2, b"\nStopped. Run the same command again to continue.\n"
-    )  # print may be at work in another thread
+    # Not by print, which may be at work in another thread.
+    os.write(2, b"\nStopped. Run the same command again to continue.\n")
     os._exit(EXIT_STOPPED)
 
 
