@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--nuclei", type=int, default=1_000_000)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shardings", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1, help="of the nuclei and the cuts of seams")
     parser.add_argument(
         "--slide", type=Path, help="for speed and workers; an image of the samples by default"
     )
