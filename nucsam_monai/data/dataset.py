@@ -248,7 +248,8 @@ def load_items(
         filled = [name for name in SPLITS if any(dataset.splits[name] for dataset in datasets)]
         raise DatasetError(
             f"{dataset_dir}: {' and '.join(splits)} of {', '.join(wanted)} hold no image; "
-            f"splits with images are {', '.join(filled) or 'none'}."
+            f"splits with images are {', '.join(filled) or 'none'}. Prepare the dataset again with more images or with "
+            "a split of your own (--splits)."
         )
     return items
 

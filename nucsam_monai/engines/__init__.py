@@ -2,6 +2,7 @@
 
 from nucsam_monai.engines.batch import (
     PrepareCFRSAMBatch,
+    PrepareDetectionBatch,
     PrepareDomainBatch,
     PrepareEndToEndBatch,
     PrepareNucleusBatch,
@@ -14,6 +15,7 @@ from nucsam_monai.engines.batch import (
     collate_points,
 )
 from nucsam_monai.engines.bundle import (
+    classes_key,
     comparable_classes,
     compile_if,
     default_device,
@@ -47,6 +49,7 @@ from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
+from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.engines.slides import configured_method
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
@@ -54,6 +57,7 @@ __all__ = [
     "DomainBatchSampler",
     "FoundInTraining",
     "PrepareCFRSAMBatch",
+    "PrepareDetectionBatch",
     "PrepareDomainBatch",
     "PrepareEndToEndBatch",
     "PrepareNucleusBatch",
@@ -62,7 +66,9 @@ __all__ = [
     "PreparePromptsBatch",
     "PrepareTruthBatch",
     "ReadableImages",
+    "ResultsFolder",
     "check_options",
+    "classes_key",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",

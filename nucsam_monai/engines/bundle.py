@@ -217,6 +217,11 @@ def domains_of(items: Iterable[Mapping[str, Any]]) -> str:
     return "+".join(sorted({item["domain"] for item in items}))
 
 
+def classes_key(class_names: Sequence[str]) -> str | None:
+    """Return the key of the nuclei's classes in an item, None where there is only one class."""
+    return "classes" if len(class_names) > 1 else None
+
+
 def quality_metric(class_names: Sequence[str]) -> str:
     """Return the panoptic quality that selects weights: the mean over several classes, or of all nuclei."""
     return "val_mpq" if len(class_names) > 1 else "val_pq"

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from pydoc import locate
@@ -13,6 +13,7 @@ from typing import Any
 from monai.bundle import ConfigExpression, ConfigItem, ConfigParser
 
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.files import sha256_of_file
 
 _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
 _OF_MONAI = ("_meta_", "imports", "initialize", "run", "finalize", "save_execute_config", "run_name")
@@ -202,6 +203,59 @@ def _is_run(component: Mapping[str, Any]) -> bool:
 def executed_configuration(parser: ConfigParser) -> dict[str, Any]:
     """Return a configuration as it was merged from its files and overrides, without what may hold a password."""
     return {key: value for key, value in parser.get().items() if key not in ("tracking_uri", "_meta_")}
+
+
+def deciding_settings(parser: ConfigParser, apart: Collection[str]) -> dict[str, str]:
+    """Return the settings that decide a result, by their path; files and datasets by what they hold, not where.
+
+    Args:
+        parser: of the configuration.
+        apart: keys at the top level that do not matter; paths of what the workflow writes are left out as well.
+    """
+    found: dict[str, str] = {}
+    output = str(parser.get_parsed_content("output_dir"))
+
+    def collect(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, one in value.items():
+                collect(f"{name}#{key}", one)
+        elif isinstance(value, (str, Path)):
+            if not str(value).startswith(output):
+                found[name] = _content_of(Path(value)) or str(value)
+        elif _is_plain(value) or (isinstance(value, (list, tuple)) and all(map(_is_plain, value))):
+            found[name] = str(value)
+
+    for key, value in recorded_settings(parser).items():
+        if key not in apart:
+            collect(key, value)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bool, int, float))
+
+
+def _content_of(path: Path) -> str:
+    """Return the digest of what a path leads to: a file, datasets or the weights in a folder; empty if to nothing."""
+    if not (path.suffix or len(path.parts) > 1):
+        return ""  # a word, such as the name of a variant
+    files = [path] if path.is_file() else []
+    for pattern in ("dataset.json", "*/dataset.json", "*.safetensors"):
+        files = files or sorted(path.glob(pattern))
+    return " ".join(f"sha256:{sha256_of_file(file)}" for file in files)
+
+
+def changed_settings(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return ``{key: (old, new)}`` of settings that differ.
+
+    Keys at the top level count only if both have them: which expressions were read may differ, and so may versions.
+    """
+    keys = [key for key in {**old, **new} if "#" in key or (key in old and key in new)]
+    return {
+        key: (old.get(key, "not given"), new.get(key, "not given"))
+        for key in keys
+        if old.get(key) != new.get(key)
+    }
 
 
 def _constants(node: Mapping[str, Any]) -> dict[str, Any]:

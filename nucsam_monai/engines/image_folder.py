@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nucsam_monai.data.dataset import DATASET_FILE, load_items
 from nucsam_monai.engines.bundle import draw_demo
+from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.io import find_images, output_stems
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 
@@ -70,15 +71,22 @@ class ReadableImages(IterableDataset):
     Args:
         data: the items.
         transform: loads and prepares an item.
+        results: says which items are left, and is told of images that cannot be read.
 
     Raises:
-        ImageReadError: at the end, if not a single image could be read.
+        ImageReadError: at the end without ``results``, if not a single image could be read.
         ConfigurationError: several worker processes of a loader, of which each would yield every image.
     """
 
-    def __init__(self, data: Sequence[dict[str, Any]], transform: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Callable[[dict[str, Any]], Any],
+        results: ResultsFolder | None = None,
+    ) -> None:
         self.data = list(data)
         self.transform = transform
+        self.results = results
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -87,7 +95,7 @@ class ReadableImages(IterableDataset):
                 f"num_workers {worker.num_workers}: expected 0 or 1 for a folder of images."
             )
         unreadable = 0
-        for item in self.data:
+        for item in self.data if self.results is None else self.results.left:
             try:
                 prepared = self.transform(dict(item))
             except (ImageReadError, RuntimeError) as error:  # MONAI wraps what a transform raises
@@ -96,9 +104,11 @@ class ReadableImages(IterableDataset):
                     raise
                 unreadable += 1
                 logger.error("skipped: %s", reason)
+                if self.results is not None:
+                    self.results.fail(item["id"], str(reason))
                 continue
             yield prepared
-        if unreadable:
+        if unreadable and self.results is None:
             message = f"{unreadable} of {len(self.data)} images could not be read and were skipped."
             if unreadable == len(self.data):
                 raise ImageReadError(message)

@@ -3,11 +3,14 @@
 A composite is attached like one handler. In a configuration it stands in a list, so that more can be added.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from ignite.engine import Engine
+import torch.distributed as dist
+from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.handlers import LrScheduleHandler, StatsHandler, from_engine
 from torch import nn
@@ -15,18 +18,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from nucsam_monai.engines.bundle import header_of
-from nucsam_monai.engines.configuration import settings_named
+from nucsam_monai.engines.configuration import current_parser, deciding_settings, settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
-from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun
+from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun, move_to_front
 from nucsam_monai.handlers.training import (
     DomainScheduleHandler,
     EarlyStopping,
     FinalValidation,
     GradientClipping,
 )
-from nucsam_monai.handlers.training_state import TrainingState
+from nucsam_monai.handlers.training_state import NOT_COMPARED, TrainingState
 from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.lock import FolderLock
+
+logger = logging.getLogger(__name__)
 
 _TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "summary.json", "overlays")
 
@@ -62,7 +68,7 @@ class TrainingHandlers(_Handlers):
         lr_scheduler: of the optimizer, stepped after every epoch.
         network: what is trained, without a wrapper of distributed training.
         validator: validates every ``val_interval`` epochs and after the last one.
-        val_interval: epochs; None trains without validation, so that no weights are saved.
+        val_interval: epochs; None trains without validation and saves the last weights.
         best_weights: keeps the weights of the best epoch; its file is uploaded. The state to resume from,
             ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to it.
         resume: see :class:`TrainingState`.
@@ -113,6 +119,17 @@ class TrainingHandlers(_Handlers):
             raise ConfigurationError(
                 f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
             )
+        parser = current_parser()
+        self.best_weights = best_weights
+        self.lock = FolderLock(best_weights.path.parent)
+        self.state = TrainingState(
+            best_weights.path.with_name(f"{stage or 'training'}_state.safetensors"),
+            network,
+            {key: one for key, one in kept.items() if one is not None},
+            resume,
+            settings=partial(deciding_settings, parser, NOT_COMPARED) if parser else dict,
+            run=run,
+        )
         super().__init__(
             [
                 _owner(run, [*run.configurations, str(best_weights.path), *artifacts]),
@@ -131,14 +148,44 @@ class TrainingHandlers(_Handlers):
                 else FinalValidation(interval=val_interval, validator=validator, epoch_level=True),
                 early_stopping,
                 LrScheduleHandler(lr_scheduler, print_lr=False),
-                TrainingState(
-                    best_weights.path.with_name(f"{stage or 'training'}_state.safetensors"),
-                    network,
-                    {key: one for key, one in kept.items() if one is not None},
-                    resume,
-                ),
+                self.state,
             ]
         )
+
+    def attach(self, engine: Engine) -> None:
+        """Attach all of them to a trainer, whose folder is locked from its start to its end."""
+        # Ahead of the others, so that a training that is refused leaves the tracked run of the first one alone.
+        engine.add_event_handler(Events.STARTED, self.begin)
+        engine.add_event_handler(Events.STARTED, self.state.take_up)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, move_to_front, Events.EXCEPTION_RAISED, self.stop)
+        engine.add_event_handler(Events.COMPLETED, self.end)
+
+    def begin(self, _engine: Engine) -> None:
+        """Lock the folder, for all processes of this training."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+            self.lock.acquire()
+
+    def stop(self, engine: Engine, error: BaseException) -> None:
+        """Leave the folder, and tell somebody who stopped the training what is kept; the tracker raises then."""
+        self.lock.release()
+        if isinstance(error, Exception):
+            return
+        if self.state.epoch is None:
+            logger.warning("the training stops in epoch %d, before anything was kept.", engine.state.epoch)
+            return
+        logger.warning(
+            "the training stops in epoch %d; %s holds it after epoch %d. Go on with --resume True.",
+            engine.state.epoch,
+            self.state.path,
+            self.state.epoch,
+        )
+
+    def end(self, engine: Engine) -> None:
+        """Make sure that there are weights, and leave the folder."""
+        self.best_weights.save_last(engine)
+        self.lock.release()
 
 
 class ValidationHandlers(_Handlers):

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy, string_list_all_gather
 from numpy.typing import NDArray
 
+from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.io import (
     OVERLAY_PX,
     comparison_overlay,
@@ -273,14 +274,23 @@ class PredictionWriter:
     Args:
         output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
         overlay_px: longest side of the overlay; 0 writes none.
+        results: of the same folder, is told what is written.
     """
 
-    def __init__(self, output_dir: str | Path, overlay_px: int = OVERLAY_PX) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        overlay_px: int = OVERLAY_PX,
+        results: ResultsFolder | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.overlay_px = overlay_px
+        self.results = results
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
+        if self.results is not None:
+            self.results.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
@@ -291,4 +301,6 @@ class PredictionWriter:
             paths = write_prediction(
                 prediction, pixels, self.output_dir, item["id"], overlay_px=self.overlay_px
             )
+            if self.results is not None:
+                self.results.add(item["id"], len(prediction), list(paths.values()))
             logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["instances"])

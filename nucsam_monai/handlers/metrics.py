@@ -12,12 +12,14 @@ from monai.utils import string_list_all_gather
 from torch import Tensor, nn
 
 from nucsam_monai.metrics.cumulative import (
+    FiveThresholdsMetric,
     ForegroundMetric,
     InstanceSegmentationMetric,
     LabelMapMetric,
     PointDetectionMetric,
     PromptedMaskMetric,
     WeightedForegroundMetric,
+    WorkingSizeMetric,
 )
 from nucsam_monai.metrics.statistics import nan_mean
 from nucsam_monai.utils.errors import ConfigurationError
@@ -40,6 +42,27 @@ def instance_metrics() -> "NamedMetricsHandler":
 def weighted_metrics() -> "NamedMetricsHandler":
     """Return the handler of the foreground's metrics weighted by the size of the images."""
     return NamedMetricsHandler(WeightedForegroundMetric())
+
+
+def five_thresholds_metrics() -> "NamedMetricsHandler":
+    """Return the handler of Dice and IoU averaged over five thresholds of the probability (SAC)."""
+    return NamedMetricsHandler(FiveThresholdsMetric(), output_transform=_probabilities)
+
+
+def working_size_metrics(
+    size_px: int | None, smooth: float | None, threshold: float = 0.5
+) -> "NamedMetricsHandler | None":
+    """Return the handler of the foreground's metrics at a working size, with smoothed overlaps (UN-SAM).
+
+    Args:
+        size_px: see :class:`~nucsam_monai.metrics.cumulative.WorkingSizeMetric`.
+        smooth: likewise. With neither there is no handler.
+        threshold: of the probability.
+    """
+    if size_px is None and smooth is None:
+        return None
+    metric = WorkingSizeMetric(size_px, smooth, threshold)
+    return NamedMetricsHandler(metric, output_transform=_probabilities)
 
 
 def mask_metric() -> dict[str, "NamedMetricsHandler"]:
@@ -150,6 +173,12 @@ class NamedMetricsHandler(IgniteMetricHandler):
 def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
     """Return the predicted and the true label maps ``(1, H, W)`` of decollated outputs."""
     predicted = [torch.from_numpy(output["pred"].instances)[None] for output in outputs]
+    return predicted, [output["label_instances"] for output in outputs]
+
+
+def _probabilities(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the probability of the foreground and the true label map, ``(1, H, W)``, of decollated outputs."""
+    predicted = [torch.from_numpy(output["pred"].foreground)[None] for output in outputs]
     return predicted, [output["label_instances"] for output in outputs]
 
 

@@ -44,7 +44,7 @@ def status_after(error: BaseException) -> str:
 
 
 class TrackedRun:
-    """An MLflow run that exists from its first use to its end, and never takes up somebody else's.
+    """An MLflow run that exists from its first use to its end; a resumed training continues its own run.
 
     Building the object touches nothing, so that a configuration that fails while it is parsed leaves no run
     behind. :meth:`open` makes the experiment and the run, with parameters and tags; :meth:`close` uploads the
@@ -118,6 +118,8 @@ class TrackedRun:
         self._is_open = False
         self._has_owner = False
         self._artifacts: list[Path] = []
+        self._interrupted: tuple[str, int, dict[str, Any]] | None = None
+        self._last_steps: dict[str, int] = {}
 
     def _own_settings(self, *names: str) -> dict[str, Any]:
         """Return the values of those keys that the configuration has."""
@@ -138,8 +140,18 @@ class TrackedRun:
         """Declare that the caller closes the run, so that nobody else does at an earlier end."""
         self._has_owner = True
 
+    def take_up(self, run_id: str, epoch: int, changed: Mapping[str, Any]) -> None:
+        """Continue the run of an interrupted training when this one is opened next.
+
+        Args:
+            run_id: of the run; one that is not in this store is replaced by a new one.
+            epoch: the last one that was completed.
+            changed: settings that are others from now on; they are recorded as ``after_epoch_<epoch>.<setting>``.
+        """
+        self._interrupted = (run_id, epoch, dict(changed))
+
     def open(self) -> None:
-        """Begin the run unless it is open already.
+        """Begin the run, or continue an interrupted one, unless it is open already.
 
         Raises:
             ConfigurationError: the store or the experiment can't be used, or weights are missing.
@@ -155,7 +167,8 @@ class TrackedRun:
         self.client = connect(self.uri)
         try:
             identifier = experiment_id(self.client, self.experiment, self.uri)
-            run = self.client.create_run(identifier, run_name=self.name or self._default_name())
+            continued = self._continued(identifier)
+            run = continued or self.client.create_run(identifier, run_name=self.name or self._default_name())
         except MlflowException as error:
             raise ConfigurationError(
                 f"tracking_uri '{self.uri}': can't begin a run of '{self.experiment}': {error} "
@@ -166,23 +179,32 @@ class TrackedRun:
         self._artifacts = []
         atexit.register(self._abandon)
         self.log_tags(tags)
-        self._log_params()
+        self._log_params(continued=continued is not None)
+        self._interrupted = None
+        self._interrupted = None
         logger.info("MLflow run '%s' of '%s' in %s", run.info.run_name, self.experiment, self.uri)
 
     def close(self, status: str = FINISHED) -> None:
         """Upload the artifacts that exist by now and end the run; nothing where it is not open.
+
+        Of a run that was killed nothing is uploaded: who stops a process gives it seconds, and it may be resumed.
 
         Args:
             status: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``.
         """
         if not self._is_open:
             return
-        self.log_artifacts(self._artifacts)
+        if status != KILLED:
+            self.log_artifacts(self._artifacts)
         self._end(status)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Record every scalar of ``metrics`` at ``step`` (an epoch, by convention of this package)."""
-        scalars = scalar_metrics(metrics)
+        scalars = {
+            name: value
+            for name, value in scalar_metrics(metrics).items()
+            if step > self._last_steps.get(name, -1)
+        }
         if not self._is_open or not scalars:
             return
         from mlflow.entities import Metric
@@ -277,23 +299,54 @@ class TrackedRun:
         parts = [bundle, str(self.tags.get("dataset") or ""), time.strftime("%Y%m%d-%H%M%S")]
         return "-".join(part for part in parts if part)
 
-    def _log_params(self) -> None:
+    def _continued(self, experiment: str) -> Any:
+        """Return the interrupted run, under way again, if this store has it."""
+        from mlflow.exceptions import MlflowException
+
+        if self._interrupted is None:
+            return None
+        run_id = self._interrupted[0]
+        try:
+            run = self.client.get_run(run_id)
+            if (run.info.experiment_id, run.info.lifecycle_stage) != (experiment, "active"):
+                raise MlflowException("it was deleted, or is of another experiment.")
+            # An epoch that was validated when the training was interrupted is validated again.
+            history = {name: self.client.get_metric_history(run_id, name) for name in run.data.metrics}
+            self._last_steps = {name: max(point.step for point in points) for name, points in history.items()}
+            self.client.update_run(run_id, status="RUNNING")
+            if "error" in run.data.tags:
+                self.client.delete_tag(run_id, "error")
+        except MlflowException as error:
+            logger.warning("MLflow run %s can't be continued, so a new one begins: %s", run_id, error)
+            self._interrupted = None
+            return None
+        return run
+
+    def _log_params(self, *, continued: bool) -> None:
         from mlflow.entities import Param
 
         if self._parser is not None:
             self.params = recorded_settings(self._parser)
-        params = [Param(key, value) for key, value in flatten_params(self.params).items()]
+        recorded, document = self.params, "configuration.json"
+        if continued and self._interrupted is not None:  # a parameter can't be given another value
+            _, epoch, changed = self._interrupted
+            recorded = {
+                f"after_epoch_{epoch}": {name.replace("#", "."): new for name, new in changed.items()}
+            }
+            document = f"configuration_after_epoch_{epoch}.json"
+        params = [Param(key, value) for key, value in flatten_params(recorded).items()]
         for start in range(0, len(params), _BATCH):
             with self._writing("parameters"):
                 self.client.log_batch(self.run_id, params=params[start : start + _BATCH])
         if self._parser is not None:
-            with self._writing("configuration.json"):
+            with self._writing(document):
                 executed = json.dumps(executed_configuration(self._parser), indent=2, default=str)
-                self.client.log_text(self.run_id, executed, "configuration.json")
+                self.client.log_text(self.run_id, executed, document)
 
     def _end(self, status: str) -> None:
         atexit.unregister(self._abandon)
         self._is_open = self._has_owner = False
+        self._last_steps = {}
         with self._writing(f"status {status}"):
             self.client.set_terminated(self.run_id, status)
 
@@ -394,6 +447,7 @@ class MLflowTracker:
         self._recorded_run_id: str | None = None
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._loss_counts: dict[str, int] = {}
+        self._rates: dict[str, float] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register the tracker at a trainer, validator or evaluator; nothing is written before it starts."""
@@ -411,23 +465,24 @@ class MLflowTracker:
             return
         handed_over = [self._hand_over(stock) for stock in _stock_handlers(engine)]
         self._points_are_stock = any(handed_over)
-        _move_to_front(engine, Events.EXCEPTION_RAISED, self.fail)
+        move_to_front(engine, Events.EXCEPTION_RAISED, self.fail)
         _add_once(engine, Events.EPOCH_COMPLETED, self.finish_epoch)
         _add_once(engine, Events.COMPLETED, self.finish)
         if isinstance(engine, Trainer):
-            _add_once(engine, Events.EPOCH_STARTED, self.log_learning_rates)
+            _add_once(engine, Events.EPOCH_STARTED, self.note_learning_rates)
             _add_once(engine, Events.ITERATION_COMPLETED, self.add_losses)
         if self._recorded_run_id != self.run.run_id:
             self._recorded_run_id = self.run.run_id
             self._record_facts(engine)
 
-    def log_learning_rates(self, engine: Engine) -> None:
-        """Record the learning rate of every parameter group that the epoch begins with."""
+    def note_learning_rates(self, engine: Engine) -> None:
+        """Note the learning rate of every parameter group that the epoch begins with.
+
+        They are recorded when it has ended: an epoch that was interrupted comes again when the training is resumed.
+        """
         optimizer = getattr(engine, "optimizer", None)
-        if self._points_are_stock or not isinstance(optimizer, torch.optim.Optimizer):
-            return
-        rates = {f"lr_group_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
-        self.run.log_metrics(rates, step=engine.state.epoch)
+        if isinstance(optimizer, torch.optim.Optimizer):
+            self._rates = {f"lr_group_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
 
     def add_losses(self, engine: Engine) -> None:
         """Add the losses of one iteration to the epoch's sums, on their device, so without waiting for it."""
@@ -440,7 +495,7 @@ class MLflowTracker:
         means = {name: float(total) / self._loss_counts[name] for name, total in self._loss_sums.items()}
         self._loss_sums, self._loss_counts = {}, {}
         if not self._points_are_stock:
-            self.run.log_metrics({**means, **engine.state.metrics}, step=engine.state.epoch)
+            self.run.log_metrics({**self._rates, **means, **engine.state.metrics}, step=engine.state.epoch)
 
     def finish(self, _engine: Engine) -> None:
         """End the run as FINISHED where this engine's end is its end."""
@@ -533,6 +588,6 @@ def _stock_handlers(engine: Engine) -> Iterator[MLFlowHandler]:
             yield attached
 
 
-def _move_to_front(engine: Engine, event: Any, handler: Callable[..., Any]) -> None:
+def move_to_front(engine: Engine, event: Any, handler: Callable[..., Any]) -> None:
     """Make ``handler`` the first that the engine calls at ``event``."""
     engine._event_handlers[event].sort(key=lambda entry: entry[0] != handler)

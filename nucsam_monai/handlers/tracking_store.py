@@ -21,6 +21,7 @@ _SQLITE = "sqlite:///"
 _SQLITE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 _DISABLED = ("", "off")
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # seconds
 
 
 def sqlite_uri(path: Path) -> str:
@@ -98,7 +99,8 @@ def resolve_tracking_uri(location: str | Path | None) -> str | None:
 def connect(uri: str) -> Any:
     """Open the store at a resolved URI and return its ``mlflow.MlflowClient``.
 
-    A missing SQLite database is made first, complete or not at all, also where several processes try at once.
+    A missing SQLite database is made first, complete or not at all, also where several processes try at once. A server
+    that does not answer is given up after seconds; MLflow's own settings would take minutes for every request.
 
     Raises:
         ConfigurationError: the store can't be opened (no server there, a database of another MLflow version).
@@ -106,6 +108,9 @@ def connect(uri: str) -> Any:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    if uri.startswith("http"):
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
     try:
         database = sqlite_path(uri)
         if database is not None and not database.exists():

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import torch
@@ -373,10 +373,12 @@ class EmbeddingCacheLog:
 
     Args:
         cache: the cache that the network in training uses.
+        images: different ones in the whole training, to compare their size with the cache's limit; None if unknown.
     """
 
-    def __init__(self, cache: EmbeddingCache) -> None:
+    def __init__(self, cache: EmbeddingCache, images: int | None = None) -> None:
         self.cache = cache
+        self.images = images
         self._started = 0.0
         self._before = (0, 0)
         self._announced = False
@@ -409,6 +411,7 @@ class EmbeddingCacheLog:
             self._new(),
             self._new() + self._known(),
         )
+        self._compare_size()
 
     def report(self, engine: Engine) -> None:
         """Log what the epoch took and how many of its images SAM had to see."""
@@ -420,6 +423,22 @@ class EmbeddingCacheLog:
             self._known(),
         )
 
+    def _compare_size(self) -> None:
+        """Log how large the cache will be, with a warning if that is more than it may be."""
+        if self.images is None or not self.cache.entry_bytes:
+            return
+        needed = self.images * self.cache.entry_bytes
+        fits = needed <= self.cache.max_bytes
+        logger.log(
+            logging.INFO if fits else logging.WARNING,
+            "embedding cache: %d different images of %.2g MB each take %.3g GB, and %.3g GB are permitted%s.",
+            self.images,
+            self.cache.entry_bytes / 1e6,
+            needed / 1e9,
+            self.cache.max_bytes / 1e9,
+            "" if fits else ", so SAM runs again for most of them in every epoch; raise embedding_cache_gb",
+        )
+
     def _known(self) -> int:
         return self.cache.hits - self._before[0]
 
@@ -427,9 +446,19 @@ class EmbeddingCacheLog:
         return self.cache.misses - self._before[1]
 
 
-def embedding_cache_log(cache: EmbeddingCache | None) -> EmbeddingCacheLog | None:
-    """Return the log of a cache, None where there is none."""
-    return None if cache is None else EmbeddingCacheLog(cache)
+def embedding_cache_log(
+    cache: EmbeddingCache | None, items: Sized | None = None, copies: int | None = None
+) -> EmbeddingCacheLog | None:
+    """Return the log of a cache, None where there is none.
+
+    Args:
+        cache: the cache that the network in training uses.
+        items: the training images.
+        copies: augmented ones of each; None for any number, whose size is not known.
+    """
+    if cache is None:
+        return None
+    return EmbeddingCacheLog(cache, None if items is None or copies is None else len(items) * copies)
 
 
 def _duration(seconds: float) -> str:

@@ -27,6 +27,8 @@ class BestWeightsSaver:
     Each domain of a sequential schedule and each stage of a network that has some starts the comparison again, see
     :class:`~nucsam_monai.handlers.training.PhasedMetric`.
 
+    A training whose epochs could not be compared, because the metric was NaN, saves its last weights when it ends.
+
     The file of the training before is kept under the name ``<stem>.previous<suffix>``.
 
     Args:
@@ -76,7 +78,7 @@ class BestWeightsSaver:
         value, metric = self.metric.read(engine), self.metric.name
         if math.isnan(value):
             logger.warning(
-                "epoch %d: %s is NaN, nothing saved. Either the domain has no validation images or the "
+                "epoch %d: %s is NaN, so the epoch can't be compared: no validation image has a nucleus, or the "
                 "training diverged.",
                 epoch,
                 metric,
@@ -85,10 +87,24 @@ class BestWeightsSaver:
         if not better:
             return
         self.best = value
+        self._save(epoch, {metric: repr(value)})
+        logger.info("epoch %d: best %s so far, %.5f; weights saved to %s", epoch, metric, value, self.path)
+
+    def save_last(self, engine: Engine) -> None:
+        """Save the weights of a trainer's last epoch if none was the best."""
+        if self.best == self._worst and engine.state.epoch:
+            self._save(engine.state.epoch, {})
+            logger.warning(
+                "no epoch could be compared by %s: the weights of the last one, %d, are saved to %s",
+                self.metric,
+                engine.state.epoch,
+                self.path,
+            )
+
+    def _save(self, epoch: int, facts: Mapping[str, str]) -> None:
         if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
             self._keep_previous()
-            save_trained(self.path, self.network, {**self.header, "epoch": str(epoch), metric: repr(value)})
-        logger.info("epoch %d: best %s so far, %.5f; weights saved to %s", epoch, metric, value, self.path)
+            save_trained(self.path, self.network, {**self.header, "epoch": str(epoch), **facts})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to go on comparing."""

@@ -9,7 +9,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from torch.nn import functional
 
-from nucsam_monai.inferers.semantic import Points, Predictor, TileInferer, resized_points
+from nucsam_monai.inferers.semantic import Points, Predictor, ResizeInferer, TileInferer, resized_points
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import distance_instances, distance_scores
 
@@ -56,17 +56,19 @@ class ScaledInferer(Inferer):
     stays at its own scale, in one pass.
 
     Args:
-        inferer: gives the maps.
+        inferer: gives the maps. A :class:`ResizeInferer` gives every image the size it was trained at, so nothing is
+            resized before.
         diameter: of the nuclei in pixels, ``"auto"``, or None for no resizing.
         mpp: micrometres per pixel of the images, of which :data:`TRAINED_MPP` are expected; None where unknown.
 
     Raises:
-        ConfigurationError: a diameter or micrometres per pixel that are not positive, or both given.
+        ConfigurationError: a diameter or micrometres per pixel that are not positive, both given, or one given to a
+            network that sees images stretched.
     """
 
     def __init__(
         self,
-        inferer: TileInferer,
+        inferer: TileInferer | ResizeInferer,
         diameter: float | Literal["auto"] | None = "auto",
         mpp: float | None = None,
     ) -> None:
@@ -85,6 +87,11 @@ class ScaledInferer(Inferer):
             raise ConfigurationError(
                 f"diameter {diameter} and mpp {mpp}: expected one of them. Leave one out."
             )
+        if isinstance(inferer, ResizeInferer) and (mpp is not None or _is_positive(diameter)):
+            raise ConfigurationError(
+                f"diameter {diameter} and mpp {mpp}: found with fit 'resize', which stretches every image to one size. "
+                "Leave them out."
+            )
         self.inferer = inferer
         self.diameter = diameter
         self.mpp = mpp
@@ -97,6 +104,8 @@ class ScaledInferer(Inferer):
         def maps_at(scale: float) -> Tensor:
             return self._maps(inputs, scale, network, args, points, kwargs)
 
+        if isinstance(self.inferer, ResizeInferer):
+            return maps_at(1.0)
         if self.mpp is not None or self.diameter != "auto":
             return maps_at(self._told_scale())
         side, seen = self.inferer.tile_px, {}

@@ -191,3 +191,11 @@ class DistanceInstanceLoss(nn.Module):
         target = cell_means(logits, target)
         depth = F.smooth_l1_loss(logits.sigmoid(), target, beta=self.beta)
         return F.binary_cross_entropy_with_logits(logits, target) + self.l1_weight * depth
+
+
+class SummedLosses(nn.Module):
+    """Add up the losses that a detector computes itself."""
+
+    def forward(self, losses: Mapping[str, Tensor], target: None = None) -> Tensor:
+        """Return the sum; ``target`` is what MONAI's trainer passes."""
+        return torch.stack(list(losses.values())).sum()

@@ -41,6 +41,13 @@ def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
         module.compile()
 
 
+WHY_NO_EXPORT = (
+    "there are as many masks as nuclei found in an image, which no graph can hold. Run inference.json, or load the "
+    "bundle with nucsam_monai.load."
+)
+"""Why networks that find nuclei and then segment each of them are not exported."""
+
+
 def refuse_export(reason: str) -> None:
     """Refuse to become a part of a graph that is traced or exported.
 

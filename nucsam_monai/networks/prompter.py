@@ -649,13 +649,6 @@ def pad_to_multiple(image: Tensor, step: int) -> Tensor:
 _CERTAINLY_BACKGROUND = -20.0
 
 
-WHY_NO_EXPORT = (
-    "there are as many masks as nuclei found in an image, which no graph can hold. Run inference.json, or load the "
-    "bundle with nucsam_monai.load."
-)
-"""Why networks that find nuclei and then segment each of them are not exported."""
-
-
 def any_nucleus_logits(
     found: PrompterOutput, side_px: int, decode: Callable[[NucleusPrompts], MaskPrediction]
 ) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from monai.networks.nets import HoVerNet
 from torch import Tensor, nn
 
-from nucsam_monai.networks.compilation import refuse_export
+from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
 from nucsam_monai.networks.fine_tuning import warn_of_frozen_encoder
 from nucsam_monai.networks.nucleus_prompts import (
     MaskPrediction,
@@ -21,7 +21,6 @@ from nucsam_monai.networks.nucleus_prompts import (
 )
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.prompter import (
-    WHY_NO_EXPORT,
     EmbeddingShape,
     Prompter,
     PrompterOutput,

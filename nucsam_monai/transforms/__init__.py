@@ -29,6 +29,7 @@ from nucsam_monai.transforms.composites import (
     read_image_alone,
     resize,
     to_instances,
+    working_size,
     zoom,
 )
 from nucsam_monai.transforms.instances import (
@@ -45,7 +46,7 @@ from nucsam_monai.transforms.prompts import (
     NucleusPromptsd,
 )
 from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader
-from nucsam_monai.transforms.resizing import RandZoomd, Resized, resize_labels
+from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import (
     DenseNucleid,
     DistanceTargetd,
@@ -102,7 +103,7 @@ __all__ = [
     "promptnucseg_point_augmentation",
     "read_image_alone",
     "resize",
-    "resize_labels",
     "to_instances",
+    "working_size",
     "zoom",
 ]

@@ -38,6 +38,7 @@ from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader, Pix
 from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import DistanceTargetd, ForegroundMaskd, NucleusSizesd
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.names import Fit, check_fit
 
 Transform = Callable[[Any], Any]
 Steps = list[Transform]
@@ -71,6 +72,9 @@ def load_nuclei(
         class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
             methods without classes.
         read_classes: reads the classes' file.
+
+    A ``CacheDataset`` keeps what these steps return, whatever comes behind them: an image of 256 px and 8 bits is 64
+    times smaller than the same one stretched to 1024 px and normalised.
     """
     steps: Steps = [
         CopyItemsd("image", names="image_path"),
@@ -81,11 +85,19 @@ def load_nuclei(
         EnsureChannelFirstd("image", channel_dim=-1),
         EnsureChannelFirstd("instances", channel_dim="no_channel"),
     ]
-    if class_names is None:
-        return steps
-    if len(class_names) > 1 and read_classes is not None:
-        return [*steps, Lambdad("classes", func=read_classes, allow_missing_keys=True)]
-    return [*steps, DeleteItemsd("classes")]
+    if class_names is not None:
+        several = len(class_names) > 1 and read_classes is not None
+        steps.append(
+            Lambdad("classes", func=read_classes, allow_missing_keys=True)
+            if several
+            else DeleteItemsd("classes")
+        )
+    return [*steps, end_of_cache]
+
+
+def end_of_cache(item: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the item; a ``CacheDataset`` keeps what comes before a step that is not one of MONAI's transforms."""
+    return item
 
 
 def read_image_alone(
@@ -153,7 +165,7 @@ def foreground_of_all(wanted: bool) -> Steps:
     return [ForegroundMaskd("instances", output_key="foreground")] if wanted else []
 
 
-def expert_points(wanted: bool, max_points: int = 256, seed: int | None = None) -> Steps:
+def expert_points(wanted: bool, max_points: int | None = 256, seed: int | None = None) -> Steps:
     """Prompt with points on nuclei of the ground truth if that is ``wanted``, see :class:`NucleusPointsd`."""
     return [NucleusPointsd("instances", max_points=max_points, seed=seed)] if wanted else []
 
@@ -171,15 +183,31 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
     return [SpatialPadd(_BOTH, size, mode=pad_mode), cut]
 
 
-def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant") -> Steps:
+def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant") -> Steps:
+    """Bring image and label map to the size a network is trained at, as inference does it.
+
+    Args:
+        size_px: side of the result.
+        fit: ``tile`` cuts a random square, ``resize`` stretches the whole image.
+        pad_mode: how smaller images are padded.
+
+    Raises:
+        ConfigurationError: an unknown ``fit``.
+    """
+    check_fit(fit)
+    return crop(size_px, pad_mode=pad_mode) if fit == "tile" else [resize(size_px)]
+
+
+def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant", fit: Fit = "tile") -> Steps:
     """Cut a random square, flip it, turn it by right angles and vary its colours.
 
     Args:
         size_px: side of the square.
         pad_mode: how smaller images are padded.
+        fit: ``resize`` stretches the whole image to the square instead.
     """
     return [
-        *crop(size_px, pad_mode=pad_mode),
+        *working_size(size_px, fit, pad_mode=pad_mode),
         RandFlipd(_BOTH, prob=0.5, spatial_axis=0),
         RandRotate90d(_BOTH, prob=0.75),
         RandColorJitterd("image", prob=0.8),

@@ -7,7 +7,13 @@ A message says what was found, where, what was expected and what to do, for exam
 
 
 class NucSAMError(Exception):
-    """Base of all errors that are caused by input, files or configuration rather than by a bug."""
+    """Base of all errors that are caused by input, files or configuration rather than by a bug.
+
+    Attributes:
+        exit_code: of a command that ends with the error.
+    """
+
+    exit_code = 1
 
 
 class DatasetError(NucSAMError):
@@ -16,6 +22,12 @@ class DatasetError(NucSAMError):
 
 class ImageReadError(NucSAMError):
     """An image file is missing, damaged or has a shape or type that cannot be segmented."""
+
+
+class FailedImagesError(ImageReadError):
+    """Some of the images that were to be segmented could not be; all others were."""
+
+    exit_code = 3
 
 
 class CheckpointError(NucSAMError):

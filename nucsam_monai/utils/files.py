@@ -31,13 +31,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         ...     _ = temporary.write_text("id,area_px\n")
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
-        with _naming(path, _OF_THE_DISK):
+        with naming(path, _OF_THE_DISK):
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
@@ -59,11 +59,11 @@ def atomic_files(folder: Path | str, names: Mapping[str, str]) -> Iterator[dict[
         OutputError: the files can't be written.
     """
     folder = Path(folder)
-    with _naming(folder):
+    with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
-        with _naming(folder, _OF_THE_DISK):
+        with naming(folder, _OF_THE_DISK):
             yield {kind: temporary / name for kind, name in names.items()}
             for name in names.values():
                 (temporary / name).replace(folder / name)
@@ -92,8 +92,16 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(path: Path, numbers: Container[int | None] | None = None) -> Iterator[None]:
-    """Turn errors of the operating system, or those of some numbers, into one that names ``path``."""
+def naming(path: Path, numbers: Container[int | None] | None = None) -> Iterator[None]:
+    """Turn errors of the operating system into one that names what can't be written.
+
+    Args:
+        path: the file or folder.
+        numbers: of the errors that are turned; None turns all.
+
+    Raises:
+        OutputError: in place of the error.
+    """
     try:
         yield
     except OSError as error:

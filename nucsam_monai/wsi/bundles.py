@@ -65,7 +65,8 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
     for key, local in (("fit", "tile"), ("neg_test", 0), ("points", None)):
         if key in config and value(key) != local:
             raise ConfigurationError(
-                f"{key} {value(key)!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}."
+                f"{key} {value(key)!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}, "
+                "if the weights were trained so."
             )
     tile = segmenter.image_size
     # MONAI's sliding window moves by the integer part of the rest of the tile.

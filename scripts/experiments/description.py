@@ -27,6 +27,10 @@ PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 COST_METRICS = ("trainable_m", "frozen_m", "total_m", "gmacs", "images_per_second")
 """Trainable, frozen and all parameters in millions, 10^9 multiply-accumulate operations for an image, and speed."""
 
+COST_IMAGE_PX, COST_NUCLEI = 256, 25
+"""Side of the image that operations and speed are measured with, and its nuclei, which are the prompts of methods that
+prompt each nucleus."""
+
 
 @dataclass(frozen=True)
 class BundleOptions:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiments.description import BundleOptions, DatasetUse, Experiment, Method
+from experiments.description import COST_IMAGE_PX, COST_NUCLEI, BundleOptions, DatasetUse, Experiment, Method
 from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError
@@ -389,7 +389,8 @@ def handlers_key(bundle: str) -> str:
 def _identity(step: Step, places: Places) -> dict[str, Any]:
     """Return everything that the result of a step depends on, in plain types."""
     if isinstance(step, Measurement):
-        return {"cost": _identity(step.evaluation, places)}
+        image = {"image_px": COST_IMAGE_PX, "nuclei": COST_NUCLEI}
+        return {"cost": _identity(step.evaluation, places), **image}
     document: dict[str, Any] = {
         "bundle": step.bundle,
         "overlays": step.options.overlays,

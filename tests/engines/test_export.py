@@ -13,7 +13,7 @@ from tests.tiny_bundles import SEGMENTING, Weights, micro, no_traces, weights
 
 __all__ = ["micro", "no_traces", "weights"]
 
-FINDS_BEFORE_IT_SEGMENTS = ("cfrsam", "promptnucseg", "sac")
+FINDS_BEFORE_IT_SEGMENTS = ("cfrsam", "detectors", "promptnucseg", "sac")
 
 
 class Brightness(nn.Module):

@@ -1,10 +1,14 @@
 """Handlers that every engine of a kind has, each list under one name."""
 
+import json
+import logging
+import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import IterationEvents, SupervisedEvaluator
 from torch import nn
@@ -23,6 +27,7 @@ from nucsam_monai.handlers import (
     run_tags,
 )
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.lock import LOCK_NAME
 
 RUN = TrackedRun("nucsam/test", "off", params={}, dataset_dir="data", split_protocol="plain")
 
@@ -73,6 +78,45 @@ def test_handlers_of_a_training(tmp_path: Path) -> None:
     trainer.register_events(*IterationEvents)
     handlers.attach(trainer)
     assert trainer.extra
+
+
+def attached(handlers: TrainingHandlers) -> Engine:
+    trainer = Engine(lambda engine, batch: None)
+    trainer.register_events(*IterationEvents)
+    handlers.attach(trainer)
+    return trainer
+
+
+def test_a_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / LOCK_NAME
+    holder = {"host": socket.gethostname(), "process": os.getppid(), "since": "2026-01-02 03:04:05"}
+    other.write_text(json.dumps(holder))
+    trainer = attached(training_handlers(tmp_path, val_interval=None))
+    with pytest.raises(ConfigurationError, match=f"process {os.getppid()} on .* since 2026-01-02"):
+        trainer.run([0], max_epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+    other.unlink()
+    attached(training_handlers(tmp_path, val_interval=None)).run([0], max_epochs=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "training_state.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "said"),
+    [(1, "before anything was kept"), (3, "holds it after epoch 2. Go on with --resume True")],
+)
+def test_who_stops_a_training_is_told_what_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int, said: str
+) -> None:
+    def stop(engine: Engine) -> None:
+        if engine.state.epoch == epoch:
+            raise SystemExit(143)
+
+    trainer = attached(training_handlers(tmp_path, val_interval=None))
+    trainer.add_event_handler(Events.ITERATION_STARTED, stop)
+    with caplog.at_level(logging.WARNING), pytest.raises(SystemExit):
+        trainer.run([0], max_epochs=5)
+    assert said in caplog.text
+    assert not (tmp_path / LOCK_NAME).exists()
 
 
 def test_a_training_may_do_without_validation(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_artifacts_lie_beside_the_database(store: Store, tracked: TrackedRun, tm
 
 @pytest.mark.parametrize("tracker_first", [True, False])
 @pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+    ("error", "status"),
+    [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
 )
 def test_a_crash_in_the_loop_ends_the_run(
     store: Store, tracked: TrackedRun, error: BaseException, status: str, tracker_first: bool
@@ -95,6 +96,40 @@ def test_a_crash_in_the_loop_ends_the_run(
     assert run.info.status == status
     assert run.data.tags["error"].startswith(type(error).__name__)
     assert set(store.curve(run, "train_loss")) == {1}
+
+
+def test_a_resumed_training_continues_its_run(store: Store, store_uri: str) -> None:
+    first = TrackedRun(EXPERIMENT, store_uri, params={"lr": 0.1})
+    with pytest.raises(SystemExit):
+        make_trainer(MLflowTracker(first, owner=True), loss=Breaking(SystemExit(143), at=5)).run()
+    resumed = TrackedRun(EXPERIMENT, store_uri, params={"lr": 0.2})
+    resumed.take_up(str(first.run_id), 1, {"optimizer#lr": "0.2"})
+    trainer = make_trainer(MLflowTracker(resumed, owner=True), epochs=3)
+    trainer.run()
+    run = store.only_run()
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    assert run.data.params == {"lr": "0.1", "after_epoch_1.optimizer.lr": "0.2"}
+    for metric in ("lr_group_0", "train_loss"):
+        assert set(store.curve(run, metric)) == {1, 2, 3}
+    trainer.run()  # no epochs are left, and it is a run of its own
+    assert len(store.runs()) == 2
+
+
+@pytest.mark.parametrize("experiment", [EXPERIMENT, "nucsam/other"])
+def test_a_run_that_is_gone_is_replaced(
+    store: Store, store_uri: str, experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = TrackedRun(EXPERIMENT, store_uri, params={})
+    with first:
+        pass
+    if experiment == EXPERIMENT:
+        store.client.delete_run(first.run_id)
+    resumed = TrackedRun(experiment, store_uri, params={"lr": 0.2})
+    resumed.take_up(str(first.run_id), 1, {})
+    with resumed, caplog.at_level(logging.WARNING):
+        assert resumed.run_id != first.run_id
+    assert store.only_run(experiment).data.params == {"lr": "0.2"}
 
 
 def test_a_crash_in_the_validator_fails_the_one_run(store: Store, tracked: TrackedRun) -> None:

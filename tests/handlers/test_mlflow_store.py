@@ -1,6 +1,7 @@
 """Tracking URIs, new databases and experiments."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,15 @@ def test_a_store_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "missing").write_text("a file where the folder should be")
     with pytest.raises(ConfigurationError, match="--tracking_uri off"):
         connect(uri)
+
+
+def test_a_server_that_does_not_answer_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    retries, timeout = tracking_store._PATIENCE
+    monkeypatch.setenv(timeout, "7")  # what the user sets counts
+    monkeypatch.setenv(retries, "")  # is undone after the test
+    monkeypatch.delenv(retries)
+    connect("http://127.0.0.1:9")
+    assert (os.environ[retries], os.environ[timeout]) == ("2", "7")
 
 
 def test_an_experiment_that_another_process_creates_meanwhile_is_used(store_uri: str) -> None:

@@ -20,6 +20,7 @@ from nucsam_monai.handlers import (
     GradientClipping,
     NetworkEpoch,
     TrainingState,
+    embedding_cache_log,
 )
 from nucsam_monai.handlers import training as training_handlers
 from nucsam_monai.handlers.training import DomainScheduleHandler
@@ -390,7 +391,7 @@ def test_a_step_is_as_long_as_the_clipped_gradient(max_norm, norm):
         assert length == pytest.approx(norm, rel=1e-4)
 
 
-def train(caplog, images, epochs):
+def train(caplog, images, epochs, in_all=None):
     """Look up each of the numbered images in a cache, one a step, keep what is new, and return what is logged."""
     caplog.set_level(logging.INFO)
     cache = EmbeddingCache(None, max_memory_bytes=10**6)
@@ -400,7 +401,7 @@ def train(caplog, images, epochs):
             cache.put(str(image), {"embedding": torch.zeros(1)}, {})
 
     trainer = Engine(step)
-    EmbeddingCacheLog(cache).attach(trainer)
+    EmbeddingCacheLog(cache, in_all).attach(trainer)
     trainer.run(images, max_epochs=epochs)
     return [message for message in caplog.messages if message.startswith("embedding cache")]
 
@@ -413,6 +414,18 @@ def test_the_first_epoch_is_announced_once_and_early(caplog, images, steps):
         f"SAM ran for {steps} of {steps} images so far, and the others were in the cache."
     )
     assert sum("this epoch takes about" in message for message in said) == 1
+
+
+def test_a_cache_that_will_be_too_small_is_announced(caplog):
+    said = train(caplog, [0, 1], epochs=1, in_all=6 * 10**9)  # of two bytes each
+    assert said[1].endswith(
+        "12 GB, and 10 GB are permitted, so SAM runs again for most of them in every epoch; "
+        "raise embedding_cache_gb."
+    )
+    said = train(caplog, [0, 1], epochs=1, in_all=4 * 10**9)
+    assert said[-2].endswith("take 8 GB, and 10 GB are permitted.")
+    assert embedding_cache_log(EmbeddingCache(None, max_memory_bytes=1), [0] * 3, 50).images == 150
+    assert embedding_cache_log(EmbeddingCache(None, max_memory_bytes=1), [0] * 3, None).images is None
 
 
 def test_every_epoch_is_counted_for_itself(caplog):

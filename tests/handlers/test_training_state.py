@@ -14,7 +14,7 @@ from torch import nn
 from nucsam_monai.engines import DomainBatchSampler, PrepareDomainBatch
 from nucsam_monai.handlers import BestWeightsSaver, DomainScheduleHandler, TrainingState
 from nucsam_monai.networks.sam.weights import read_safetensors
-from nucsam_monai.utils.errors import CheckpointError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 EPOCHS = 3
 
@@ -40,7 +40,17 @@ class Network(nn.Module):
 class Training:
     """A small training of two domains with 5 and 3 images."""
 
-    def __init__(self, path, schedule="interleaved", resume=False, channels=4):
+    def __init__(
+        self,
+        path,
+        schedule="interleaved",
+        resume=False,
+        channels=4,
+        epochs=EPOCHS,
+        lr=0.05,
+        settings=None,
+        run=None,
+    ):
         generator = torch.Generator().manual_seed(1)
         items = [
             {
@@ -50,13 +60,13 @@ class Training:
             }
             for name in ["a"] * 5 + ["b"] * 3
         ]
-        sampler = DomainBatchSampler(items, ["a", "b"], batch_size=2, epochs=EPOCHS, schedule=schedule)
+        sampler = DomainBatchSampler(items, ["a", "b"], batch_size=2, epochs=epochs, schedule=schedule)
         loader = DataLoader(
             Dataset(items, RandShiftIntensityd("image", offsets=1.0, prob=0.8)), batch_sampler=sampler
         )
         torch.manual_seed(0)
         self.network = Network(channels)
-        self.optimizer = torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], lr=0.05)
+        self.optimizer = torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], lr=lr)
         self.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, gamma=0.7)
         self.best = BestWeightsSaver(self.network, path.with_name("model.safetensors"), {}, sampler=sampler)
         self.state = TrainingState(
@@ -64,6 +74,8 @@ class Training:
             self.network,
             {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler, "best_weights": self.best},
             resume,
+            settings=lambda: {"epochs": str(epochs), "lr": str(lr), "schedule": schedule, **(settings or {})},
+            run=run,
         )
         self.trainer = SupervisedTrainer(
             device="cpu",
@@ -82,7 +94,10 @@ class Training:
                 self.state,
             ],
         )
-        self.epochs = []
+        self.epochs, self.rates = [], []
+        self.trainer.add_event_handler(
+            Events.EPOCH_STARTED, lambda _: self.rates.append(self.optimizer.param_groups[0]["lr"])
+        )
         self.trainer.add_event_handler(Events.EPOCH_STARTED, lambda e: self.epochs.append(e.state.epoch))
 
     def run(self, interrupt_in=None):
@@ -152,6 +167,66 @@ def test_without_resume_a_training_starts_anew(path):
     second = Training(path).run()
     assert second.epochs == [1, 2, 3]
     assert_identical(first, second)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 6}, {"epochs": 6, "lr": 0.2}, {"lr": 0.01}])
+def test_a_resumed_training_has_the_rates_of_an_uninterrupted_one_with_its_settings(
+    tmp_path, path, changes, caplog
+):
+    def training(target, **options):
+        one = Training(target, **options)
+        one.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(  # falls to 0 at the last epoch
+            one.optimizer, lambda epoch: 1 - epoch / options.get("epochs", EPOCHS)
+        )
+        one.state.parts["lr_scheduler"] = one.lr_scheduler
+        one.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: one.lr_scheduler.step())
+        one.trainer.add_event_handler(Events.EPOCH_COMPLETED, one.state.save)
+        return one
+
+    whole = training(tmp_path / "whole.safetensors", **changes).run()
+    training(path).run(interrupt_in=3)
+    with caplog.at_level("INFO"):
+        resumed = training(path, resume=True, **changes).run()
+    assert resumed.rates == whole.rates[2:]
+    for name, new in changes.items():
+        assert f"{name} {new} instead of" in caplog.text
+
+
+def test_other_settings_are_refused_by_name(path):
+    Training(path, settings={"seed": "0", "loss#weight": "1", "text": "a"}).run(interrupt_in=2)
+    with pytest.raises(
+        ConfigurationError, match=r"seed \(was 0, is 1\), loss#weight \(was 1, is not given\)"
+    ):
+        Training(path, resume=True, settings={"seed": "1"}).trainer.run()
+    Training(
+        path, resume=True, settings={"seed": "0", "loss#weight": "1", "new": "b", "num_workers": "4"}
+    ).run()
+
+
+def test_the_length_of_a_sequential_training_stays(path):
+    Training(path, "sequential").run(interrupt_in=2)
+    with pytest.raises(ConfigurationError, match=r"epochs \(was 3, is 5\)"):
+        Training(path, "sequential", resume=True, epochs=5).trainer.run()
+
+
+def test_a_state_without_settings_is_taken_up_with_any(path):
+    Training(path).run(interrupt_in=2)
+    rewrite(path, settings="{}", run_id="")
+    assert Training(path, resume=True, lr=0.1, settings={"seed": "5"}).run().epochs == [2, 3]
+
+
+def test_the_tracked_run_is_continued(path):
+    class Run:
+        run_id = "7f"
+        taken_up = None
+
+        def take_up(self, *arguments):
+            self.taken_up = arguments
+
+    Training(path, run=Run()).run(interrupt_in=3)
+    run = Run()
+    Training(path, resume=True, run=run, lr=0.1).run()
+    assert run.taken_up == ("7f", 2, {"lr": "0.1"})
 
 
 def test_the_comparison_of_epochs_is_resumed_with_infinity_and_none(path):

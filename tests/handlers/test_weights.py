@@ -72,6 +72,20 @@ def test_nan_is_not_saved_and_said(path, caplog):
     assert "val_loss is NaN" in caplog.text
 
 
+def test_without_a_comparison_the_last_weights_are_saved(path, caplog):
+    validations = Validations(path)
+    validations.after(1, val_loss=math.nan)
+    validations.after(2, val_loss=math.nan)
+    with caplog.at_level(logging.WARNING):
+        validations.saver.save_last(validations.engine)
+    assert validations.saved() == 2
+    assert "no epoch could be compared by val_loss" in caplog.text
+    validations.after(3, val_loss=0.5)
+    validations.after(4, val_loss=math.nan)
+    validations.saver.save_last(validations.engine)
+    assert validations.saved() == 3
+
+
 def test_every_domain_of_a_sequential_training_starts_anew(path):
     validations = Validations(path, sampler=schedule("sequential"))
     assert validations.after(1, val_loss_a=0.2, val_loss_b=9.0) == 1

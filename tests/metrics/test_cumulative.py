@@ -19,15 +19,19 @@ from nucsam_monai.metrics import (
     foreground_metrics,
     instance_metrics,
     mask_ious,
+    smoothed_overlap,
+    threshold_mean,
     weighted_scores,
 )
 from nucsam_monai.metrics.cumulative import (
+    FiveThresholdsMetric,
     ForegroundMetric,
     InstanceSegmentationMetric,
     LabelMapMetric,
     PointDetectionMetric,
     PromptedMaskMetric,
     WeightedForegroundMetric,
+    WorkingSizeMetric,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.metrics.label_maps import pair_of_discs
@@ -68,6 +72,30 @@ def test_weighted_rows_and_means_are_those_of_the_function() -> None:
     rows = np.array([weighted_scores(*image) for image in images])
     np.testing.assert_array_equal(metric.rows(), rows)
     assert metric.aggregate() == pytest.approx(dict(zip(metric.columns, rows.mean(0), strict=True)))
+
+
+def test_five_thresholds_are_those_of_the_function() -> None:
+    truth, probability = pairs(1)[0][0], np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    metric = FiveThresholdsMetric()
+    metric(y_pred=torch.from_numpy(probability)[None, None], y=batch_of([truth]))
+    assert tuple(metric.rows()[0]) == threshold_mean(truth, probability)
+
+
+def test_at_the_images_own_size_only_the_smoothing_is_another() -> None:
+    truth, prediction = pairs(1)[0]
+    smooth = fed(WorkingSizeMetric(None, 1.0), [[truth, (prediction > 0).astype(np.int32)]]).aggregate()
+    plain = foreground_metrics(truth, prediction)
+    assert (smooth["dice_smooth1"], smooth["iou_smooth1"]) == smoothed_overlap(truth, prediction)
+    assert [smooth[name] for name in ("precision", "recall", "hd", "hd95")] == list(plain[2:])
+
+
+def test_distances_are_those_of_the_stretched_image() -> None:
+    truth, prediction = np.zeros((2, 8, 16), dtype=np.int32)
+    truth[:, 2:6] = 3
+    prediction[:, 4:8] = 1
+    metric = fed(WorkingSizeMetric(32, None), [[truth, prediction]]).aggregate()
+    assert metric["hd_32px"] == 2 * 32 / 16  # two columns, each of which is two pixels wide now
+    assert metric["dice_32px"] == foreground_metrics(truth, prediction).dice == 0.5
 
 
 @pytest.mark.parametrize("metric_type", METRICS)

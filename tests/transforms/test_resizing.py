@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from nucsam_monai.transforms import RandZoomd, Resized, resize_labels
+from nucsam_monai.transforms import RandZoomd, Resized
+from nucsam_monai.utils.resizing import resize_labels
 
 
 @settings(max_examples=40, deadline=None)

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils import exit as exit_module
+from nucsam_monai.utils.errors import ConfigurationError, FailedImagesError
 from nucsam_monai.utils.exit import (
     TRACEBACK_VARIABLE,
     _is_news,
     _print_sentence,
+    _Stopping,
     own_error,
     shorten_errors_of_bundle_runs,
+    unstopped,
 )
 from tests.bundles.runs import BUNDLES, TINY, write_datasets
 from tests.tiny_bundles import SEGMENTING, Weights, micro, no_traces, weights
@@ -131,6 +136,9 @@ def test_the_log_leaves_out_that_our_error_is_on_its_way() -> None:
     assert _is_news(record("ignite.engine", logging.WARNING, wrapped()))
     assert _is_news(record("nucsam_monai.engines", logging.ERROR, wrapped()))
     assert _is_news(record("ignite.engine", logging.ERROR, None))
+    assert not _is_news(record("ignite.engine", logging.ERROR, SystemExit(143)))
+    start = logging.makeLogRecord({"msg": "Engine run resuming from iteration 0, epoch 0", "levelno": 20})
+    assert not _is_news(start)
     try:
         raise wrapped()
     except RuntimeError:  # Ignite logs here, without the exception
@@ -141,6 +149,57 @@ def test_errors_that_are_not_ours_keep_their_traceback(capsys: pytest.CaptureFix
     error = RuntimeError("other")
     _print_sentence(RuntimeError, error, None)
     assert "RuntimeError: other" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> _Stopping:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(exit_module, "_stopping", _Stopping())
+    exit_module._stopping.process = os.getpid()
+    for number in before:
+        signal.signal(number, exit_module._stopping)
+    yield exit_module._stopping
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_process_with_its_code(
+    number: signal.Signals, stopping: _Stopping, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        signal.raise_signal(number)
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name}." in caplog.text
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_what_is_being_written_is_written_to_its_end(stopping: _Stopping) -> None:
+    written = []
+
+    def write() -> None:
+        with unstopped():
+            with unstopped():
+                signal.raise_signal(signal.SIGTERM)
+            written.append("all")
+
+    with pytest.raises(SystemExit):
+        write()
+    assert written == ["all"]
+
+
+def test_a_worker_is_interrupted_as_ever(stopping: _Stopping) -> None:
+    stopping.process = 0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_error_may_have_its_own_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    error = FailedImagesError("1 of 3 images failed.")
+    with pytest.raises(SystemExit) as ended:
+        _print_sentence(FailedImagesError, error, None)
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == "1 of 3 images failed.\n"
 
 
 def infer(bundle: str, **options: str) -> subprocess.CompletedProcess[str]:

@@ -249,9 +249,20 @@ class ServedModel:
         return Prepared(bundle, values, None if domain == ANY_DOMAIN else str(domain))
 
     def nuclei(self, prepared: Prepared, source: ImageSource, region: Region) -> Iterator[Nucleus]:
-        """Yield the nuclei of a region, in pixels of it."""
+        """Yield the nuclei of a region, in pixels of it.
+
+        Raises:
+            RequestRefusedError: the region has to be read by windows, and the network sees images stretched.
+        """
+        window_px, config = self.settings.window_px, prepared.bundle.config
+        stretched = "fit" in config and prepared.bundle.value("fit") == "resize"
+        if stretched and max(region.width, region.height) > window_px:
+            raise RequestRefusedError(
+                f"{self.name}: found a region of {region.width} x {region.height} px, but these weights see each image "
+                f"stretched to one size. Choose a region of at most {window_px} px a side."
+            )
         predict = partial(prepared.bundle.segment, domain=prepared.domain, **prepared.options)
-        return nuclei_of_region(source, region, predict, self.settings.window_px, self.settings.overlap_px)
+        return nuclei_of_region(source, region, predict, window_px, self.settings.overlap_px)
 
     def clicked_nuclei(self, prepared: Prepared, source: ImageSource, clicks: Clicks) -> list[Nucleus]:
         """Return the nuclei of clicks and boxes, in pixels of the image.

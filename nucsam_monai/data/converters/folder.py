@@ -69,7 +69,8 @@ def convert(
         group_pattern: regular expression whose first group, or whole match, in the image's name is the slide or
             patient; images of one group stay in one split.
         splits: JSON file ``{"training": [name, ...], "validation": [...], "test": [...]}`` with your own split;
-            images that it does not name are unused. By default a random one of ``fractions``.
+            images that it does not name are unused. By default a random one of ``fractions``, whose validation
+            images have nuclei as far as possible.
         fractions: of the random split.
         seed: of the random split.
         name: name of the dataset and of its domain; the name of ``output_dir`` by default.
@@ -95,7 +96,7 @@ def convert(
     )
     class_values = _class_values(list(class_files.values()), workers)
     groups = _groups(image_files, group_pattern)
-    protocol = _protocol(list(image_files), splits, fractions, seed, groups)
+    protocol = _protocol(label_files, splits, fractions, seed, groups)
     info = DatasetInfo(
         name=name or Path(output_dir).name,
         title="your own images and label maps",
@@ -223,14 +224,16 @@ def _groups(image_files: Mapping[str, Path], pattern: str | None) -> dict[str, s
 
 
 def _protocol(
-    ids: Sequence[str],
+    label_files: Mapping[str, Path],
     splits: Path | str | None,
     fractions: Mapping[str, float],
     seed: int,
     groups: Mapping[str, str],
 ) -> dict[str, Protocol]:
     if splits is None:
-        drawn = random_split(ids, fractions, seed, groups)
+        drawn = random_split(label_files, fractions, seed, groups)
+        if fractions.get("validation"):
+            drawn = _validate_on_nuclei(drawn, label_files, seed, groups)
         return {"random": Protocol.from_splits(drawn, f"random, seed {seed}, fractions {dict(fractions)}")}
     try:
         content = json.loads(Path(splits).read_text(encoding="utf-8"))
@@ -240,6 +243,40 @@ def _protocol(
             f"splits {splits}: not a JSON object of lists of names for {', '.join(SPLITS)} ({error})."
         ) from error
     return {"given": Protocol.from_splits(named, f"as in {Path(splits).name}")}
+
+
+def _validate_on_nuclei(
+    drawn: Mapping[str, Sequence[str]], label_files: Mapping[str, Path], seed: int, groups: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Exchange validation images without nuclei, by which no epoch can be compared, for training images with some.
+
+    Groups stay whole. A split that is too small for validation images is given one group, or one image.
+    """
+
+    def has_nuclei(group: Sequence[str]) -> bool:
+        return any(read_label_map(label_files[name]).any() for name in group)
+
+    splits = {split: list(ids) for split, ids in drawn.items()}
+    training, validation = (_grouped(splits[split], groups) for split in ("training", "validation"))
+    wanted = [group for group in validation if not has_nuclei(group)] if validation else [[]]
+    for number in np.random.default_rng(seed).permutation(len(training)):
+        if not wanted or len(training) < 2:
+            break
+        if has_nuclei(training[number]):
+            without = wanted.pop()
+            for split, leaves, comes in (
+                ("training", training[number], without),
+                ("validation", without, training[number]),
+            ):
+                splits[split] = sorted({*splits[split], *comes} - set(leaves))
+    return splits
+
+
+def _grouped(ids: Iterable[str], groups: Mapping[str, str]) -> list[list[str]]:
+    members: dict[tuple[bool, str], list[str]] = {}
+    for name in ids:
+        members.setdefault((name in groups, groups.get(name, name)), []).append(name)
+    return list(members.values())
 
 
 def _class_values(class_files: Sequence[Path], workers: int) -> list[int]:

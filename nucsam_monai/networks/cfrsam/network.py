@@ -22,7 +22,7 @@ from nucsam_monai.networks.cfrsam.refinement import (
     refine_in_boxes,
     refine_in_chunks,
 )
-from nucsam_monai.networks.compilation import refuse_export
+from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
 from nucsam_monai.networks.fine_tuning import (
     FineTuning,
     LoRAOptions,
@@ -39,7 +39,7 @@ from nucsam_monai.networks.nucleus_prompts import (
     prompts_of_one_image,
 )
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.networks.prompter import WHY_NO_EXPORT, Prompter, any_nucleus_logits
+from nucsam_monai.networks.prompter import Prompter, any_nucleus_logits
 from nucsam_monai.networks.sam import DecodedMasks, EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.decoder import start_localised

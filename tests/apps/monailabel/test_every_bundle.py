@@ -4,13 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from nucsam_monai.apps.monailabel.images import ImageOpener
+from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
+from nucsam_monai.apps.monailabel.settings import AppSettings
+from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.io import read_image, read_label_map
 from nucsam_monai.networks import PromptNucSeg
 from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
+from nucsam_monai.networks.sam import read_header, with_settings
 from nucsam_monai.segmenter import takes_prompts
-from tests.bundles.runs import REPOSITORY
+from nucsam_monai.utils.image_source import ArrayImage, Region
+from tests.bundles.runs import BUNDLES, REPOSITORY
 from tests.tiny_bundles import SEGMENTING, Weights
 
 pytest.importorskip("monailabel.interfaces.app")
@@ -71,6 +79,30 @@ def test_the_label_image_is_that_of_the_bundle(
     Path(answer["file"]).unlink()
     assert (found == expected).all()
     assert answer["params"]["nuclei"] == expected.max()
+
+
+def test_weights_that_see_images_stretched_are_not_shown_parts_of_them(
+    weights: dict[str, Weights], tmp_path: Path
+) -> None:
+    from nucsam_monai.apps.monailabel.model import ServedModel
+
+    own = weights["baselines"]
+    header = with_settings(read_header(own.path), {"fit": "resize", "image_size": 32})
+    save_file(load_file(own.path), tmp_path / "model.safetensors", metadata=header)
+    told = {key: value for key, value in own.settings.items() if key != "image_size"}
+    told["checkpoint"] = str(tmp_path / "model.safetensors")
+    settings = AppSettings(
+        {"baselines": BUNDLES / "baselines"}, {"baselines": told}, tmp_path, window_px=64, overlap_px=8
+    )
+    model = ServedModel("baselines", settings, ImageOpener(10**6))
+    prepared = model.prepare({"device": "cpu"})
+    assert isinstance(prepared.bundle.value("spatial_inferer"), ResizeInferer)
+    source = ArrayImage(np.zeros((65, 40, 3), dtype=np.uint8))
+    assert isinstance(list(model.nuclei(prepared, source, Region(0, 0, 40, 64))), list)
+    with pytest.raises(
+        RequestRefusedError, match=r"stretched to one size\. Choose a region of at most 64 px"
+    ):
+        model.nuclei(prepared, source, Region(0, 0, 40, 65))
 
 
 @pytest.mark.parametrize("name", SEGMENTING)

@@ -111,6 +111,42 @@ def test_classes_from_json(tmp_path: Path, images: Path) -> None:
     assert read_classes(dataset.splits["test"][0]["classes"]) == {1: 0, 2: 1}
 
 
+def write_images(folder: Path, names: Iterable[str], empty: Iterable[str] = ()) -> tuple[Path, Path]:
+    """Write images and label maps; those of ``empty`` have no nucleus."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in names:
+        Image.fromarray(noise(8, 10)).save(folder / "images" / f"{name}.png")
+        np.save(folder / "labels" / f"{name}.npy", label_map() * (name not in set(empty)))
+    return folder / "images", folder / "labels"
+
+
+def test_three_images_are_enough_for_a_validation(tmp_path: Path) -> None:
+    folder.convert(*write_images(tmp_path, "abc"), tmp_path / "out")
+    counts = {name: len(items) for name, items in read_dataset(tmp_path / "out").splits.items()}
+    assert counts == {"training": 2, "validation": 1, "test": 0}
+
+
+@pytest.mark.parametrize("group_pattern", [None, "^."])
+def test_validation_images_have_nuclei(tmp_path: Path, group_pattern: str | None) -> None:
+    names = [f"{letter}{number}" for letter in "abcdefghij" for number in range(2)]
+    parts = write_images(tmp_path, names)
+    options = {"group_pattern": group_pattern, "fractions": {"training": 0.7, "validation": 0.2, "test": 0.1}}
+    folder.convert(*parts, tmp_path / "first", **options)
+    drawn = [item["id"] for item in read_dataset(tmp_path / "first").splits["validation"]]
+    write_images(tmp_path, names, empty=drawn)
+    folder.convert(*parts, tmp_path / "second", **options)
+    splits = read_dataset(tmp_path / "second").splits
+    assert len(splits["validation"]) == len(drawn)
+    assert all(read_instances(Path(item["instances"])).any() for item in splits["validation"])
+    assert {item["id"] for item in splits["training"]} >= set(drawn)
+    folder.convert(*parts, tmp_path / "again", **options)
+    assert (
+        read_dataset(tmp_path / "again").metadata.protocols
+        == read_dataset(tmp_path / "second").metadata.protocols
+    )
+
+
 @pytest.mark.parametrize("pattern", [r"^P\d", r"^(P\d)_"])
 def test_groups_stay_together(tmp_path: Path, images: Path, pattern: str) -> None:
     instances = write_maps(tmp_path / "instances", images, ".npy", label_map())

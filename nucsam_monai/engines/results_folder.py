@@ -1,0 +1,187 @@
+"""The folder that an inference writes to: which of its images are finished, and which failed."""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from nucsam_monai.engines.configuration import changed_settings, current_parser, deciding_settings
+from nucsam_monai.utils.errors import ConfigurationError, FailedImagesError, OutputError
+from nucsam_monai.utils.files import atomic_path, naming
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME = ".inference.jsonl"
+SUMMARY_NAME = "inference_summary.json"
+
+_NOT_COMPARED = ("bundle_root", "dataset_dir", "input", "output_dir", "overwrite", "device", "compile")
+_NAMED = 3
+
+
+class ResultsFolder:
+    """Remember what is finished, so that an inference that was stopped goes on where it was.
+
+    An image is finished if it is in the journal of the folder, its results are there, and it has not changed since.
+    The journal also says with which settings and weights the results were made; with others nothing is mixed.
+
+    Args:
+        folder: of the results.
+        items: the images, with ``image`` (path) and ``id``.
+        overwrite: segment all images, whatever is there.
+
+    Example:
+        In a bundle, together with ``"results": "@results"`` of the images and of the writer::
+
+            "results": {"_target_": "nucsam_monai.engines.ResultsFolder", "folder": "@output_dir",
+                        "items": "@dataset#data", "overwrite": "@overwrite"},
+            "run": ["$@evaluator.run()", "$@results.finish()"]
+    """
+
+    def __init__(
+        self, folder: str | Path, items: Sequence[Mapping[str, Any]], overwrite: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.items = list(items)
+        self.overwrite = overwrite
+        self.left = self.items
+        # Not the parser itself: MONAI's loader seeds whatever it finds among the attributes of a dataset.
+        parser = current_parser()
+        self._settings: Callable[[], dict[str, str]] = (
+            partial(deciding_settings, parser, _NOT_COMPARED) if parser else dict
+        )
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator, which starts with the images that are left."""
+        engine.add_event_handler(Events.STARTED, self.start)
+
+    def start(self, _engine: Engine | None = None) -> None:
+        """Find out what is left, and whether it can be written.
+
+        Raises:
+            ConfigurationError: the folder holds results of other settings or weights.
+            OutputError: the folder can't be written to, or is full.
+        """
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(b"0" * 4096)
+        settings = self._settings()
+        self._settings = dict  # worker processes get a copy of this object
+        old, entries = self._read()
+        done = [] if self.overwrite else [item for item in self.items if self._is_done(item, entries)]
+        if done and (changed := changed_settings(old, settings)):
+            named = ", ".join(f"{key} (was {a}, is {b})" for key, (a, b) in list(changed.items())[:_NAMED])
+            raise ConfigurationError(
+                f"output_dir {self.folder}: holds results of these images with another {named}. Choose another folder, "
+                "or pass --overwrite True."
+            )
+        finished = {item["id"] for item in done}
+        self.left = [item for item in self.items if item["id"] not in finished]
+        self._check_space()
+        again = {item["id"] for item in self.left}
+        kept = [
+            entry
+            for name, entry in entries.items()
+            if name in finished or (old == settings and name not in again)
+        ]
+        with atomic_path(self.folder / JOURNAL_NAME) as file:
+            lines = [{"settings": settings}, *kept]
+            file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        if done:
+            logger.info(
+                "%d of %d images are finished and skipped; --overwrite True segments them again.",
+                len(done),
+                len(self.items),
+            )
+
+    def add(self, name: str, nuclei: int, files: Sequence[Path]) -> None:
+        """Note that the results of an image are written."""
+        self._note(name, {"nuclei": nuclei, "files": [file.name for file in files]})
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note that an image could not be segmented."""
+        self._note(name, {"error": reason})
+
+    def finish(self) -> None:
+        """Write ``inference_summary.json``.
+
+        Raises:
+            FailedImagesError: an image failed.
+        """
+        _, entries = self._read()
+        failed = {
+            str(item["image"]): entries[item["id"]]["error"]
+            for item in self.items
+            if "error" in entries.get(item["id"], {})
+        }
+        summary = self.folder / SUMMARY_NAME
+        counts = {
+            "images": len(self.items),
+            "segmented": len(self.left) - len(failed),
+            "finished_before": len(self.items) - len(self.left),
+        }
+        with atomic_path(summary) as file:
+            file.write_text(
+                json.dumps({**counts, "failed": failed}, indent=1, ensure_ascii=False) + "\n", "utf-8"
+            )
+        if failed:
+            raise FailedImagesError(
+                f"{len(failed)} of {len(self.items)} images could not be segmented, first {next(iter(failed))}. All "
+                f"are in {summary} with the reason; start again to try only them."
+            )
+
+    def _check_space(self) -> None:
+        """Refuse a disk on which not even the results of the largest image have room; they are about as large."""
+        paths = [Path(item["image"]) for item in self.left]
+        sizes = [path.stat().st_size for path in paths if path.is_file()]
+        free = shutil.disk_usage(self.folder).free
+        if free < max(sizes, default=0):
+            raise OutputError(
+                f"output_dir {self.folder}: {free / 1e6:.1f} MB are free, and an image to segment has "
+                f"{max(sizes) / 1e6:.1f} MB. Make room or choose another folder."
+            )
+
+    def _is_done(self, item: Mapping[str, Any], entries: Mapping[str, Any]) -> bool:
+        entry = entries.get(item["id"], {})
+        files = entry.get("files", [])
+        same = all(entry.get(key) == value for key, value in _facts(item).items())
+        return bool(files) and same and all((self.folder / name).is_file() for name in files)
+
+    def _note(self, name: str, facts: Mapping[str, Any]) -> None:
+        item = next(one for one in self.items if one["id"] == name)
+        path = self.folder / JOURNAL_NAME
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**_facts(item), **facts}) + "\n")
+
+    def _read(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return the settings and the last entry of every image; a line that a crash cut off is left out."""
+        path = self.folder / JOURNAL_NAME
+        settings: dict[str, str] = {}
+        entries: dict[str, Any] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                entry = dict(json.loads(line))
+            except ValueError:
+                continue
+            settings = entry.get("settings", settings)
+            if "id" in entry:
+                entries[entry["id"]] = entry
+        return settings, entries
+
+
+def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says that an image is the same as before."""
+    path = Path(item["image"]).absolute()
+    state = path.stat() if path.is_file() else None
+    return {
+        "id": item["id"],
+        "image": str(path),
+        "bytes": state and state.st_size,
+        "modified_ns": state and state.st_mtime_ns,
+    }

@@ -1,0 +1,98 @@
+"""Keep a second process out of a folder, and say who is in it."""
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.files import naming
+
+LOCK_NAME = ".training.lock"
+
+
+class FolderLock:
+    """A file in a folder that names the process that works there; processes on other hosts see it as well.
+
+    The lock of a process of this host that no longer runs is taken over, as after a crash or a power cut.
+
+    Args:
+        folder: the folder; made if missing.
+
+    Example:
+        >>> lock = FolderLock("output/train")  # doctest: +SKIP
+        >>> lock.acquire()  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.path = Path(folder) / LOCK_NAME
+        self._held = False
+
+    def acquire(self) -> None:
+        """Take the folder.
+
+        Raises:
+            ConfigurationError: another process works in it.
+            OutputError: the folder can't be written to.
+        """
+        own = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        with naming(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._held:
+                try:
+                    with self.path.open("x", encoding="utf-8") as file:
+                        json.dump(own, file)
+                    self._held = True
+                except FileExistsError:
+                    self._take_over(own)
+
+    def release(self) -> None:
+        """Leave the folder to others."""
+        if self._held:
+            self.path.unlink(missing_ok=True)
+            self._held = False
+
+    def _take_over(self, own: dict[str, Any]) -> None:
+        """Remove the lock of a process that is gone, or of this process.
+
+        Raises:
+            ConfigurationError: its process runs, or nobody can tell.
+        """
+        try:
+            holder = dict(json.loads(self.path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return
+        except (ValueError, TypeError):
+            holder = {}
+        if holder.get("host") == own["host"] and not _runs_elsewhere(holder.get("process")):
+            self.path.unlink(missing_ok=True)
+            return
+        who = f"process {holder.get('process', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
+        raise ConfigurationError(
+            f"output_dir {self.path.parent}: another training works in it, {who}. Wait for its end, choose another "
+            f"folder, or remove {self.path} if that process is gone."
+        )
+
+
+def _runs_elsewhere(process: Any) -> bool:
+    """Return whether a process of this host runs that is not this one."""
+    if not isinstance(process, int):
+        return True
+    if process == os.getpid():
+        return False
+    if sys.platform == "win32":  # there is no way to ask without ending it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
