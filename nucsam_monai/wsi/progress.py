@@ -14,6 +14,7 @@ from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask
 
 logger = logging.getLogger(__name__)
 
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} mm2 [{elapsed}<{remaining}]"
 _LOG_S = 60.0
 _TIMED_TILES = 3
 _LONG_S = 12 * 3600
@@ -47,7 +48,7 @@ class Progress:
         )
 
     def __enter__(self) -> "Progress":
-        self._bar = tqdm(total=round(self.total, 3), unit="mm2", desc=self.name, disable=None)
+        self._bar = tqdm(total=self.total, desc=self.name, disable=None, bar_format=_BAR)
         self._start = time.perf_counter()
         self._ended = threading.Event()
         threading.Thread(target=self._log, daemon=True).start()
@@ -61,7 +62,7 @@ class Progress:
         """Count a shard, and the seconds that the network took for it."""
         self.mm2 += mm2
         self.network_s += network_s
-        self._bar.update(round(mm2, 3))
+        self._bar.update(mm2)
 
     def line(self) -> str:
         """Return how far the slide is."""
