@@ -6,7 +6,7 @@ torch nor MONAI. ``$nucsam_monai.bundle_root('unsam')`` is how a configuration f
 
 from typing import TYPE_CHECKING, Any
 
-from nucsam_monai.utils.exit import shorten_errors_of_bundle_runs
+from nucsam_monai.utils.exit import is_bundle_run, shorten_errors_of_bundle_runs
 from nucsam_monai.utils.paths import bundle_root
 
 if TYPE_CHECKING:
@@ -27,3 +27,7 @@ def __getattr__(name: str) -> Any:
 
 
 shorten_errors_of_bundle_runs()
+if is_bundle_run():
+    from nucsam_monai.engines.configuration import restore_paths
+
+    restore_paths()

@@ -18,7 +18,7 @@ import logging
 import pydoc
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,14 +36,24 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
+from nucsam_monai.engines.configuration import literal
 from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
-from nucsam_monai.io import draw_prediction, encode_png, read_image, to_rgb_uint8, write_prediction
+from nucsam_monai.io import (
+    OVERLAY_PX,
+    IntensityRange,
+    check_intensity_range,
+    draw_prediction,
+    encode_png,
+    read_image_to_segment,
+    to_rgb_uint8,
+    write_prediction,
+)
 from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
 from nucsam_monai.transforms.reader import FAINTEST_STD
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, NucSAMError
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
-from nucsam_monai.utils.paths import bundle_root
+from nucsam_monai.utils.paths import bundle_root, find_weights, weights_there
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 if TYPE_CHECKING:
@@ -52,6 +62,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Scalar = bool | int | float | str | None
+Setting = Scalar | Sequence[float]
 ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 """An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, or an image of Pillow."""
 
@@ -62,7 +73,7 @@ _WIDE_MODES = ("I", "F", "1")
 
 
 def load(
-    bundle: str | Path, weights: str | Path | None = None, device: str | None = None, **options: Scalar
+    bundle: str | Path, weights: str | Path | None = None, device: str | None = None, **options: Setting
 ) -> "Segmenter":
     """Load a bundle with its weights, ready to segment.
 
@@ -88,7 +99,7 @@ def load(
     segmenter = Segmenter(folder, checkpoint, chosen, options)
     named = segmenter.value("checkpoint")
     if named is not None and not Path(named).exists():
-        raise CheckpointError(f"{named}: no such weights. {_weights_there(folder)}")
+        raise CheckpointError(f"{named}: no such weights. {weights_there(folder)}")
     segmenter.build()
     return segmenter
 
@@ -119,7 +130,7 @@ class Segmenter:
         folder: Path | str,
         checkpoint: Path | str | None = None,
         device: str = "cpu",
-        settings: Mapping[str, Scalar] | None = None,
+        settings: Mapping[str, Setting] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -128,7 +139,7 @@ class Segmenter:
         self.config = read_inference_config(self.folder)
         check_settings(self.settings, self.config, str(self.folder))
         self._networks: dict[str, nn.Module] | None = None
-        self._pipelines: OrderedDict[tuple[tuple[str, Scalar], ...], _Pipeline] = OrderedDict()
+        self._pipelines: OrderedDict[str, _Pipeline] = OrderedDict()
         self._lock = RLock()
 
     def __repr__(self) -> str:
@@ -173,12 +184,12 @@ class Segmenter:
         boxes: ArrayLike | None = ...,
         *,
         domain: str | None = ...,
-        **options: Scalar,
+        **options: Setting,
     ) -> "SegmentedImage": ...
 
     @overload
     def segment(
-        self, image: list[Any] | tuple[Any, ...], *, domain: str | None = ..., **options: Scalar
+        self, image: list[Any] | tuple[Any, ...], *, domain: str | None = ..., **options: Setting
     ) -> "list[SegmentedImage]": ...
 
     def segment(
@@ -188,7 +199,7 @@ class Segmenter:
         boxes: ArrayLike | None = None,
         *,
         domain: str | None = None,
-        **options: Scalar,
+        **options: Setting,
     ) -> "SegmentedImage | list[SegmentedImage]":
         """Segment the nuclei of an image, or those that are prompted.
 
@@ -217,7 +228,11 @@ class Segmenter:
                 )
             return [self.segment(one, domain=domain, **options) for one in image]
         self._check_options(options, domain)
-        pixels = rgb_of(image)
+        reading: dict[str, Any] = {
+            key: options.pop(key, self.value(key) if key in self.config else None)
+            for key in ("max_pixels", "intensity_range")
+        }
+        pixels = rgb_of(image, reading["max_pixels"], check_intensity_range(reading["intensity_range"]))
         with self._lock, _own_errors():
             if points is None and boxes is None:
                 found = self._pipeline(options).run(pixels, domain)
@@ -233,7 +248,7 @@ class Segmenter:
         domain: str | None = None,
         overwrite: bool = False,
         slide: "SlideOptions | None" = None,
-        **options: Scalar,
+        **options: Setting,
     ) -> "SlideResult":
         """Segment a whole slide into ``<output_dir>/<name of the slide>``; needs the extra ``slides``.
 
@@ -263,7 +278,7 @@ class Segmenter:
         pixels: np.ndarray,
         domain: str | None,
         statistics: tuple[float, float] | None,
-        **options: Scalar,
+        **options: Setting,
     ) -> Any:
         """Run the network on a region of a larger image.
 
@@ -280,7 +295,7 @@ class Segmenter:
         with self._lock, _own_errors():
             return self._pipeline(options).infer(pixels, domain, statistics)
 
-    def nuclei_of_region(self, found: Any, **options: Scalar) -> NucleiPrediction:
+    def nuclei_of_region(self, found: Any, **options: Setting) -> NucleiPrediction:
         """Return the nuclei of what :meth:`infer_region` returned; another thread may run the network meanwhile."""
         with self._lock:
             pipeline = self._pipeline(options)
@@ -303,7 +318,8 @@ class Segmenter:
         own = {"bundle_root": str(self.folder.resolve()), "device": self.device, **self.settings}
         if self.checkpoint is not None:
             own["checkpoint"] = str(self.checkpoint)
-        parser.update({**own, "dataset::data": [], **values})
+        for key, value in {**own, "dataset::data": [], **values}.items():
+            parser[key] = literal(value) if isinstance(value, str) else value
         return parser
 
     @cached_property
@@ -315,7 +331,7 @@ class Segmenter:
         """The keys that the network is built and loaded from: they are chosen once, by :func:`load`."""
         return keys_behind(self.config, ("network_def", "initialize"))
 
-    def _check_options(self, options: Mapping[str, Scalar], domain: str | None) -> None:
+    def _check_options(self, options: Mapping[str, Setting], domain: str | None) -> None:
         check_settings(options, self.config, str(self.folder))
         if fixed := sorted(set(options) & self.network_keys):
             raise ConfigurationError(
@@ -329,7 +345,7 @@ class Segmenter:
         pixels: np.ndarray,
         points: ArrayLike | None,
         boxes: ArrayLike | None,
-        options: Mapping[str, Scalar],
+        options: Mapping[str, Setting],
     ) -> NucleiPrediction:
         if options:
             raise ConfigurationError(
@@ -346,8 +362,8 @@ class Segmenter:
         scores = np.array([nucleus.score for nucleus in nuclei if nucleus is not None], dtype=np.float32)
         return prediction_from_instances(paint_nuclei(nuclei, size), scores=scores)
 
-    def _pipeline(self, options: Mapping[str, Scalar]) -> "_Pipeline":
-        key = tuple(sorted(options.items()))
+    def _pipeline(self, options: Mapping[str, Setting]) -> "_Pipeline":
+        key = json.dumps(options, sort_keys=True)
         if key not in self._pipelines:
             self._pipelines[key] = _Pipeline(self._parser({**options, **self.build()}))
             if len(self._pipelines) > _PIPELINES_KEPT:
@@ -439,7 +455,12 @@ class SegmentedImage(NucleiPrediction):
         return draw_prediction(self, self.image if image is None else image)
 
     def save(
-        self, folder: Path | str, stem: str = "image", image: np.ndarray | None = None
+        self,
+        folder: Path | str,
+        stem: str = "image",
+        image: np.ndarray | None = None,
+        *,
+        overlay_px: int = OVERLAY_PX,
     ) -> dict[str, Path]:
         """Write label image, GeoJSON, table and overlay, see :func:`nucsam_monai.io.write_prediction`.
 
@@ -447,11 +468,13 @@ class SegmentedImage(NucleiPrediction):
             folder: made if missing.
             stem: start of the files' names.
             image: to draw the overlay on in place of the segmented one.
+            overlay_px: longest side of the overlay; 0 writes none.
 
         Returns:
             The written paths by kind.
         """
-        return write_prediction(self, self.image if image is None else image, folder, stem)
+        pixels = self.image if image is None else image
+        return write_prediction(self, pixels, folder, stem, overlay_px=overlay_px)
 
     def _repr_html_(self) -> str:
         """Return what notebooks show: the overlay and what was found."""
@@ -459,54 +482,31 @@ class SegmentedImage(NucleiPrediction):
         return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
 
 
-def rgb_of(image: ImageLike) -> np.ndarray:
+def rgb_of(
+    image: ImageLike, max_pixels: int | None = None, intensity_range: IntensityRange | None = None
+) -> np.ndarray:
     """Return an image as ``(H, W, 3)`` uint8 RGB, which shares no memory with it.
+
+    Args:
+        image: an array, a file or an image of Pillow.
+        max_pixels: of a file, see :func:`nucsam_monai.io.read_image_to_segment`.
+        intensity_range: the values that become 0 and 255, see :func:`nucsam_monai.io.to_rgb_uint8`.
 
     Raises:
         ImageReadError: the file or the array is not a grey or colour image.
         ConfigurationError: neither an array, a file nor an image of Pillow.
     """
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return read_image_to_segment(image, max_pixels, intensity_range)
     if isinstance(image, Image.Image):
         keep = image.mode in _WIDE_MODES or image.mode.startswith("I;16")
-        return to_rgb_uint8(np.array(image if keep else image.convert("RGB")), "image")
+        return to_rgb_uint8(np.array(image if keep else image.convert("RGB")), "image", intensity_range)
     if not isinstance(image, np.ndarray):
         raise ConfigurationError(
             f"image: expected an array, a path, an image of Pillow or a list of these, found {type(image).__name__}."
         )
     has_alpha = image.ndim == 3 and image.shape[2] == 4
-    return to_rgb_uint8(np.array(image[..., :3] if has_alpha else image), "image")
-
-
-def find_weights(folder: Path, weights: str | Path) -> Path:
-    """Return the weights that a short name or a path stands for.
-
-    Args:
-        folder: of the bundle.
-        weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
-
-    Raises:
-        CheckpointError: there are none; the message lists those of the bundle.
-    """
-    shipped = folder / "models" / f"compact_{weights}.safetensors"
-    if Path(weights).name == str(weights) and shipped.is_file():
-        return shipped
-    if not Path(weights).exists():
-        raise CheckpointError(
-            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
-            f"{_weights_there(folder)}"
-        )
-    return Path(weights)
-
-
-def _weights_there(folder: Path) -> str:
-    """Return a sentence on the weights in a bundle's folder."""
-    files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
-    weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
-    if not weights:
-        return f"There are none in {folder}: train the bundle, or pass the path of its weights."
-    return f"In {folder} there are {', '.join(weights)}."
+    return to_rgb_uint8(np.array(image[..., :3] if has_alpha else image), "image", intensity_range)
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -565,7 +565,10 @@ def check_settings(settings: Mapping[str, Any], config: Mapping[str, Any], where
             raise ConfigurationError(
                 f"{where}: its configuration has no key '{key}'; its keys are {', '.join(config)}."
             )
-        if not isinstance(value, (bool, int, float, str, type(None))) or str(value)[:1] in ("$", "@", "%"):
+        values = value if isinstance(value, (list, tuple)) and config[key] is None else [value]
+        if not all(isinstance(one, (bool, int, float, str, type(None))) for one in values) or any(
+            str(one)[:1] in ("$", "@", "%") for one in values
+        ):
             raise ConfigurationError(
                 f"{where}: {key} {value!r}: expected a number, a switch, null or a text without a leading $, @ or %."
             )

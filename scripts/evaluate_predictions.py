@@ -160,14 +160,14 @@ def main(
     """
     if unknown:
         raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
-    folder, bootstrap = Path(str(dataset)), Bootstrap(seed=seed)
+    folder, bootstrap = Path(dataset), Bootstrap(seed=seed)
     content = read_dataset(folder)
     items = load_items(folder, SPLITS if split == "all" else split.split("+"), protocol=split_protocol)
     ids = [item["id"] for item in items]
     others = sorted({item["id"] for item in content.items()} - set(ids))
-    paths = find_predictions(Path(str(predictions)), ids, others, split)
-    class_paths = find_classes(Path(str(classes)), ids, content.metadata) if classes is not None else {}
-    earlier = [] if compare_with is None else read_per_image(Path(str(compare_with)))
+    paths = find_predictions(Path(predictions), ids, others, split)
+    class_paths = find_classes(Path(classes), ids, content.metadata) if classes is not None else {}
+    earlier = [] if compare_with is None else read_per_image(Path(compare_with))
     report = evaluate(
         read_samples(with_progress(items, "evaluating", unit="image"), paths, class_paths),
         class_names=content.metadata.class_names if class_paths else ("nucleus",),
@@ -181,13 +181,13 @@ def main(
         "dataset": str(folder),
         "split": split,
         "split_protocol": split_protocol or content.metadata.protocol,
-        "predictions": str(predictions),
+        "predictions": predictions,
         "compared_with": compare_with,
     }
-    write_evaluation(Path(str(output_dir)), {**facts, **report.to_dict(), "comparison": comparison})
+    write_evaluation(Path(output_dir), {**facts, **report.to_dict(), "comparison": comparison})
     print(summary_text(report))
     if comparison:
-        print(comparison_text(comparison, Path(str(compare_with))))
+        print(comparison_text(comparison, Path(compare_with)))
     print(f"tables: {output_dir}")
 
 

@@ -54,10 +54,10 @@ def download(dataset: str, output_dir: str = "downloads", **unknown: object) -> 
     An interrupted download leaves nothing behind and starts from the beginning when the command is repeated.
     """
     refuse_unknown(unknown, ("dataset", "output_dir"))
-    hosted = hosted_file(str(dataset))
-    archive = Path(str(output_dir)) / hosted.name
+    hosted = hosted_file(dataset)
+    archive = Path(output_dir) / hosted.name
     is_new = download_file(hosted.url, archive, sha256=hosted.sha256, max_bytes=hosted.max_bytes)
-    convert = ["python", "scripts/prepare_dataset.py", dataset, "--source", str(archive), "--output_dir"]
+    convert = ["nucsam", "datasets", dataset, "--source", str(archive), "--output_dir"]
     return "\n".join(
         [
             f"{archive}: {'downloaded' if is_new else 'is there already'}, sha256 as expected",
@@ -68,7 +68,7 @@ def download(dataset: str, output_dir: str = "downloads", **unknown: object) -> 
 
 def validate(folder: str) -> str:
     """Open every file of a dataset folder and report what is wrong, or its counts."""
-    summary = validate_dataset(str(folder))
+    summary = validate_dataset(folder)
     return "\n".join([f"{summary.folder}: valid dataset '{summary.name}'", *_count_lines(summary.splits)])
 
 

@@ -14,26 +14,11 @@ import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
-SUFFIXES = (
-    ".svs",
-    ".tif",
-    ".tiff",
-    ".ndpi",
-    ".mrxs",
-    ".scn",
-    ".bif",
-    ".vms",
-    ".svslide",
-    ".dcm",
-    ".png",
-    ".jpg",
-)
 EXIT_FAILED, EXIT_WRONG_CALL, EXIT_STOPPED = 3, 2, 143
 
 
@@ -51,6 +36,9 @@ def main() -> int:
     except NucSAMError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        print(f"{error.name}: not installed. Type: pip install 'nucsam-monai[slides]'.", file=sys.stderr)
+        return EXIT_WRONG_CALL
     except OSError as error:
         print(f"{error.filename or 'output'}: cannot be written ({error.strerror}).", file=sys.stderr)
         return EXIT_FAILED
@@ -83,7 +71,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--mask", default="otsu", help="otsu, all, or a mask image of the whole slide")
     run.add_argument("--region", help="GeoJSON with the region to segment")
     run.add_argument("--shard_px", type=int, default=4032)
-    run.add_argument("--outputs", default="parquet,geojson,csv")
+    run.add_argument(
+        "--max_nucleus_um", type=float, default=30.0, help="shards see nuclei up to this size whole"
+    )
+    known = "parquet, geojson, csv, labels (OME-Zarr), spatialdata; joined by commas"
+    run.add_argument("--outputs", default="parquet,geojson,csv", help=known)
     run.add_argument("--workers", type=int, default=1, help="processes; more than one needs Dask distributed")
     run.add_argument("--scheduler", help="address of a running Dask scheduler")
     run.add_argument("--overwrite", action="store_true")
@@ -92,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
         other = commands.add_parser(name)
         other.add_argument("output_dir", type=Path)
         other.set_defaults(command=command)
+        if name == "merge":
+            other.add_argument("--outputs", help=f"in place of those that were asked for: {known}")
     evaluate = commands.add_parser("evaluate", help="compare a slide's nuclei with the truth")
     evaluate.add_argument("folder", type=Path)
     evaluate.add_argument("truth", type=Path)
@@ -101,69 +95,43 @@ def parser() -> argparse.ArgumentParser:
 
 def run_slides(arguments: argparse.Namespace) -> int:
     """Segment a slide, a folder or a list."""
-    from nucsam_monai.wsi import SlideOptions, SlideResult, segment_cohort, segment_slide
-    from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+    from nucsam_monai.wsi import SlideOptions, segment_slides
+    from nucsam_monai.wsi.cluster import MethodSource
 
-    paths = slides_of(arguments.input)
     options = SlideOptions(
         mpp=arguments.mpp,
         model_mpp=arguments.model_mpp,
         mask=arguments.mask,
         region=arguments.region,
         shard_px=arguments.shard_px,
+        max_nucleus_um=arguments.max_nucleus_um,
         outputs=tuple(arguments.outputs.split(",")),
     )
     pairs = [option.partition("=")[::2] for option in arguments.option]
     settings = tuple((key, value_of(value)) for key, value in pairs)
-    names = (arguments.bundle, arguments.weights, settings, arguments.domain, (), arguments.device)
-    source = MethodSource(*names)
-    method = source.load()
-    with ExitStack() as files:
-        several = arguments.workers > 1 or arguments.scheduler is not None
-        client = connect(files, arguments.workers, arguments.scheduler) if several else None
-
-        def segment(path: Path) -> SlideResult:
-            where = (path, arguments.output_dir)
-            if client is None:
-                return segment_slide(*where, method, options, overwrite=arguments.overwrite)
-            return segment_slide_on(
-                client, *where, source, options, method=method, overwrite=arguments.overwrite
-            )
-
-        results = segment_cohort(paths, arguments.output_dir, segment)
-    for result in results:
-        print(
-            f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}"
-        )
-    return EXIT_FAILED if any(result.status in ("failed", "refused") for result in results) else 0
-
-
-def slides_of(path: Path) -> list[Path]:
-    """Return the slides that a path stands for: itself, those of a folder, or the lines of a text file."""
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    elif path.suffix == ".txt":
-        found = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        found = [path]
-    if not found:
-        raise ConfigurationError(f"{path}: no slides in it (looked for {', '.join(SUFFIXES)}).")
-    stems = [file.stem for file in found]
-    if doubled := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise ConfigurationError(
-            f"{path}: several slides are called {doubled[0]}. Segment them into other folders."
-        )
-    return found
+    segment_slides(
+        MethodSource(arguments.bundle, arguments.weights, settings, arguments.domain, (), arguments.device),
+        arguments.input,
+        arguments.output_dir,
+        options,
+        workers=arguments.workers,
+        scheduler=arguments.scheduler,
+        overwrite=arguments.overwrite,
+    )
+    return 0
 
 
 def merge_slides(arguments: argparse.Namespace) -> int:
     """Write the outputs of all slides whose shards are done; no network is needed."""
     from nucsam_monai.wsi import Journal, merge_slide
+    from nucsam_monai.wsi.outputs import check_outputs
 
+    outputs = arguments.outputs and arguments.outputs.split(",")
+    check_outputs(outputs or ())
     for plan in sorted(arguments.output_dir.glob("*/plan.json")):
         journal = Journal(plan.parent)
         with journal.locked():
-            merge_slide(journal)
+            merge_slide(journal, outputs)
         print(f"{plan.parent.name}: merged")
     return 0
 
@@ -193,11 +161,10 @@ def show_status(arguments: argparse.Namespace) -> int:
 def evaluate_slide(arguments: argparse.Namespace) -> int:
     """Print the instance metrics of a slide against the truth, both as outlines."""
     from nucsam_monai.metrics import LabelPair, instance_metrics
-    from nucsam_monai.metrics.pair import ContingencyTable
-    from nucsam_monai.wsi.evaluate import overlaps
+    from nucsam_monai.metrics.outlines import table_of_outlines
 
-    truth, found = arguments.truth, arguments.folder / "nuclei.parquet"
-    metrics = instance_metrics(LabelPair.of_table(ContingencyTable(*overlaps(truth, found))))
+    table = table_of_outlines(arguments.truth, arguments.folder / "nuclei.parquet")
+    metrics = instance_metrics(LabelPair.of_table(table))
     for name, value in metrics._asdict().items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
     return 0

@@ -29,6 +29,7 @@ TINY: dict[str, Scalar] = {
     "point_radius_px": 4.0,
     "tune": "full",
     "baseline_size": "small",
+    "encoder": "resnet18",
 }
 """What makes a bundle small, where it has such a key."""
 

@@ -1,11 +1,15 @@
 """Run a function as a command: logging, one line for an error, and the exit code."""
 
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import fire
+import fire.decorators
 
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.exit import TRACEBACK_VARIABLE, own_error
@@ -14,7 +18,8 @@ from nucsam_monai.utils.exit import TRACEBACK_VARIABLE, own_error
 def run_command(component: object, arguments: Sequence[str] | None = None) -> int:
     """Run a function, or one of a dictionary of functions, with options of the command line.
 
-    Log messages go to the standard error. An error of the user's input or files is one line there.
+    Log messages go to the standard error. An error of the user's input or files is one line there. Values of
+    parameters that are texts or paths stay as they were typed, where Fire would read ``2024`` as a number.
 
     Args:
         component: what ``fire.Fire`` takes.
@@ -24,8 +29,14 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
         The exit code: 0, or 1 after an error.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    for function in component.values() if isinstance(component, Mapping) else [component]:
+        if inspect.isfunction(function):
+            keep_texts(function)
     try:
         fire.Fire(component, command=None if arguments is None else list(arguments))
+        sys.stdout.flush()  # a closed pipe shows here and not while Python ends
+    except BrokenPipeError:  # the reader, for example head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (NucSAMError, OSError, RuntimeError) as error:  # MONAI wraps ours in RuntimeError
         known = own_error(error) or (error if isinstance(error, OSError) else None)
         if known is None or os.environ.get(TRACEBACK_VARIABLE) == "1":
@@ -33,3 +44,13 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
         sys.stderr.write(f"error: {known}\n")
         return 1
     return 0
+
+
+def keep_texts(function: Callable[..., object]) -> None:
+    """Tell Fire which parameters of a function are texts."""
+    texts = {
+        name: str
+        for name, hint in get_type_hints(function).items()
+        if name != "return" and {str, Path, type(None)} >= set(get_args(hint) or (hint,)) != {type(None)}
+    }
+    fire.decorators.SetParseFns(**texts)(function)

@@ -1,6 +1,7 @@
 """A folder of label maps that some tool predicted for the images of a dataset."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import numpy as np
 
 from nucsam_monai.data import DatasetMetadata
 from nucsam_monai.data.label_files import read_classes, read_instances
-from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_label_map
+from nucsam_monai.io import LABEL_MAP_SUFFIXES, read_class_map, read_label_map
 from nucsam_monai.metrics import EvaluationSample, majority_classes
 from nucsam_monai.utils.errors import DatasetError, ImageReadError
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX_OF_BUNDLES = "_instances"
+_SUFFIXES = re.compile("_(instances|cp_masks)$")  # of the bundles and of Cellpose
 _NOT_PREDICTIONS = ("_overlay",)
 _NAMED = 5
 
@@ -38,7 +39,7 @@ def find_predictions(
     by_id: dict[str, list[Path]] = {}
     unknown = []
     for stem, paths in found.items():
-        name = stem if stem in known | others else stem.removesuffix(_SUFFIX_OF_BUNDLES)
+        name = stem if stem in known | others else _SUFFIXES.sub("", stem)
         if name in known | others:
             by_id.setdefault(name, []).extend(paths)
         elif not stem.endswith(_NOT_PREDICTIONS):
@@ -71,7 +72,10 @@ def read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ImageReadError: the file is no label map, or of another size than the image.
     """
-    predicted = read_label_map(path)
+    return _of_shape(read_label_map(path), path, shape)
+
+
+def _of_shape(predicted: np.ndarray, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if predicted.shape != shape:
         raise ImageReadError(
             f"{path}: {predicted.shape[1]} x {predicted.shape[0]} px, the image has {shape[1]} x {shape[0]} px. "
@@ -84,7 +88,7 @@ def read_predicted_classes(path: Path, predicted: np.ndarray) -> dict[int, int]:
     """Read ``{id: class id}`` from JSON, or derive it from a map of classes by the majority of pixels."""
     if path.suffix.lower() == ".json":
         return read_classes(path)
-    return majority_classes(predicted, read_prediction(path, predicted.shape))
+    return majority_classes(predicted, _of_shape(read_class_map(path), path, predicted.shape))
 
 
 def read_samples(

@@ -2,6 +2,7 @@
 
 from nucsam_monai.engines.batch import (
     PrepareCFRSAMBatch,
+    PrepareDetectionBatch,
     PrepareDomainBatch,
     PrepareEndToEndBatch,
     PrepareNucleusBatch,
@@ -14,6 +15,8 @@ from nucsam_monai.engines.batch import (
     collate_points,
 )
 from nucsam_monai.engines.bundle import (
+    classes_key,
+    classes_of_domains,
     comparable_classes,
     compile_if,
     default_device,
@@ -45,14 +48,17 @@ from nucsam_monai.engines.bundle import (
 )
 from nucsam_monai.engines.configuration import check_options
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.results_folder import ResultsFolder
+from nucsam_monai.engines.slides import configured_method
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [
     "DomainBatchSampler",
     "FoundInTraining",
     "PrepareCFRSAMBatch",
+    "PrepareDetectionBatch",
     "PrepareDomainBatch",
     "PrepareEndToEndBatch",
     "PrepareNucleusBatch",
@@ -63,16 +69,20 @@ __all__ = [
     "ReadableImages",
     "ResultsFolder",
     "check_options",
+    "classes_key",
+    "classes_of_domains",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",
     "comparable_classes",
     "compile_if",
+    "configured_method",
     "default_device",
     "demo_folder",
     "distributed",
     "domains_of",
     "draw_demo",
+    "export_network",
     "first_given",
     "header_of",
     "header_with",

@@ -222,6 +222,27 @@ class PrepareNucleusBatch(_Prepare):
         return {"prompts": batch.prompts()}
 
 
+class PrepareDetectionBatch(_Prepare):
+    """Hand over a batch of :func:`collate_nuclei` for a detector, which computes its losses itself.
+
+    The named arguments are ``masks`` ``(n, S, S)`` and ``class_ids`` ``(n,)`` of each image.
+    """
+
+    def target(self, batch: _Batch) -> None:
+        """Return None: nothing is compared outside of the network."""
+
+    def named(self, batch: _Batch) -> dict[str, Any]:
+        """Return what is known of the nuclei of each image."""
+        masks = batch.moved("masks")
+        classes = (
+            batch.moved("class_ids")
+            if "class_ids" in batch
+            else masks.new_zeros(len(masks), dtype=torch.int64)
+        )
+        counts = batch.data["prompts_per_image"].tolist()
+        return {"masks": masks.split(counts), "class_ids": classes.split(counts)}
+
+
 class PrepareCFRSAMBatch(PrepareNucleusBatch):
     """Hand over a batch for CFR-SAM's second stage.
 

@@ -3,13 +3,14 @@
 import inspect
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigExpression, ConfigItem, ConfigParser
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import sha256_of_file
@@ -17,6 +18,60 @@ from nucsam_monai.utils.files import sha256_of_file
 _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
 _OF_MONAI = ("_meta_", "imports", "initialize", "run", "finalize", "save_execute_config", "run_name")
 _NEVER_RECORDED = ("tracking_uri", "imports", "_meta_")  # an address may hold a password
+
+
+_PATH_KEY = re.compile(
+    r"(\w+_)?(dir|root|path|checkpoint|start|weights|cache)"
+    r"|input|points|mask|region|outputs|scheduler|tracking_uri|experiment_name|(unseen_)?domain"
+)
+_OPTION = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
+
+
+def restore_paths(arguments: Sequence[str] | None = None, parser: ConfigParser | None = None) -> None:
+    """Give paths and names of the command line back to the configuration as they were typed.
+
+    ``monai.bundle`` reads ``2024``, ``1e5``, ``a,b``, ``True`` and ``plate #1`` as Python values, ignores ``None`` and
+    turns ``#`` into ``::``. This runs while the first line of ``imports`` is evaluated, before anything reads a path.
+
+    Args:
+        arguments: of the command; None takes those of this process.
+        parser: None takes the one that is evaluating its configuration.
+    """
+    parser = parser or current_parser()
+    if parser is None:
+        return
+    for name, text in typed_options(sys.argv[1:] if arguments is None else arguments).items():
+        if name in parser.get() and _PATH_KEY.fullmatch(name) and text[:1] not in ("$", "@", "%"):
+            parser.get()[name] = written = literal(text)
+            kind = ConfigExpression if written != text else ConfigItem
+            parser.ref_resolver.items[name] = kind(config=written, id=name)
+
+
+def typed_options(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the options of a command line that have a value, as text.
+
+    Example:
+        >>> typed_options(["run", "--input", "plate #1", "--seed=3", "--tta", "--lr", "-1"])
+        {'input': 'plate #1', 'seed': '3', 'lr': '-1'}
+    """
+    found = {}
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option = _OPTION.fullmatch(argument)
+        if option and (option[2] is not None or not re.match("--|-[A-Za-z]", following)):
+            found[option[1].replace("-", "_")] = following if option[2] is None else option[2]
+    return found
+
+
+def literal(text: str) -> str:
+    r"""Return a text for a configuration in which MONAI would read references or keys into it.
+
+    Example:
+        >>> literal("plate 1"), literal("plate #1")
+        ('plate 1', "$'plate \\x231'")
+    """
+    if "#" not in text and text[:1] not in ("$", "@", "%"):
+        return text
+    return "$" + re.sub("[#@%$]", lambda sign: f"\\x{ord(sign[0]):x}", repr(text))
 
 
 def current_parser() -> ConfigParser | None:
@@ -63,7 +118,7 @@ def check_keys(parser: ConfigParser) -> None:
         if _is_workflow(config.get(path)):
             continue
         if path not in known | references and not _is_argument(path, config):
-            options = [one for one in known if one.count("::") == path.count("::")]
+            options = [one for one in known | references if one.count("::") == path.count("::")]
             nearest = get_close_matches(path, sorted(options), n=1, cutoff=0.5)
             hint = f" Did you mean '{nearest[0].replace('::', '#')}'?" if nearest else ""
             raise ConfigurationError(
@@ -220,3 +275,18 @@ def settings_named(names: Iterable[str]) -> dict[str, Any]:
     """Return the values of keys of the configuration that is being read; none outside of one."""
     parser = current_parser()
     return {} if parser is None else {name: parser.get_parsed_content(name) for name in names}
+
+
+def changed_keys(parser: ConfigParser, file: Path) -> list[str]:
+    """Return those keys of a configuration file that have another value in the configuration that is being read.
+
+    Args:
+        parser: of the configuration.
+        file: one of the files that it was read from.
+    """
+    original = ConfigParser()
+    original.read_config(file)
+    original.parse()
+    config = parser.get()
+    own = {key: value for key, value in original.get().items() if key[:1] != "_"}
+    return [key for key, value in own.items() if config.get(key, value) != value]

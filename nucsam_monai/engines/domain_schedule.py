@@ -116,7 +116,7 @@ class DomainBatchSampler(Sampler[list[int]]):
 
     @property
     def _global_batch(self) -> int:
-        return self.batch_size * _processes()[1]
+        return self.batch_size * rank_and_processes()[1]
 
     def _active_domains(self) -> Sequence[int]:
         domain = self.domain_of_epoch(self.epoch)
@@ -140,12 +140,12 @@ class DomainBatchSampler(Sampler[list[int]]):
 
     def _share(self, batch: list[int]) -> list[int]:
         """Return this process's part of a batch; a short batch wraps around so that nobody waits."""
-        rank, processes = _processes()
+        rank, processes = rank_and_processes()
         even = math.ceil(len(batch) / processes) * processes
         return [batch[i % len(batch)] for i in range(rank, even, processes)]
 
 
-def _processes() -> tuple[int, int]:
+def rank_and_processes() -> tuple[int, int]:
     """Return rank and number of the processes that train together."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()

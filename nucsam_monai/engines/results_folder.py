@@ -21,7 +21,16 @@ logger = logging.getLogger(__name__)
 JOURNAL_NAME = ".inference.jsonl"
 SUMMARY_NAME = "inference_summary.json"
 
-_NOT_COMPARED = ("bundle_root", "dataset_dir", "input", "output_dir", "overwrite", "device", "compile")
+_NOT_COMPARED = (
+    "bundle_root",
+    "dataset_dir",
+    "input",
+    "output_dir",
+    "overwrite",
+    "max_pixels",
+    "device",
+    "compile",
+)
 _NAMED = 3
 
 

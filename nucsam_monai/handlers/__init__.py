@@ -13,10 +13,12 @@ from nucsam_monai.handlers.metrics import (
     NamedMetricsHandler,
     ValidationLoss,
     dice_metric,
+    five_thresholds_metrics,
     instance_metrics,
     mask_metric,
     point_metric,
     weighted_metrics,
+    working_size_metrics,
 )
 from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
@@ -60,6 +62,7 @@ __all__ = [
     "dice_metric",
     "embedding_cache_log",
     "evaluation_facts",
+    "five_thresholds_metrics",
     "instance_metrics",
     "mask_metric",
     "point_metric",
@@ -67,4 +70,5 @@ __all__ = [
     "run_tags",
     "tracking_uri",
     "weighted_metrics",
+    "working_size_metrics",
 ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.io import (
+    OVERLAY_PX,
     comparison_overlay,
     read_image,
     write_evaluation,
@@ -270,11 +271,18 @@ class PredictionWriter:
 
     Args:
         output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
+        overlay_px: longest side of the overlay; 0 writes none.
         results: of the same folder, is told what is written.
     """
 
-    def __init__(self, output_dir: str | Path, results: ResultsFolder | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        overlay_px: int = OVERLAY_PX,
+        results: ResultsFolder | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
+        self.overlay_px = overlay_px
         self.results = results
 
     def attach(self, engine: Engine) -> None:
@@ -288,7 +296,9 @@ class PredictionWriter:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             prediction = output["pred"]
             pixels = convert_to_numpy(item["pixels"]).transpose(1, 2, 0)
-            paths = write_prediction(prediction, pixels, self.output_dir, item["id"])
+            paths = write_prediction(
+                prediction, pixels, self.output_dir, item["id"], overlay_px=self.overlay_px
+            )
             if self.results is not None:
                 self.results.add(item["id"], len(prediction), list(paths.values()))
-            logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["overlay"])
+            logger.info("%s: %d nuclei, %s", item["id"], len(prediction), paths["instances"])

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,19 +92,24 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def environment_facts(checkout: Path) -> dict[str, str]:
-    """Return the tags that say what ran: versions, the seed if one was set, and the source revision.
+    """Return the tags that say what ran: command, versions, the seed if one was set, and the source revision.
 
     Args:
         checkout: folder whose git revision is asked for; a folder outside git has none.
     """
     import mlflow
 
-    facts = {"nucsam_monai_version": __version__}
+    facts = {"nucsam_monai_version": __version__, "command": command()}
     for package in (torch, monai, mlflow):
         facts[f"{package.__name__}_version"] = str(package.__version__)
     if get_seed() is not None:
         facts["seed"] = str(get_seed())
     return facts | git_facts(checkout)
+
+
+def command() -> str:
+    """Return the command that started this process, without the passwords in addresses."""
+    return re.sub(r"(://)[^/@\s]+@", r"\1", shlex.join(sys.orig_argv))
 
 
 def git_facts(folder: Path) -> dict[str, str]:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from monai.utils import path_to_sqlite_uri
-
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import project_root
 
@@ -26,6 +24,19 @@ _DISABLED = ("", "off")
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # seconds
 
 
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of an SQLite database.
+
+    MLflow makes the parent folder of the URI's path without undoing its quotes, so only what would end the path is
+    quoted: ``My Work`` stays ``My Work``, and no folder ``My%20Work`` appears next to it.
+
+    Example:
+        >>> sqlite_uri(Path("/My Work/mlflow.db"))
+        'sqlite:////My Work/mlflow.db'
+    """
+    return _SQLITE + re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):02X}", path.absolute().as_posix())
+
+
 def tracking_uri() -> str:
     """Return the default tracking URI.
 
@@ -35,7 +46,7 @@ def tracking_uri() -> str:
     Example:
         In a bundle configuration: ``"tracking_uri": "$nucsam_monai.handlers.tracking_uri()"``.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or path_to_sqlite_uri(project_root() / DATABASE_NAME)
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / DATABASE_NAME)
 
 
 def resolve_tracking_uri(location: str | Path | None) -> str | None:
@@ -61,7 +72,7 @@ def resolve_tracking_uri(location: str | Path | None) -> str | None:
     if text.lower() in _DISABLED:
         return None
     if text.startswith(_SQLITE) and "?" not in text:
-        return path_to_sqlite_uri(_sqlite_file(Path(unquote(text.removeprefix(_SQLITE))), text))
+        return sqlite_uri(_sqlite_file(Path(unquote(text.removeprefix(_SQLITE))), text))
     if text.startswith("file:"):
         raise ConfigurationError(
             f"tracking_uri '{text}': MLflow no longer writes to plain folders. "
@@ -82,7 +93,7 @@ def resolve_tracking_uri(location: str | Path | None) -> str | None:
             f"tracking_uri '{text}': a database file ends with {', '.join(_SQLITE_SUFFIXES)}. "
             "Rename it, give a folder, or give the address of an MLflow server."
         )
-    return path_to_sqlite_uri(_sqlite_file(path, text))
+    return sqlite_uri(_sqlite_file(path, text))
 
 
 def connect(uri: str) -> Any:
@@ -125,7 +136,7 @@ def create_database(database: Path) -> None:
         prefix=f".{database.stem}-", dir=database.parent, ignore_cleanup_errors=True
     ) as folder:
         temporary = Path(folder) / database.name
-        mlflow.MlflowClient(tracking_uri=path_to_sqlite_uri(temporary))
+        mlflow.MlflowClient(tracking_uri=sqlite_uri(temporary))
         try:
             os.link(temporary, database)
         except FileExistsError:

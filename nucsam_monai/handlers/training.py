@@ -4,8 +4,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.domain_schedule import DomainBatchSampler, rank_and_processes
 from nucsam_monai.networks.sam import EmbeddingCache
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 class DomainScheduleHandler:
     """Start every epoch with its own batches and seeds, and every domain with a new optimizer.
 
-    All randomness of an epoch follows from the seed and the epoch's number, so that a resumed training goes
-    on exactly as an uninterrupted one. When a sequential training turns to the next domain, the optimizer and
-    the learning rate start anew and a common embedding kept per domain is handed on (UN-SAM, Algorithm 1).
+    All randomness of an epoch follows from the seed, the epoch's number and the process, so that a resumed training
+    goes on exactly as an uninterrupted one, and processes augment their images independently. When a sequential
+    training turns to the next domain, the optimizer and the learning rate start anew and a common embedding kept per
+    domain is handed on (UN-SAM, Algorithm 1).
 
     Ignite compares the count of iterations with the epoch's length to find out whether a training is done and
     at which epoch to resume it; when domains differ in size, it would stop too early and resume at a wrong
@@ -80,7 +81,7 @@ class DomainScheduleHandler:
         self.sampler.set_epoch(epoch)
         engine.state.epoch_length = len(self.sampler)
         engine.state.iteration = epoch * engine.state.epoch_length
-        seed = (self.seed * 1_000_003 + epoch) % (1 << 31)
+        seed = (self.seed * 1_000_003 + epoch + rank_and_processes()[0] * 15_485_863) % (1 << 31)
         torch.manual_seed(seed)
         set_rnd(self.data_loader.dataset, seed)
         if self.data_loader.generator is not None:
@@ -97,11 +98,94 @@ class DomainScheduleHandler:
             bypass.inherit(domain)
 
 
+class PhasedMetric:
+    """A metric of a validator whose values compare within one domain and one stage of a training.
+
+    With a sequential schedule the metric is that of the domain in training: the best epoch of the first domain has
+    not seen the last one. In the same way the mask of a network that trains its parts one after the other says
+    nothing while another part learns.
+
+    Args:
+        name: in the validator's metrics.
+        sampler: the schedule of the domains, where there is one.
+        network: what is trained; its ``stage`` counts if it has one.
+    """
+
+    def __init__(
+        self, name: str, sampler: DomainBatchSampler | None = None, network: nn.Module | None = None
+    ) -> None:
+        self._name = name
+        self.sampler = sampler
+        self.network = network
+        self.domain: int | None = None
+        self.stage: str | None = None
+
+    @property
+    def domain_name(self) -> str | None:
+        """The domain in training; None where all train together."""
+        return None if self.sampler is None or self.domain is None else self.sampler.domains[self.domain]
+
+    @property
+    def last_epoch_of_domain(self) -> int | None:
+        """The last epoch of the domain in training, counted from 1; None where all train together."""
+        return (
+            None if self.sampler is None or self.domain is None else (self.domain + 1) * self.sampler.epochs
+        )
+
+    @property
+    def name(self) -> str:
+        """The metric of the domain in training."""
+        return self._name if self.domain_name is None else f"{self._name}_{self.domain_name}"
+
+    def enter(self, epoch: int) -> bool:
+        """Return whether another domain or stage than that of the last call trains in ``epoch``, counted from 1."""
+        domain = None if self.sampler is None else self.sampler.domain_of_epoch(epoch - 1)
+        stage = getattr(self.network, "stage", None)
+        # Without a stage of before the comparison goes on: it starts, or its state was written without stages.
+        changed = domain != self.domain or (self.stage is not None and stage != self.stage)
+        self.domain, self.stage = domain, stage
+        return changed
+
+    def read(self, validator: Engine) -> float:
+        """Return the value after a validation.
+
+        Raises:
+            ConfigurationError: the validator has no such metric.
+        """
+        metrics = validator.state.metrics
+        if self.name not in metrics:
+            reported = ", ".join(metrics) or "nothing"
+            raise ConfigurationError(
+                f"'{self.name}': the validator reports {reported}. Attach its handler first."
+            )
+        return float(metrics[self.name])
+
+    def state_dict(self) -> dict[str, int | str | None]:
+        """Return the phase, as far as there are any."""
+        domain = {} if self.sampler is None else {"domain": self.domain}
+        return {**domain, **({} if self.stage is None else {"stage": self.stage})}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the phase of an interrupted training."""
+        self.domain, self.stage = state.get("domain"), state.get("stage")
+
+
 class StagedNetwork(Protocol):
-    """A network that trains in stages."""
+    """A network that trains in stages.
+
+    Attributes:
+        stage: the present one.
+        fixed_stages: those that end by their epochs alone, because validations do not show what they train.
+    """
+
+    stage: str
+    fixed_stages: Sequence[str]
 
     def begin_epoch(self, epoch: int) -> None:
         """Train from now on what the stage of the 0-based ``epoch`` foresees."""
+
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a number of epochs that ends before the last stage starts."""
 
 
 class NetworkEpoch:
@@ -111,10 +195,16 @@ class NetworkEpoch:
 
     Args:
         network: the network itself, not what wraps it for several processes.
+        epochs: of the whole training; the network may refuse it. None asks nothing.
+
+    Raises:
+        ConfigurationError: so few epochs that a part of the network would never be trained.
     """
 
-    def __init__(self, network: StagedNetwork) -> None:
+    def __init__(self, network: StagedNetwork, epochs: int | None = None) -> None:
         self.network = network
+        if epochs is not None:
+            network.check_epochs(epochs)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -132,10 +222,15 @@ class EarlyStopping:
     Here the count is a part of :class:`~nucsam_monai.handlers.TrainingState`, and a training that was stopped
     stops at once when it is resumed.
 
+    Every domain of a sequential schedule and every stage of a network starts the comparison again. In a sequential
+    training the metric is that of the domain in training, and instead of the training its turn ends.
+
     Args:
         validator: the engine that validates within the training.
         patience: validations without improvement; None never stops.
         metric: name in the validator's metrics, higher is better. A NaN is no improvement.
+        sampler: the schedule of the domains, where there is one.
+        network: what is trained; its ``stage`` counts if it has one, apart from its ``fixed_stages``.
 
     Raises:
         ConfigurationError: ``patience`` is below 1.
@@ -146,7 +241,15 @@ class EarlyStopping:
             {"_target_": "nucsam_monai.handlers.EarlyStopping", "validator": "@validate#evaluator", "patience": 10}
     """
 
-    def __init__(self, validator: Engine, patience: int | None = 10, metric: str = "val_dice") -> None:
+    def __init__(
+        self,
+        validator: Engine,
+        patience: int | None = 10,
+        metric: str = "val_dice",
+        *,
+        sampler: DomainBatchSampler | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
         if patience is not None and patience < 1:
             raise ConfigurationError(
                 f"early stopping: patience {patience}, expected 1 or more validations, or null for never."
@@ -154,6 +257,7 @@ class EarlyStopping:
         self.validator = validator
         self.patience = patience
         self.metric = metric
+        self.followed = PhasedMetric(metric, sampler, network)
         self.best = -math.inf
         self.without_improvement = 0
         self._trainer: Engine | None = None
@@ -169,37 +273,46 @@ class EarlyStopping:
         Raises:
             ConfigurationError: the validator has no such metric.
         """
-        if self.metric not in validator.state.metrics:
-            reported = ", ".join(validator.state.metrics) or "nothing"
-            raise ConfigurationError(
-                f"early stopping: '{self.metric}' is not measured; the validator reports {reported}."
-            )
-        value = float(validator.state.metrics[self.metric])
+        if self.followed.enter(1 if self._trainer is None else self._trainer.state.epoch):
+            self.best, self.without_improvement = -math.inf, 0
+        if self.followed.stage in getattr(self.followed.network, "fixed_stages", ()):
+            return
+        value = self.followed.read(validator)
         if value > self.best:
             self.best, self.without_improvement = value, 0
         else:
             self.without_improvement += 1
         self._stop_if_exhausted()
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to go on counting."""
-        return {"best": self.best, "without_improvement": self.without_improvement}
+        counted = {"best": self.best, "without_improvement": self.without_improvement}
+        return {**counted, **self.followed.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the count of an interrupted training."""
         self.best, self.without_improvement = float(state["best"]), int(state["without_improvement"])
+        self.followed.load_state_dict(state)
         self._stop_if_exhausted()
 
     def _stop_if_exhausted(self) -> None:
         if self.patience is None or self.without_improvement < self.patience or self._trainer is None:
             return
+        trained = self.followed.domain_name
         logger.info(
-            "no better %s than %.5f in %d validations: the training stops.",
-            self.metric,
+            "no better %s than %.5f in %d validations: %s.",
+            self.followed.name,
             self.best,
             self.without_improvement,
+            f"the turn of '{trained}' ends" if trained else "the training stops",
         )
-        self._trainer.terminate()
+        last = self.followed.last_epoch_of_domain
+        if last is None or last == self._trainer.state.max_epochs:
+            self._trainer.terminate()
+        else:
+            # The next epoch is the first one of the next domain; a state saved from here on says so as well.
+            self._trainer.state.epoch = last
+            self.best, self.without_improvement = -math.inf, 0
 
 
 class FinalValidation(ValidationHandler):
@@ -261,10 +374,12 @@ class EmbeddingCacheLog:
 
     Args:
         cache: the cache that the network in training uses.
+        images: different ones in the whole training, to compare their size with the cache's limit; None if unknown.
     """
 
-    def __init__(self, cache: EmbeddingCache) -> None:
+    def __init__(self, cache: EmbeddingCache, images: int | None = None) -> None:
         self.cache = cache
+        self.images = images
         self._started = 0.0
         self._before = (0, 0)
         self._announced = False
@@ -297,6 +412,7 @@ class EmbeddingCacheLog:
             self._new(),
             self._new() + self._known(),
         )
+        self._compare_size()
 
     def report(self, engine: Engine) -> None:
         """Log what the epoch took and how many of its images SAM had to see."""
@@ -308,6 +424,22 @@ class EmbeddingCacheLog:
             self._known(),
         )
 
+    def _compare_size(self) -> None:
+        """Log how large the cache will be, with a warning if that is more than it may be."""
+        if self.images is None or not self.cache.entry_bytes:
+            return
+        needed = self.images * self.cache.entry_bytes
+        fits = needed <= self.cache.max_bytes
+        logger.log(
+            logging.INFO if fits else logging.WARNING,
+            "embedding cache: %d different images of %.2g MB each take %.3g GB, and %.3g GB are permitted%s.",
+            self.images,
+            self.cache.entry_bytes / 1e6,
+            needed / 1e9,
+            self.cache.max_bytes / 1e9,
+            "" if fits else ", so SAM runs again for most of them in every epoch; raise embedding_cache_gb",
+        )
+
     def _known(self) -> int:
         return self.cache.hits - self._before[0]
 
@@ -315,9 +447,19 @@ class EmbeddingCacheLog:
         return self.cache.misses - self._before[1]
 
 
-def embedding_cache_log(cache: EmbeddingCache | None) -> EmbeddingCacheLog | None:
-    """Return the log of a cache, None where there is none."""
-    return None if cache is None else EmbeddingCacheLog(cache)
+def embedding_cache_log(
+    cache: EmbeddingCache | None, items: Sized | None = None, copies: int | None = None
+) -> EmbeddingCacheLog | None:
+    """Return the log of a cache, None where there is none.
+
+    Args:
+        cache: the cache that the network in training uses.
+        items: the training images.
+        copies: augmented ones of each; None for any number, whose size is not known.
+    """
+    if cache is None:
+        return None
+    return EmbeddingCacheLog(cache, None if items is None or copies is None else len(items) * copies)
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.handlers.training import PhasedMetric
 from nucsam_monai.networks.promptnucseg import Segmentor
 from nucsam_monai.networks.sam import read_header, save_sam, save_trained
 from nucsam_monai.networks.sam.weights import read_safetensors
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 class BestWeightsSaver:
     """Save what was trained whenever the validation's metric is the best so far.
 
-    With a sequential schedule the metric is that of the domain in training, and each domain starts the
-    comparison anew: the best epoch of the first domain has not seen the last one.
+    Each domain of a sequential schedule and each stage of a network that has some starts the comparison again, see
+    :class:`~nucsam_monai.handlers.training.PhasedMetric`.
 
     A training whose epochs could not be compared, because the metric was NaN, saves its last weights when it ends.
 
@@ -57,10 +58,9 @@ class BestWeightsSaver:
         self.path = Path(path)
         self.header = dict(header)
         self.metric = metric
-        self.sampler = sampler
+        self.followed = PhasedMetric(metric, sampler, network)
         self.mode = mode
         self.best = self._worst
-        self.domain: int | None = None
         self.owns_file = False
 
     def attach(self, engine: Engine) -> None:
@@ -73,18 +73,10 @@ class BestWeightsSaver:
         Raises:
             ConfigurationError: the validator has no such metric.
         """
-        epoch, metric = engine.state.epoch, self.metric
-        domain = None if self.sampler is None else self.sampler.domain_of_epoch(epoch - 1)
-        if self.sampler is not None and domain is not None:
-            metric = f"{self.metric}_{self.sampler.domains[domain]}"
-        if metric not in engine.state.metrics:
-            reported = ", ".join(engine.state.metrics) or "nothing"
-            raise ConfigurationError(
-                f"'{metric}': the validator reports {reported}. Attach its handler first."
-            )
-        value = float(engine.state.metrics[metric])
-        if domain != self.domain:
-            self.best, self.domain = self._worst, domain
+        epoch = engine.state.epoch
+        if self.followed.enter(epoch):
+            self.best = self._worst
+        value, metric = self.followed.read(engine), self.followed.name
         if math.isnan(value):
             logger.warning(
                 "epoch %d: %s is NaN, so the epoch can't be compared: no validation image has a nucleus, or the "
@@ -115,15 +107,15 @@ class BestWeightsSaver:
             self._keep_previous()
             save_trained(self.path, self.network, {**self.header, "epoch": str(epoch), **facts})
 
-    def state_dict(self) -> dict[str, float | int | bool | None]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to go on comparing."""
-        return {"best": self.best, "domain": self.domain, "owns_file": self.owns_file}
+        state = {"best": self.best, "domain": self.followed.domain, "owns_file": self.owns_file}
+        return {**state, **self.followed.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, float | int | bool | None]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the comparison of an interrupted training."""
-        best, domain = state["best"], state["domain"]
-        self.best = self._worst if best is None else float(best)
-        self.domain = None if domain is None else int(domain)
+        self.best = self._worst if state["best"] is None else float(state["best"])
+        self.followed.load_state_dict(state)
         self.owns_file = bool(state["owns_file"])
 
     @property

@@ -2,6 +2,7 @@
 
 from nucsam_monai.inferers.automatic import AutomaticMaskInferer
 from nucsam_monai.inferers.clicks import Clicks, ClickSegmenter, clicks_in_image
+from nucsam_monai.inferers.detections import DetectionInferer
 from nucsam_monai.inferers.points import (
     DetectedPoints,
     FindPoints,
@@ -29,6 +30,7 @@ __all__ = [
     "ClickSegmenter",
     "Clicks",
     "DetectedPoints",
+    "DetectionInferer",
     "FindPoints",
     "PointFinder",
     "PromptedInferer",

@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from nucsam_monai.inferers.masks import (
     NucleusMasks,
@@ -42,6 +43,7 @@ from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+from nucsam_monai.utils.resizing import resize_labels
 
 Crossing = Literal["all", "best"]
 """In which tiles a prompt is decoded where tiles overlap: ``all``, or the ``best`` and others if need be."""
@@ -112,6 +114,8 @@ class PromptedInferer(Inferer):
         classifier: whether the class of a nucleus is its prompt's or the ``segmentor``'s own.
         largest_component: keep only the largest connected part of each nucleus.
         fill_holes: fill the holes of each nucleus.
+        whole_image: resize every image until its longer side is a tile, and the label map back, as SAM does by itself;
+            for a SAM that was never trained on tiles.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -143,6 +147,7 @@ class PromptedInferer(Inferer):
         classifier: Classifier = "prompter",
         largest_component: bool = False,
         fill_holes: bool = False,
+        whole_image: bool = False,
     ) -> None:
         super().__init__()
         tile_origins(0, tile_px, overlap_px)
@@ -167,6 +172,7 @@ class PromptedInferer(Inferer):
         self.class_names = tuple(class_names)
         self.largest_component = largest_component
         self.fill_holes = fill_holes
+        self.whole_image = whole_image
         self.negatives = negatives
         self.prompts_per_call = prompts_per_call
         self.edge_px = edge_px
@@ -189,14 +195,48 @@ class PromptedInferer(Inferer):
             prompts: one point per nucleus, or what finds them in the whole image or in the encoded tiles.
 
         Raises:
-            ConfigurationError: not one image, prompts outside it or of an unknown class, or a network whose
-                answers are of wrong shapes or not numbers.
+            ConfigurationError: not one image, prompts outside it or of an unknown class, a network whose answers are
+                of wrong shapes or not numbers, or ``whole_image`` with prompts that are found in tiles.
         """
         if inputs.ndim != 4 or inputs.shape[0] != 1:
             raise ConfigurationError(
                 f"inputs {tuple(inputs.shape)}: expected one image (1, 3, H, W), as the prompts are of one."
             )
         image = convert_to_tensor(inputs, track_meta=False)
+        return (self._on_whole_image if self.whole_image else self._on_tiles)(image, network, prompts)
+
+    def _on_whole_image(
+        self,
+        image: Tensor,
+        network: PromptedSegmenter,
+        prompts: DetectedPoints | FindPoints | TilePrompter,
+    ) -> PromptedPrediction:
+        if isinstance(prompts, TilePrompter):
+            raise ConfigurationError(
+                "whole_image: found together with a prompter that shares the encoder and sees tiles. Leave it out."
+            )
+        height, width = image.shape[2:]
+        points = check_points(
+            prompts(image) if callable(prompts) else prompts, (height, width), self.class_names
+        )
+        scale = self.tile_px / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        factors = np.array([size[1] / width, size[0] / height])
+        moved = DetectedPoints(
+            (points.xy + 0.5) * factors - 0.5,
+            np.ones(len(points.xy)),
+            points.class_ids,
+            None if points.sizes is None else points.sizes * factors,
+        )
+        resized = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+        return _resized_back(self._on_tiles(resized, network, moved), (height, width))
+
+    def _on_tiles(
+        self,
+        image: Tensor,
+        network: PromptedSegmenter,
+        prompts: DetectedPoints | FindPoints | TilePrompter,
+    ) -> PromptedPrediction:
         image_size = (image.shape[2], image.shape[3])
         with torch.no_grad(), autocast(self.precision, image.device):
             tiling = plan_tiles(image_size, self.tile_px, self.overlap_px)
@@ -267,6 +307,22 @@ class PromptedInferer(Inferer):
         different = np.unique(tiles)
         size = self.tiles_per_batch
         return [different[start : start + size] for start in range(0, len(different), size)]
+
+
+def _resized_back(nuclei: PromptedPrediction, size: tuple[int, int]) -> PromptedPrediction:
+    """Return the nuclei of a resized image in the pixels of the image itself; what is below a pixel there is lost."""
+    instances = resize_labels(nuclei.instances, size)
+    left = np.isin(nuclei.table["id"], instances)
+    new_id = np.zeros(len(nuclei.table) + 1, dtype=np.int32)
+    new_id[1:][left] = np.arange(1, left.sum() + 1)
+    found = prediction_from_instances(
+        new_id[instances],
+        scores=nuclei.table["score"][left],
+        class_ids=nuclei.table["class_id"][left],
+        class_names=nuclei.class_names,
+    )
+    of_prompt = new_id[nuclei.nucleus_of_prompt]
+    return PromptedPrediction(found.instances, found.table, None, found.class_names, of_prompt)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from nucsam_monai.inferers.precision import autocast
 from nucsam_monai.inferers.tiling import EIGHT_VIEWS, IDENTITY
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+from nucsam_monai.utils.names import Fit, check_fit
 
 logger = logging.getLogger(__name__)
 
 Predictor = Callable[..., Tensor]
 Points = tuple[Tensor, Tensor]
-Fit = Literal["tile", "resize"]
-"""How an image of any size meets a network of one: covered by tiles, or stretched."""
 
 
 class TileInferer(Inferer):
@@ -82,15 +81,15 @@ def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInf
     """Return what fits images to a network's working size.
 
     Args:
-        fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training.
+        fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training, see
+            :func:`~nucsam_monai.transforms.working_size`.
         image_size: side of the working image in pixels.
         overlap: of the tiles, as a share of their side.
 
     Raises:
         ConfigurationError: an unknown ``fit``.
     """
-    if fit not in get_args(Fit):
-        raise ConfigurationError(f"fit '{fit}': expected one of {', '.join(get_args(Fit))}.")
+    check_fit(fit)
     return TileInferer(image_size, overlap) if fit == "tile" else ResizeInferer(image_size)
 
 
@@ -161,7 +160,9 @@ class SemanticInferer(Inferer):
                 for branch in branches:
                     logits = network(seen, *args, **own, **branch)
                     answers.append(view.undo(torch.sigmoid(logits.float())))
-            return torch.stack(answers).mean(dim=0)
+            # Of branches with different numbers of classes all have the first.
+            common = min(answer.shape[1] for answer in answers)
+            return torch.stack([answer[:, :common] for answer in answers]).mean(dim=0)
 
         with autocast(self.precision, inputs.device):
             return self.inferer(inputs, probability, **kwargs)

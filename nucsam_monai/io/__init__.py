@@ -4,19 +4,30 @@ from nucsam_monai.io.geojson import nuclei_features, write_geojson
 from nucsam_monai.io.images import (
     MAX_PIXELS,
     SUPPORTED_SUFFIXES,
+    IntensityRange,
+    check_intensity_range,
     find_images,
     output_stems,
     read_image,
+    read_image_to_segment,
     to_rgb_uint8,
 )
 from nucsam_monai.io.label_maps import (
     LABEL_MAP_SUFFIXES,
     decode_label_channels,
     decode_label_map,
+    read_class_map,
     read_label_map,
     write_label_image,
 )
-from nucsam_monai.io.overlay import comparison_overlay, draw_prediction, encode_png, overlay_image, write_png
+from nucsam_monai.io.overlay import (
+    OVERLAY_PX,
+    comparison_overlay,
+    draw_prediction,
+    encode_png,
+    overlay_image,
+    write_png,
+)
 from nucsam_monai.io.points_file import Point, points_by_id, read_points, require_inside
 from nucsam_monai.io.predictions import write_prediction
 from nucsam_monai.io.table import nuclei_rows, write_evaluation, write_json, write_table
@@ -24,8 +35,11 @@ from nucsam_monai.io.table import nuclei_rows, write_evaluation, write_json, wri
 __all__ = [
     "LABEL_MAP_SUFFIXES",
     "MAX_PIXELS",
+    "OVERLAY_PX",
     "SUPPORTED_SUFFIXES",
+    "IntensityRange",
     "Point",
+    "check_intensity_range",
     "comparison_overlay",
     "decode_label_channels",
     "decode_label_map",
@@ -37,7 +51,9 @@ __all__ = [
     "output_stems",
     "overlay_image",
     "points_by_id",
+    "read_class_map",
     "read_image",
+    "read_image_to_segment",
     "read_label_map",
     "read_points",
     "require_inside",

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tifffile
-from PIL import ExifTags, ImageFile, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from nucsam_monai.utils.errors import ImageReadError
 
@@ -40,15 +41,32 @@ DECODER_FAILURES = (
 
 _PHOTOMETRIC_MINISBLACK = 1
 _PHOTOMETRIC_RGB = 2
+_COLOURS_OF_PHOTOMETRIC = {0: 1, _PHOTOMETRIC_MINISBLACK: 1, _PHOTOMETRIC_RGB: 3, 3: 1, 6: 3}
+"""Samples that the TIFF photometrics white-is-zero, black-is-zero, RGB, palette and YCbCr use."""
+_ALPHA = ((tifffile.EXTRASAMPLE.ASSOCALPHA,), (tifffile.EXTRASAMPLE.UNASSALPHA,))
+_EXTRA_WITHOUT_TAG = {(_PHOTOMETRIC_RGB, 4): _ALPHA[1]}  # as OpenCV writes RGBA
+
+
+class ImageTooLargeError(ImageReadError):
+    """An image has more pixels than allowed.
+
+    Attributes:
+        width: of the image.
+        height: of the image.
+    """
+
+    def __init__(self, where: Path | str, width: int, height: int, max_pixels: int) -> None:
+        super().__init__(
+            f"{where}: {width} x {height} pixels are more than the allowed {max_pixels}. "
+            "Cut the image into tiles, or raise max_pixels."
+        )
+        self.width, self.height = width, height
 
 
 def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: int) -> None:
     """Refuse an image that is larger than allowed, before memory is taken for its pixels."""
     if width * height > max_pixels:
-        raise ImageReadError(
-            f"{where}: {width} x {height} pixels are more than the allowed {max_pixels}. "
-            "Cut the image into tiles, or raise max_pixels."
-        )
+        raise ImageTooLargeError(where, width, height, max_pixels)
 
 
 def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
@@ -61,12 +79,28 @@ def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
     def decode(path: Path, max_pixels: int) -> np.ndarray:
         with plugin(path) as image:
             check_pixel_count(path, image.width, image.height, max_pixels)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
             has_wide_values = image.mode in ("I", "F") or image.mode.startswith("I;16")
+            has_wide_colours = ";16" in str(image.tile) and not has_wide_values
+            image.load()
+            if has_wide_colours:
+                return _decode_wide_colours(path, image)
+            ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
             return np.array(image if has_wide_values else image.convert("RGB"))
 
     return decode
+
+
+def _decode_wide_colours(path: Path, image: Image.Image) -> np.ndarray:
+    """Decode colours of 16 bits, of which Pillow keeps the high byte; alpha is dropped.
+
+    Args:
+        path: the file.
+        image: the same, decoded by Pillow, which notices damage that OpenCV passes over.
+    """
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # turns TIFF itself, PNG not
+    if pixels is None:
+        raise ValueError("16-bit colours that OpenCV cannot decode")
+    return upright(pixels[..., 2::-1], image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 _decode_tiff_with_pillow = pillow_decoder(TiffImagePlugin.TiffImageFile)
@@ -92,12 +126,19 @@ def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
             )
         check_pixel_count(path, axes["X"], axes["Y"], max_pixels)
         page = series.keyframe
+        colours = _COLOURS_OF_PHOTOMETRIC.get(page.photometric, page.samplesperpixel)
+        extra = page.extrasamples or _EXTRA_WITHOUT_TAG.get((page.photometric, page.samplesperpixel), ())
+        if page.samplesperpixel > colours and extra not in _ALPHA:
+            raise ImageReadError(
+                f"{path}: {page.samplesperpixel} channels, of which the file calls {colours} grey or colour and none "
+                "transparency. Export the channel of the nuclei alone, or RGB."
+            )
         is_plain = page.photometric in (_PHOTOMETRIC_MINISBLACK, _PHOTOMETRIC_RGB) and page.bitspersample >= 8
         if is_plain:
             try:
                 pixels = _samples_last(series.asarray(), series.axes, path)
                 tag = page.tags.get(ExifTags.Base.Orientation)
-                return _upright(pixels, int(tag.value) if tag else 1)
+                return upright(pixels, int(tag.value) if tag else 1)
             except ValueError as error:
                 # LZW, JPEG and others need a codec package; libtiff inside Pillow has them.
                 if "imagecodecs" not in str(error):
@@ -105,7 +146,7 @@ def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
     return _decode_tiff_with_pillow(path, max_pixels)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Apply an EXIF orientation (1 to 8, 1 is upright) to ``(H, W)`` or ``(H, W, C)``."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
@@ -151,7 +192,7 @@ def decode_nifti(path: Path, max_pixels: int) -> np.ndarray:
     reader = NibabelReader()
     try:
         image = reader.read(path)
-        _check_plane(path, image.shape[:3], math.prod(image.shape[3:]), max_pixels)
+        _check_plane(path, image.shape[:3], math.prod(image.shape[3:]), max_pixels, has_alpha=False)
         pixels, meta = reader.get_data(image)
     except (ImageFileError, HeaderDataError) as error:
         raise ValueError(str(error)) from error
@@ -175,7 +216,8 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
     header.SetFileName(str(path))
     header.ReadImageInformation()
     sizes = tuple(header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions()))
-    _check_plane(path, sizes, header.GetNumberOfComponents(), max_pixels)
+    has_alpha = header.GetPixelType() == itk.CommonEnums.IOPixel_RGBA
+    _check_plane(path, sizes, header.GetNumberOfComponents(), max_pixels, has_alpha=has_alpha)
     reader = ITKReader(**_itk_pixel_type(header))
     pixels, meta = reader.get_data(reader.read(path))
     return _plane_with_rows_first(pixels, len(meta["spatial_shape"]), path)
@@ -193,15 +235,18 @@ def _itk_pixel_type(header: Any) -> dict[str, Any]:
     return {"pixel_type": itk.Vector[itk.F, components]}
 
 
-def _check_plane(path: Path, sizes: tuple[int, ...], channels: int, max_pixels: int) -> None:
+def _check_plane(
+    path: Path, sizes: tuple[int, ...], channels: int, max_pixels: int, *, has_alpha: bool
+) -> None:
     """Refuse volumes and over-large planes; ``sizes`` are those of x, y and further spatial axes."""
     if len(sizes) < 2 or math.prod(sizes[2:]) != 1:
         raise ImageReadError(
             f"{path}: expected a 2-D image, found axes of sizes {tuple(sizes)}. Export one slice."
         )
-    if channels not in (1, 3, 4):
+    if channels not in (1, 3) and not (channels == 4 and has_alpha):
         raise ImageReadError(
-            f"{path}: expected 1, 3 or 4 values per pixel, found {channels}. Export grey or RGB."
+            f"{path}: expected grey, RGB or RGBA, found {channels} channels. Export the channel of the nuclei alone, "
+            "or RGB."
         )
     check_pixel_count(path, sizes[0], sizes[1], max_pixels)
 

@@ -1,30 +1,51 @@
 """Find images in folders and read every supported format as 8-bit RGB."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
+from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from nucsam_monai.io.decoders import (
     DECODER_FAILURES,
     Decoder,
+    ImageTooLargeError,
     decode_itk,
     decode_nifti,
     decode_tiff,
     pillow_decoder,
 )
-from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+from nucsam_monai.utils.machine import free_memory_bytes
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 1 << 30
 """Largest image that is read by default, in pixels (about one gigapixel, 3 GiB as RGB)."""
+
+SEGMENTING_BYTES = 80
+"""Bytes of memory for each pixel of an image that is segmented as a whole; bundles were measured at 45 to 76."""
+
+_ALWAYS_SEGMENTED = 1 << 20
+"""Pixels of an image that is segmented whatever the system says of its free memory."""
+
+IntensityRange = tuple[float, float]
+"""The values that become black and white."""
+
+_PERCENTILES = (0.1, 99.9)
+_COUNTED_VALUES = 1 << 22
+"""About so many values of a large image give its percentiles."""
 
 _FORMAT_OF_SUFFIX = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jfif": "JPEG",
     ".bmp": "BMP",
+    ".webp": "WebP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".nii": "NIfTI",
@@ -38,6 +59,7 @@ _DECODER_OF_FORMAT: dict[str, Decoder] = {
     "PNG": pillow_decoder(PngImagePlugin.PngImageFile),
     "JPEG": pillow_decoder(JpegImagePlugin.JpegImageFile),
     "BMP": pillow_decoder(BmpImagePlugin.BmpImageFile),
+    "WebP": pillow_decoder(WebPImagePlugin.WebPImageFile),
     "TIFF": decode_tiff,
     "NIfTI": decode_nifti,
     "gzipped NIfTI": decode_nifti,
@@ -49,6 +71,7 @@ _FIRST_BYTES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"BM", "BMP"),
+    (b"RIFF", "WebP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
@@ -60,22 +83,27 @@ _FIRST_BYTES = (
     (b"\x1c\x02\0\0", "NIfTI"),
     (b"\0\0\x02\x1c", "NIfTI"),
 )
+_READ_BY_CONTENT = frozenset({"PNG", "JPEG", "BMP", "WebP", "TIFF"})
+"""Formats that are read under each other's suffixes, because public datasets have misnamed files."""
 _FORMATS_WITHOUT_FIRST_BYTES = frozenset({"MetaImage"})
 
 SUPPORTED_SUFFIXES = tuple(_FORMAT_OF_SUFFIX)
 """Suffixes, lower case, of the files that :func:`read_image` reads."""
 
 
-def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read one image as RGB.
+def read_image(
+    path: Path | str, *, max_pixels: int = MAX_PIXELS, intensity_range: IntensityRange | None = None
+) -> np.ndarray:
+    """Read one image as RGB; of PNG, JPEG, BMP, TIFF and WebP the content tells which it is.
 
     Rows are y and columns are x for every format, and an EXIF orientation is applied; see
     :mod:`nucsam_monai.io.decoders`. Alpha is dropped.
-    Values of other types than uint8 follow :func:`nucsam_monai.io.images.to_rgb_uint8`.
+    Values of other types than uint8 follow :func:`to_rgb_uint8`.
 
     Args:
         path: a file with one of :data:`SUPPORTED_SUFFIXES`.
         max_pixels: larger images are refused before their pixels are decoded.
+        intensity_range: the values that become 0 and 255, see :func:`to_rgb_uint8`.
 
     Returns:
         ``(H, W, 3)`` uint8.
@@ -90,17 +118,45 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageReadError(
             f"{path}: not a supported image ('{path.suffix}'). Supported: {', '.join(SUPPORTED_SUFFIXES)}."
         )
-    expected = _FORMAT_OF_SUFFIX[suffix]
-    _check_first_bytes(path, expected)
+    kind = _format_of(path, _FORMAT_OF_SUFFIX[suffix])
     try:
-        pixels = _DECODER_OF_FORMAT[expected](path, max_pixels)
+        pixels = _DECODER_OF_FORMAT[kind](path, max_pixels)
     except DECODER_FAILURES as error:
         cause = (str(error).strip().splitlines() or ["no further explanation"])[-1]
         raise ImageReadError(
-            f"{path}: damaged, or an unknown kind of {expected} ({type(error).__name__}: {cause}). "
+            f"{path}: damaged, or an unknown kind of {kind} ({type(error).__name__}: {cause}). "
             "Open it in an image viewer and save it again, or fetch it again."
         ) from error
-    return to_rgb_uint8(pixels, str(path))
+    if intensity_range is None and pixels.dtype not in (np.uint8, np.bool_):
+        _say_once(path.parent, str(pixels.dtype))
+    return to_rgb_uint8(pixels, str(path), intensity_range)
+
+
+def read_image_to_segment(
+    path: Path | str, max_pixels: int | None = None, intensity_range: IntensityRange | None = None
+) -> np.ndarray:
+    """Read an image that is segmented as a whole, see :func:`read_image`, if there is memory enough for that.
+
+    Args:
+        path: a file with one of :data:`SUPPORTED_SUFFIXES`.
+        max_pixels: larger images are refused; None takes what the free memory allows, up to :data:`MAX_PIXELS`.
+        intensity_range: see :func:`to_rgb_uint8`.
+
+    Raises:
+        ImageReadError: the file cannot be read, or is too large.
+    """
+    free = free_memory_bytes() if max_pixels is None else None
+    fitting = MAX_PIXELS if free is None else max(_ALWAYS_SEGMENTED, free // SEGMENTING_BYTES)
+    limit = max_pixels or min(MAX_PIXELS, fitting)
+    try:
+        return read_image(path, max_pixels=limit, intensity_range=intensity_range)
+    except ImageTooLargeError as error:
+        needed = error.width * error.height * SEGMENTING_BYTES / 1e9
+        has = "" if free is None else f", and {free / 1e9:.3g} GB are free"
+        raise ImageReadError(
+            f"{path}: {error.width} x {error.height} pixels are more than the allowed {limit}: as one image they take "
+            f"about {needed:.3g} GB of memory{has}. Segment it as a slide (nucsam slides run), or set max_pixels."
+        ) from error
 
 
 def _image_suffix(path: Path | str) -> str | None:
@@ -118,7 +174,7 @@ def content_format(start: bytes) -> str | None:
 def find_images(path: Path | str) -> list[Path]:
     """Return the image itself, or the images directly inside a folder, sorted by name.
 
-    Hidden files and files of other types are skipped; folders inside are not entered.
+    Hidden files are skipped, as are files of other types, which the log counts; folders inside are not entered.
 
     Raises:
         ImageReadError: ``path`` does not exist, is a file of an unsupported type, or holds no image.
@@ -139,15 +195,16 @@ def find_images(path: Path | str) -> list[Path]:
     if not path.is_dir():
         raise ImageReadError(f"{path}: no such file or folder.")
     try:
-        images = [
-            file
-            for file in sorted(path.iterdir())
-            if not file.name.startswith(".") and _image_suffix(file) is not None and file.is_file()
-        ]
+        files = [file for file in sorted(path.iterdir()) if file.name[0] != "." and file.is_file()]
     except OSError as error:
         raise ImageReadError(f"{path}: the folder cannot be read ({error.strerror}).") from error
+    images = [file for file in files if _image_suffix(file) is not None]
     if not images:
         raise ImageReadError(f"{path}: no image in this folder. Supported: {', '.join(SUPPORTED_SUFFIXES)}.")
+    others = Counter(file.suffix.lower() or "no suffix" for file in files if _image_suffix(file) is None)
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        logger.warning("%s: skipped %d files that are no supported images: %s", path, others.total(), kinds)
     return images
 
 
@@ -179,8 +236,8 @@ def output_stems(paths: Iterable[Path | str]) -> dict[Path, str]:
     return {path: stems[path] for path in unique_paths}
 
 
-def _check_first_bytes(path: Path, expected: str) -> None:
-    """Refuse a file that is missing, empty, or by its first bytes of another format than its name says."""
+def _format_of(path: Path, expected: str) -> str:
+    """Return the format to read a file as; refuse one that is missing, empty, or not what its name says."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -189,32 +246,29 @@ def _check_first_bytes(path: Path, expected: str) -> None:
     if not start:
         raise ImageReadError(f"{path}: the file is empty (0 bytes). Fetch or export it again.")
     found = content_format(start)
+    if found is not None and {found, expected} <= _READ_BY_CONTENT:
+        return found
     if found not in (None, expected):
         raise ImageReadError(f"{path}: the name says {expected}, the content is {found}. Correct the suffix.")
     if found is None and expected not in _FORMATS_WITHOUT_FIRST_BYTES:
         raise ImageReadError(f"{path}: not a {expected} file (first bytes: {start[:4].hex()}).")
+    return expected
 
 
-def to_rgb_uint8(pixels: np.ndarray, source: str) -> np.ndarray:
+def to_rgb_uint8(
+    pixels: np.ndarray, source: str, intensity_range: IntensityRange | None = None
+) -> np.ndarray:
     """Convert the pixels of one image to RGB uint8.
 
-    8-bit values are kept. Of every other type the values of all channels together decide, so that colours
-    keep their proportions:
-
-    ========================================  ==================================================
-    values                                    result
-    ========================================  ==================================================
-    booleans                                  0 and 255
-    all in 0..1, floating point               times 255
-    all in 0..255 otherwise                   kept (8-bit data in a wider type)
-    anything else, for example 12 or 16 bits  straight line from the lowest (0) to the highest (255)
-    ========================================  ==================================================
-
-    Grey is repeated in the three channels.
+    uint8 is kept, and booleans become 0 and 255. Of every other type, whose files do not say how dark black and how
+    bright white is, a straight line maps ``intensity_range`` to 0..255; without one the percentiles 0.1 and 99.9 of
+    all values, so that a few hot pixels do not take the contrast. All channels have the same line, so that colours
+    keep their proportions. Grey is repeated in the three channels.
 
     Args:
         pixels: ``(H, W)`` or ``(H, W, 3)`` booleans, integers or floating point numbers.
         source: what an error message calls the image, usually its path.
+        intensity_range: the values that become 0 and 255; beyond them it is clipped.
 
     Returns:
         ``(H, W, 3)`` uint8, C-contiguous.
@@ -232,13 +286,29 @@ def to_rgb_uint8(pixels: np.ndarray, source: str) -> np.ndarray:
         )
     if pixels.size == 0:
         raise ImageReadError(f"{source}: the image has no pixels (shape {pixels.shape}).")
-    values = _to_uint8(pixels, source)
+    values = _to_uint8(pixels, source, intensity_range)
     if values.ndim == 2:
         values = np.repeat(values[..., np.newaxis], 3, axis=2)
     return np.ascontiguousarray(values)
 
 
-def _to_uint8(pixels: np.ndarray, source: str) -> np.ndarray:
+def check_intensity_range(value: Sequence[float] | None) -> IntensityRange | None:
+    """Return two values of pixels, the lower one first, or None.
+
+    Raises:
+        ConfigurationError: anything else.
+    """
+    if value is None:
+        return None
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    if not is_pair or not all(isinstance(end, (int, float)) for end in value) or not value[0] < value[1]:
+        raise ConfigurationError(
+            f"intensity_range {value!r}: expected the values that become black and white, for example [0, 4095]."
+        )
+    return float(value[0]), float(value[1])
+
+
+def _to_uint8(pixels: np.ndarray, source: str, intensity_range: IntensityRange | None) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:
@@ -252,16 +322,31 @@ def _to_uint8(pixels: np.ndarray, source: str) -> np.ndarray:
             raise ImageReadError(
                 f"{source}: {invalid} of {pixels.size} values are NaN or infinite. Replace them first."
             )
-    lowest, highest = float(pixels.min()), float(pixels.max())
-    if is_float and lowest >= 0 and highest <= 1:
-        offset, gain = 0.0, 255.0
-    elif lowest >= 0 and highest <= 255:
-        offset, gain = 0.0, 1.0
-    else:
-        # Halved, because the difference of two finite numbers need not be finite.
-        half_range = highest / 2 - lowest / 2
-        offset, gain = lowest, 127.5 / half_range if half_range > 0 else 0.0
-    if np.isinf(gain) or np.isinf(highest - offset):
-        raise ImageReadError(f"{source}: values from {lowest:g} to {highest:g} are not light intensities.")
-    scaled = (pixels.astype(np.float64) - offset) * gain
+    low, high = intensity_range or _contrast(pixels)
+    if np.isinf(high - low):
+        raise ImageReadError(f"{source}: values from {low:g} to {high:g} are not light intensities.")
+    if high == low:
+        return np.zeros(pixels.shape, np.uint8)
+    scaled = (pixels.astype(np.float64) - low) / (high - low) * 255
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _contrast(pixels: np.ndarray) -> IntensityRange:
+    """Return the percentiles of :func:`to_rgb_uint8`; the extremes of an image that is nearly all of one value."""
+    step = max(1, round((pixels.size / _COUNTED_VALUES) ** 0.5))
+    counted = pixels[::step, ::step]
+    low = float(np.percentile(counted, _PERCENTILES[0], method="lower"))
+    high = float(np.percentile(counted, _PERCENTILES[1], method="higher"))
+    return (low, high) if high > low else (float(pixels.min()), float(pixels.max()))
+
+
+@lru_cache(maxsize=256)
+def _say_once(folder: Path, dtype: str) -> None:
+    """Say how values become grey levels, once for the images of one type in a folder."""
+    logger.info(
+        "%s: pixels of type %s do not say what is black and white: the percentiles %g and %g of each image are. "
+        "intensity_range sets other values.",
+        folder,
+        dtype,
+        *_PERCENTILES,
+    )

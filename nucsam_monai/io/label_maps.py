@@ -2,16 +2,16 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, ExifTags, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from nucsam_monai.io.decoders import DECODER_FAILURES, check_pixel_count
+from nucsam_monai.io.decoders import DECODER_FAILURES, check_pixel_count, upright
 from nucsam_monai.io.images import MAX_PIXELS, content_format
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from nucsam_monai.utils.files import atomic_path
@@ -23,7 +23,9 @@ _PILLOW_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
 }
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa", "RGBX"}
-_MAT_VARIABLE = "inst_map"  # the name in the files of HoVer-Net and of what follows its format
+# Names in the files of HoVer-Net, of CoNSeP, and of what follows their format; the first that are all there are read.
+_MAT_INSTANCES = (("inst_map",),)
+_MAT_CLASSES = (("type_map",), ("inst_map", "inst_type", "inst_uid"), ("inst_map", "inst_type"))
 _MAT_NUMBERS = {
     "double",
     "single",
@@ -133,6 +135,35 @@ def _decode_mat(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
     Raises:
         ImageReadError: it has no such array, it is too large, or the file is of version 7.3.
     """
+    return next(iter(_read_mat(file, where, max_pixels, _MAT_INSTANCES).values()))
+
+
+def _decode_class_mat(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
+    """Decode ``type_map``, or paint ``inst_map`` with ``inst_type``, or decode the only 2-D array of numbers.
+
+    Raises:
+        ImageReadError: as :func:`_decode_mat`, or ``inst_type`` does not have one class for each instance.
+    """
+    found = _read_mat(file, where, max_pixels, _MAT_CLASSES)
+    if "inst_type" not in found:
+        return next(iter(found.values()))
+    instances, types = found["inst_map"], found["inst_type"].ravel()
+    ids = np.unique(instances[instances != 0])
+    listed = found["inst_uid"].ravel() if "inst_uid" in found else ids
+    order = np.argsort(listed)
+    if len(types) != len(listed) or not np.isin(ids, listed).all():
+        raise ImageReadError(
+            f"{where}: inst_map has {len(ids)} instances, inst_type {len(types)} classes. Export the file again."
+        )
+    of_id = dict(zip(listed[order].tolist(), types[order].tolist(), strict=True))
+    classes = np.array([0, *(of_id[number] for number in ids.tolist())])
+    return classes[np.searchsorted(ids, instances, side="right")]
+
+
+def _read_mat(
+    file: IO[bytes], where: str, max_pixels: int, choices: Sequence[tuple[str, ...]]
+) -> dict[str, NDArray[Any]]:
+    """Read the variables of the first of ``choices`` that a MATLAB file has, or else its only 2-D array of numbers."""
     import scipy.io
     from scipy.io.matlab import MatReadError
 
@@ -142,15 +173,19 @@ def _decode_mat(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
             for name, shape, kind in scipy.io.whosmat(file)
             if kind in _MAT_NUMBERS and len(shape) == 2
         }
-        names = [_MAT_VARIABLE] if _MAT_VARIABLE in variables else list(variables)
-        if len(names) != 1:
+        fallback = tuple(variables) if len(variables) == 1 and variables.keys() != {"inst_map"} else ()
+        names = next((names for names in choices if variables.keys() >= set(names)), fallback)
+        if not names:
+            choices_text = " or ".join(" with ".join(f"'{name}'" for name in names) for names in choices)
             raise ImageReadError(
-                f"{where}: expected '{_MAT_VARIABLE}' or a single 2-D array of numbers, found "
-                f"{', '.join(names) or 'none'}."
+                f"{where}: expected {choices_text} or a single 2-D array of numbers, found "
+                f"{', '.join(variables) or 'none'}."
             )
-        check_pixel_count(where, math.prod(variables[names[0]]), 1, max_pixels)
+        for name in names:
+            check_pixel_count(where, math.prod(variables[name]), 1, max_pixels)
         file.seek(0)
-        return scipy.io.loadmat(file, variable_names=names)[names[0]]
+        content = scipy.io.loadmat(file, variable_names=list(names))
+        return {name: content[name] for name in names}
     except NotImplementedError as error:
         raise ImageReadError(
             f"{where}: MATLAB 7.3 (HDF5), which is not supported. Save it with save(..., '-v7')."
@@ -164,6 +199,8 @@ def _decode_with_pillow(
 ) -> NDArray[Any]:
     with plugin(file) as image:
         check_pixel_count(where, image.width, image.height, max_pixels)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
         pixels = np.array(image)
         return pixels[..., :-1] if image.mode in _ALPHA_MODES else pixels
 
@@ -185,10 +222,11 @@ def _decode_tiff(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
             if "imagecodecs" not in str(error):
                 raise
         else:
-            if "S" not in axes:
-                return pixels
-            pixels = np.moveaxis(pixels, series.axes.index("S"), -1)
-            return pixels[..., : axes["S"] - len(series.keyframe.extrasamples)]
+            if "S" in axes:
+                pixels = np.moveaxis(pixels, series.axes.index("S"), -1)
+                pixels = pixels[..., : axes["S"] - len(series.keyframe.extrasamples)]
+            tag = series.keyframe.tags.get(ExifTags.Base.Orientation)
+            return upright(pixels, int(tag.value) if tag else 1)
     file.seek(0)
     return _decode_with_pillow(TiffImagePlugin.TiffImageFile, file, where, max_pixels)
 
@@ -207,7 +245,7 @@ LABEL_MAP_SUFFIXES = tuple(_DECODERS)
 
 
 def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
-    """Read a map of ids: instances, or classes per pixel.
+    """Read a map of ids.
 
     ====================  =====================================================================
     ``.png``, ``.bmp``    1 to 16 bits; the values of a palette image are its indices
@@ -216,8 +254,8 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
     ``.mat``              the variable ``inst_map``, or else the only 2-D array of numbers
     ====================  =====================================================================
 
-    Axes of length 1 are dropped. Colour files are accepted where their channels are equal (grey saved as
-    RGB); alpha is dropped.
+    Axes of length 1 are dropped, and an EXIF orientation is applied as to images. Colour files are accepted where
+    their channels are equal (grey saved as RGB); alpha is dropped.
 
     Args:
         path: a file with one of :data:`LABEL_MAP_SUFFIXES`.
@@ -234,7 +272,30 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
         >>> read_label_map("predictions/slide1.npy").max()  # doctest: +SKIP
         412
     """
+    return _read(path, _decoder_of(str(path)), max_pixels)
+
+
+def read_class_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
+    """Read a map of classes per pixel, in the formats of :func:`read_label_map`.
+
+    Of a ``.mat`` file it is the variable ``type_map``, or ``inst_map`` painted with the classes in ``inst_type``, or
+    else the only 2-D array of numbers.
+
+    Args:
+        path: a file with one of :data:`LABEL_MAP_SUFFIXES`.
+        max_pixels: larger maps are refused before their pixels are decoded.
+
+    Returns:
+        ``(H, W)`` int32, 0 = no class.
+
+    Raises:
+        ImageReadError: as for :func:`read_label_map`, or a ``.mat`` file has instances without classes.
+    """
     decoder = _decoder_of(str(path))
+    return _read(path, _decode_class_mat if decoder is _decode_mat else decoder, max_pixels)
+
+
+def _read(path: Path | str, decoder: _Decoder, max_pixels: int) -> NDArray[np.int32]:
     try:
         file = Path(path).open("rb")  # noqa: SIM115
     except FileNotFoundError as error:

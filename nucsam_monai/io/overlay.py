@@ -32,6 +32,9 @@ FALSE_POSITIVE = (235, 95, 0)
 MISSED = (240, 225, 0)
 """RGB of nuclei that were found, invented and missed; told apart by red-green and blue-yellow blind eyes."""
 
+OVERLAY_PX = 2048
+"""Longest side of an overlay by default: outlines are for a look, a large image as PNG takes tens of megabytes."""
+
 _SMALLEST_PANEL_PX = 320
 _STRIP_HEIGHT_PX = 24
 _GAP_PX = 4
@@ -82,22 +85,33 @@ def overlay_image(
     return drawn
 
 
-def draw_prediction(prediction: NucleiPrediction, image: np.ndarray) -> np.ndarray:
+def draw_prediction(
+    prediction: NucleiPrediction, image: np.ndarray, longest_px: int | None = None
+) -> np.ndarray:
     """Draw the outlines of nuclei, coloured by class, or by nucleus where there is only one class.
 
     Args:
         prediction: the nuclei.
         image: ``(H, W, 3)`` uint8 RGB; it is not changed.
+        longest_px: longest side of the result, to which a larger image is reduced before outlines are drawn.
 
     Returns:
         ``(H, W, 3)`` uint8.
 
     Raises:
-        ConfigurationError: the image is of another size or type.
+        ConfigurationError: the image is of another size or type, or ``longest_px`` is not positive.
     """
+    check_same_plane(image, prediction.instances)
+    instances, table = prediction.instances, prediction.table
+    if longest_px is not None and longest_px < 1:
+        raise ConfigurationError(f"overlay_px {longest_px}: expected the pixels of the longest side.")
+    if longest_px is not None and longest_px < max(image.shape[:2]):
+        height, width = (max(1, round(side * longest_px / max(image.shape[:2]))) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        instances = cv2.resize(instances, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        table = table[np.isin(table["id"], instances)]  # the smallest nuclei may have vanished
     has_classes = len(prediction.class_names) > 1
-    colours = colours_of(prediction.table["class_id"]) if has_classes else None
-    return overlay_image(image, prediction.instances, colours=colours)
+    return overlay_image(image, instances, colours=colours_of(table["class_id"]) if has_classes else None)
 
 
 def outline_mask(instances: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from nucsam_monai.io.geojson import ObjectType, write_geojson
 from nucsam_monai.io.label_maps import write_label_image
-from nucsam_monai.io.overlay import check_same_plane, draw_prediction, write_png
+from nucsam_monai.io.overlay import OVERLAY_PX, check_same_plane, draw_prediction, write_png
 from nucsam_monai.io.table import NUCLEI_COLUMNS, nuclei_rows, write_table
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_files
@@ -22,6 +22,7 @@ def write_prediction(
     stem: str,
     *,
     object_type: ObjectType = "detection",
+    overlay_px: int = OVERLAY_PX,
 ) -> dict[str, Path]:
     """Write the label image, the polygons, the table and the overlay of one image.
 
@@ -34,28 +35,33 @@ def write_prediction(
         output_dir: made if missing.
         stem: start of the files' names, see :func:`nucsam_monai.io.images.output_stems`.
         object_type: QuPath's kind of object in the GeoJSON file.
+        overlay_px: longest side of the overlay, to which larger images are reduced; 0 writes none.
 
     Returns:
         The written paths by kind: ``instances`` (``<stem>_instances.tif``), ``geojson``
-        (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``), ``overlay`` (``<stem>_overlay.png``).
+        (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``) and, unless switched off, ``overlay``
+        (``<stem>_overlay.png``).
 
     Raises:
-        ConfigurationError: image, label map and table do not belong together, or ``stem`` is not a file name.
+        ConfigurationError: image, label map and table do not belong together, ``stem`` is not a file name, or
+            ``overlay_px`` is below 0.
         OutputError: a file can't be written.
     """
     _check(prediction, image, stem)
-    overlay = draw_prediction(prediction, image)
+    names = prediction_files(stem)
+    overlay = draw_prediction(prediction, image, overlay_px) if overlay_px else None
+    if overlay is None:
+        del names["overlay"]
     # Compression leaves the interpreter free, so the pictures are written while the texts are.
-    with atomic_files(output_dir, prediction_files(stem)) as paths, ThreadPoolExecutor(max_workers=2) as pool:
-        pictures = [
-            pool.submit(write_png, paths["overlay"], overlay),
-            pool.submit(write_label_image, paths["instances"], prediction.instances),
-        ]
+    with atomic_files(output_dir, names) as paths, ThreadPoolExecutor(max_workers=2) as pool:
+        pictures = [pool.submit(write_label_image, paths["instances"], prediction.instances)]
+        if overlay is not None:
+            pictures.append(pool.submit(write_png, paths["overlay"], overlay))
         write_geojson(paths["geojson"], prediction, name=stem, object_type=object_type)
         write_table(paths["table"], nuclei_rows(prediction), NUCLEI_COLUMNS)
         for picture in pictures:
             picture.result()
-    return {kind: Path(output_dir) / name for kind, name in prediction_files(stem).items()}
+    return {kind: Path(output_dir) / name for kind, name in names.items()}
 
 
 def prediction_files(stem: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Losses of the papers, MONAI's own ones reused."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
-from nucsam_monai.losses.common import DistanceInstanceLoss, HoVerNetBranchLoss
+from nucsam_monai.losses.common import DistanceInstanceLoss, HoVerNetBranchLoss, SummedLosses
 from nucsam_monai.losses.eunet3p import EUNet3PLoss, EUNet3PMaskLoss
 from nucsam_monai.losses.prompter import PrompterLoss, PrompterTarget
 from nucsam_monai.losses.promptnucseg import (
@@ -32,5 +32,6 @@ __all__ = [
     "SACLoss",
     "SACMaskLoss",
     "SegmentorLoss",
+    "SummedLosses",
     "UNSAMLoss",
 ]

@@ -70,10 +70,19 @@ class NucleusMaskLoss(nn.Module):
 
 
 def target_at(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the target in float32 at the size of the logits, from the pixel nearest to each cell's centre.
+    """Return a mask in float32 at the size of the logits: 1 in every cell of which it covers half or more.
 
-    PyTorch's ``nearest`` takes the first pixel instead, which would shift the mask by 1.5 px at a fourth of the
-    size.
+    A single pixel in place of the cell would move the mask: the first by 1.5 px at a fourth of the size, the one that
+    is nearest to the centre still by 0.5 px.
+
+    Raises:
+        ConfigurationError: the two differ in their numbers of images or channels.
+    """
+    return (cell_means(logits, target) >= 0.5).float()
+
+
+def cell_means(logits: Tensor, target: Tensor) -> Tensor:
+    """Return a target in float32 at the size of the logits, averaged over each of their cells.
 
     Raises:
         ConfigurationError: the two differ in their numbers of images or channels.
@@ -83,7 +92,7 @@ def target_at(logits: Tensor, target: Tensor) -> Tensor:
             f"target: found shape {tuple(target.shape)}, expected the {tuple(logits.shape)} of the logits but for "
             "height and width. Give one target channel per channel of the logits."
         )
-    return F.interpolate(target.float(), size=(logits.shape[-2], logits.shape[-1]), mode="nearest-exact")
+    return F.adaptive_avg_pool2d(target.float(), (logits.shape[-2], logits.shape[-1]))
 
 
 class HoVerNetBranchLoss(nn.Module):
@@ -179,6 +188,14 @@ class DistanceInstanceLoss(nn.Module):
 
     def of_distance(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the part of the distance map alone: its logits ``(B, 1, h, w)`` against ``(B, 1, H, W)``."""
-        target = target_at(logits, target)
+        target = cell_means(logits, target)
         depth = F.smooth_l1_loss(logits.sigmoid(), target, beta=self.beta)
         return F.binary_cross_entropy_with_logits(logits, target) + self.l1_weight * depth
+
+
+class SummedLosses(nn.Module):
+    """Add up the losses that a detector computes itself."""
+
+    def forward(self, losses: Mapping[str, Tensor], target: None = None) -> Tensor:
+        """Return the sum; ``target`` is what MONAI's trainer passes."""
+        return torch.stack(list(losses.values())).sum()

@@ -1,14 +1,19 @@
 """The loss of UN-SAM: focal + Dice on the masks, cross-entropy on the self-written hint."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.losses.common import target_at
 from nucsam_monai.networks.unsam import UNSAMOutput
 from nucsam_monai.utils.errors import ConfigurationError
+
+HintTarget = Literal["covered", "released"]
+"""What SPGen learns in a cell of 4 x 4 pixels: ``covered`` whether nuclei cover half of it or more; ``released``, as in
+the authors' code, its first pixel, which teaches every nucleus 1.5 px too far down and to the right."""
 
 
 class MaskLoss(nn.Module):
@@ -68,10 +73,22 @@ class UNSAMLoss(nn.Module):
         mask: the loss of the masks; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where a domain's two masks are
             foreground and distance map.
         spgen_weight: w_s; the paper does not give it.
+        hint_target: see :data:`HintTarget`.
+
+    Raises:
+        ConfigurationError: an unknown ``hint_target``.
     """
 
-    def __init__(self, mask: nn.Module | None = None, spgen_weight: float = 0.5) -> None:
+    def __init__(
+        self,
+        mask: nn.Module | None = None,
+        spgen_weight: float = 0.5,
+        hint_target: HintTarget = "covered",
+    ) -> None:
         super().__init__()
+        if hint_target not in get_args(HintTarget):
+            raise ConfigurationError(f"loss hint_target '{hint_target}': expected 'covered' or 'released'.")
+        self.hint_target: HintTarget = hint_target
         self.mask = mask if mask is not None else MaskLoss()
         self.spgen_weight = spgen_weight
 
@@ -95,24 +112,23 @@ class UNSAMLoss(nn.Module):
         if hint_logits is None:
             return loss
         height, width = hint_logits.shape[-2:]
-        hint = hint_target(target, (height, width))
+        hint = hint_target(target, (height, width), self.hint_target)
         return loss + self.spgen_weight * F.binary_cross_entropy_with_logits(hint_logits.float(), hint)
 
 
-def hint_target(target: Tensor, size: tuple[int, int]) -> Tensor:
-    """Reduce the ground truth to SPGen's output: nearest at 4g, half-covered cells at the token grid g.
-
-    A cell of up to 4 pixels is narrower than a nucleus, so one pixel stands for it, as in the authors' code;
-    a whole token is not, and nearest would miss nuclei or double them.
+def hint_target(target: Tensor, size: tuple[int, int], variant: HintTarget = "covered") -> Tensor:
+    """Reduce the ground truth to SPGen's output.
 
     Args:
         target: ``(B, n_q, S, S)`` binary; a pixel of any mask counts as foreground.
         size: height and width of the hint logits.
+        variant: see :data:`HintTarget`. On cells of more than 4 pixels, as at the token grid, ``released`` is
+            ``covered`` too: one pixel of a token would miss nuclei or double them.
 
     Returns:
         ``(B, 1, h, w)`` float32 of 0 and 1.
     """
     foreground = (target.amax(dim=1, keepdim=True) > 0).float()
-    if foreground.shape[-1] // size[-1] <= 4:
+    if variant == "released" and foreground.shape[-1] // size[-1] <= 4:
         return F.interpolate(foreground, size=size, mode="nearest")
-    return (F.adaptive_avg_pool2d(foreground, size) >= 0.5).float()
+    return target_at(foreground.new_empty(len(foreground), 1, *size), foreground)

@@ -6,17 +6,25 @@ They are separate from the package's ``__init__`` because they load torch and MO
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from nucsam_monai.metrics.detection import GreedyDetection, detection_result
-from nucsam_monai.metrics.foreground import f1_mean_pr, foreground_metrics, weighted_scores
+from nucsam_monai.metrics.foreground import (
+    f1_mean_pr,
+    foreground_metrics,
+    smoothed_overlap,
+    threshold_mean,
+    weighted_scores,
+)
 from nucsam_monai.metrics.instance import instance_metrics, mask_ious
+from nucsam_monai.metrics.pair import LabelPair
 from nucsam_monai.metrics.statistics import nan_mean, nan_means
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -36,7 +44,7 @@ class LabelMapMetric(CumulativeIterationMetric):
     """
 
     columns: tuple[str, ...]
-    names: ClassVar[tuple[str, ...]]
+    names: tuple[str, ...]
 
     @abstractmethod
     def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
@@ -140,7 +148,7 @@ class ForegroundMetric(LabelMapMetric):
     the mean precision and the mean recall.
     """
 
-    columns = ("dice", "iou", "precision", "recall", "hd", "hd95")
+    columns: tuple[str, ...] = ("dice", "iou", "precision", "recall", "hd", "hd95")
     names = (*columns, "f1_mean_pr")
 
     def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
@@ -158,6 +166,53 @@ class ForegroundMetric(LabelMapMetric):
         return {**super().aggregate(), "f1_mean_pr": f1_mean_pr(rows[:, precision], rows[:, recall])}
 
 
+class ClassForegroundMetric(ForegroundMetric):
+    """The values of :class:`ForegroundMetric` for every class, and their mean over the classes.
+
+    Called with lists of ``(1 + C, H, W)`` label maps: that of all nuclei, then the mask of every class, which is -1
+    everywhere where an image has no such class. Images with classes count by the mean of theirs, images without by the
+    foreground of all nuclei, in the columns of :class:`ForegroundMetric`. The others are ``dice_<class>`` and so on.
+
+    Args:
+        class_names: names of the C classes.
+
+    Example:
+        >>> metric = ClassForegroundMetric(["nucleus", "cytoplasm"])
+        >>> maps = torch.tensor([[[1, 2]], [[1, 0]], [[0, 1]]])
+        >>> _ = metric(y_pred=[maps], y=[maps])
+        >>> metric.aggregate()["dice_cytoplasm"]
+        1.0
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__()
+        own = [f"{column}_{name}" for name in class_names for column in ForegroundMetric.columns]
+        self.planes = 1 + len(class_names)
+        self.columns = (*ForegroundMetric.columns, *own)
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return the values of one image ``(1 + C, H, W)``, then those of each class; NaN where it has none."""
+        values = np.full((self.planes, len(ForegroundMetric.columns)), np.nan)
+        for number in range(1, self.planes):
+            if y[number].min(initial=0) >= 0:
+                values[number] = foreground_metrics(y[number], y_pred[number])
+        known = ~np.isnan(values[:, 0])
+        values[0] = values[known].mean(axis=0) if known.any() else foreground_metrics(y[0], y_pred[0])
+        return values.ravel().tolist()
+
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if y is None or y.ndim != 4 or y.shape[1] != self.planes or y.shape != y_pred.shape:
+            found = None if y is None else tuple(y.shape)
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected y_pred and y as lists of ({self.planes}, H, W), found "
+                f"{tuple(y_pred.shape)} and {found}. Pass the map of all nuclei and the mask of each class."
+            )
+        maps = zip(convert_to_numpy(y), convert_to_numpy(y_pred), strict=True)
+        return torch.as_tensor(np.asarray([self.measure(*pair) for pair in maps], dtype=np.float64))
+
+
 class WeightedForegroundMetric(LabelMapMetric):
     """F1 and IoU of background and foreground weighted by their areas, per image, and their means.
 
@@ -171,6 +226,66 @@ class WeightedForegroundMetric(LabelMapMetric):
     def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
         """Return the weighted F1 and IoU of one image."""
         return weighted_scores(y, y_pred)
+
+
+class FiveThresholdsMetric(LabelMapMetric):
+    """Dice and IoU of the foreground, each averaged over five thresholds of its probability, and their means.
+
+    SAC's tables hold these; see :func:`~nucsam_monai.metrics.threshold_mean`. Called with the probability in place of
+    the predicted label map.
+    """
+
+    columns = ("dice_5_thresholds", "iou_5_thresholds")
+    names = columns
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return the mean Dice and IoU of one image from its probability ``y_pred``."""
+        return threshold_mean(y, y_pred)
+
+
+class WorkingSizeMetric(LabelMapMetric):
+    """Metrics of the foreground at a network's working size in place of the image's, per image, and their means.
+
+    UN-SAM's tables hold these: its Hausdorff distance is in pixels of images stretched to 1024 px. Called with the
+    probability in place of the predicted label map.
+
+    Args:
+        size_px: side of the square that truth and probability are stretched to; None keeps the image's size.
+        smooth: what Dice and IoU have added to numerator and denominator, see
+            :func:`~nucsam_monai.metrics.smoothed_overlap`; None adds nothing.
+        threshold: of the probability.
+    """
+
+    def __init__(
+        self, size_px: int | None = 1024, smooth: float | None = 1.0, threshold: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.size_px = size_px
+        self.smooth = smooth
+        self.threshold = threshold
+        size = "" if size_px is None else f"_{size_px}px"
+        smoothed = "" if smooth is None else f"_smooth{smooth:g}"
+        names = [f"{name}{size}" for name in ("precision", "recall", "hd", "hd95")]
+        self.columns = (f"dice{size}{smoothed}", f"iou{size}{smoothed}", *names)
+        self.names = self.columns
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return Dice, IoU, precision, recall, HD and HD95 of one image from its probability ``y_pred``."""
+        pair = LabelPair(
+            self._stretch(y > 0, "nearest-exact"), self._stretch(y_pred, "bilinear") >= self.threshold
+        )
+        plain = foreground_metrics(pair)
+        overlap = plain[:2] if self.smooth is None else smoothed_overlap(pair, smooth=self.smooth)
+        return [*overlap, *plain[2:]]
+
+    def _stretch(self, values: NDArray[Any], mode: str) -> NDArray[Any]:
+        if self.size_px is None:
+            return values
+        size = (self.size_px, self.size_px)
+        stretched = F.interpolate(
+            torch.from_numpy(values.astype(np.float32))[None, None], size=size, mode=mode
+        )
+        return stretched[0, 0].numpy() > 0.5 if values.dtype == bool else stretched[0, 0].numpy()
 
 
 class PromptedMaskMetric(LabelMapMetric):

@@ -4,6 +4,7 @@ from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam.network import CFRSAM, CFRSAMOutput, PromptedCFRSAM
 from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
+from nucsam_monai.networks.mask_rcnn import MaskRCNN
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import parameter_groups
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput, start_from_other_classes
@@ -35,6 +36,7 @@ __all__ = [
     "EndToEnd",
     "EndToEndOutput",
     "MaskPrediction",
+    "MaskRCNN",
     "NucleusPrompts",
     "PromptNucSeg",
     "PromptedCFRSAM",

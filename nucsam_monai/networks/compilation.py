@@ -1,4 +1,4 @@
-"""``torch.compile`` for the modules of a network where most of the time goes."""
+"""``torch.compile`` for the modules of a network where most of the time goes, and the networks that no graph holds."""
 
 from collections.abc import Iterable
 
@@ -39,6 +39,29 @@ def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
     config.recompile_limit = max(config.recompile_limit, _GRAPHS_PER_CODE)
     for module in modules:
         module.compile()
+
+
+WHY_NO_EXPORT = (
+    "there are as many masks as nuclei found in an image, which no graph can hold. Run inference.json, or load the "
+    "bundle with nucsam_monai.load."
+)
+"""Why networks that find nuclei and then segment each of them are not exported."""
+
+
+def refuse_export(reason: str) -> None:
+    """Refuse to become a part of a graph that is traced or exported.
+
+    Call it where steps depend on what was found in an image: a traced graph would keep what its example showed, and
+    give wrong masks for every other image without a word.
+
+    Args:
+        reason: what depends on the image, and what to do.
+
+    Raises:
+        ConfigurationError: a graph is traced or exported.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+        raise ConfigurationError(f"export: {reason}")
 
 
 def _require_working_compiler(device: torch.device) -> None:

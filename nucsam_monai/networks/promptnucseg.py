@@ -11,6 +11,7 @@ import torch
 from monai.networks.nets import HoVerNet
 from torch import Tensor, nn
 
+from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
 from nucsam_monai.networks.fine_tuning import warn_of_frozen_encoder
 from nucsam_monai.networks.nucleus_prompts import (
     MaskPrediction,
@@ -19,7 +20,12 @@ from nucsam_monai.networks.nucleus_prompts import (
     prompts_of_one_image,
 )
 from nucsam_monai.networks.options import read_options
-from nucsam_monai.networks.prompter import EmbeddingShape, Prompter, PrompterOutput, any_nucleus_logits
+from nucsam_monai.networks.prompter import (
+    EmbeddingShape,
+    Prompter,
+    PrompterOutput,
+    any_nucleus_logits,
+)
 from nucsam_monai.networks.sam import (
     EncoderFeatures,
     build_sam,
@@ -304,8 +310,19 @@ class DenselyTaughtSegmentor(Segmentor):
         super().__init__(sam_variant, image_size, **options)
         self.dense_head = DenseNucleiHead(self.variant.embed_channels)
 
-    def forward(self, image: Tensor, prompts: NucleusPrompts) -> MaskPrediction | TaughtPrediction:  # type: ignore[override]
-        """Segment the prompted nuclei of ``(B, 3, S, S)`` images; in training with the maps of all pixels."""
+    def forward(  # type: ignore[override]
+        self, image: Tensor, prompts: NucleusPrompts | None = None
+    ) -> MaskPrediction | TaughtPrediction:
+        """Segment the prompted nuclei of ``(B, 3, S, S)`` images; in training with the maps of all pixels.
+
+        Raises:
+            ConfigurationError: no prompts, as tools give that export a network.
+        """
+        if prompts is None:
+            raise ConfigurationError(
+                "compact_sam: found an image without prompts, expected one prompt per nucleus, as every mask answers "
+                "one. To export it use sam.safetensors, which a training writes and all bundles read."
+            )
         features = self.encode(image)
         masks = self.decode(features, prompts)
         return TaughtPrediction(masks, self.dense_head(features.embedding)) if self.training else masks
@@ -389,7 +406,11 @@ class PromptNucSeg(nn.Module):
 
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
+
+        Raises:
+            ConfigurationError: the network is traced or exported.
         """
+        refuse_export(WHY_NO_EXPORT)
         features = self.encode(image)
         if self.shares_encoder:
             found = self.propose(features, with_mask=False)

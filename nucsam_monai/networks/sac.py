@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
+from nucsam_monai.networks.compilation import refuse_export
 from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
@@ -147,7 +148,7 @@ def select_points(
 
     Raises:
         ConfigurationError: an unknown rule, ``count`` or ``tau`` outside of what is permitted, or a call while
-            a graph is traced, which would keep the points of its example for ever.
+            a graph is exported.
 
     Example:
         >>> probability = torch.zeros(1, 1, 9, 9)
@@ -163,11 +164,10 @@ def select_points(
         raise ConfigurationError(
             f"{count} points with tau {tau}: expected 0 or more, and a probability from 0 to 1."
         )
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        raise ConfigurationError(
-            "points are chosen outside of a traced graph. Trace the network without auto points "
-            "(generator.n_points_test 0) and give it the points as an input."
-        )
+    refuse_export(
+        "the points are chosen from what the generator found in an image, which no graph can hold. Export the network "
+        "without auto points (n_points_test 0) and give it the points as an input."
+    )
     images = len(probability)
     nuclei = (probability[:, 0] >= tau).cpu().numpy()
     background = (1 - probability[:, 0] >= tau).cpu().numpy()
@@ -429,6 +429,9 @@ class SAC(nn.Module):
         torch.Size([1, 1, 256, 256])
     """
 
+    fixed_stages: tuple[Stage, ...] = ("generator", "truth")
+    """Stages whose masks say little of what is trained: those of a SAM that does not learn, or of other points."""
+
     def __init__(
         self,
         sam_variant: str,
@@ -469,6 +472,19 @@ class SAC(nn.Module):
         self.stage: Stage = self.generator_options.stage(epoch)
         if self.generator is not None:
             self.generator.freeze(self.stage == "segmenter")
+
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a training of so few epochs that only the generator learns.
+
+        Raises:
+            ConfigurationError: the generator's own epochs leave none to SAM.
+        """
+        if self.generator_options.stage(epochs - 1) == "generator":
+            raise ConfigurationError(
+                f"generator.training 'pretrain': found {epochs} epochs, expected more than the "
+                f"{self.generator_options.pretrain_epochs} of the generator alone (pretrain_epochs), as SAM learns "
+                "after them. Raise epochs or lower pretrain_epochs."
+            )
 
     def forward(
         self, image: Tensor, points: tuple[Tensor, Tensor] | None = None, truth: Tensor | None = None

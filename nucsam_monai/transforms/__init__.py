@@ -29,6 +29,7 @@ from nucsam_monai.transforms.composites import (
     read_image_alone,
     resize,
     to_instances,
+    working_size,
     zoom,
 )
 from nucsam_monai.transforms.instances import (
@@ -45,6 +46,7 @@ from nucsam_monai.transforms.prompts import (
     NucleusPromptsd,
 )
 from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader
+from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import (
     DenseNucleid,
     DistanceTargetd,
@@ -81,6 +83,8 @@ __all__ = [
     "RandSuperpixelsd",
     "RandZoomBlurd",
     "RandZoomCropd",
+    "RandZoomd",
+    "Resized",
     "chain",
     "crop",
     "distance_targets",
@@ -100,5 +104,6 @@ __all__ = [
     "read_image_alone",
     "resize",
     "to_instances",
+    "working_size",
     "zoom",
 ]

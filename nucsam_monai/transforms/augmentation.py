@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from math import gcd
 from typing import Any, Literal
 
 import cv2
@@ -20,6 +19,8 @@ from torch.nn import functional as F
 from nucsam_monai.transforms.targets import NucleusDistanced
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.names import Fit, check_fit
+from nucsam_monai.utils.resizing import resize_labels
 
 Interpolation = Literal["image", "map", "labels"]
 """How a crop is resized: ``image`` averages where it shrinks, ``map`` interpolates, ``labels`` keeps ids."""
@@ -31,7 +32,10 @@ _ENDLESS = 1 << 31
 
 
 def microscopy_augmentation(
-    size_px: int, zoom: tuple[float, float] = (0.6, 1.6), instances: InstanceRule = "components"
+    size_px: int,
+    zoom: tuple[float, float] = (0.6, 1.6),
+    instances: InstanceRule = "components",
+    fit: Fit = "tile",
 ) -> list[MapTransform]:
     """Return random crops and changes of colour for images of any microscope, stain and magnification.
 
@@ -40,6 +44,7 @@ def microscopy_augmentation(
         zoom: smallest and largest magnification of a crop.
         instances: for ``distance`` the map of each whole image is cropped with it, so that nuclei at the border of a
             crop keep their depth.
+        fit: see :class:`RandZoomCropd`.
     """
     interpolation: dict[str, Interpolation] = {"image": "image", "instances": "labels"}
     maps: list[MapTransform] = []
@@ -48,7 +53,7 @@ def microscopy_augmentation(
         interpolation["distance"] = "map"
     return [
         *maps,
-        RandZoomCropd(tuple(interpolation), size_px, tuple(interpolation.values()), zoom),
+        RandZoomCropd(tuple(interpolation), size_px, tuple(interpolation.values()), zoom, fit=fit),
         RandStainJitterd("image"),
         RandColorJitterd("image", prob=0.8),
         RandDegraded("image"),
@@ -67,6 +72,10 @@ class RandZoomCropd(Randomizable, MapTransform):
         interpolation: one :data:`Interpolation` per key.
         zoom: smallest and largest magnification, drawn log-uniformly.
         prob: share of the crops that are magnified; the others keep their scale.
+        fit: what magnification 1 is: ``tile`` the image's own pixels, ``resize`` the whole image in the square.
+
+    Raises:
+        ConfigurationError: an unknown ``fit``.
     """
 
     def __init__(
@@ -76,8 +85,11 @@ class RandZoomCropd(Randomizable, MapTransform):
         interpolation: Sequence[Interpolation],
         zoom: tuple[float, float] = (0.6, 1.6),
         prob: float = 0.7,
+        fit: Fit = "tile",
     ) -> None:
         MapTransform.__init__(self, keys)
+        check_fit(fit)
+        self.fit = fit
         self.size_px = size_px
         self.interpolation = tuple(interpolation)
         self.zoom = zoom
@@ -86,39 +98,33 @@ class RandZoomCropd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with ``(C, size_px, size_px)`` tensors."""
         item = dict(data)
-        height, width = item[self.keys[0]].shape[-2:]
+        size = item[self.keys[0]].shape[-2:]
         zoomed = self.R.random() < self.prob
         zoom = float(np.exp(self.R.uniform(*np.log(self.zoom)))) if zoomed else 1.0
-        side = max(1, round(self.size_px / zoom))
-        if (
-            side // gcd(side, self.size_px) % 2 == 0
-        ):  # centres between two pixels: labels would take the later
-            side -= 1
-        y, x = (int(self.R.randint(0, max(1, length - side + 1))) for length in (height, width))
+        whole = size if self.fit == "resize" else (self.size_px, self.size_px)
+        sides = [max(1, round(length / zoom)) for length in whole]
+        y, x = (
+            int(self.R.randint(0, max(1, length - side + 1)))
+            for length, side in zip(size, sides, strict=True)
+        )
         turns, mirrored = int(self.R.randint(4)), bool(self.R.randint(2))
         for key, interpolation in zip(self.keys, self.interpolation, strict=True):
-            window = convert_to_numpy(item[key][:, y : y + side, x : x + side])
-            missing = [(0, 0), *((0, side - length) for length in window.shape[1:])]
-            window = np.pad(window, missing, mode="symmetric") if window.shape[1:] != (side, side) else window
+            window = convert_to_numpy(item[key][:, y : y + sides[0], x : x + sides[1]])
+            missing = [(0, 0), *((0, side - n) for side, n in zip(sides, window.shape[1:], strict=True))]
+            window = np.pad(window, missing, mode="symmetric") if np.any(missing) else window
             window = np.rot90(_resized(window, self.size_px, interpolation), turns, axes=(1, 2))
             item[key] = torch.from_numpy(np.ascontiguousarray(window[:, :, ::-1] if mirrored else window))
         return item
 
 
 def _resized(window: NDArray[Any], size_px: int, interpolation: Interpolation) -> NDArray[Any]:
-    """Resize ``(C, side, side)`` to ``(C, size_px, size_px)``."""
-    side = window.shape[-1]
-    if side == size_px:
+    """Resize ``(C, h, w)`` to ``(C, size_px, size_px)``."""
+    if window.shape[1:] == (size_px, size_px):
         return window
-    how = cv2.INTER_LINEAR
     if interpolation == "labels":
-        how = cv2.INTER_NEAREST_EXACT
-    elif interpolation == "image" and side > size_px:
-        how = cv2.INTER_AREA
-    # OpenCV has no int32; float32 holds ids up to 2 ** 24.
-    source = window.astype(np.float32) if window.dtype == np.int32 else window
-    channels = [cv2.resize(channel, (size_px, size_px), interpolation=how) for channel in source]
-    return np.stack(channels).astype(window.dtype, copy=False)
+        return resize_labels(window, (size_px, size_px))
+    how = cv2.INTER_AREA if interpolation == "image" and min(window.shape[1:]) > size_px else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(channel, (size_px, size_px), interpolation=how) for channel in window])
 
 
 class RandStainJitterd(RandomizableTransform, MapTransform):

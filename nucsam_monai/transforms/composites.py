@@ -21,8 +21,6 @@ from monai.transforms import (
     RandRotate90d,
     RandSimulateLowResolutiond,
     RandSpatialCropd,
-    RandZoomd,
-    Resized,
     ScaleIntensityRanged,
     SelectItemsd,
     SpatialPadd,
@@ -37,8 +35,10 @@ from nucsam_monai.transforms.augmentation import (
 from nucsam_monai.transforms.instances import HoVerNetInstancesd, ProbabilityToInstancesd
 from nucsam_monai.transforms.prompts import ExpertPointsd, NucleusPointsd
 from nucsam_monai.transforms.reader import NormalizeSAMd, NucleiImageReader, PixelStd
+from nucsam_monai.transforms.resizing import RandZoomd, Resized
 from nucsam_monai.transforms.targets import DistanceTargetd, ForegroundMaskd, NucleusSizesd
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.names import Fit, check_fit
 
 Transform = Callable[[Any], Any]
 Steps = list[Transform]
@@ -70,8 +70,11 @@ def load_nuclei(
 
     Args:
         class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
-            methods without classes.
+            methods without classes, or with classes in some domains.
         read_classes: reads the classes' file.
+
+    A ``CacheDataset`` keeps what these steps return, whatever comes behind them: an image of 256 px and 8 bits is 64
+    times smaller than the same one stretched to 1024 px and normalised.
     """
     steps: Steps = [
         CopyItemsd("image", names="image_path"),
@@ -82,15 +85,24 @@ def load_nuclei(
         EnsureChannelFirstd("image", channel_dim=-1),
         EnsureChannelFirstd("instances", channel_dim="no_channel"),
     ]
-    if class_names is None:
-        return steps
-    if len(class_names) > 1 and read_classes is not None:
-        return [*steps, Lambdad("classes", func=read_classes, allow_missing_keys=True)]
-    return [*steps, DeleteItemsd("classes")]
+    if read_classes is not None and (class_names is None or len(class_names) > 1):
+        steps.append(Lambdad("classes", func=read_classes, allow_missing_keys=True))
+    elif class_names is not None:
+        steps.append(DeleteItemsd("classes"))
+    return [*steps, end_of_cache]
+
+
+def end_of_cache(item: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the item; a ``CacheDataset`` keeps what comes before a step that is not one of MONAI's transforms."""
+    return item
 
 
 def read_image_alone(
-    pixel_std: PixelStd = "sam", points: str | None = None, items: Sequence[Mapping[str, Any]] = ()
+    pixel_std: PixelStd = "sam",
+    points: str | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
+    intensity_range: Sequence[float] | None = None,
+    max_pixels: int | None = None,
 ) -> Compose:
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
@@ -98,10 +110,13 @@ def read_image_alone(
         pixel_std: see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
+        intensity_range: see :class:`NucleiImageReader`.
+        max_pixels: see :class:`NucleiImageReader`.
     """
+    reader = NucleiImageReader(max_pixels, intensity_range)
     return chain(
         [
-            LoadImaged("image", reader=NucleiImageReader, dtype=torch.uint8, image_only=True),
+            LoadImaged("image", reader=reader, dtype=torch.uint8, image_only=True),
             EnsureChannelFirstd("image", channel_dim=-1),
             CopyItemsd("image", names="pixels"),
             None if points is None else ExpertPointsd("image", file=points, items=items),
@@ -110,15 +125,19 @@ def read_image_alone(
     )
 
 
-def foreground_targets(pixel_std: PixelStd = "sam") -> Steps:
+def foreground_targets(
+    pixel_std: PixelStd = "sam", classes: Mapping[str, Sequence[str]] | None = None
+) -> Steps:
     """Normalise the image and draw the foreground ``label`` ``(1, H, W)``.
 
     Args:
         pixel_std: see :class:`NormalizeSAMd`.
+        classes: domains with one mask per class, see :class:`ForegroundMaskd`; the classes are dropped behind it.
     """
     return [
         NormalizeSAMd("image", pixel_std=pixel_std),
-        ForegroundMaskd("instances", output_key="label"),
+        ForegroundMaskd("instances", output_key="label", classes=classes),
+        *([] if classes is None else [DeleteItemsd("classes")]),
     ]
 
 
@@ -147,7 +166,7 @@ def foreground_of_all(wanted: bool) -> Steps:
     return [ForegroundMaskd("instances", output_key="foreground")] if wanted else []
 
 
-def expert_points(wanted: bool, max_points: int = 256, seed: int | None = None) -> Steps:
+def expert_points(wanted: bool, max_points: int | None = 256, seed: int | None = None) -> Steps:
     """Prompt with points on nuclei of the ground truth if that is ``wanted``, see :class:`NucleusPointsd`."""
     return [NucleusPointsd("instances", max_points=max_points, seed=seed)] if wanted else []
 
@@ -165,15 +184,31 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
     return [SpatialPadd(_BOTH, size, mode=pad_mode), cut]
 
 
-def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant") -> Steps:
+def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant") -> Steps:
+    """Bring image and label map to the size a network is trained at, as inference does it.
+
+    Args:
+        size_px: side of the result.
+        fit: ``tile`` cuts a random square, ``resize`` stretches the whole image.
+        pad_mode: how smaller images are padded.
+
+    Raises:
+        ConfigurationError: an unknown ``fit``.
+    """
+    check_fit(fit)
+    return crop(size_px, pad_mode=pad_mode) if fit == "tile" else [resize(size_px)]
+
+
+def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant", fit: Fit = "tile") -> Steps:
     """Cut a random square, flip it, turn it by right angles and vary its colours.
 
     Args:
         size_px: side of the square.
         pad_mode: how smaller images are padded.
+        fit: ``resize`` stretches the whole image to the square instead.
     """
     return [
-        *crop(size_px, pad_mode=pad_mode),
+        *working_size(size_px, fit, pad_mode=pad_mode),
         RandFlipd(_BOTH, prob=0.5, spatial_axis=0),
         RandRotate90d(_BOTH, prob=0.75),
         RandColorJitterd("image", prob=0.8),
@@ -191,8 +226,7 @@ def zoom(factors: Sequence[float]) -> Steps:
     Args:
         factors: smallest and largest.
     """
-    modes = ["bilinear", "nearest-exact"]
-    return [RandZoomd(_BOTH, prob=0.7, min_zoom=factors[0], max_zoom=factors[1], mode=modes, keep_size=False)]
+    return [RandZoomd(_BOTH, prob=0.7, min_zoom=factors[0], max_zoom=factors[1], keep_size=False)]
 
 
 def keep(*names: str, optional: bool = True) -> SelectItemsd:
@@ -207,7 +241,7 @@ def keep(*names: str, optional: bool = True) -> SelectItemsd:
 
 def resize(size_px: int) -> Resized:
     """Return the transform that resizes image and label map to a square of ``size_px``."""
-    return Resized(_BOTH, [size_px, size_px], mode=_BILINEAR_AND_IDS, anti_aliasing=False)
+    return Resized(_BOTH, [size_px, size_px])
 
 
 def to_instances(
@@ -217,6 +251,7 @@ def to_instances(
     *,
     hovernet: bool = False,
     with_truth: bool = False,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Compose:
     """Turn the output ``pred`` of a semantic network into instances.
 
@@ -226,13 +261,18 @@ def to_instances(
         distance_rule: options of the rule ``distance``.
         hovernet: the output is HoVer-Net's.
         with_truth: keep the true label map under ``label_instances``, for metrics.
+        classes: domains with one channel per class, see :class:`ProbabilityToInstancesd`.
     """
     return chain(
         [
             HoVerNetInstancesd("pred", threshold=threshold)
             if hovernet
             else ProbabilityToInstancesd(
-                "pred", threshold=threshold, instances=instances, distance_rule=distance_rule
+                "pred",
+                threshold=threshold,
+                instances=instances,
+                distance_rule=distance_rule,
+                classes=classes,
             ),
             CopyItemsd("instances", names="label_instances") if with_truth else None,
         ]
@@ -287,9 +327,7 @@ def promptnucseg_mask_augmentation(size_px: int) -> Steps:
         RandColorJitterd("image", prob=0.2, brightness=0.25, contrast=0.25, balance=0.1),
         RandSuperpixelsd("image", prob=0.1, replace_prob=0.1, n_segments=200, max_side_px=128),
         RandZoomBlurd("image", prob=0.1, max_factor=1.05),
-        RandZoomd(
-            _BOTH, prob=0.1, min_zoom=1.0, max_zoom=2.0, mode=["bilinear", "nearest-exact"], keep_size=True
-        ),
+        RandZoomd(_BOTH, prob=0.1, min_zoom=1.0, max_zoom=2.0),
         RandAffined(
             _BOTH,
             prob=0.2,

@@ -72,7 +72,8 @@ class NucleusPointsd(Randomizable, MapTransform):
 
     Args:
         keys: the instance map ``(1, H, W)``.
-        max_points: number of points K of every image.
+        max_points: number of points K of every image; None takes all nuclei, so that K differs between images and
+            they cannot be collated. It is 1 at least.
         seed: of the selection, which then depends on the image alone and is the same every time; None draws
             from the transform's random state.
 
@@ -80,7 +81,7 @@ class NucleusPointsd(Randomizable, MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection = "instances", max_points: int = 256, seed: int | None = None
+        self, keys: KeysCollection = "instances", max_points: int | None = 256, seed: int | None = None
     ) -> None:
         MapTransform.__init__(self, keys)
         self.max_points = max_points
@@ -91,11 +92,12 @@ class NucleusPointsd(Randomizable, MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             found = nucleus_points(convert_to_numpy(item[key])[0])
-            if len(found) > self.max_points:
+            count = max(len(found), 1) if self.max_points is None else self.max_points
+            if len(found) > count:
                 random = self.R if self.seed is None else np.random.RandomState(self.seed)
-                found = found[random.permutation(len(found))[: self.max_points]]
-            points = np.zeros((self.max_points, 2), dtype=np.float32)
-            labels = np.full(self.max_points, -1, dtype=np.int64)
+                found = found[random.permutation(len(found))[:count]]
+            points = np.zeros((count, 2), dtype=np.float32)
+            labels = np.full(count, -1, dtype=np.int64)
             points[: len(found)], labels[: len(found)] = found, 1
             item["points"], item["point_labels"] = torch.from_numpy(points), torch.from_numpy(labels)
         return item

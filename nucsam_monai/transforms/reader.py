@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from nucsam_monai.io import SUPPORTED_SUFFIXES, read_image
+from nucsam_monai.io import MAX_PIXELS, SUPPORTED_SUFFIXES, check_intensity_range, read_image_to_segment
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
@@ -23,16 +23,27 @@ FAINTEST_STD = 2.0
 
 
 class NucleiImageReader(ImageReader):
-    """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
+    """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image_to_segment`.
 
     ``LoadImage`` answers any failure of :meth:`read` by trying MONAI's own readers, of which some would
     return the image transposed, and reports none of the reasons as an exception. The file is therefore
     opened in :meth:`get_data`, whose exceptions it lets through.
 
+    Args:
+        max_pixels: larger images are refused; None takes what the free memory allows.
+        intensity_range: the values that become 0 and 255; None keeps 8-bit values and chooses for others.
+
     Example::
 
         LoadImaged(keys="image", reader="nucsam_monai.transforms.NucleiImageReader", image_only=True)
     """
+
+    def __init__(
+        self, max_pixels: int | None = MAX_PIXELS, intensity_range: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.max_pixels = max_pixels
+        self.intensity_range = check_intensity_range(intensity_range)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike | str) -> bool:
         """Return whether the file's format is supported."""
@@ -50,7 +61,7 @@ class NucleiImageReader(ImageReader):
         """
         if len(img) != 1:
             raise ImageReadError(f"expected one image file, found {len(img)}: {list(img)}.")
-        pixels = read_image(img[0])
+        pixels = read_image_to_segment(img[0], self.max_pixels, self.intensity_range)
         return pixels, {"original_channel_dim": -1, "spatial_shape": np.asarray(pixels.shape[:2])}
 
 

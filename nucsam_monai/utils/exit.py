@@ -24,10 +24,15 @@ def own_error(error: BaseException | None) -> NucSAMError | None:
     return error
 
 
+def is_bundle_run() -> bool:
+    """Return whether this process is ``python -m monai.bundle``."""
+    started = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return started is not None and started.name == "monai.bundle.__main__"
+
+
 def shorten_errors_of_bundle_runs() -> None:
     """Install hook and signals in processes of ``python -m monai.bundle``; other programs keep theirs."""
-    started = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if started is None or started.name != "monai.bundle.__main__" or sys.excepthook is _print_sentence:
+    if not is_bundle_run() or sys.excepthook is _print_sentence:
         return
     _stopping.process = os.getpid()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Name the machine that a time was measured on."""
+"""Ask the machine for the name of its processor and for its free memory."""
 
 import platform
 import re
@@ -12,3 +12,26 @@ def processor_name() -> str:
         re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
     )
     return model[1] if model else platform.processor() or platform.machine()
+
+
+def free_memory_bytes() -> int | None:
+    """Return the memory that processes may still take here, None where the system does not tell.
+
+    It is what the system has, or what the control group (a container, a batch job) may still take if that is less.
+    """
+    meminfo = Path("/proc/meminfo")
+    available = (
+        re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        if meminfo.is_file()
+        else None
+    )
+    if available is None:
+        return None
+    free = int(available[1]) << 10
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return free
+    return max(0, min(free, limit - used + (int(cached[1]) if cached else 0)))

@@ -1,8 +1,18 @@
-"""Check names that users give: classes, domains."""
+"""Check names that users give: classes, domains, choices."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from nucsam_monai.utils.errors import ConfigurationError
+
+Fit = Literal["tile", "resize"]
+"""How an image of any size meets a network of one: cut into tiles of that size, or stretched to it."""
+
+
+def check_fit(fit: Fit) -> None:
+    """Raise a :class:`ConfigurationError` unless ``fit`` is one of :data:`Fit`."""
+    if fit not in get_args(Fit):
+        raise ConfigurationError(f"fit '{fit}': expected one of {', '.join(get_args(Fit))}.")
 
 
 def distinct_names(names: Sequence[str], what: str) -> tuple[str, ...]:

@@ -1,19 +1,21 @@
-"""Find a bundle's folder, and the folder that data and outputs go to by default."""
+"""Find a bundle's folder and its weights, and the folder that data and outputs go to by default."""
 
 import os
 from pathlib import Path
 
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE_PARENT = _PACKAGE.parent
 
 
 def bundle_root(name: str) -> str:
     """Return the absolute path of bundle ``name``, whatever the working directory is.
 
     Looked for, in this order: the working directory if it is the bundle itself, ``bundles/<name>`` below the
-    working directory, ``<name>`` below the folder in the environment variable ``NUCSAM_BUNDLES``, and
-    ``bundles/<name>`` next to the package (a source checkout or an editable install).
+    working directory, ``<name>`` below the folder in the environment variable ``NUCSAM_BUNDLES``,
+    ``bundles/<name>`` next to the package (a source checkout or an editable install), and ``bundles/<name>`` in
+    the package (an installed wheel).
 
     Args:
         name: the bundle's folder name, for example ``"unsam"``.
@@ -26,18 +28,65 @@ def bundle_root(name: str) -> str:
     """
     cwd = Path.cwd()
     candidates = [cwd] if cwd.name == name else []
-    candidates.append(cwd / "bundles" / name)
-    if os.environ.get("NUCSAM_BUNDLES"):
-        candidates.append(Path(os.environ["NUCSAM_BUNDLES"]) / name)
-    candidates.append(_PACKAGE_PARENT / "bundles" / name)
+    candidates += [folder / name for folder in _bundle_folders()]
     for candidate in candidates:
         if (candidate / "configs" / "metadata.json").is_file():
             return str(candidate.resolve())
-    looked_in = ", ".join(str(candidate) for candidate in candidates)
+    looked_in = ", ".join(dict.fromkeys(str(candidate) for candidate in candidates))
     raise ConfigurationError(
         f"bundle '{name}': no configs/metadata.json found in {looked_in}. "
         "Run from the project's folder, set NUCSAM_BUNDLES, or pass --bundle_root."
     )
+
+
+def _bundle_folders() -> list[Path]:
+    named = os.environ.get("NUCSAM_BUNDLES")
+    chosen = [Path(named)] if named else []
+    return [Path.cwd() / "bundles", *chosen, _PACKAGE_PARENT / "bundles", _PACKAGE / "bundles"]
+
+
+def bundles() -> list[Path]:
+    """Return the folders of all bundles that :func:`bundle_root` finds, by name."""
+    found: dict[str, Path] = {}
+    for folder in _bundle_folders():
+        for metadata in folder.glob("*/configs/metadata.json"):
+            found.setdefault(metadata.parents[1].name, metadata.parents[1].resolve())
+    return [found[name] for name in sorted(found)]
+
+
+def find_weights(folder: Path, weights: str | Path) -> Path:
+    """Return the weights that a short name or a path stands for.
+
+    Args:
+        folder: of the bundle.
+        weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
+
+    Raises:
+        CheckpointError: there are none; the message lists those of the bundle.
+    """
+    shipped = folder / "models" / f"compact_{weights}.safetensors"
+    if Path(weights).name == str(weights) and shipped.is_file():
+        return shipped
+    if not Path(weights).exists():
+        raise CheckpointError(
+            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
+            f"{weights_there(folder)}"
+        )
+    return Path(weights)
+
+
+def weights_there(folder: Path) -> str:
+    """Return a sentence on the weights in a bundle's folder."""
+    files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
+    weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
+    if not weights:
+        return f"There are none in {folder}: train the bundle, or pass the path of its weights."
+    return f"In {folder} there are {', '.join(weights)}."
+
+
+def scripts_folder() -> Path:
+    """Return the folder of the scripts: that of the source checkout, or that of an installed wheel."""
+    return next(folder / "scripts" for folder in (_PACKAGE_PARENT, _PACKAGE) if (folder / "scripts").is_dir())
 
 
 def project_root() -> Path:

@@ -3,6 +3,7 @@
 Nothing here loads torch: the network comes as a :class:`~nucsam_monai.wsi.shards.RegionSegmenter`.
 """
 
+from nucsam_monai.wsi.cohort import segment_slides
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.readers import SlideError, SlideMetadataError, SlideReader, open_slide
 from nucsam_monai.wsi.run import (
@@ -26,4 +27,5 @@ __all__ = [
     "open_slide",
     "segment_cohort",
     "segment_slide",
+    "segment_slides",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("checkpoint", "prompter_checkpoint", "segmentor_checkpoint")
 _SCALE_IS_KNOWN = {"diameter": None, "mpp": None}  # the slide is read at the network's own resolution
+_ALWAYS = {
+    "points_in_tiles": True
+}  # a prompter that sees a whole region finds other points in another region
 
 
 @dataclass
@@ -64,7 +68,8 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
     for key, local in (("fit", "tile"), ("neg_test", 0), ("points", None)):
         if key in config and value(key) != local:
             raise ConfigurationError(
-                f"{key} {value(key)!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}."
+                f"{key} {value(key)!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}, "
+                "if the weights were trained so."
             )
     tile = segmenter.image_size
     # MONAI's sliding window moves by the integer part of the rest of the tile.
@@ -73,7 +78,7 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         if "overlap_px" in config
         else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
     )
-    own = {**{key: default for key, default in _SCALE_IS_KNOWN.items() if key in config}, **options}
+    own = {key: value for key, value in {**_SCALE_IS_KNOWN, **options, **_ALWAYS}.items() if key in config}
     weights = {key: _digest(segmenter.value(key)) for key in _WEIGHTS if key in config}
     facts = {
         "bundle": segmenter.folder.name,
@@ -96,4 +101,10 @@ def _digest(path: Any) -> str | None:
     if path is None:
         return None
     files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
-    return digest_of([sha256_of_file(file) for file in files])
+    return digest_of([_digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
+@lru_cache(maxsize=32)
+def _digest_of_file(file: Path, size: int, modified_ns: int) -> str:
+    """Return the SHA-256 of weights, read once while size and time stay: a server asks for it at every request."""
+    return sha256_of_file(file)

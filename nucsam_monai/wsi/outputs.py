@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,16 +18,25 @@ import pyarrow.parquet as pq
 import shapely
 
 from nucsam_monai.io import write_json, write_png
+from nucsam_monai.io.overlay import colours_of
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.wsi.grid import WorkingGrid
+from nucsam_monai.wsi.labels import LabelImage, replaced_directory, write_spatialdata
 from nucsam_monai.wsi.nuclei_table import SCHEMA, geo_metadata
 
-OUTPUTS = {"parquet": "nuclei.parquet", "geojson": "nuclei.geojson.gz", "csv": "nuclei.csv.gz"}
-"""The streamed outputs by their key."""
+STREAMED = {"parquet": "nuclei.parquet", "geojson": "nuclei.geojson.gz", "csv": "nuclei.csv.gz"}
+"""The files that are written by default, by their key."""
+
+OUTPUTS = {**STREAMED, "labels": "labels.zarr", "spatialdata": "slide.zarr"}
+"""All that can be written, by its key."""
 
 _ID_NAMESPACE = uuid.UUID("6f0d2f6e-5f0c-5e0a-9c57-3d1f0b8b6a51")
 _MEASUREMENTS = ("id", "area_um2", "perimeter_um", "eccentricity", "score")
 _NO_TABLE = ("bbox", "geometry")
+_DENSITY_UM = 100.0
+_SCALE_BARS_UM = (5000, 2000, 1000, 500, 200, 100, 50, 20)
+_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
 
 
 class Summary:
@@ -88,9 +98,10 @@ def write_nuclei(
     *,
     name: str,
     facts: Mapping[str, Any],
+    grid: WorkingGrid,
     summary: Summary,
 ) -> list[str]:
-    """Write the streamed outputs, each complete or absent; return their names.
+    """Write the nuclei, each output complete or absent; return the names of the files.
 
     Args:
         folder: of the slide.
@@ -98,17 +109,21 @@ def write_nuclei(
         kinds: keys of :data:`OUTPUTS`.
         name: seed of the ids of QuPath's objects.
         facts: noted in the Parquet file: micrometres per pixel, scale and origin of the GeoJSON.
+        grid: pixels of the label image.
         summary: counts them.
-
-    Raises:
-        ConfigurationError: an unknown output.
     """
-    if unknown := sorted(set(kinds) - set(OUTPUTS)):
-        raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")
-    names = [OUTPUTS[kind] for kind in OUTPUTS if kind in kinds]
+    if "spatialdata" in kinds:
+        kinds = [*kinds, "parquet"]  # whose file is part of it
     with ExitStack() as files:
-        paths = {kind: files.enter_context(atomic_path(folder / OUTPUTS[kind])) for kind in kinds}
+        paths = {
+            kind: files.enter_context(atomic_path(folder / file))
+            for kind, file in STREAMED.items()
+            if kind in kinds
+        }
         writers = []
+        if "labels" in kinds:
+            labels = LabelImage(files.enter_context(replaced_directory(folder / OUTPUTS["labels"])), grid)
+            writers.append(labels.paint)
         if "parquet" in kinds:
             metadata = {**geo_metadata(), b"nucsam": json.dumps(dict(facts)).encode()}
             schema = SCHEMA.with_metadata(metadata)
@@ -129,7 +144,30 @@ def write_nuclei(
             summary.add(table)
             for write in writers:
                 write(table)
-    return names
+        if "labels" in kinds:
+            labels.close()
+    if "spatialdata" in kinds:
+        write_spatialdata(folder, facts["mpp"], grid, labels="labels" in kinds)
+    written = [folder / file for kind, file in OUTPUTS.items() if kind in kinds]
+    return [str(file.relative_to(folder)) for path in written for file in _files_of(path)]
+
+
+def check_outputs(kinds: Sequence[str]) -> None:
+    """Refuse what cannot be written, before the work begins.
+
+    Raises:
+        ConfigurationError: an unknown output, or a package is missing.
+    """
+    if unknown := sorted(set(kinds) - set(OUTPUTS)):
+        raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")
+    if "labels" in kinds and find_spec("zarr") is None:
+        raise ConfigurationError(
+            "outputs 'labels': zarr is missing. With Python 3.11 or later: pip install 'nucsam-monai[slides]'."
+        )
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 @contextmanager
@@ -138,21 +176,21 @@ def _feature_collection(path: Path, name: str, origin: Sequence[float]) -> Itera
     with _gzip(path) as file:
         file.write(b'{"type":"FeatureCollection","features":[')
         state = {"separator": b"\n"}
-        classes = _Quoted()
+        classes = _Classifications()
 
         def write(table: pa.Table) -> None:
             outlines = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
             if any(origin):
                 outlines = shapely.transform(outlines, lambda corners: corners - np.asarray(origin))
             texts = _geojson_of(outlines)
-            columns = [table[column].to_pylist() for column in (*_MEASUREMENTS, "class_name")]
+            columns = [table[column].to_pylist() for column in (*_MEASUREMENTS, "class_id", "class_name")]
             # Formatted by hand: a million objects pass here, and json.dumps takes half of the merge's time.
             lines = [
                 f'{{"type":"Feature","id":"{_identity(name, number)}","geometry":{text},"properties":{{'
-                f'"objectType":"detection","classification":{{"name":{classes[class_name]}}},"measurements":{{'
+                f'"objectType":"detection","classification":{classes[class_id, class_name]},"measurements":{{'
                 f'"id":{number},"area_um2":{area:.4f},"perimeter_um":{perimeter:.4f},"eccentricity":{eccentricity:.4f},'
                 f'"score":{score:.4f}}}}}}}'
-                for text, number, area, perimeter, eccentricity, score, class_name in zip(
+                for text, number, area, perimeter, eccentricity, score, class_id, class_name in zip(
                     texts, *columns, strict=True
                 )
             ]
@@ -185,12 +223,14 @@ def _geojson_of(outlines: np.ndarray) -> list[str]:
     ]
 
 
-class _Quoted(dict[str, str]):
-    """Texts as JSON, each made once."""
+class _Classifications(dict[tuple[int, str], str]):
+    """QuPath's form of each class, made once."""
 
-    def __missing__(self, text: str) -> str:
-        self[text] = json.dumps(text)
-        return self[text]
+    def __missing__(self, key: tuple[int, str]) -> str:
+        number, name = key
+        colour = colours_of(np.array([number]))[0].tolist()
+        self[key] = json.dumps({"name": name, "color": colour}, separators=(",", ":"))
+        return self[key]
 
 
 def _identity(name: str, number: int) -> str:
@@ -215,38 +255,52 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def write_pictures(folder: Path, thumbnail: np.ndarray, summary: Summary) -> list[str]:
-    """Write the thumbnail with the nuclei's density on it, and the density alone with its scale."""
-    window = max(1, round(100 / summary.um_per_pixel))
-    per_mm2 = cv2.blur(summary.counts.astype(np.float32), (window, window), borderType=cv2.BORDER_CONSTANT)
+    """Write the thumbnail with the nuclei's density on it, and the density alone, both with their scales."""
+    # A Gaussian of this width weighs nuclei about as a disc of 100 um across does, without its hard rim.
+    width_px = _DENSITY_UM / 4 / summary.um_per_pixel
+    counts = summary.counts.astype(np.float32)
+    per_mm2 = cv2.GaussianBlur(counts, (0, 0), max(width_px, 0.5), borderType=cv2.BORDER_CONSTANT)
     per_mm2 /= (summary.um_per_pixel / 1000) ** 2
-    top = max(float(np.quantile(per_mm2[per_mm2 > 0], 0.99)) if (per_mm2 > 0).any() else 1.0, 1.0)
+    seen = per_mm2[per_mm2 > 1]
+    top = _rounded_up(float(np.quantile(seen, 0.99))) if seen.size else 1.0
     levels = (np.clip(per_mm2 / top, 0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1]
     weight = (0.6 * levels / 255.0)[..., None]
     overlay = (thumbnail * (1 - weight) + colours * weight).astype(np.uint8)
-    write_png(folder / "overlay.png", _with_scale(overlay, summary.um_per_pixel, f"{summary.nuclei} nuclei"))
-    words = f"yellow: {top:.0f} nuclei/mm2"
-    write_png(folder / "density.png", _with_scale(colours, summary.um_per_pixel, words))
+    for name, picture in (("overlay.png", overlay), ("density.png", colours)):
+        write_png(
+            folder / name, _with_scales(picture, summary.um_per_pixel, f"{summary.nuclei:,} nuclei", top)
+        )
     return ["overlay.png", "density.png"]
 
 
-def _with_scale(picture: np.ndarray, um_per_pixel: float, words: str) -> np.ndarray:
-    """Return a picture at least 480 pixels wide with a strip below it: a scale bar and a few words."""
-    zoom = max(1, -(-480 // picture.shape[1]))
+def _with_scales(picture: np.ndarray, um_per_pixel: float, words: str, top: float) -> np.ndarray:
+    """Return a picture at least 640 pixels wide above a strip with a scale bar, a few words and the colours."""
+    zoom = max(1, -(-640 // picture.shape[1]))
     picture = np.repeat(np.repeat(picture, zoom, axis=0), zoom, axis=1)
-    width = picture.shape[1]
-    um = next(
-        um
-        for um in (5000, 2000, 1000, 500, 200, 100, 50)
-        if um / um_per_pixel * zoom <= width / 3 or um == 50
-    )
-    bar = round(um / um_per_pixel * zoom)
-    strip = np.full((36, width, 3), 255, dtype=np.uint8)
-    strip[10:14, 10 : 10 + bar] = 0
-    label = f"{um / 1000:g} mm" if um >= 1000 else f"{um} um"
-    for text, x in ((label, 10), (words, width // 3 + 40)):
-        cv2.putText(strip, text, (x, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    width, px_per_um = picture.shape[1], zoom / um_per_pixel
+    um = next((um for um in _SCALE_BARS_UM if um * px_per_um <= width / 4), _SCALE_BARS_UM[-1])
+    strip = np.full((52, width, 3), 255, dtype=np.uint8)
+    strip[12:18, 12 : 12 + round(um * px_per_um)] = 0
+    bar = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    left, right = width - 252, width - 12
+    strip[9:21, left:right] = cv2.resize(np.ascontiguousarray(bar), (right - left, 12))
+    length = f"{um / 1000:g} mm" if um >= 1000 else f"{um} um"
+    highest = f"{top:,.0f} nuclei/mm2"
+    ends = (length, 12), (words, width // 2 - 110), ("0", left), (highest, right - _width_of(highest))
+    for text, x in ends:
+        cv2.putText(strip, text, (x, 41), *_FONT, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([picture, strip])
+
+
+def _width_of(text: str) -> int:
+    return int(cv2.getTextSize(text, *_FONT, 1)[0][0])
+
+
+def _rounded_up(value: float) -> float:
+    """Return the next number with two digits that is not below ``value``."""
+    step = 10.0 ** max(0, np.floor(np.log10(max(value, 1))) - 1)
+    return float(np.ceil(value / step) * step)
 
 
 def write_statistics(folder: Path, document: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,14 @@ from nucsam_monai.wsi.grid import (
 )
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.merge import merged_shards
-from nucsam_monai.wsi.outputs import OUTPUTS, Summary, write_nuclei, write_pictures, write_statistics
+from nucsam_monai.wsi.outputs import (
+    STREAMED,
+    Summary,
+    check_outputs,
+    write_nuclei,
+    write_pictures,
+    write_statistics,
+)
 from nucsam_monai.wsi.readers import SlideError, SlideReader, fingerprint, mpp_of_slide, open_slide
 from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask, finish, infer
 from nucsam_monai.wsi.tissue import draw_region, given_mask, read_region, tissue_mask
@@ -43,6 +50,7 @@ MASK_MPP = 8.0
 MOST_UNREADABLE = 0.01
 """Share of the segmented area that may be unreadable; beyond it the slide has failed."""
 
+_LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
 _IN_FLIGHT = 2
 _ATTEMPTS = 2
@@ -71,7 +79,10 @@ class SlideOptions:
     region: str | None = None
     shard_px: int = 4032
     max_nucleus_um: float = 30.0
-    outputs: tuple[str, ...] = tuple(OUTPUTS)
+    outputs: tuple[str, ...] = tuple(STREAMED)
+
+    def __post_init__(self) -> None:
+        check_outputs(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -153,16 +164,19 @@ def prepare(
         small = thumbnail(reader, mpp.value, MASK_MPP)
         mask = _mask_of(reader, small, mpp.value, options)
         cells = active_cells(mask, MASK_MPP, grid, lattice)
-        statistics = _statistics(reader, grid, lattice, cells) if method.own_statistics else None
+        statistics = cell_statistics(reader, grid, lattice, cells) if method.own_statistics else None
         plan: dict[str, Any] = {
             "request": request,
             "grid": asdict(grid),
             "lattice": asdict(lattice),
             "statistics": statistics,
         }
+        picture_mpp = _picture_mpp(reader, mpp.value)
+        picture = small if picture_mpp == MASK_MPP else thumbnail(reader, mpp.value, picture_mpp)
         side = max(1, round(options.shard_px / lattice.stride_px))
         plan |= {"shard_cells": side, "tissue_mm2": _mm2(mask), "bounds": reader.bounds}
-        journal.write_plan(plan, mask, cells, small)
+        plan["thumbnail_mpp"] = picture_mpp
+        journal.write_plan(plan, mask, cells, picture)
     cells = journal.cells()
     region = None if options.region is None else read_region(Path(options.region))
     shards = cut_shards(cells, int((journal.plan or {})["shard_cells"]))
@@ -288,8 +302,12 @@ class _Progress:
         self.bar.close()
 
 
-def merge_slide(journal: Journal) -> None:
+def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
     """Write the outputs of a slide, all of whose shards are done; no network is needed.
+
+    Args:
+        journal: of the slide.
+        outputs: keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`; None for those of the plan.
 
     Raises:
         SlideError: there is no plan, shards are missing, or too much of the slide is unreadable.
@@ -311,11 +329,11 @@ def merge_slide(journal: Journal) -> None:
     request = plan["request"]
     facts = {"mpp": request["mpp"]["value"], "scale": grid.scale, "geojson_origin": plan["bounds"][:2]}
     small = journal.thumbnail()
-    summary = Summary(small.shape[:2], MASK_MPP)  # type: ignore[arg-type]
+    summary = Summary(small.shape[:2], plan["thumbnail_mpp"])  # type: ignore[arg-type]
     tables = merged_shards(journal, len(shards))
     name = request["slide"]["name"]
-    kinds = request["options"]["outputs"]
-    names = write_nuclei(journal.folder, tables, kinds, name=name, facts=facts, summary=summary)
+    kinds = request["options"]["outputs"] if outputs is None else outputs
+    names = write_nuclei(journal.folder, tables, kinds, name=name, facts=facts, grid=grid, summary=summary)
     names += write_pictures(journal.folder, small, summary)
     status = "partial" if unreadable else "done" if summary.nuclei else "done_empty"
     document = {"slide": name, "status": status, **summary.statistics(plan["tissue_mm2"])}
@@ -396,7 +414,15 @@ def _mask_of(reader: SlideReader, small: np.ndarray, mpp: float, options: SlideO
     return np.asarray(mask & ~outside)
 
 
-def _statistics(reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray) -> list[float]:
+def _picture_mpp(reader: SlideReader, mpp: float) -> float:
+    """Return the micrometres per pixel of the thumbnail: as of the mask, but small slides get 1,000 pixels."""
+    longest_um = max(reader.levels[0][:2]) * mpp
+    return max(mpp, min(MASK_MPP, longest_um / _LEAST_THUMBNAIL_PX))
+
+
+def cell_statistics(
+    reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray
+) -> list[float]:
     """Return mean and standard deviation of the tissue over all colours, from cells all over the slide."""
     s = lattice.stride_px
     values = [np.zeros(0, dtype=np.uint8)]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.description import DatasetUse, Experiment, Printed, read_printed
+from experiments.description import COST_IMAGE_PX, COST_NUCLEI, DatasetUse, Experiment, Printed, read_printed
 from experiments.figures import Curve, confusion_matrix, plot_all, plot_confusion, qualitative_sheet
+from experiments.slides import slides_section
 from experiments.steps import Evaluation, Grid, Places, Step, folder_of, is_done, read_done
 from experiments.tables import (
     Results,
@@ -72,7 +73,7 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
     tests = paired_tests(experiment, results)
     pictures = plot_all(experiment, results, read_curves(grid, places), folder)
     pictures += write_sheets(experiment, grid, places, folder)
-    steps: list[Step] = [*grid.evaluations, *grid.measurements]
+    steps: list[Step] = [*grid.evaluations, *grid.measurements, *grid.slides]
     done = [step for step in steps if is_done(step, places)]
     _write_text(folder / "results.tex", _latex(experiment, table, printed))
     write_table(folder / "results.csv", csv_rows(table, results), columns=None)
@@ -88,9 +89,10 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
         _facts(experiment, commits, results),
         f"```bash\n{command}\n```",
         markdown(table, transpose=experiment.transpose),
-        _legend(table, printed),
+        _legend(experiment, table, printed),
         _tests_section(tests),
         _printed_section(experiment, table, printed),
+        slides_section(grid.slides, places),
         "\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures),
     ]
     _write_text(folder / "results.md", "\n\n".join(section for section in sections if section) + "\n")
@@ -182,12 +184,17 @@ def _trained_on(experiment: Experiment) -> str:
     return "".join(f", trained on {trained} for {' and '.join(tests)}" for trained, tests in tests_of.items())
 
 
-def _legend(table: Table, printed: Printed | None) -> str:
+def _legend(experiment: Experiment, table: Table, printed: Printed | None) -> str:
     scale = "Shares are in per cent. " if table.percent else ""
     text = (
         f"{scale}Bold: the best of ours. Brackets: 95 % bootstrap interval over images, or over slides or patients "
         "where they are known; ±: standard deviation over seeds and splits."
     )
+    if experiment.cost_metrics:
+        text += (
+            f" Operations and speed: an image of {COST_IMAGE_PX} x {COST_IMAGE_PX} px with {COST_NUCLEI} nuclei, each "
+            "prompted where the method prompts nuclei."
+        )
     if printed is None or not any(
         entry.printed is not None for row in table.entries.values() for entry in row
     ):
@@ -238,7 +245,7 @@ def _printed_section(experiment: Experiment, table: Table, printed: Printed | No
 
 
 def _latex(experiment: Experiment, table: Table, printed: Printed | None) -> str:
-    caption = f"{experiment.title}. {_legend(table, printed)}"
+    caption = f"{experiment.title}. {_legend(experiment, table, printed)}"
     return latex(table, caption=caption, label=experiment.full_name, transpose=experiment.transpose)
 
 

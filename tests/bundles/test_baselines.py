@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.losses import HoVerNetBranchLoss, MaskLoss
 from nucsam_monai.networks import baselines
 from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from tests.bundles.baselines_runs import BASELINES
 from tests.bundles.conftest import Training, train_once
-from tests.bundles.runs import HEIGHT, WIDTH, assert_same_tensors, draw, network_of, raised_from
+from tests.bundles.runs import BUNDLES, HEIGHT, WIDTH, assert_same_tensors, draw, network_of, raised_from
 from tests.handlers.tracked_engines import Store
 
 SIDES = {
@@ -126,6 +127,27 @@ def test_inference_writes_the_instances_of_either_rule(
     assert len(list(output.glob("one*"))) == 4
 
 
+def test_the_papers_recipe_is_that_of_unsam_and_trains(unet: Training, tmp_path: Path) -> None:
+    recipe, unsam = (
+        json.loads((BUNDLES / name / "configs" / "paper.json").read_text()) for name in ("baselines", "unsam")
+    )
+    shared = (
+        "image_size",
+        "epochs",
+        "batch_size",
+        "samples_per_epoch",
+        "lr",
+        "max_grad_norm",
+        "lr_scheduler",
+    )
+    for key in (*shared, "val_interval", "fit", "train#flip", "train#augmentation"):
+        assert recipe[key] == unsam[key], key
+    settings = {**unet.settings, "output_dir": str(tmp_path), "epochs": 1}
+    workflow = BASELINES.train("paper", **settings)
+    assert isinstance(workflow.parser.get_parsed_content("validate::spatial_inferer"), ResizeInferer)
+    assert type(workflow.parser.get_parsed_content("optimizer")) is torch.optim.Adam
+
+
 def test_a_resumed_training_ends_with_the_same_weights(unet: Training, tmp_path: Path) -> None:
     shared = {**unet.settings, "epochs": 3, "samples_per_epoch": 4}
     for name, steps in (("whole", [3]), ("parts", [1, 3])):
@@ -207,5 +229,7 @@ def test_train_and_inference_build_the_same_network() -> None:
     train, inference = (
         json.loads((BASELINES.configs / name).read_text()) for name in ("train.json", "inference.json")
     )
-    for key in ("network_def", "baseline", "baseline_size", "image_size"):
+    for key in ("network_def", "baseline", "baseline_size"):
         assert train[key] == inference[key]
+    told = "$nucsam_monai.networks.sam.trained_setting(@checkpoint, 'image_size', {})"
+    assert inference["image_size"] == told.format(train["image_size"])

@@ -14,13 +14,16 @@ from nucsam_monai.utils.errors import ConfigurationError
 from tests.bundles.baselines_runs import BASELINES
 from tests.bundles.cfrsam_runs import CFRSAM
 from tests.bundles.compact_sam_runs import COMPACT_SAM
+from tests.bundles.detectors_runs import DETECTORS
 from tests.bundles.eunet3p_runs import EUNET3P
 from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, write_typed_dataset
 from tests.bundles.runs import BUNDLES, BundleRuns, raised_from
 from tests.bundles.sac_runs import SAC
 from tests.bundles.unsam_runs import UNSAM
 
-RUNS = {one.name: one for one in (UNSAM, SAC, BASELINES, COMPACT_SAM, EUNET3P, PROMPTNUCSEG, CFRSAM)}
+RUNS = {
+    one.name: one for one in (UNSAM, SAC, BASELINES, DETECTORS, COMPACT_SAM, EUNET3P, PROMPTNUCSEG, CFRSAM)
+}
 TWO_STAGES = ("promptnucseg", "cfrsam")
 every_bundle = pytest.mark.parametrize("name", RUNS)
 

@@ -1,7 +1,7 @@
 """Every semantic bundle with ``instances: distance`` from training to inference, and the compact overlays."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,25 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
+from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.losses import DistanceInstanceLoss
 from nucsam_monai.networks.sam import read_header, trained_setting
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.bundles.baselines_runs import BASELINES
 from tests.bundles.eunet3p_runs import EUNET3P
-from tests.bundles.runs import HEIGHT, WIDTH, BundleRuns, assert_same_tensors, draw, raised_from
+from tests.bundles.runs import BUNDLES, HEIGHT, WIDTH, BundleRuns, assert_same_tensors, draw, raised_from
 from tests.bundles.sac_runs import SAC
 from tests.bundles.unsam_runs import UNSAM
 
-COMPACT = {"trunk_weights": None, "image_size": 64, "samples_per_epoch": 4}
+COMPACT = {"trunk_weights": None, "image_size": 64, "samples_per_epoch": 4, "fit": "resize"}
 LEARNED: dict[str, tuple[BundleRuns, tuple[str, ...], dict[str, Any]]] = {
     "unsam": (UNSAM, ("compact",), {**COMPACT, "sam_variant": "hybrid"}),
     "baselines": (BASELINES, ("compact",), {**COMPACT, "baseline": "pretrained_unet"}),
-    "sac": (SAC, (), {"instances": "distance", "distance_rule": {"marker_threshold": 0.6}}),
-    "sam_eunet3p": (EUNET3P, (), {"instances": "distance", "pixel_std": "image"}),
+    "sac": (SAC, (), {"instances": "distance", "distance_rule": {"marker_threshold": 0.6}, "fit": "resize"}),
+    "sam_eunet3p": (EUNET3P, (), {"instances": "distance", "pixel_std": "image", "fit": "resize"}),
 }
 
 
@@ -75,20 +76,26 @@ def test_evaluation_repeats_the_numbers_of_the_training_by_the_settings_in_the_w
 ) -> None:
     told = {key: value for key, value in learned.settings.items() if key not in SETTINGS}
     paths = {"checkpoint": str(learned.weights), "output_dir": str(tmp_path)}
-    workflow = learned.runs.evaluate(*learned.overlays, **told, **paths, splits=["validation"])
+    runs = replace(learned.runs, tiny=told)
+    workflow = runs.evaluate(*learned.overlays, **paths, splits=["validation"])
     found, trained = workflow.evaluator.state.metrics, learned.workflow.evaluator.state.metrics
     assert {"val_dice", "val_aji", "val_pq"} <= set(found)
-    assert {name: trained[name] for name in found} == dict(found)
+    of_evaluations = {"val_dice_5_thresholds", "val_iou_5_thresholds"}
+    assert {name: trained[name] for name in set(found) - of_evaluations} == {
+        name: value for name, value in found.items() if name not in of_evaluations
+    }
     facts = json.loads((tmp_path / "summary.json").read_text())
     assert facts["instances"] == "distance"
     assert facts["distance_rule"] == learned.settings.get("distance_rule")
+    assert facts["fit"] == "resize"
 
 
-SETTINGS = ("instances", "threshold", "distance_rule", "pixel_std")
+SETTINGS = ("instances", "threshold", "distance_rule", "pixel_std", "image_size", "fit")
 
 
 def test_weights_say_how_to_treat_images_and_outputs(learned: Learned) -> None:
     settings = json.loads(read_header(learned.weights)["settings"])
+    assert settings.pop("classes", {}) == {}  # the second channel is the distance map
     assert settings == {name: learned.content(name) for name in SETTINGS}
     assert settings["instances"] == "distance"
     assert trained_setting(learned.weights, "pixel_std", "sam") == settings["pixel_std"]
@@ -111,9 +118,31 @@ def test_inference_takes_the_settings_from_the_weights(learned: Learned, tmp_pat
     assert rule.distance_rule.marker_threshold == (0.6 if learned.runs is SAC else 0.5)
     normalise = workflow.parser.get_parsed_content("preprocessing").transforms[-1]
     assert normalise.own == (learned.runs is not SAC)
+    spatial = workflow.parser.get_parsed_content("spatial_inferer")
+    spatial = getattr(spatial, "inferer", spatial)
+    assert isinstance(spatial, ResizeInferer)
+    assert spatial.image_size == learned.settings["image_size"]
     workflow.run()
     workflow.finalize()
     assert tifffile.imread(tmp_path / "out" / "one_instances.tif").shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(("name", "paper_size"), [("unsam", 1024), ("sac", 1024), ("sam_eunet3p", 256)])
+def test_weights_that_do_not_say_how_they_see_an_image_are_treated_as_before(
+    name: str, paper_size: int
+) -> None:
+    """In inference on tiles, in the evaluation as the recipe says; the weights that ship are of that kind."""
+    checkpoint = str(BUNDLES / "unsam" / "models" / "compact.safetensors")
+    assert trained_setting(checkpoint, "fit", None) is None
+    for recipe, seen in (
+        (["inference"], ("tile", 256)),
+        (["train", "evaluate"], ("tile", 256)),
+        (["train", "paper", "evaluate"], ("resize", paper_size)),
+    ):
+        parser = ConfigParser()
+        parser.read_config([BUNDLES / name / "configs" / f"{file}.json" for file in recipe])
+        parser.update({"checkpoint": checkpoint})
+        assert (parser.get_parsed_content("fit"), parser.get_parsed_content("image_size")) == seen
 
 
 @pytest.mark.parametrize("name", ["unsam", "baselines"])

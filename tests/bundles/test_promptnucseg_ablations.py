@@ -88,6 +88,7 @@ TRAINING: dict[str, tuple[str, dict[str, Any], Effect]] = {
 }
 
 TESTING: dict[str, tuple[dict[str, Any], Effect]] = {
+    "SAM's own resizing": ({"whole_image": True}, lambda w: content(w, "joint::inferer").whole_image),
     "no mask filter": (
         {"mask_filter": False},
         lambda run: not content(run, "joint::find_points").mask_filter,

@@ -76,7 +76,9 @@ def test_evaluation_writes_tables_and_overlays_of_the_test_images(
 ) -> None:
     SAC.evaluate(**trained(sac_training, tmp_path))
     with (tmp_path / "per_image.csv").open() as file:
-        names = {(row["domain"], row["id"]) for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    names = {(row["domain"], row["id"]) for row in rows}
+    assert all(0 <= float(row["dice_5_thresholds"]) <= 1 for row in rows)
     assert names == {("bright", "test_0"), ("dark", "test_0"), ("dark", "test_1")}
     assert {path.stem for path in (tmp_path / "overlays").iterdir()} == {"_".join(name) for name in names}
     assert summary(tmp_path)["weights"]["method"] == "sac"

@@ -9,6 +9,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.networks.fine_tuning import BottleneckAdapters, LoRA
+from nucsam_monai.networks.sam import read_header
 from tests.bundles.conftest import Training
 from tests.bundles.runs import network_of
 from tests.bundles.sac_runs import SAC
@@ -110,3 +111,22 @@ def test_a_training_that_does_not_improve_stops(sac_training: Training, tmp_path
     assert workflow.trainer.state.epoch == 3
     resumed = SAC.train(**settings, resume=True)
     assert resumed.trainer.state.iteration <= 3  # nothing more is trained
+
+
+def test_the_generators_own_epochs_neither_stop_the_training_nor_leave_its_weights(
+    sac_training: Training, tmp_path: Path
+) -> None:
+    settings = {**sac_training.settings, "samples_per_epoch": 1, "lr": 0.0, "epochs": 9, "batch_size": 1}
+    settings |= {"generator_mode": "pretrain", "pretrain_epochs": 3, "early_stopping_patience": 1}
+    assert SAC.train(**settings, output_dir=str(tmp_path)).trainer.state.epoch == 5
+    assert read_header(tmp_path / "model.safetensors")["epoch"] == "4"
+
+
+def test_domains_train_one_after_the_other(sac_training: Training, tmp_path: Path) -> None:
+    settings = {**sac_training.settings, "samples_per_epoch": 1, "lr": 0.0, "epochs": 3, "batch_size": 1}
+    settings |= {"schedule": "sequential", "early_stopping_patience": 1, "output_dir": str(tmp_path)}
+    workflow = SAC.train(**settings)
+    assert workflow.trainer.state.epoch == 5  # two of each domain, the third of the first one left out
+    header = read_header(tmp_path / "model.safetensors")
+    assert header["epoch"] == "4"
+    assert float(header["val_dice_dark"]) == workflow.evaluator.state.metrics["val_dice_dark"]

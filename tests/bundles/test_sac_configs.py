@@ -28,6 +28,9 @@ def test_train_and_inference_build_the_same_network() -> None:
     assert train["network_def"] == inference["network_def"]
     shared = {name for name in train if f'"@{name}"' in json.dumps(inference["network_def"])}
     assert shared
+    told = "$nucsam_monai.networks.sam.trained_setting(@checkpoint, 'image_size', {})"
+    assert inference.pop("image_size") == told.format(train.pop("image_size"))
+    shared.remove("image_size")
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
 
 

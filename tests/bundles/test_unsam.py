@@ -12,6 +12,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from nucsam_monai.metrics.summary import ALL_IMAGES
 from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import CheckpointError, FailedImagesError, ImageReadError
 from tests.bundles.conftest import Training
@@ -56,6 +57,28 @@ def test_evaluation_writes_tables_and_overlays_of_the_test_images(training: Trai
     assert overlays == {f"{domain}_{name}" for domain, name in names}
     domains = [(row["domain"], row["images"]) for row in summary(tmp_path)["summary"]]
     assert domains[:2] == [("bright", 1), ("dark", 2)]
+
+
+def test_an_evaluation_measures_as_the_paper_does_and_cuts_touching_nuclei(
+    training: Training, tmp_path: Path
+) -> None:
+    settings = {**training.settings, "checkpoint": str(training.weights), "output_dir": str(tmp_path)}
+    settings |= {"metric_size": 48, "metric_smooth": 1.0, "instances": "watershed"}
+    workflow = evaluate(**settings)
+    assert (
+        workflow.parser.get_parsed_content("validate::postprocessing").transforms[0].instances == "watershed"
+    )
+    (overall,) = [row for row in summary(tmp_path)["summary"] if row["domain"] == ALL_IMAGES]
+    assert {"dice", "dice_48px_smooth1", "iou_48px_smooth1", "hd_48px", "hd95_48px"} <= set(overall)
+
+
+def test_evaluation_prompts_every_nucleus(training: Training, tmp_path: Path) -> None:
+    settings = {**training.settings, "checkpoint": str(training.weights), "output_dir": str(tmp_path)}
+    workflow = bundle("evaluate", **settings, prompt="gt_points", max_points=2)
+    shapes = [
+        tuple(batch["points"].shape) for batch in workflow.parser.get_parsed_content("validate::dataloader")
+    ]
+    assert shapes == [(1, 4, 2)] * 3
 
 
 def test_evaluation_refuses_weights_of_another_network(training: Training, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import fire.parser
 import pytest
 from monai.bundle import ConfigParser
 
@@ -11,6 +12,7 @@ from nucsam_monai.engines.configuration import (
     current_parser,
     executed_configuration,
     recorded_settings,
+    restore_paths,
     settings_named,
 )
 from nucsam_monai.utils.errors import ConfigurationError
@@ -120,3 +122,25 @@ def test_a_configuration_is_checked_before_anything_else(parser: ConfigParser) -
     with pytest.raises(RuntimeError) as error:
         parser.get_parsed_content("initialize")
     assert "'epochs'" in (raised_from(error.value, ConfigurationError) or "")
+
+
+@pytest.mark.parametrize(
+    "text", ["2024", "1_2", "1e5", "True", "None", "a,b", "plate #1", "x@y%z#", "#", "tab\t'\"#"]
+)
+def test_paths_of_the_command_line_stay_as_they_were_typed(text: str) -> None:
+    as_read = {"input": fire.parser.DefaultParseValue(text), "output_dir": 2024, "epochs": 1e5, "_meta_": {}}
+    parser = ConfigParser({**as_read, "copied": "@output_dir", "file": "$@input + '/a'"})
+    parser.parse()
+    restore_paths(
+        ["run", "--input", text, f"--output_dir={text}", "--epochs", "1e5", "--unknown", "2"], parser
+    )
+    assert parser.get_parsed_content("input") == parser.get_parsed_content("copied") == text
+    assert parser.get_parsed_content("file") == f"{text}/a"
+    assert parser.get_parsed_content("epochs") == 1e5
+
+
+def test_expressions_for_paths_stay_expressions() -> None:
+    parser = ConfigParser({"epochs": 2, "output_dir": "$'run' + str(@epochs)"})
+    parser.parse()
+    restore_paths(["--output_dir", "$'run' + str(@epochs)"], parser)
+    assert parser.get_parsed_content("output_dir") == "run2"

@@ -118,7 +118,7 @@ def test_processes_share_the_steps(sizes, batch_size, processes, schedule):
     with pytest.MonkeyPatch.context() as patch:
         shares = []
         for rank in range(processes):
-            patch.setattr(domain_schedule, "_processes", lambda rank=rank: (rank, processes))
+            patch.setattr(domain_schedule, "rank_and_processes", lambda rank=rank: (rank, processes))
             source = sampler(sizes, batch_size, schedule=schedule)
             shares.append(batches(source, 0))
             assert len(source) == len(shares[-1])
@@ -136,7 +136,7 @@ def test_rank_and_number_of_processes_come_from_torch(monkeypatch):
     monkeypatch.setattr(domain_schedule.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(domain_schedule.dist, "get_rank", lambda: 1)
     monkeypatch.setattr(domain_schedule.dist, "get_world_size", lambda: 3)
-    assert domain_schedule._processes() == (1, 3)
+    assert domain_schedule.rank_and_processes() == (1, 3)
 
 
 def test_wrong_values_are_refused():
@@ -211,7 +211,7 @@ def test_weighted_batches_follow_from_seed_and_epoch_and_are_shared_by_processes
     with pytest.MonkeyPatch.context() as patch:
         shares = []
         for rank in range(processes):
-            patch.setattr(domain_schedule, "_processes", lambda rank=rank: (rank, processes))
+            patch.setattr(domain_schedule, "rank_and_processes", lambda rank=rank: (rank, processes))
             source = sampler([9], 2, **options)
             shares.append(batches(source, epoch))
             assert len(source) == len(shares[-1])

@@ -92,6 +92,19 @@ def test_every_run_starts_afresh() -> None:
     assert len(evaluator.state.metric_details["val_aji"]) == 3
 
 
+def test_the_first_value_has_a_mean_of_every_domain() -> None:
+    handler = NamedMetricsHandler(ForegroundMetric(), keys=KEYS, by_domain=True)
+    engine = evaluator_of(label_maps(), None, [])
+    for entry, domain in zip(engine.data_loader.dataset, "bab", strict=True):
+        entry["domain"] = domain
+    handler.attach(engine)
+    for _ in range(2):  # nothing is left of the first run
+        engine.run()
+    dice = engine.state.metric_details["val_dice"]
+    found = {name: value for name, value in engine.state.metrics.items() if name.startswith("val_dice_")}
+    assert found == {"val_dice_a": dice[1], "val_dice_b": (dice[0] + dice[2]) / 2}
+
+
 def test_output_transform_and_prefix() -> None:
     handler = NamedMetricsHandler(
         InstanceSegmentationMetric(), output_transform=from_engine(["label", "label"]), prefix="test/"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_a_git_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(run_facts.subprocess, "run", hang)
     assert git_facts(project_root()) == {}
+
+
+def test_the_command_is_recorded_without_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = [
+        "python",
+        "-m",
+        "monai.bundle",
+        "--output_dir",
+        "plate 1",
+        "--tracking_uri",
+        "https://me:secret@host/x",
+    ]
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    expected = "python -m monai.bundle --output_dir 'plate 1' --tracking_uri https://host/x"
+    assert environment_facts(tmp_path)["command"] == expected
 
 
 def test_the_seed_is_recorded_where_one_was_set(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import pytest
@@ -32,9 +33,10 @@ def test_the_default_is_the_projects_database(monkeypatch: pytest.MonkeyPatch) -
         ("x.db", "sqlite:///{cwd}/x.db"),
         ("runs", "sqlite:///{cwd}/runs/mlflow.db"),
         ("/data/runs", "sqlite:////data/runs/mlflow.db"),
-        (Path("/data/a b.sqlite"), "sqlite:////data/a%20b.sqlite"),
+        (Path("/data/a b.sqlite"), "sqlite:////data/a b.sqlite"),
+        (Path("/data/ü%?#.db"), "sqlite:////data/ü%25%3F%23.db"),
         ("sqlite:///x.db", "sqlite:///{cwd}/x.db"),
-        ("sqlite:////data/a%20b.db", "sqlite:////data/a%20b.db"),
+        ("sqlite:////data/a%20b.db", "sqlite:////data/a b.db"),
         ("http://host:5000", "http://host:5000"),
         ("postgresql://u:p@host/db", "postgresql://u:p@host/db"),
         ("databricks", "databricks"),
@@ -45,6 +47,17 @@ def test_places_become_uris(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_tracking_uri(given_uri) == (expected and expected.format(cwd=tmp_path))
+
+
+def test_no_quoted_folder_appears_next_to_the_store(tmp_path: Path, template_database: Path) -> None:
+    folder = tmp_path / "My Work ü"
+    folder.mkdir()
+    shutil.copy(template_database, folder / "mlflow.db")
+    for place in (folder, folder / "mlflow.db", f"sqlite:///{quote(str(folder))}/mlflow.db"):
+        uri = resolve_tracking_uri(place)
+        assert uri is not None
+        assert experiment_id(connect(uri), "nucsam/x", uri)
+    assert [path.name for path in tmp_path.iterdir()] == ["My Work ü"]
 
 
 @pytest.mark.parametrize("place", ["file:///data/mlruns", "runs.json", "sqlite:runs.db", "http:/host:5000"])
@@ -198,4 +211,4 @@ def test_an_opened_run_says_where_it_is(store_uri: str, caplog: pytest.LogCaptur
         TrackedRun("nucsam/demo", store_uri, name="mine"),
     ):
         pass
-    assert f"MLflow run 'mine' of 'nucsam/demo' in {store_uri}" in caplog.text
+    assert f"MLflow run 'mine' of 'nucsam/demo' in {resolve_tracking_uri(store_uri)}" in caplog.text

@@ -20,8 +20,11 @@ from nucsam_monai.handlers import (
     GradientClipping,
     NetworkEpoch,
     TrainingState,
+    embedding_cache_log,
 )
+from nucsam_monai.handlers import training as training_handlers
 from nucsam_monai.handlers.training import DomainScheduleHandler
+from nucsam_monai.networks import SAC
 from nucsam_monai.networks.sam import EmbeddingCache
 from nucsam_monai.networks.unsam import DomainBypass
 from nucsam_monai.utils.errors import ConfigurationError
@@ -164,6 +167,13 @@ def test_resumed_training_goes_on_as_an_uninterrupted_one(schedule, done):
         assert column(resumed, index) == column(whole, index, first=done + 1)
 
 
+def test_processes_draw_different_random_numbers(monkeypatch):
+    alone = column(Training(seed=4).run(), 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(training_handlers, "rank_and_processes", lambda rank=rank: (rank, 2))
+        assert (column(Training(seed=4).run(), 2) == alone) == (rank == 0)
+
+
 def test_workers_that_outlive_an_epoch_are_refused():
     with pytest.raises(ConfigurationError, match="persistent_workers is true, expected false"):
         Training(workers=1, persistent_workers=True)
@@ -199,11 +209,11 @@ def test_a_resumed_training_goes_on_in_its_epoch(network, tmp_path):
     assert network.begun == [0, 1, 2, 3]
 
 
-def engines(scores, patience, state=None, interval=1):
+def engines(scores, patience, state=None, interval=1, metric="val_dice", **options):
     """A trainer of ``len(scores)`` epochs whose validations measure ``scores``."""
     validator = Engine(lambda engine, batch: None)
     trainer = Engine(lambda engine, batch: None)
-    handler = EarlyStopping(validator, patience)
+    handler = EarlyStopping(validator, patience, **options)
     handler.attach(trainer)
     if state is not None:
         trainer.add_event_handler(Events.STARTED, lambda engine: handler.load_state_dict(state))
@@ -215,7 +225,7 @@ def engines(scores, patience, state=None, interval=1):
     measure = iter(scores)
 
     def score(engine):
-        engine.state.metrics["val_dice"] = next(measure)
+        engine.state.metrics[metric] = next(measure)
 
     # before the handler under test, as the metrics of MONAI's evaluators are
     validator._event_handlers[Events.EPOCH_COMPLETED].insert(0, (score, (validator,), {}))
@@ -263,14 +273,69 @@ def test_a_stopped_training_stays_stopped():
     assert epochs([0.5, 0.2], 3, state={"best": 0.3, "without_improvement": 2}) == 2
 
 
+class Staged(StagedNetwork):
+    """A network that trains its second part from the third epoch on."""
+
+    def begin_epoch(self, epoch):
+        super().begin_epoch(epoch)
+        self.stage = "first" if epoch < 2 else "second"
+
+
+@pytest.mark.parametrize(("fixed", "expected"), [(("first",), 4), ((), 2)])
+def test_a_stage_that_the_metric_does_not_show_is_not_counted(fixed, expected):
+    network = Staged()
+    network.fixed_stages = fixed
+    trainer, _ = engines([0.9, 0.8, 0.1, 0.05, 0.01], 1, network=network)
+    NetworkEpoch(network).attach(trainer)
+    trainer.run([0], max_epochs=5)
+    assert trainer.state.epoch == expected
+
+
+def test_every_stage_has_its_own_best():
+    network = Staged()
+    trainer, handler = engines([0.9, 0.8, 0.1, 0.2, 0.15], 2, network=network)
+    NetworkEpoch(network).attach(trainer)
+    trainer.run([0], max_epochs=5)
+    assert handler.state_dict() == {"best": 0.2, "without_improvement": 1, "stage": "second"}
+    _, resumed = engines([], 2, network=network)
+    resumed.load_state_dict(handler.state_dict())
+    assert not resumed.followed.enter(6)
+
+
+def test_the_turn_of_a_domain_ends_where_its_metric_does_not_improve():
+    items = [{"domain": name} for name in "ab"]
+    sampler = DomainBatchSampler(items, ["a", "b"], batch_size=1, epochs=4)
+    validator, trainer = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    scores = iter([0.5, 0.4, 0.1, 0.2, 0.3, 0.2])
+    trained = []
+    EarlyStopping(validator, 1, sampler=sampler).attach(trainer)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine):
+        trained.append(engine.state.epoch)
+        validator.run([0])
+
+    def score(engine):
+        engine.state.metrics[f"val_dice_{'a' if trained[-1] <= 4 else 'b'}"] = next(scores)
+
+    validator._event_handlers[Events.EPOCH_COMPLETED].insert(0, (score, (validator,), {}))
+    trainer.run([0], max_epochs=sampler.total_epochs)
+    assert trained == [1, 2, 5, 6, 7, 8]
+
+
+def test_a_network_refuses_too_few_epochs_before_the_training():
+    network = SAC("vit_tiny", 64, generator={"training": "pretrain", "pretrain_epochs": 3})
+    NetworkEpoch(network, 4)
+    with pytest.raises(ConfigurationError, match="found 3 epochs, expected more than the 3 of the generator"):
+        NetworkEpoch(network, 3)
+
+
 def test_values_that_make_no_sense_are_refused():
     with pytest.raises(ConfigurationError, match="patience 0"):
         EarlyStopping(Engine(lambda engine, batch: None), 0)
     validator = Engine(lambda engine, batch: None)
     validator.state.metrics = {"val_loss": 1.0}
-    with pytest.raises(
-        ConfigurationError, match="'val_dice' is not measured; the validator reports val_loss"
-    ):
+    with pytest.raises(ConfigurationError, match="'val_dice': the validator reports val_loss"):
         EarlyStopping(validator, 1).compare(validator)
 
 
@@ -326,7 +391,7 @@ def test_a_step_is_as_long_as_the_clipped_gradient(max_norm, norm):
         assert length == pytest.approx(norm, rel=1e-4)
 
 
-def train(caplog, images, epochs):
+def train(caplog, images, epochs, in_all=None):
     """Look up each of the numbered images in a cache, one a step, keep what is new, and return what is logged."""
     caplog.set_level(logging.INFO)
     cache = EmbeddingCache(None, max_memory_bytes=10**6)
@@ -336,7 +401,7 @@ def train(caplog, images, epochs):
             cache.put(str(image), {"embedding": torch.zeros(1)}, {})
 
     trainer = Engine(step)
-    EmbeddingCacheLog(cache).attach(trainer)
+    EmbeddingCacheLog(cache, in_all).attach(trainer)
     trainer.run(images, max_epochs=epochs)
     return [message for message in caplog.messages if message.startswith("embedding cache")]
 
@@ -349,6 +414,18 @@ def test_the_first_epoch_is_announced_once_and_early(caplog, images, steps):
         f"SAM ran for {steps} of {steps} images so far, and the others were in the cache."
     )
     assert sum("this epoch takes about" in message for message in said) == 1
+
+
+def test_a_cache_that_will_be_too_small_is_announced(caplog):
+    said = train(caplog, [0, 1], epochs=1, in_all=6 * 10**9)  # of two bytes each
+    assert said[1].endswith(
+        "12 GB, and 10 GB are permitted, so SAM runs again for most of them in every epoch; "
+        "raise embedding_cache_gb."
+    )
+    said = train(caplog, [0, 1], epochs=1, in_all=4 * 10**9)
+    assert said[-2].endswith("take 8 GB, and 10 GB are permitted.")
+    assert embedding_cache_log(EmbeddingCache(None, max_memory_bytes=1), [0] * 3, 50).images == 150
+    assert embedding_cache_log(EmbeddingCache(None, max_memory_bytes=1), [0] * 3, None).images is None
 
 
 def test_every_epoch_is_counted_for_itself(caplog):

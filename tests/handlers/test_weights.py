@@ -95,6 +95,21 @@ def test_every_domain_of_a_sequential_training_starts_anew(path):
     assert float(read_header(path)["val_loss_b"]) == 0.8
 
 
+def test_every_stage_of_a_network_starts_anew(path):
+    validations = Validations(path, metric="val_dice", mode="max")
+    for epoch, stage, dice in ((1, "generator", 0.9), (2, "generator", 0.8), (3, "segmenter", 0.1)):
+        validations.network.stage = stage
+        saved = validations.after(epoch, val_dice=dice)
+    assert saved == 3
+    resumed = Validations(path, metric="val_dice", mode="max")
+    resumed.network.stage = "segmenter"
+    resumed.saver.load_state_dict(validations.saver.state_dict())
+    assert resumed.after(4, val_dice=0.05) == 3
+    del (state := validations.saver.state_dict())["stage"]  # as written before stages were kept
+    resumed.saver.load_state_dict(state)
+    assert resumed.after(5, val_dice=0.05) == 3
+
+
 def test_the_file_of_an_earlier_training_is_kept(path):
     Validations(path).after(5, val_loss=0.1)
     second = Validations(path)

@@ -1,5 +1,7 @@
 """Merging: nothing is lost, nothing is doubled, and the fast way gives what the slow one gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 from tests.inferers.synthetic_segmenters import (
+    BrightSegmenter,
     NoiseSegmenter,
     TruthSegmenter,
     convex_nuclei,
@@ -301,6 +304,43 @@ def test_prompts_on_the_rim_of_the_image_are_in_it():
 def test_impossible_options_are_refused(option, value):
     with pytest.raises(ConfigurationError, match=r"expected"):
         PromptedInferer(**{option: value})
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (300, 200), (96, 96), (7, 96)])
+def test_a_sam_of_its_own_sees_the_whole_image_at_its_size(height, width):
+    """Every image is one tile, whose longer side it fills; nuclei are where they were, in its own pixels."""
+    rows, columns = np.indices((height, width))
+    centres = [(0.3 * width, 0.4 * height), (0.7 * width, 0.6 * height)]
+    radius = 0.2 * min(height, width)
+    truth = np.zeros((height, width), dtype=np.int32)
+    for number, (x, y) in enumerate(centres, start=1):
+        truth[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2] = number
+    image = image_of((truth > 0).astype(np.int32))
+    image[0, 1] = 1
+    segmenter = BrightSegmenter()
+    inferer = PromptedInferer(tile_px=96, overlap_px=16, precision="fp32", whole_image=True)
+    found = inferer(image, segmenter, prompts_at(centres))
+    (tile,) = segmenter.encoded
+    scale = 96 / max(height, width)
+    assert tile[1].sum() == round(height * scale) * round(width * scale)
+    assert found.instances.shape == (height, width)
+    assert found.nucleus_of_prompt.tolist() == found.table["id"].tolist() == [1, 2]
+    assert (found.instances == truth).mean() > 0.97
+    measured = np.stack([found.table["centroid_x_px"], found.table["centroid_y_px"]], axis=1)
+    true = prediction_from_instances(truth).table
+    np.testing.assert_allclose(measured[:, 0], true["centroid_x_px"], atol=0.15 / min(scale, 1))
+    np.testing.assert_allclose(measured[:, 1], true["centroid_y_px"], atol=0.15 / min(scale, 1))
+
+
+def test_nuclei_below_a_pixel_of_the_image_are_lost():
+    image = torch.zeros(1, 3, 10, 10)
+    image[0, 0, 4, 4] = 1
+    inferer = PromptedInferer(tile_px=64, overlap_px=16, precision="fp32", whole_image=True)
+    found = inferer(image, BrightSegmenter(), prompts_at([(4, 4), (0, 0)]))
+    assert found.nucleus_of_prompt.tolist() == [1, 0]
+    assert found.instances.sum() == found.instances[4, 4] == 1
+    with pytest.raises(ConfigurationError, match="whole_image: found together with a prompter that shares"):
+        inferer(image, BrightSegmenter(), SimpleNamespace(find_in_tiles=print))
 
 
 def test_several_images_are_refused():

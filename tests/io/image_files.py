@@ -24,6 +24,5 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
         itk.imwrite(itk.image_from_array(pixels, is_vector=pixels.ndim == 3), str(path))
     else:
-        Image.fromarray(pixels).save(
-            path, **({"quality": 100, "subsampling": 0} if "jp" in path.suffix else {})
-        )
+        best = {"lossless": True} if path.suffix == ".webp" else {"quality": 100, "subsampling": 0}
+        Image.fromarray(pixels).save(path, **(best if path.suffix[1] in "jw" else {}))

@@ -14,6 +14,7 @@ from nucsam_monai.io.geojson import mask_polygons, nuclei_polygons
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 from tests.oracles.polygon_raster import rasterise, signed_ring_area
+from tests.qupath import check_qupath_objects
 
 
 @pytest.fixture
@@ -32,18 +33,14 @@ def test_document_is_a_feature_collection(tmp_path: Path, prediction) -> None:
     path = tmp_path / "a.geojson"
     write_geojson(path, prediction, name="a")
     document = json.loads(path.read_text())
-    assert document["type"] == "FeatureCollection"
+    check_qupath_objects(document)
     first, second = document["features"]
-    assert first["type"] == "Feature"
     assert first["geometry"]["type"] == "Polygon"
     assert len(first["geometry"]["coordinates"]) == 2
     assert second["geometry"]["type"] == "MultiPolygon"
     assert first["properties"]["objectType"] == "detection"
     assert first["properties"]["classification"]["name"] == "stroma"
     assert second["properties"]["classification"]["name"] == "tumour"
-    colour = first["properties"]["classification"]["color"]
-    assert len(colour) == 3
-    assert all(isinstance(value, int) and 0 <= value <= 255 for value in colour)
     assert first["properties"]["measurements"] == {"id": 4, "area_px": 59, "score": 0.9}
 
 

@@ -5,16 +5,25 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
-from nucsam_monai.io import SUPPORTED_SUFFIXES, find_images, output_stems, read_image
-from nucsam_monai.io.images import to_rgb_uint8
-from nucsam_monai.utils.errors import ImageReadError
+from nucsam_monai.io import (
+    SUPPORTED_SUFFIXES,
+    check_intensity_range,
+    find_images,
+    output_stems,
+    read_image,
+    read_image_to_segment,
+    to_rgb_uint8,
+)
+from nucsam_monai.io.decoders import _decode_tiff_with_pillow, pillow_decoder
+from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from tests.io.image_files import GREY, GREY_AS_RGB, RGB, write
 
 
@@ -27,7 +36,7 @@ def test_every_format_comes_back_with_rows_as_y(tmp_path: Path, suffix: str, pix
     assert found.dtype == np.uint8
     assert found.flags.c_contiguous
     expected = RGB if pixels.ndim == 3 else GREY_AS_RGB
-    if suffix in (".jpg", ".jpeg"):
+    if suffix in (".jpg", ".jpeg", ".jfif"):
         assert found.shape == expected.shape
         assert np.abs(found.astype(int) - expected).mean() < 2
     else:
@@ -176,7 +185,7 @@ def test_nifti_rgb24_and_itk_float_colour(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(records, np.eye(4)), tmp_path / "a.nii")
     np.testing.assert_array_equal(read_image(tmp_path / "a.nii"), RGB)
     itk.imwrite(itk.image_from_array(RGB.astype(np.float32), is_vector=True), str(tmp_path / "a.nrrd"))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.nrrd"), RGB)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nrrd", intensity_range=(0, 255)), RGB)
 
 
 # What becomes of values -------------------------------------------------------------------------------
@@ -186,8 +195,10 @@ def test_nifti_rgb24_and_itk_float_colour(tmp_path: Path) -> None:
     ("values", "expected"),
     [
         (np.array([[False, True]]), [0, 255]),
-        (np.array([[3, 200]], dtype=np.int64), [3, 200]),
-        (np.array([[3.4, 200.6]]), [3, 201]),
+        (np.array([[3, 200]], dtype=np.uint8), [3, 200]),
+        (np.array([[3, 255]], dtype=np.int64), [0, 255]),
+        (np.array([[3, 256]], dtype=np.int64), [0, 255]),
+        (np.array([[3.4, 200.6]]), [0, 255]),
         (np.array([[0.0, 0.5, 1.0]], dtype=np.float16), [0, 128, 255]),
         (np.array([[100, 4095]], dtype=np.uint16), [0, 255]),
         (np.array([[-5, 0, 5]], dtype=np.int16), [0, 128, 255]),
@@ -197,6 +208,122 @@ def test_nifti_rgb24_and_itk_float_colour(tmp_path: Path) -> None:
 )
 def test_values_follow_the_documented_rule(values: np.ndarray, expected: list[int]) -> None:
     np.testing.assert_array_equal(to_rgb_uint8(values, "a")[0, :, 0], expected)
+
+
+def nuclei() -> np.ndarray:
+    """A smooth 8-bit image that has every value from 0 to 255."""
+    y, x = np.mgrid[:64, :64] / 63
+    return np.rint(255 * np.stack([y * x, y, x**2], axis=-1)).astype(np.uint8)
+
+
+CONTRAST = {
+    "12 bits": lambda wide: wide,
+    "floats in 0..1": lambda wide: wide / 4080,
+    "floats up to 1.001": lambda wide: wide / 4080 * 1.001,
+    "floats with an overshoot": lambda wide: wide / 4080 * 1.25 - 0.01,
+    "values up to 255": lambda wide: np.rint(100 + wide / 4080 * 155).astype(np.uint16),
+    "values up to 256": lambda wide: np.rint(100 + wide / 4080 * 156).astype(np.uint16),
+    "a hot pixel": lambda wide: np.where(np.arange(wide.size).reshape(wide.shape) == 7, 65_535, wide),
+}
+
+
+@pytest.mark.parametrize("form", CONTRAST)
+def test_the_same_nuclei_look_the_same_in_every_type(form: str) -> None:
+    expected = nuclei().astype(int)
+    found = to_rgb_uint8(CONTRAST[form](nuclei().astype(np.uint16) * 16), "a").astype(int)
+    off = np.abs(found - expected)
+    off.ravel()[7] = 0  # the hot pixel itself
+    assert off.max() <= 3
+    np.testing.assert_array_equal(to_rgb_uint8(nuclei(), "a"), nuclei())
+
+
+def test_an_image_of_one_value_but_a_few_pixels_keeps_them() -> None:
+    pixels = np.zeros((100, 100), np.uint16)
+    pixels[5, 5] = 4000
+    assert to_rgb_uint8(pixels, "a")[5, 5, 0] == 255
+
+
+def test_intensity_range_is_a_straight_line_and_clips() -> None:
+    pixels = np.array([[-3.0, 0, 50, 100, 400]])
+    np.testing.assert_array_equal(to_rgb_uint8(pixels, "a", (0, 100))[0, :, 0], [0, 0, 128, 255, 255])
+    assert check_intensity_range([0, 4095]) == (0, 4095)
+    for wrong in ([1], [5, 5], "ab", 3, ["0", "1"]):
+        with pytest.raises(ConfigurationError, match=r"intensity_range.*\[0, 4095\]"):
+            check_intensity_range(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_are_the_same_from_png_and_tiff(tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4096, (20, 30, channels)).astype(np.uint16)
+    in_opencv = np.dstack([pixels[..., 2::-1], pixels[..., 3:]])
+    cv2.imwrite(str(tmp_path / "a.png"), in_opencv)
+    cv2.imwrite(str(tmp_path / "lzw.tif"), in_opencv, [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    alpha = {} if channels == 3 else {"extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **alpha)
+    expected = to_rgb_uint8(pixels[..., :3], "a")
+    for name in ("a.png", "a.tif", "lzw.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+    np.testing.assert_array_equal(_decode_tiff_with_pillow(tmp_path / "lzw.tif", 10**6), pixels[..., :3])
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_colours_are_turned_once(tmp_path: Path, suffix: str, orientation: int) -> None:
+    stored = np.arange(4 * 6 * 3, dtype=np.uint16).reshape(4, 6, 3)
+    if suffix == ".tif":
+        tifffile.imwrite(
+            tmp_path / "a.tif", stored, photometric="rgb", extratags=[(274, "H", 1, orientation)]
+        )
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        content = cv2.imencode(".png", stored[..., ::-1])[1].tobytes()
+        data = exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+        (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])  # behind IHDR
+    turned = {3: stored[::-1, ::-1], 6: np.rot90(stored, -1), 8: np.rot90(stored)}[orientation]
+    decode = _decode_tiff_with_pillow if suffix == ".tif" else pillow_decoder(PngImagePlugin.PngImageFile)
+    np.testing.assert_array_equal(decode(tmp_path / f"a{suffix}", 100), turned)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_channel_that_is_not_called_transparency_is_refused(tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, channels), dtype=np.uint8)
+    for name, photometric in (("grey.tif", "minisblack"), ("rgb.tif", "rgb"))[: channels - 1]:
+        extra = ["unspecified"] * (channels - (3 if photometric == "rgb" else 1))
+        tifffile.imwrite(
+            tmp_path / name, pixels, photometric=photometric, planarconfig="contig", extrasamples=extra
+        )
+        with pytest.raises(ImageReadError, match=rf"{channels} channels.*channel of the nuclei"):
+            read_image(tmp_path / name)
+
+
+def test_the_folder_is_told_once_how_values_became_grey(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, GREY.astype(np.uint16) * 16)
+    write(tmp_path / "c.png", GREY)
+    with caplog.at_level(logging.INFO):
+        for name in ("c.png", "a.tif", "b.tif"):
+            read_image(tmp_path / name)
+    assert [record.message.count("intensity_range") for record in caplog.records] == [1]
+
+
+def test_an_image_too_large_for_the_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(png_of_size(30_000, 30_000))
+    monkeypatch.setattr("nucsam_monai.io.images.free_memory_bytes", lambda: 8 * 10**9)
+    with pytest.raises(
+        ImageReadError, match=r"30000 x 30000.*72 GB.*8 GB are free.*nucsam slides run.*max_pixels"
+    ):
+        read_image_to_segment(tmp_path / "a.png")
+    write(tmp_path / "b.png", RGB)
+    monkeypatch.setattr("nucsam_monai.io.images.free_memory_bytes", lambda: 0)
+    assert read_image_to_segment(tmp_path / "b.png").shape == RGB.shape
+    with pytest.raises(ImageReadError, match="allowed 76"):
+        read_image_to_segment(tmp_path / "b.png", max_pixels=76)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +344,16 @@ def test_values_that_are_no_image_are_refused(pixels: np.ndarray, cause: str) ->
         to_rgb_uint8(pixels, "a.tif")
 
 
-def test_images_of_a_folder_are_sorted_and_others_skipped(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.nii.gz", "c.tif", ".hidden.png", "notes.txt", "d.gz", "raw.raw"):
+def test_images_of_a_folder_are_sorted_and_others_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("b.PNG", "a.nii.gz", "c.tif", ".hidden.png", "notes.txt", "d.gz", "raw.gif", "e.GIF"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in find_images(tmp_path)] == ["a.nii.gz", "b.PNG", "c.tif"]
+    assert caplog.messages == [
+        f"{tmp_path}: skipped 4 files that are no supported images: 2 .gif, 1 .gz, 1 .txt"
+    ]
     assert find_images(str(tmp_path / "c.tif")) == [tmp_path / "c.tif"]
 
 
@@ -309,8 +441,8 @@ BAD_IMAGES = {
         )
         for suffix in (".png", ".jpg", ".bmp", ".tif", ".nii", ".nii.gz", ".nrrd", ".mha")
     },
-    "PNG named JPEG": ("a.jpg", lambda folder: bytes_of(folder, "good.png"), "JPEG, the content is PNG"),
-    "JPEG named TIFF": ("a.tif", lambda folder: bytes_of(folder, "good.jpg"), "TIFF, the content is JPEG"),
+    "PNG named NRRD": ("a.nrrd", lambda folder: bytes_of(folder, "good.png"), "NRRD, the content is PNG"),
+    "NRRD named TIFF": ("a.tif", lambda folder: bytes_of(folder, "good.nrrd"), "TIFF, the content is NRRD"),
     "NRRD named MetaImage": ("a.mha", lambda folder: bytes_of(folder, "good.nrrd"), "the content is NRRD"),
     "gzip of text": ("a.nii.gz", lambda _: gzip.compress(b"text" * 200), "damaged"),
     "unsupported": ("a.gif", lambda _: b"GIF89a", "not a supported image"),
@@ -335,6 +467,13 @@ def test_bad_image_gives_one_error_with_path_and_cause(tmp_path: Path, case: str
         read_image(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
+def test_images_are_read_under_each_others_suffixes(tmp_path: Path, suffix: str) -> None:
+    for source in {".png", ".tif", ".bmp", ".webp"} - {suffix}:
+        (tmp_path / f"a{suffix}").write_bytes(bytes_of(tmp_path, f"good{source}"))
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), RGB)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -118,3 +118,17 @@ def test_a_full_disk_leaves_all_files_of_an_image_as_they_were(
     with pytest.raises(OutputError, match=f"^{output}: can't be written .No space"):
         write_prediction(two_nuclei(), IMAGE, output, "a")
     assert {path: path.read_bytes() for path in output.iterdir()} == old
+
+
+def test_overlay_is_reduced_or_left_out(tmp_path: Path) -> None:
+    small = read_image(write_prediction(two_nuclei(), IMAGE, tmp_path, "a", overlay_px=16)["overlay"])
+    assert small.shape == (10, 16, 3)
+    assert len(np.unique(small.reshape(-1, 3), axis=0)) > 1
+    assert "overlay" not in write_prediction(two_nuclei(), IMAGE, tmp_path, "b", overlay_px=0)
+    assert not (tmp_path / "b_overlay.png").exists()
+    assert read_image(write_prediction(two_nuclei(), IMAGE, tmp_path, "c", overlay_px=1)["overlay"]).shape[
+        :2
+    ] == (1, 1)
+    with pytest.raises(ConfigurationError, match="overlay_px -3"):
+        write_prediction(two_nuclei(), IMAGE, tmp_path / "d", "d", overlay_px=-3)
+    assert not (tmp_path / "d").exists()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from nucsam_monai.losses import DistanceInstanceLoss, EUNet3PLoss, EUNet3PMaskLoss, SACLoss, SACMaskLoss
-from nucsam_monai.losses.common import target_at
+from nucsam_monai.losses.common import cell_means
 from nucsam_monai.networks import EUNet3POutput, SACOutput
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.oracles import distance_loss as oracle
@@ -51,15 +51,17 @@ def test_the_method_s_own_loss_takes_all_channels_but_the_last():
     torch.testing.assert_close(found, (expected[0] + expected[1]) / 2)
 
 
-def test_masks_at_a_fourth_of_the_size_have_the_target_nearest_to_each_cell():
+def test_masks_at_a_fourth_of_the_size_have_the_mean_of_each_cell():
     logits, _ = (torch.tensor(array).float() for array in draw(side=4))
     _, target = (torch.tensor(array).float() for array in draw(side=16))
     own, loss = SACMaskLoss(), DistanceInstanceLoss(SACMaskLoss())
     generator = torch.randn(3, 1, 16, 16)
+    cells = target[:, 1:].reshape(3, 1, 4, 4, 4, 4).mean(dim=(3, 5))
+    torch.testing.assert_close(cell_means(logits[:, 1:], target[:, 1:]), cells)
     found = SACLoss(loss)(SACOutput(logits, generator, None), target)
     expected = (
         own(logits[:, :1], target[:, :1])
-        + loss.of_distance(logits[:, 1:], target_at(logits[:, 1:], target[:, 1:]))
+        + loss.of_distance(logits[:, 1:], cells)
         + nn.functional.binary_cross_entropy_with_logits(generator, target[:, :1])
     )
     torch.testing.assert_close(found, expected)

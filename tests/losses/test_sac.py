@@ -53,11 +53,20 @@ def test_mask_is_compared_at_its_own_size_and_the_generator_at_its(kind):
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("factor", "pixel"), [(1, 0), (2, 1), (3, 1), (4, 2)])
-def test_cell_is_compared_with_the_pixel_at_its_centre(factor, pixel):
-    target = torch.rand(2, 1, 3 * factor, 5 * factor, generator=torch.Generator().manual_seed(0))
-    found = target_at(torch.zeros(2, 1, 3, 5), target)
-    assert torch.equal(found, target[..., pixel::factor, pixel::factor])
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_cell_is_compared_with_what_covers_half_of_it(factor):
+    _, target = draw(side=8 * factor)
+    found = target_at(torch.zeros(3, 1, 8, 8), torch.tensor(target))
+    cells = target.reshape(3, 1, 8, factor, 8, factor).mean(axis=(3, 5))
+    np.testing.assert_array_equal(found.numpy(), cells >= 0.5)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_mask_stays_where_it_is(factor):
+    away = np.arange(24 * factor) - (12 * factor - 0.5)
+    disc = torch.tensor(away[:, None] ** 2 + away**2 <= (8.3 * factor) ** 2)[None, None]
+    found = target_at(torch.zeros(1, 1, 24, 24), disc)[0, 0].numpy()
+    np.testing.assert_allclose(np.argwhere(found).mean(axis=0), 11.5)
 
 
 def test_parts_that_do_not_train_are_left_out():

@@ -47,9 +47,18 @@ def test_released_focal_factor_is_of_the_mean():
     assert found == pytest.approx(oracle.batch_focal(logits, truth), rel=1e-6)
 
 
-@pytest.mark.parametrize(("hint", "rule"), [(8, "nearest"), (4, "nearest"), (2, "majority")])
+@pytest.mark.parametrize(
+    ("hint", "variant", "rule"),
+    [
+        (8, "released", "nearest"),
+        (4, "released", "nearest"),
+        (2, "released", "majority"),
+        (8, "covered", "majority"),
+        (2, "covered", "majority"),
+    ],
+)
 @pytest.mark.parametrize("masks", [1, 2])
-def test_masks_add_up_and_the_hint_is_weighted(masks, hint, rule):
+def test_masks_add_up_and_the_hint_is_weighted(masks, hint, variant, rule):
     logits, truth, hint_logits = draw(masks=masks, hint=hint, coverage=0.5)
     output = UNSAMOutput(torch.tensor(logits), torch.tensor(hint_logits))
     expected = sum(
@@ -60,7 +69,7 @@ def test_masks_add_up_and_the_hint_is_weighted(masks, hint, rule):
     assert 0 < target.mean() < 1
     for weight in (0.5, 2.0):
         total = expected + weight * oracle.mean_cross_entropy(hint_logits, target)
-        found = UNSAMLoss(spgen_weight=weight)(output, torch.tensor(truth))
+        found = UNSAMLoss(spgen_weight=weight, hint_target=variant)(output, torch.tensor(truth))
         assert found.item() == pytest.approx(total, rel=1e-5)
     without = UNSAMLoss()(UNSAMOutput(output.mask_logits, None), torch.tensor(truth))
     assert without.item() == pytest.approx(expected, rel=1e-5)
@@ -85,10 +94,18 @@ def test_loss_takes_the_mask_loss_that_it_is_given():
 )
 def test_hint_target_equals_its_definition(cells, cell, masks, seed):
     _, truth, _ = draw(masks=masks, side=cells * cell, seed=seed, coverage=0.35)
-    found = hint_target(torch.tensor(truth), (cells, cells))
-    expected = oracle.hint_target(truth, cells, rule="nearest" if cell <= 4 else "majority")
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected)
+    for variant, rule in (("covered", "majority"), ("released", "nearest" if cell <= 4 else "majority")):
+        found = hint_target(torch.tensor(truth), (cells, cells), variant)
+        assert found.dtype == torch.float32
+        np.testing.assert_array_equal(found.numpy(), oracle.hint_target(truth, cells, rule=rule))
+
+
+@pytest.mark.parametrize(("variant", "moved"), [("covered", 0.0), ("released", 1.5)])
+def test_hint_is_taught_where_the_nucleus_is(variant, moved):
+    rows, columns = np.indices((256, 256))
+    disc = torch.tensor((rows - 127.5) ** 2 + (columns - 127.5) ** 2 <= 60**2)[None, None]
+    centre = np.argwhere(hint_target(disc, (64, 64), variant)[0, 0].numpy()).mean(axis=0)
+    np.testing.assert_allclose(4 * (centre + 0.5) - 0.5, 127.5 + moved, atol=1e-6 if moved == 0 else 0.3)
 
 
 def test_half_covered_token_is_foreground():
@@ -140,6 +157,8 @@ def test_unknown_forms_are_refused():
         MaskLoss(dice="mean")
     with pytest.raises(ConfigurationError, match="loss variant 'code': expected 'paper' or 'released'"):
         MaskLoss(variant="code")
+    with pytest.raises(ConfigurationError, match="loss hint_target 'code': expected 'covered' or 'released'"):
+        UNSAMLoss(hint_target="code")
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 16, 16), (3, 2, 8, 8), (3, 3, 16, 16)])

@@ -19,15 +19,20 @@ from nucsam_monai.metrics import (
     foreground_metrics,
     instance_metrics,
     mask_ious,
+    smoothed_overlap,
+    threshold_mean,
     weighted_scores,
 )
 from nucsam_monai.metrics.cumulative import (
+    ClassForegroundMetric,
+    FiveThresholdsMetric,
     ForegroundMetric,
     InstanceSegmentationMetric,
     LabelMapMetric,
     PointDetectionMetric,
     PromptedMaskMetric,
     WeightedForegroundMetric,
+    WorkingSizeMetric,
 )
 from nucsam_monai.utils.errors import ConfigurationError
 from tests.metrics.label_maps import pair_of_discs
@@ -46,6 +51,26 @@ def batch_of(maps: list[np.ndarray], dtype: torch.dtype = torch.int32) -> torch.
 def fed(metric: LabelMapMetric, images: list[list[np.ndarray]]) -> LabelMapMetric:
     metric(y_pred=batch_of([y_pred for _, y_pred in images]), y=batch_of([y for y, _ in images]))
     return metric
+
+
+def test_classes_have_their_own_columns_and_images_their_mean() -> None:
+    (y, y_pred), (whole, whole_pred) = pairs(2)
+    masks, masks_pred = ([maps % 2 == 1, (maps % 2 == 0) & (maps > 0)] for maps in (y, y_pred))
+    absent = np.full((2, 32, 32), -1)
+    metric = ClassForegroundMetric(["a", "b"])
+    truth = [np.stack([y, *masks]), np.concatenate([whole[None], absent])]
+    found = [np.stack([y_pred, *masks_pred]), np.concatenate([whole_pred[None], absent])]
+    metric(y_pred=list(map(torch.as_tensor, found)), y=list(map(torch.as_tensor, truth)))
+    rows = metric.rows().reshape(2, 3, -1)
+    of_class = [foreground_metrics(one, other) for one, other in zip(masks, masks_pred, strict=True)]
+    np.testing.assert_array_equal(rows[0], [np.mean(of_class, axis=0), *of_class])
+    np.testing.assert_array_equal(rows[1, 0], foreground_metrics(whole, whole_pred))
+    assert np.isnan(rows[1, 1:]).all()
+    means = metric.aggregate()
+    assert means["dice_a"] == of_class[0].dice
+    assert means["dice"] == pytest.approx(rows[:, 0, 0].mean())
+    with pytest.raises(ConfigurationError, match=r"expected y_pred and y as lists of \(3, H, W\)"):
+        metric(y_pred=[torch.zeros(1, 4, 4)], y=[torch.zeros(1, 4, 4)])
 
 
 def test_rows_and_means_are_those_of_the_functions() -> None:
@@ -68,6 +93,30 @@ def test_weighted_rows_and_means_are_those_of_the_function() -> None:
     rows = np.array([weighted_scores(*image) for image in images])
     np.testing.assert_array_equal(metric.rows(), rows)
     assert metric.aggregate() == pytest.approx(dict(zip(metric.columns, rows.mean(0), strict=True)))
+
+
+def test_five_thresholds_are_those_of_the_function() -> None:
+    truth, probability = pairs(1)[0][0], np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    metric = FiveThresholdsMetric()
+    metric(y_pred=torch.from_numpy(probability)[None, None], y=batch_of([truth]))
+    assert tuple(metric.rows()[0]) == threshold_mean(truth, probability)
+
+
+def test_at_the_images_own_size_only_the_smoothing_is_another() -> None:
+    truth, prediction = pairs(1)[0]
+    smooth = fed(WorkingSizeMetric(None, 1.0), [[truth, (prediction > 0).astype(np.int32)]]).aggregate()
+    plain = foreground_metrics(truth, prediction)
+    assert (smooth["dice_smooth1"], smooth["iou_smooth1"]) == smoothed_overlap(truth, prediction)
+    assert [smooth[name] for name in ("precision", "recall", "hd", "hd95")] == list(plain[2:])
+
+
+def test_distances_are_those_of_the_stretched_image() -> None:
+    truth, prediction = np.zeros((2, 8, 16), dtype=np.int32)
+    truth[:, 2:6] = 3
+    prediction[:, 4:8] = 1
+    metric = fed(WorkingSizeMetric(32, None), [[truth, prediction]]).aggregate()
+    assert metric["hd_32px"] == 2 * 32 / 16  # two columns, each of which is two pixels wide now
+    assert metric["dice_32px"] == foreground_metrics(truth, prediction).dice == 0.5
 
 
 @pytest.mark.parametrize("metric_type", METRICS)

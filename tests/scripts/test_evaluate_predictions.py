@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from nucsam_monai.data import DatasetMetadata, DatasetWriter
@@ -56,6 +57,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_predictions_as_cellpose_names_them(dataset: Path, predictions: Path) -> None:
+    (predictions / "b.2.png").rename(predictions / "b.2_cp_masks.png")
+    assert evaluate(dataset, predictions, "--output_dir", str(predictions / "out")) == 0
+
+
 def test_all_splits_at_once(dataset: Path, predictions: Path, tmp_path: Path, capsys) -> None:
     np.save(predictions / "other.npy", PAIRS["c"][1])
     for split in ("all", "training+test"):
@@ -89,16 +95,19 @@ def test_tables_and_summary(dataset: Path, predictions: Path, tmp_path: Path, ca
 def test_classes_from_json_or_from_class_maps(
     dataset: Path, predictions: Path, tmp_path: Path, capsys
 ) -> None:
-    maps = tmp_path / "maps"
+    maps, mats = tmp_path / "maps", tmp_path / "mats"
     maps.mkdir()
+    mats.mkdir()
     for name, (_, found) in PAIRS.items():
         np.save(maps / f"{name}.npy", np.where(found > 0, found % 2 + 1, 0))
+        types = np.unique(found)[1:, np.newaxis] % 2 + 1
+        scipy.io.savemat(mats / f"{name}.mat", {"inst_map": found, "inst_type": types})
     tables = []
-    for number, folder in enumerate((predictions / "classes", maps)):
+    for number, folder in enumerate((predictions / "classes", maps, mats)):
         out = tmp_path / str(number)
         assert evaluate(dataset, predictions, "--classes", str(folder), "--output_dir", str(out)) == 0
         tables.append(read_csv(out / "per_class.csv"))
-    assert tables[0] == tables[1]
+    assert tables[0] == tables[1] == tables[2]
     assert [row["class"] for row in tables[0]] == ["round", "oval"]
     assert 0 < float(tables[0][0]["pq_plus"]) < 1
     assert "class oval: in 3 images" in capsys.readouterr().out

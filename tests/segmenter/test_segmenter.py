@@ -20,6 +20,7 @@ from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
 from nucsam_monai.networks.sam import save_trained, with_settings
 from nucsam_monai.segmenter import Segmenter, takes_prompts
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, ImageReadError
+from nucsam_monai.utils.exit import own_error
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.prediction import NucleiPrediction
 from tests.bundles.runs import BUNDLES, REPOSITORY, BundleRuns
@@ -78,6 +79,32 @@ def test_grey_and_wide_values_follow_the_rule_of_files(unsam: Segmenter, tmp_pat
     assert (unsam.segment(grey).instances == from_array.instances).all()
     assert (unsam.segment(grey / 255.0).instances == from_array.instances).all()
     assert (unsam.segment(Image.fromarray(grey)).instances == from_array.instances).all()
+
+
+def test_range_and_size_are_options_of_an_image(unsam: Segmenter, tmp_path: Path) -> None:
+    wide = (np.arange(40 * 33).reshape(40, 33) * 3).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    for image in (wide, tmp_path / "wide.png"):
+        found = unsam.segment(image, intensity_range=[0, 8000])
+        assert found.image.max() == round(wide.max() / 8000 * 255)
+    with pytest.raises(ConfigurationError, match="intensity_range"):
+        unsam.segment(wide, intensity_range="0-8000")
+    with pytest.raises(ImageReadError, match=r"40 x 33|33 x 40.*max_pixels"):
+        unsam.segment(tmp_path / "wide.png", max_pixels=100)
+
+
+@every_bundle
+def test_every_bundle_reads_files_by_the_keys_of_images(name: str, tmp_path: Path) -> None:
+    for side in (8, 11):
+        Image.fromarray(np.full((side, side), 500, np.uint16)).save(tmp_path / f"{side}.png")
+    segmenter = Segmenter(BUNDLES / name, settings={"intensity_range": [0, 1000], "max_pixels": 100})
+    read = segmenter.value("preprocessing")
+    assert np.unique(read({"image": str(tmp_path / "8.png"), "id": "8"})["pixels"]).tolist() == [128]
+    with pytest.raises(RuntimeError) as caught:
+        read({"image": str(tmp_path / "11.png"), "id": "11"})
+    assert "allowed 100" in str(own_error(caught.value))
+    (writer,) = (one for one in segmenter.config["handlers"] if one["_target_"].endswith("PredictionWriter"))
+    assert writer["overlay_px"] == "@overlay_px"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +180,7 @@ def test_options_that_do_not_exist_are_refused(
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A copy of the configuration of UN-SAM without weights."""
-    folder = tmp_path / "mine"
+    folder = tmp_path / "mine #1"
     (folder / "configs").mkdir(parents=True)
     config = (BUNDLES / "unsam" / "configs" / "inference.json").read_text()
     (folder / "configs" / "inference.json").write_text(config)

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import CacheDataset
 from PIL import Image
 
 from nucsam_monai import transforms
+from nucsam_monai.utils.errors import ConfigurationError
 
 
 def names(steps: Any) -> list[str]:
@@ -25,6 +27,17 @@ def item() -> dict[str, Any]:
 
 def test_a_chain_joins_lists_of_lists() -> None:
     assert len(transforms.chain([abs, [abs, [None, abs]], (), None]).transforms) == 3
+
+
+def test_a_cache_holds_images_as_they_were_read(tmp_path: Any) -> None:
+    Image.fromarray(np.full((6, 5, 3), 7, np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.ones((6, 5), np.uint8)).save(tmp_path / "instances.png")
+    item = {"image": str(tmp_path / "image.png"), "instances": str(tmp_path / "instances.png")}
+    steps = transforms.chain([transforms.load_nuclei(), transforms.resize(64)])
+    dataset = CacheDataset([item], steps, num_workers=1, progress=False)
+    cached = dataset._cache[0]["image"]
+    assert (tuple(cached.shape), cached.dtype) == ((3, 6, 5), torch.uint8)
+    assert tuple(dataset[0]["image"].shape) == (3, 64, 64)
 
 
 def test_nuclei_are_read_with_their_image(tmp_path: Any) -> None:
@@ -52,6 +65,23 @@ def test_crops_have_their_size_and_keep_labels_on_their_pixels(item: dict[str, A
         cut = transforms.chain(steps)(item)
         assert cut["image"].shape == (3, size_px, size_px)
         assert torch.equal(cut["image"][:1], (cut["instances"] * 100).to(torch.uint8))
+
+
+@pytest.mark.parametrize("fit", ["tile", "resize"])
+def test_images_come_to_the_working_size_as_in_inference(item: dict[str, Any], fit: Any) -> None:
+    item["image"], item["instances"] = item["image"][:, :32], item["instances"][:, :32]
+    item["image"][:, :16], item["image"][:, 16:] = 50, 200  # dark above, bright below
+    steps = (
+        transforms.working_size(20, fit),
+        transforms.flip_rotate_crop(20, fit=fit)[:-3],
+        [transforms.RandZoomCropd(["image", "instances"], 20, ["image", "labels"], prob=0.0, fit=fit)],
+    )
+    seen = [transforms.chain(step).set_random_state(seed)(item) for seed in range(5) for step in steps]
+    assert {tuple(one[key].shape[1:]) for one in seen for key in ("image", "instances")} == {(20, 20)}
+    whole = [one["image"].float().mean() == 125 and one["instances"].max() == 2 for one in seen]
+    assert all(whole) if fit == "resize" else not all(whole)
+    with pytest.raises(ConfigurationError, match="fit 'stretch': expected one of tile, resize"):
+        transforms.working_size(20, "stretch")  # type: ignore[arg-type]
 
 
 def test_resized_labels_stay_ids(item: dict[str, Any]) -> None:

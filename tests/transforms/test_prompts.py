@@ -481,6 +481,14 @@ def test_points_are_padded_or_selected(instances, max_points, seed):
     assert 0 not in hit
 
 
+@pytest.mark.parametrize(("nuclei", "expected"), [(300, 300), (0, 1)])
+def test_all_nuclei_may_be_prompted(nuclei, expected):
+    item = {"instances": torch.arange(400).view(1, 20, 20) % (nuclei + 1)}
+    labels = NucleusPointsd(max_points=None)(item)["point_labels"]
+    assert len(labels) == expected
+    assert (labels == 1).sum() == nuclei
+
+
 def test_selection_changes_from_call_to_call_and_follows_from_the_seed():
     item = {"instances": torch.arange(1, 65).view(1, 8, 8)}
     transform = NucleusPointsd(max_points=8)

@@ -58,11 +58,11 @@ def test_the_reason_of_a_failure_arrives(tmp_path):
 
 def test_no_other_reader_takes_over(tmp_path):
     """MONAI's own reader would load this file, transposed."""
-    path = tmp_path / "image.png"
-    Image.fromarray(PIXELS).save(path, format="JPEG")
+    path = tmp_path / "image.nrrd"
+    Image.fromarray(PIXELS).save(path, format="PNG")
     with pytest.raises(RuntimeError) as caught:
         load(path)
-    assert "content is JPEG" in str(caught.value.__cause__)
+    assert "content is PNG" in str(caught.value.__cause__)
 
 
 def test_one_file_at_a_time(tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,11 @@ from nucsam_monai.io import read_image
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi import SlideOptions
 from nucsam_monai.wsi.bundles import method_of
+from tests.bundles.runs import BUNDLES, raised_from
+from tests.tiny_bundles import SEGMENTING, Weights, micro, no_traces, weights
 from tests.wsi.slides import write_tiff
+
+__all__ = ["micro", "no_traces", "weights"]
 
 SAMPLE = Path(__file__).parents[1] / "data" / "samples" / "images" / "breast_cancer.png"
 
@@ -62,12 +67,43 @@ def test_options_that_look_beyond_a_tile_are_refused() -> None:
         method_of(segmenter)
 
 
-def test_a_prompted_method_reports_no_nucleus_twice(slide: Path, tmp_path: Path) -> None:
-    options = SlideOptions(mask="all", shard_px=384, outputs=("parquet",))
-    load("promptnucseg").segment_slide(slide, tmp_path, slide=options)
-    table = pq.read_table(tmp_path / "slide" / "nuclei.parquet")
-    places = {
-        (x, y)
-        for x, y in zip(table["centroid_x_um"].to_pylist(), table["centroid_y_um"].to_pylist(), strict=True)
-    }
-    assert len(places) == len(table) > 10
+def test_a_prompted_method_finds_the_nuclei_of_one_pass_each_once(
+    weights: dict[str, Weights], tmp_path: Path
+) -> None:
+    """Its prompter normalises over what it sees, so on slides it sees the tiles of the lattice."""
+    slide = write_tiff(tmp_path / "slide.tif", read_image(SAMPLE)[:80, :80])
+    segmenter = weights["promptnucseg"].segmenter()
+    found = {}
+    for shard_px in (4032, 48):
+        options = SlideOptions(mask="all", shard_px=shard_px, max_nucleus_um=8.0, outputs=("parquet",))
+        segmenter.segment_slide(slide, tmp_path / str(shard_px), slide=options)
+        table = pq.read_table(tmp_path / str(shard_px) / "slide" / "nuclei.parquet")
+        found[shard_px] = sorted(table["geometry"].to_pylist())
+        places = set(zip(*(table[f"centroid_{axis}_um"].to_pylist() for axis in "xy"), strict=True))
+        assert len(places) == len(table) > 5
+    assert found[48] == found[4032]
+
+
+@pytest.mark.parametrize("bundle", SEGMENTING)
+def test_the_configuration_of_a_bundle_segments_slides_as_the_front_door_does(
+    bundle: str, weights: dict[str, Weights], tmp_path: Path
+) -> None:
+    own = weights[bundle]
+    slide = write_tiff(tmp_path / "slide.tif", read_image(SAMPLE)[:60, :40])
+    files = [str(BUNDLES / bundle / "configs" / "inference.json"), str(BUNDLES / "inference_wsi.json")]
+    settings = {key: "$None" if value is None else value for key, value in own.settings.items()}
+    changed = {**settings, "checkpoint": str(own.path), "device": "cpu", "outputs": "parquet"}
+    places = {"input": str(slide), "output_dir": str(tmp_path / "run"), "bundle_root": str(BUNDLES / bundle)}
+    monai.bundle.run(config_file=files, **changed, **places, mask="all", max_nucleus_um=2.0)
+    options = SlideOptions(mask="all", max_nucleus_um=2.0, outputs=("parquet",))
+    own.segmenter().segment_slide(slide, tmp_path / "door", slide=options)
+    one, other = (tmp_path / name / "slide" / "nuclei.parquet" for name in ("run", "door"))
+    assert one.read_bytes() == other.read_bytes()
+    assert (tmp_path / "run" / "cohort.csv").is_file()
+
+
+def test_a_misspelt_option_of_slides_is_refused(tmp_path: Path) -> None:
+    files = [str(BUNDLES / "unsam" / "configs" / "inference.json"), str(BUNDLES / "inference_wsi.json")]
+    with pytest.raises(RuntimeError) as error:
+        monai.bundle.run(config_file=files, output_dir=str(tmp_path), shard_pxs=48)
+    assert "Did you mean 'shard_px'?" in (raised_from(error.value, ConfigurationError) or "")

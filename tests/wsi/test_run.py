@@ -22,6 +22,7 @@ from nucsam_monai.wsi import (
     segment_cohort,
     segment_slide,
 )
+from tests.qupath import check_qupath_objects
 from tests.wsi.slides import Oracle, oracle, picture_of, random_nuclei, tissue_picture, write_tiff
 
 OPTIONS = SlideOptions(mpp=0.25, mask="all", shard_px=240, max_nucleus_um=6.0)
@@ -158,7 +159,10 @@ def test_outputs_agree_and_open(uninterrupted: Path) -> None:
     lines = gzip.decompress((uninterrupted / "nuclei.csv.gz").read_bytes()).decode().splitlines()
     statistics = json.loads((uninterrupted / "statistics.json").read_text())
     assert len(table) == len(document["features"]) == len(lines) - 1 == statistics["nuclei"] == 600
-    assert document["features"][0]["properties"]["objectType"] == "detection"
+    check_qupath_objects(document)
+    for picture in ("overlay.png", "density.png"):
+        width, height = Image.open(uninterrupted / picture).size
+        assert width == 900 < height  # a small slide is shown pixel by pixel, above its scales
     geo = json.loads(table.schema.metadata[b"geo"])
     assert geo["version"] == "1.1.0"
     assert geo["columns"]["geometry"]["crs"] is None

@@ -338,7 +338,8 @@ def training_overrides(
         ConfigurationError: the bundle has no ``train.json``.
     """
     config = _train_config(bundle.folder)
-    shared = {key: value for key, value in bundle.settings.items() if key in config}
+    seen: dict[str, Any] = {key: bundle.value(key) for key in ("image_size", "fit") if key in bundle.config}
+    shared = {key: value for key, value in {**seen, **bundle.settings}.items() if key in config}
     own: dict[str, Scalar | list[str]] = {
         "bundle_root": str(bundle.folder.resolve()),
         "dataset_dir": str(run_dir / "dataset"),

@@ -22,6 +22,7 @@ from nucsam_monai.networks.cfrsam.refinement import (
     refine_in_boxes,
     refine_in_chunks,
 )
+from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
 from nucsam_monai.networks.fine_tuning import (
     FineTuning,
     LoRAOptions,
@@ -430,7 +431,11 @@ class PromptedCFRSAM(nn.Module):
         """Return the logits ``(B, 1, S, S)`` of "any nucleus" of images, normalised with SAM's constants.
 
         See :func:`~nucsam_monai.networks.prompter.any_nucleus_logits`.
+
+        Raises:
+            ConfigurationError: the network is traced or exported.
         """
+        refuse_export(WHY_NO_EXPORT)
         found = self.prompter(image, with_mask=False)
         return any_nucleus_logits(found, image.shape[-1], partial(self.decode, self.encode(image)))
 

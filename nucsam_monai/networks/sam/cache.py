@@ -389,6 +389,7 @@ class EmbeddingCache:
     Attributes:
         hits: images found.
         misses: images not found.
+        entry_bytes: size of what was kept last; 0 before.
 
     Raises:
         ConfigurationError: unknown storage, a limit that is not positive, neither folder nor memory, or a
@@ -420,8 +421,10 @@ class EmbeddingCache:
             )
         self.storage = storage
         self.transform_key = transform_key
+        self.max_bytes = max_bytes
         self.hits = 0
         self.misses = 0
+        self.entry_bytes = 0
         self.digests = PrefixDigests()
         self._files = None if folder is None else FileStore(folder, max_bytes)
         self._memory = MemoryStore(max_memory_bytes)
@@ -472,6 +475,7 @@ class EmbeddingCache:
             self._warn_of_overflow()
             return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         entry = Entry(rounded, {**description, "format": FORMAT, "dtype": str(computed)})
+        self.entry_bytes = sum(tensor.nbytes for tensor in rounded.values())
         self._memory.put(key, entry)
         if self._files is not None:
             self._files.put(key, entry)

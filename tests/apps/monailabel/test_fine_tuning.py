@@ -168,6 +168,7 @@ def test_training_gets_what_the_weights_were_made_with(weights: dict[str, Weight
     own = weights["unsam"].segmenter()
     overrides = training_overrides(own, WANTED, tmp_path, "nuclei", "sqlite:///runs.db")
     assert overrides["sam_variant"] == "micro"
+    assert (overrides["fit"], overrides["image_size"]) == ("tile", 32)
     assert overrides["checkpoint"] == str(weights["unsam"].path)
     assert overrides["tracking_uri"] == "sqlite:///runs.db"
     assert (overrides["domains"], overrides["network_def#domains"]) == (["nuclei"], ["nuclei"])

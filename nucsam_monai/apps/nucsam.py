@@ -1,0 +1,241 @@
+"""The command ``nucsam``.
+
+Each of its commands stands for one that could be typed in full; ``--show_command`` prints that one and stops.
+Arguments are read by argparse, not by Fire, because Fire would turn a folder called ``2024`` into a number.
+
+Examples:
+    nucsam segment images output/segmented --weights he
+    nucsam slides run unsam slides output/slides
+    nucsam train unsam compact --dataset_dir data --output_dir output/mine
+    nucsam evaluate unsam --weights output/mine/model.safetensors --dataset_dir data
+    nucsam evaluate --dataset data/mine --predictions my/predictions
+    nucsam view output/segmented --images images
+    nucsam datasets list
+    nucsam models
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder
+
+_SCRIPTS = {
+    "slides": ("segment_slides.py", "segment whole slides, or show how far that is"),
+    "datasets": ("prepare_dataset.py", "list, download, convert and validate datasets"),
+    "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
+    "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
+}
+_VIEW = ["-m", "nucsam_monai.apps.viewer"]
+_OF_TOOLS = "evaluate_predictions.py"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 2 for a wrong call, else that of the command behind it."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    shown = "--show_command" in given
+    given = [argument for argument in given if argument != "--show_command"]
+    try:
+        command = command_of(given)
+    except NucSAMError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    if not command:
+        return 0
+    if shown:
+        sys.stdout.write(shlex.join(["python", *command]) + "\n")
+        return 0
+    if os.name == "posix":  # signals reach the command itself
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606
+    return subprocess.run([sys.executable, *command], check=False).returncode  # noqa: S603
+
+
+def command_of(given: Sequence[str]) -> list[str]:
+    """Return the arguments of Python that a call of ``nucsam`` stands for; none if it is answered already.
+
+    Raises:
+        ConfigurationError: there is no such bundle or configuration.
+        CheckpointError: there are no such weights.
+        SystemExit: the help was asked for, or the call is wrong.
+    """
+    name = given[0] if given else ""
+    if name in _SCRIPTS:
+        return [_script(_SCRIPTS[name][0]), *given[1:]]
+    if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
+        return [_script(_OF_TOOLS), *given[1:]]
+    if name == "view":
+        return [*_VIEW, *given[1:]]
+    arguments, further = _parser().parse_known_args(given)
+    if further and not arguments.takes_keys:
+        _parser().error(f"unknown argument {further[0]}")
+    build: Callable[[argparse.Namespace], list[str]] = arguments.build
+    return [*build(arguments), *further] if arguments.takes_keys else build(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("nucsam", description=__doc__, formatter_class=form)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False) -> Callable:
+        keys = (
+            "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
+        )
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.{keys}",
+            epilog=f"example: {example}",
+            formatter_class=form,
+            allow_abbrev=False,
+        )
+        command.set_defaults(build=build, takes_keys=takes_keys)
+        return command.add_argument
+
+    option = add(
+        "segment",
+        "find the nuclei of an image or of a folder of images",
+        "nucsam segment images output/segmented --weights he --threshold 0.6",
+        _segment,
+        takes_keys=True,
+    )
+    option("input", help="an image, or a folder")
+    option("output_dir", nargs="?", default="output/segmented", help="default: %(default)s")
+    option("--bundle", default="unsam", help="default: %(default)s")
+    option("--weights", help="a short name such as he, or a path; by default those that come with the bundle")
+    option = add(
+        "train",
+        "train a bundle",
+        "nucsam train unsam compact --dataset_dir data --output_dir output/mine --epochs 40",
+        _train,
+        takes_keys=True,
+    )
+    option("bundle")
+    option(
+        "overlays", nargs="*", help="configurations that are read after train.json, such as compact or paper"
+    )
+    option("--output_dir", help="default: output/<bundle>")
+    option = add(
+        "evaluate",
+        "measure a bundle's weights on a dataset; with --predictions those of any other tool",
+        "nucsam evaluate unsam --weights he --dataset_dir data/monuseg",
+        _evaluate,
+        takes_keys=True,
+    )
+    option("bundle")
+    option("overlays", nargs="*", help="configurations that the weights were trained with")
+    option("--weights", help="a short name such as he, or a path; by default those that come with the bundle")
+    option("--output_dir", help="default: output/<bundle>_evaluated")
+    option = add(
+        "label",
+        "serve bundles to QuPath, 3D Slicer and other clients of MONAI Label, on this machine only",
+        "nucsam label images --models unsam,promptnucseg",
+        _label,
+    )
+    option("studies", help="the folder of images")
+    option("--models", default="unsam,promptnucseg", help="default: %(default)s")
+    option("--port", default="8000", help="default: %(default)s")
+    option("--settings", help="a JSON file with options of the bundles, such as their weights")
+    add("models", "list the bundles and the weights that come with them", "nucsam models", _models)
+    option = add("mlflow", "show the tracked runs in a browser", "nucsam mlflow", _mlflow)
+    option("--port", default="5000", help="default: %(default)s")
+    commands.add_parser("view", help="look at results in a browser", add_help=False)
+    for name, (_, text) in _SCRIPTS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _segment(arguments: argparse.Namespace) -> list[str]:
+    weights = _weights(arguments)
+    places = ["--input", arguments.input, "--output_dir", arguments.output_dir]
+    return [*_bundle_run(arguments.bundle, ["inference"]), *places, *weights]
+
+
+def _train(arguments: argparse.Namespace) -> list[str]:
+    output = ["--output_dir", arguments.output_dir or f"output/{arguments.bundle}"]
+    return [*_bundle_run(arguments.bundle, ["train", *arguments.overlays], "training"), *output]
+
+
+def _evaluate(arguments: argparse.Namespace) -> list[str]:
+    names = ["train", *arguments.overlays, "evaluate"]
+    output = ["--output_dir", arguments.output_dir or f"output/{arguments.bundle}_evaluated"]
+    return [*_bundle_run(arguments.bundle, names, "evaluating"), *output, *_weights(arguments)]
+
+
+def _label(arguments: argparse.Namespace) -> list[str]:
+    conf = ["--conf", "models", arguments.models]
+    conf += ["--conf", "settings", arguments.settings] if arguments.settings else []
+    app = Path(__file__).parent / "monailabel"
+    place = ["--studies", arguments.studies, "--host", "127.0.0.1", "--port", arguments.port]
+    return ["-m", "monailabel.main", "start_server", "--app", str(app), *place, *conf]
+
+
+def _mlflow(arguments: argparse.Namespace) -> list[str]:
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    address = f"http://127.0.0.1:{arguments.port}/#/experiments?workflowType=machine_learning"
+    sys.stderr.write(f"{address}\n")
+    place = ["--backend-store-uri", store] if store else []
+    return ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", arguments.port, *place]
+
+
+def _models(arguments: argparse.Namespace) -> list[str]:
+    for folder in bundles():
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        sys.stdout.write(f"{folder.name:<14}{metadata['task']}\n")
+        for file in sorted((folder / "models").glob("*.safetensors")):
+            name = file.stem.removeprefix("compact").removeprefix("_") or "(default)"
+            facts = metadata["shipped_weights"][file.name]
+            sys.stdout.write(f"{'':<14}  {name}: {facts['trained_on']}; {facts['licence']}\n")
+    return []
+
+
+def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str]:
+    """Return the arguments that run a key of a bundle's configurations.
+
+    Raises:
+        ConfigurationError: a configuration is missing.
+    """
+    folder = Path(bundle_root(bundle)) / "configs"
+    files = [folder / f"{name}.json" for name in names]
+    for file in files:
+        if not file.is_file():
+            known = sorted(other.stem for other in folder.glob("*.json") if other.stem != "metadata")
+            raise ConfigurationError(
+                f"{bundle}: there is no configuration '{file.stem}'. Expected one of {', '.join(known)}."
+            )
+    paths = [_short(file) for file in files]
+    return [
+        "-m",
+        "monai.bundle",
+        "run",
+        run,
+        "--config_file",
+        # Fire, which reads this option, ends a text at #, but not in a list.
+        paths[0] if len(paths) == 1 and "#" not in paths[0] else json.dumps(paths),
+    ]
+
+
+def _weights(arguments: argparse.Namespace) -> list[str]:
+    if arguments.weights is None:
+        return []
+    return ["--checkpoint", _short(find_weights(Path(bundle_root(arguments.bundle)), arguments.weights))]
+
+
+def _script(name: str) -> str:
+    return _short(scripts_folder() / name)
+
+
+def _short(path: Path) -> str:
+    """Return a path relative to the working folder if it lies in it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Segment many slides with one bundle, in this process or on workers; what every command calls."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+from nucsam_monai.wsi.readers import SlideError
+from nucsam_monai.wsi.run import SlideOptions, SlideResult, segment_cohort, segment_slide
+
+SUFFIXES = (
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".bif",
+    ".vms",
+    ".svslide",
+    ".dcm",
+    ".png",
+    ".jpg",
+)
+"""Files of a folder that are taken for slides."""
+
+
+def segment_slides(
+    source: MethodSource,
+    slides: Path | str,
+    output_dir: Path | str,
+    options: SlideOptions,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+) -> list[SlideResult]:
+    """Segment a slide, a folder or a list; print a line for each. Called again it goes on where it stopped.
+
+    Args:
+        source: of the network.
+        slides: a slide, a folder, or a text file with one path per line.
+        output_dir: made if missing; every slide gets a folder there, and ``cohort.csv`` a row.
+        options: of all slides.
+        workers: processes on this machine; more than one needs Dask distributed.
+        scheduler: address of a running Dask scheduler in place of processes here.
+        overwrite: drop what earlier runs left.
+
+    Raises:
+        ConfigurationError: nothing to segment, or an option that slides do not have.
+        SlideError: after the last slide, if some failed.
+    """
+    paths, output_dir = slides_of(Path(slides)), Path(output_dir)
+    method = source.load()
+    with ExitStack() as files:
+        several = workers > 1 or scheduler is not None
+        client = connect(files, workers, scheduler) if several else None
+
+        def segment(path: Path) -> SlideResult:
+            if client is None:
+                return segment_slide(path, output_dir, method, options, overwrite=overwrite)
+            return segment_slide_on(
+                client, path, output_dir, source, options, method=method, overwrite=overwrite
+            )
+
+        results = segment_cohort(paths, output_dir, segment)
+    for result in results:
+        print(  # noqa: T201 - what the user waits for
+            f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}"
+        )
+    if broken := sum(result.status in ("failed", "refused") for result in results):
+        raise SlideError(f"{broken} of {len(results)} slides failed; {output_dir / 'cohort.csv'} says why.")
+    return results
+
+
+def slides_of(path: Path) -> list[Path]:
+    """Return the slides that a path stands for: itself, those of a folder, or the lines of a text file.
+
+    Raises:
+        ConfigurationError: there are none, or two would share a folder.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    elif path.suffix == ".txt":
+        found = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        found = [path]
+    if not found:
+        raise ConfigurationError(f"{path}: no slides in it (looked for {', '.join(SUFFIXES)}).")
+    stems = [file.stem for file in found]
+    if doubled := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise ConfigurationError(
+            f"{path}: several slides are called {doubled[0]}. Segment them into other folders."
+        )
+    return found
