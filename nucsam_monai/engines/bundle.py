@@ -95,8 +95,14 @@ def header_with(header: Mapping[str, str], *names: str) -> dict[str, str]:
 
 
 def default_device() -> torch.device:
-    """Return the first GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU of this process among those of one machine, which is the first one unless ``LOCAL_RANK`` is set.
+
+    Where there is no GPU it is the CPU.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}")
 
 
 def local_device() -> torch.device:
