@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
+from nucsam_monai.engines import default_device
 from nucsam_monai.engines.configuration import literal
 from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
 from nucsam_monai.io import (
@@ -81,7 +82,8 @@ def load(
         bundle: the name of a bundle in ``bundles/``, or its folder.
         weights: None for those of the bundle's ``inference.json``; the short name of weights that come with the
             bundle, ``"he"`` for ``models/compact_he.safetensors``; or the path of a file, or of the folder of several.
-        device: for example ``"cpu"`` or ``"cuda:0"``; None takes a GPU if there is one.
+        device: for example ``"cpu"`` or ``"cuda:0"``; None takes a GPU if there is one, and that of its ``LOCAL_RANK``
+            among processes that torchrun started.
         options: values of other keys of ``inference.json``, for example ``threshold=0.4``.
 
     Raises:
@@ -94,7 +96,7 @@ def load(
         NucleiPrediction(37 nuclei, 256 x 256 px)
     """
     folder = Path(bundle) if _is_bundle(Path(bundle)) else Path(bundle_root(str(bundle)))
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = device or str(default_device())
     checkpoint = None if weights is None else find_weights(folder, weights)
     segmenter = Segmenter(folder, checkpoint, chosen, options)
     named = segmenter.value("checkpoint")

@@ -1,37 +1,46 @@
-"""Check whole slides at their real size: a million nuclei to merge, twenty kills, many ways to cut one slide.
+"""Check whole slides at their real size: a million nuclei, twenty kills, many ways to cut one slide, speed.
 
 Examples:
     python scripts/benchmark_slides.py merge --nuclei 1000000
     python scripts/benchmark_slides.py merge --outputs labels
     python scripts/benchmark_slides.py kill --times 20
     python scripts/benchmark_slides.py seams --shardings 200
+    OMP_NUM_THREADS=1 python scripts/benchmark_slides.py speed
+    OMP_NUM_THREADS=1 python scripts/benchmark_slides.py workers
 """
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import tifffile
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from nucsam_monai.io import read_image
 from nucsam_monai.utils.prediction import prediction_from_instances
-from nucsam_monai.wsi import Journal, segment_slide
+from nucsam_monai.wsi import Journal, SlideOptions, merge_slide, run, segment_slide
 from nucsam_monai.wsi.grid import cut_shards
 from nucsam_monai.wsi.nuclei_table import measure, nuclei_rows
-from tests.wsi.slides import areas_and_places, oracle, picture_of, random_nuclei
+from scripts.make_synthetic_slide import SAMPLES, write_slide
+from tests.wsi.slides import oracle, picture_of, random_nuclei
 from tests.wsi.test_run import OPTIONS, WORK, outputs
-from tests.wsi.test_seams import found
+from tests.wsi.test_seams import check_that_every_nucleus_is_found_once
 
 SHARD_PX, STRIDE_PX = 4032, 192
+COMMAND = Path(__file__).with_name("segment_slides.py")
 
 
 def main() -> int:
@@ -39,16 +48,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("check", choices=("merge", "kill", "seams"))
+    parser.add_argument("check", choices=("merge", "kill", "seams", "speed", "workers"))
     parser.add_argument("--nuclei", type=int, default=1_000_000)
     parser.add_argument("--outputs", default="parquet,geojson,csv")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shardings", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1, help="of the nuclei and the cuts of seams")
+    parser.add_argument(
+        "--slide", type=Path, help="for speed and workers; an image of the samples by default"
+    )
+    parser.add_argument("--core_s_per_mm2", type=float, default=45.0)
     arguments = parser.parse_args()
     checks: dict[str, Callable[[Path], bool]] = {
         "merge": lambda folder: check_merge(folder, arguments.nuclei, arguments.outputs.split(",")),
         "kill": lambda folder: check_kills(folder, arguments.times),
-        "seams": lambda folder: check_seams(folder, arguments.shardings),
+        "seams": lambda folder: check_seams(folder, arguments.shardings, arguments.seed),
+        "speed": lambda folder: check_speed(folder, arguments.slide, arguments.core_s_per_mm2),
+        "workers": lambda folder: check_workers(folder, arguments.slide),
     }
     with tempfile.TemporaryDirectory() as folder:
         return 0 if checks[arguments.check](Path(folder)) else 1
@@ -104,64 +120,140 @@ def check_merge(folder: Path, nuclei: int, kinds: list[str]) -> bool:
 
 
 def check_kills(folder: Path, times: int) -> bool:
-    """Kill a run at random moments, also in the merge, and compare what comes out in the end."""
+    """Kill a run at random moments, a third of them in the merge, and compare what comes out in the end."""
     slide = folder / "slide.png"
     Image.fromarray(picture_of(random_nuclei(900, 600, seed=3))).save(slide)
     segment_slide(slide, folder / "whole", oracle(), OPTIONS)
-    duration_s = segment_slide(slide, folder / "again", oracle(), OPTIONS).seconds
     expected = outputs(folder / "whole" / "slide")
+    count = len(list((folder / "whole" / "slide" / "shards").iterdir()))
     generator = np.random.default_rng(1)
-    killed, equal, redone = 0, 0, 0
+    killed, in_merge, equal, redone = 0, 0, 0, 0
     while killed < times:
         output = folder / f"run{killed}"
         process = subprocess.Popen([sys.executable, "-c", WORK, slide, output], stdout=subprocess.PIPE)  # noqa: S603
         assert process.stdout is not None  # noqa: S101
         process.stdout.readline()
-        time.sleep(float(generator.uniform(0.0, 1.1) * duration_s))
+        wait_for_shards(process, output, count if killed % 3 == 2 else int(generator.integers(0, count)))
+        time.sleep(float(generator.uniform(0.0, 0.2)))
         process.kill()
         finished_before = process.wait() == 0
         process.stdout.close()
         killed += not finished_before
-        shards = output / "slide" / "shards"
-        stamps = {
-            file: file.stat().st_mtime_ns
-            for file in shards.glob("*.parquet")
-            if not file.name.startswith(".")
-        }
+        stamps = {file: file.stat().st_mtime_ns for file in shards_of(output / "slide")}
+        in_merge += len(stamps) == count and not finished_before
         segment_slide(slide, output, oracle(), OPTIONS)
         redone += sum(file.stat().st_mtime_ns != stamp for file, stamp in stamps.items())
         result = outputs(output / "slide")
         different = [name for name, content in expected.items() if result.get(name) != content]
         equal += not different and not finished_before
         state = "finished" if finished_before else "killed"
-        print(f"{state} with {len(stamps)} shards done; different: {different}", flush=True)
-    print(f"{equal} of {killed} killed runs end in the same bytes; {redone} finished shards were done again")
+        print(f"{state} with {len(stamps)} of {count} shards done; different: {different}", flush=True)
+    print(
+        f"{equal} of {killed} killed runs, {in_merge} of them in the merge, end in the same bytes; "
+        f"{redone} finished shards were done again"
+    )
     return equal == killed and redone == 0
 
 
-def check_seams(folder: Path, shardings: int) -> bool:
+def wait_for_shards(process: subprocess.Popen[bytes], output: Path, count: int) -> None:
+    """Wait until a run has finished some shards, or ended."""
+    while len(shards_of(output / "slide")) < count and process.poll() is None:
+        time.sleep(0.001)
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """Return the shards of a slide that are done."""
+    return [file for file in (folder / "shards").glob("*.parquet") if file.name[0] != "."]
+
+
+def check_seams(folder: Path, shardings: int, seed: int) -> bool:
     """Cut one slide of 10,000 nuclei in many ways: none may be lost or doubled."""
-    truth = random_nuclei(3200, 10_000, seed=1)
-    slide = folder / "slide.png"
+    truth = random_nuclei(3200, 10_000, seed=seed)
     picture = picture_of(truth)
-    generator = np.random.default_rng(2)
-    lost = doubled = 0
+    slide = folder / "slide.tif"
+    generator = np.random.default_rng(seed + 1)
     for n in range(shardings):
         # The slide is shifted against the lattice, and cut into shards of any side.
         shift = generator.integers(0, 48, 2)
-        shifted = np.full((3248, 3248, 3), 255, dtype=np.uint8)
-        shifted[shift[0] : shift[0] + 3200, shift[1] : shift[1] + 3200] = picture
-        Image.fromarray(shifted).save(slide, compress_level=1)
+        beyond = [(int(first), 48 - int(first)) for first in shift]
+        shifted = np.pad(truth, beyond)
+        image = np.pad(picture, [*beyond, (0, 0)], constant_values=255)
+        tifffile.imwrite(slide, image, photometric="rgb")
         side = 48 * int(generator.integers(6, 40))
-        nuclei = found(slide, folder / str(n), side)
-        moved = {
-            (area, x + 2 * int(shift[1]), y + 2 * int(shift[0])) for area, x, y in areas_and_places(truth)
-        }
-        lost += len(moved - set(nuclei))
-        doubled += len(nuclei) - len(set(nuclei))
+        check_that_every_nucleus_is_found_once(slide, shifted, folder / "output", side)
+        shutil.rmtree(folder / "output")
         if (n + 1) % 20 == 0:
-            print(f"{n + 1} shardings: {lost} lost, {doubled} doubled", flush=True)
-    return lost == doubled == 0
+            print(f"{n + 1} shardings: 0 lost, 0 doubled", flush=True)
+    return True
+
+
+def check_speed(folder: Path, slide: Path | None, most_core_s: float) -> bool:
+    """Segment tissue with the weights that ship, and print the core seconds per mm2 of each stage."""
+    from nucsam_monai import load
+
+    path = slide or tissue_slide(folder, 3000)
+    start_s = time.process_time()
+    segmenter = load("unsam")
+    segmenter.segment(np.full((256, 256, 3), 255, dtype=np.uint8))
+    stages = {"start and weights": time.process_time() - start_s}
+    timed = run.seconds_per_tile
+
+    def time_tiles(*arguments: Any) -> float | None:
+        start_s = time.process_time()
+        tile_s = timed(*arguments)
+        stages["timed tiles"] = time.process_time() - start_s
+        return tile_s
+
+    run.seconds_per_tile = time_tiles
+    start_s = time.process_time()
+    result = segmenter.segment_slide(path, folder, slide=SlideOptions(mpp=0.25, mask="all"))
+    total = time.process_time() - start_s
+    journal = Journal(Path(result.folder))
+    facts = [journal.facts(n) for n in range(len(shards_of(journal.folder)))]
+    mm2 = sum(one["mm2"] for one in facts)
+    for stage in ("read", "network", "nuclei"):
+        stages[stage] = sum(one["cpu_seconds"][stage] for one in facts)
+    start_s = time.process_time()
+    merge_slide(journal)
+    stages["merge"] = time.process_time() - start_s
+    stages["plan and files of shards"] = total - sum(list(stages.values())[1:])
+    for stage, cpu_s in stages.items():
+        print(f"{stage}: {cpu_s:.2f} core s, {cpu_s / mm2:.2f} per mm2")
+    rest = (total - stages["network"] - stages["timed tiles"]) / mm2
+    print(
+        f"{result.nuclei} nuclei on {mm2:.2f} mm2: {total / mm2:.1f} core s per mm2, {rest:.1f} without the network, "
+        f"{total + stages['start and weights']:.1f} core s with the start"
+    )
+    return total / mm2 <= most_core_s and rest <= most_core_s / 9
+
+
+def check_workers(folder: Path, slide: Path | None) -> bool:
+    """Compare the time of two workers with that of one, and open the finished slide again."""
+    path = slide or tissue_slide(folder, 4500)
+    command = [sys.executable, str(COMMAND), "run", "unsam", str(path)]
+    options = ["--mpp", "0.25", "--mask", "all", "--shard_px", "1152"]
+    seconds, used = {}, {}
+    for name, more in {"one": [], "again": [], "two": ["--workers", "2"]}.items():
+        output = folder / name.replace("again", "one")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.perf_counter()
+        subprocess.run([*command, str(output), *options, *more], check=True)  # noqa: S603
+        seconds[name] = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used[name] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        load_1 = os.getloadavg()[0]
+        print(f"{name}: {seconds[name]:.1f} s, {used[name]:.1f} core s, load {load_1:.1f}", flush=True)
+    same = outputs(folder / "one" / path.stem) == outputs(folder / "two" / path.stem)
+    print(f"two workers are {seconds['one'] / seconds['two']:.2f} times as fast as one; same bytes: {same}")
+    return same and seconds["one"] / seconds["two"] >= 1.7 and seconds["again"] <= 5
+
+
+def tissue_slide(folder: Path, side: int) -> Path:
+    """Write a slide full of tissue: one image again and again."""
+    image = read_image(SAMPLES / "images" / "breast_cancer.png")
+    repeats = (-(-side // image.shape[0]), -(-side // image.shape[1]), 1)
+    write_slide(folder / "tissue.tif", np.tile(image, repeats)[:side, :side], 0.25, "generic")
+    return folder / "tissue.tif"
 
 
 if __name__ == "__main__":

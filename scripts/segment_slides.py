@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 EXIT_FAILED, EXIT_WRONG_CALL, EXIT_STOPPED = 3, 2, 143
@@ -26,10 +28,12 @@ def main() -> int:
     """Run a command; return 0, 2 for a wrong call, or 3 if some slides failed."""
     arguments = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
-        return int(arguments.command(arguments))
+        with logging_redirect_tqdm():
+            return int(arguments.command(arguments))
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_CALL
@@ -40,13 +44,19 @@ def main() -> int:
         print(f"{error.name}: not installed. Type: pip install 'nucsam-monai[slides]'.", file=sys.stderr)
         return EXIT_WRONG_CALL
     except OSError as error:
-        print(f"{error.filename or 'output'}: cannot be written ({error.strerror}).", file=sys.stderr)
+        where = error.filename or arguments.output_dir
+        print(
+            f"{where}: cannot be written ({error.strerror or error}). What is finished stays: make room or choose "
+            "another folder, and run the same command again.",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
 
 
 def stop(number: int, frame: FrameType | None) -> None:
     """End at once: what is finished stays, and the next run takes it from there."""
-    print("Stopped. Run the same command again to continue.", file=sys.stderr, flush=True)
+    # Not by print, which may be at work in another thread.
+    os.write(2, b"\nStopped. Run the same command again to continue.\n")
     os._exit(EXIT_STOPPED)
 
 

@@ -284,6 +284,27 @@ def class_names(dataset_dir: Path | str) -> list[str]:
     return [*NO_CLASSES]
 
 
+def domain_classes(dataset_dir: Path | str, domain: str) -> list[str]:
+    """Return the names of the classes of a domain.
+
+    Args:
+        dataset_dir: one dataset folder, or a folder of several.
+        domain: its name.
+
+    Raises:
+        ConfigurationError: datasets of the domain have different classes.
+        DatasetError: there is no dataset.
+    """
+    datasets = [one for one in _read_datasets(dataset_dir, None) if one.metadata.domain == domain]
+    names = sorted({one.metadata.class_names for one in datasets})
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"domain '{domain}': its datasets in {dataset_dir} have different classes, {names[0]} and {names[1]}. "
+            "Give one of them another domain."
+        )
+    return list(names[0]) if names else [*NO_CLASSES]
+
+
 def _read_datasets(dataset_dir: Path | str, protocol: str | Mapping[str, str] | None) -> list[Dataset]:
     datasets = [read_dataset(folder) for folder in find_datasets(dataset_dir)]
     if protocol is None:

@@ -1,6 +1,6 @@
 """Read images and label maps, and write what was found in them."""
 
-from nucsam_monai.io.geojson import nuclei_features, write_geojson
+from nucsam_monai.io.geojson import nuclei_features, nuclei_polygons, write_geojson
 from nucsam_monai.io.images import (
     MAX_PIXELS,
     SUPPORTED_SUFFIXES,
@@ -47,6 +47,7 @@ __all__ = [
     "encode_png",
     "find_images",
     "nuclei_features",
+    "nuclei_polygons",
     "nuclei_rows",
     "output_stems",
     "overlay_image",

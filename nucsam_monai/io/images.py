@@ -33,6 +33,8 @@ _ALWAYS_SEGMENTED = 1 << 20
 """Pixels of an image that is segmented whatever the system says of its free memory."""
 
 IntensityRange = tuple[float, float]
+"""The values that become black and white."""
+
 _PERCENTILES = (0.1, 99.9)
 _COUNTED_VALUES = 1 << 22
 """About so many values of a large image give its percentiles."""

@@ -1,15 +1,15 @@
 """The only place where whole slides know bundles: a loaded bundle as the method that segments a slide."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.files import known_sha256_of_file
 from nucsam_monai.utils.prediction import NucleiPrediction
 from nucsam_monai.wsi.journal import digest_of
 from nucsam_monai.wsi.run import Method
@@ -79,7 +79,11 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
     )
     own = {key: value for key, value in {**_SCALE_IS_KNOWN, **options, **_ALWAYS}.items() if key in config}
-    weights = {key: _digest(segmenter.value(key)) for key in _WEIGHTS if key in config}
+    files = {key: _weights_files(segmenter.value(key)) for key in _WEIGHTS if key in config}
+    weights = {
+        key: digest_of([known_sha256_of_file(file) for file in found]) if found else None
+        for key, found in files.items()
+    }
     facts = {
         "bundle": segmenter.folder.name,
         "weights": weights,
@@ -94,17 +98,11 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         int(overlap),
         value("pixel_std") == "image",
         lambda statistics: BundleRegions(segmenter, own, domain, statistics),
+        (segmenter.folder / "configs" / "inference.json", *itertools.chain(*files.values())),
     )
 
 
-def _digest(path: Any) -> str | None:
+def _weights_files(path: Any) -> list[Path]:
     if path is None:
-        return None
-    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
-    return digest_of([_digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-
-
-@lru_cache(maxsize=32)
-def _digest_of_file(file: Path, size: int, modified_ns: int) -> str:
-    """Return the SHA-256 of weights, read once while size and time stay: a server asks for it at every request."""
-    return sha256_of_file(file)
+        return []
+    return [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))

@@ -1,8 +1,10 @@
 """Shards on several processes or machines with Dask distributed; the journal unites what they write."""
 
 import logging
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,18 +13,22 @@ from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi.bundles import method_of
+from nucsam_monai.wsi.grid import Shard
 from nucsam_monai.wsi.journal import Journal
+from nucsam_monai.wsi.progress import Progress, seconds_per_tile
 from nucsam_monai.wsi.readers import SlideError
 from nucsam_monai.wsi.run import (
     Method,
     SlideOptions,
     SlideResult,
+    build_segmenter,
     merge_slide,
     pending,
     prepare,
     result_of,
     segment_shards,
 )
+from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +61,11 @@ class MethodSource:
     options: tuple[tuple[str, Any], ...] = ()
     device: str | None = None
 
-    def load(self, worker: int = 0) -> Method:
+    def load(self) -> Method:
         """Load the bundle in this process and return it as a method for slides."""
         from nucsam_monai import load
 
-        device = self.device
-        if device is None:
-            import os
-
-            visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-            device = f"cuda:{worker % len(visible)}" if visible else None
-        segmenter = load(self.bundle, self.checkpoint, device, **dict(self.settings))
+        segmenter = load(self.bundle, self.checkpoint, self.device, **dict(self.settings))
         return method_of(segmenter, self.domain, **dict(self.options))
 
 
@@ -93,37 +93,77 @@ def segment_slide_on(
     Raises:
         SlideError: a shard failed, or ended its worker, twice.
     """
+    from distributed import KilledWorker
+
     start = time.perf_counter()
     journal = Journal(output_dir / path.stem)
     with journal.locked():
         if overwrite:
             journal.clear()
-        _, shards = prepare(path, journal, method or source.load(), options)
+        method = method or source.load()
+        task, shards = prepare(path, journal, method, options)
         if not journal.is_finished():
-            left = [shard.index for shard in pending(journal, shards)]
-            parts = [left[n : n + _SHARDS_PER_TASK] for n in range(0, len(left), _SHARDS_PER_TASK)]
-            arguments = (str(path), str(journal.folder), source, options)
-            futures = [client.submit(segment_part, *arguments, tuple(part), pure=False) for part in parts]
-            client.gather(futures, errors="skip")
-            broken = [future for future in futures if future.status == "error"]
-            if still := pending(journal, shards):
-                reason = f"{broken[0].exception()}" if broken else "its workers ended"
-                raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
+            if left := pending(journal, shards):
+                arguments = (str(path), str(journal.folder), source, options)
+                errors = _segment_with(client, arguments, task, left)
+                if still := pending(journal, shards):
+                    reason = "it ends its workers" if isinstance(errors[0], KilledWorker) else errors[0]
+                    raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
             merge_slide(journal)
     return result_of(journal, time.perf_counter() - start)
 
 
+def _segment_with(
+    client: Any, arguments: tuple[Any, ...], task: ShardTask, left: Sequence[Shard]
+) -> list[Any]:
+    """Have workers segment shards, and follow them; return the errors, the first one first."""
+    from distributed import KilledWorker, as_completed
+
+    workers = len(client.scheduler_info()["workers"])
+    # Two parts for each worker at least, so that none is without work while another has several shards left.
+    size = max(1, min(_SHARDS_PER_TASK, len(left) // (2 * workers)))
+    indices = [shard.index for shard in left]
+    parts = [tuple(indices[n : n + size]) for n in range(0, len(indices), size)]
+    timing = client.submit(time_tiles, *arguments, pure=False, priority=1)
+    futures = [client.submit(segment_part, *arguments, part, pure=False) for part in parts]
+    # Not in this process: a slide that ends its workers must not end the cohort.
+    errors = [timing.exception()] if timing.exception() else []
+    tile_s = None if errors else timing.result()
+    with Progress(task, left, workers=workers, tile_s=tile_s) as progress:
+        for future in as_completed(futures):
+            if future.status == "finished":
+                progress.done(*future.result())
+            else:
+                errors.append(future.exception())
+            if any(isinstance(error, KilledWorker) for error in errors):
+                client.cancel(futures)  # the rest would end more workers, and the next run continues here
+                break
+    return errors
+
+
 def segment_part(
     path: str, folder: str, source: MethodSource, options: SlideOptions, indices: Sequence[int]
-) -> Mapping[str, float]:
-    """Segment some shards in a worker; return numbers only, since the nuclei are in the journal."""
-    start = time.perf_counter()
-    method = _loaded(source)
-    journal = Journal(Path(folder))
+) -> tuple[float, float]:
+    """Segment some shards in a worker; return mm2 and the network's seconds: the nuclei are in the journal."""
+    task, shards, segmenter, journal = _prepared(path, folder, source, options)
+    left = [shard for shard in pending(journal, shards) if shard.index in indices]
+    segment_shards(journal, task, segmenter, left)
+    facts = [journal.facts(index) for index in indices]
+    return sum(one["mm2"] for one in facts), sum(one["seconds"]["network"] for one in facts)
+
+
+def time_tiles(path: str, folder: str, source: MethodSource, options: SlideOptions) -> float | None:
+    """Return the seconds that a tile takes in a worker."""
+    task, _, segmenter, _ = _prepared(path, folder, source, options)
+    return seconds_per_tile(task, segmenter)
+
+
+def _prepared(
+    path: str, folder: str, source: MethodSource, options: SlideOptions
+) -> tuple[ShardTask, list[Shard], RegionSegmenter, Journal]:
+    method, journal = _loaded(source), Journal(Path(folder))
     task, shards = prepare(Path(path), journal, method, options)
-    mine = [shard for shard in pending(journal, shards) if shard.index in indices]
-    segment_shards(journal, task, method, mine)
-    return {"shards": len(mine), "seconds": time.perf_counter() - start}
+    return task, shards, build_segmenter(journal, method), journal
 
 
 @lru_cache(maxsize=1)
@@ -131,7 +171,9 @@ def _loaded(source: MethodSource) -> Method:
     from distributed import get_worker
 
     name = get_worker().name
-    return source.load(name if isinstance(name, int) else 0)
+    if isinstance(name, int):  # of a worker that this machine started: each takes another GPU
+        os.environ["LOCAL_RANK"] = str(name)
+    return source.load()
 
 
 def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
@@ -153,6 +195,8 @@ def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
             "workers: several need Dask distributed. Install it with: pip install 'nucsam-monai[slides]'."
         ) from error
     files.enter_context(dask.config.set(_DASK))
+    # A process of multiprocessing warns of what others left when they are stopped; nothing of it stays.
+    sys.warnoptions.append("ignore:resource_tracker")
     if scheduler is not None:
         try:
             return files.enter_context(Client(scheduler, timeout=30))

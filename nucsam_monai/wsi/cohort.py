@@ -5,7 +5,9 @@ from pathlib import Path
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+from nucsam_monai.wsi.ranks import Ranks
 from nucsam_monai.wsi.readers import SlideError
+from nucsam_monai.wsi.resume import known_result, remember
 from nucsam_monai.wsi.run import SlideOptions, SlideResult, segment_cohort, segment_slide
 
 SUFFIXES = (
@@ -51,19 +53,29 @@ def segment_slides(
         SlideError: after the last slide, if some failed.
     """
     paths, output_dir = slides_of(Path(slides)), Path(output_dir)
-    method = source.load()
+    known = {} if overwrite else {path: known_result(path, output_dir, source, options) for path in paths}
+    # A network is loaded, and workers are started, only if there is something left to do.
+    method = None if all(known.get(path) for path in paths) else source.load()
     with ExitStack() as files:
-        several = workers > 1 or scheduler is not None
+        several = method and (workers > 1 or scheduler is not None)
         client = connect(files, workers, scheduler) if several else None
 
         def segment(path: Path) -> SlideResult:
+            if result := known.get(path):
+                return result
+            assert method is not None  # noqa: S101 - it is loaded if a slide is not known
             if client is None:
-                return segment_slide(path, output_dir, method, options, overwrite=overwrite)
-            return segment_slide_on(
-                client, path, output_dir, source, options, method=method, overwrite=overwrite
-            )
+                result = segment_slide(path, output_dir, method, options, overwrite=overwrite)
+            else:
+                result = segment_slide_on(
+                    client, path, output_dir, source, options, method=method, overwrite=overwrite
+                )
+            remember(path, output_dir, source, options, method)
+            return result
 
         results = segment_cohort(paths, output_dir, segment)
+    if Ranks.of_environment().rank:  # the first one speaks for all
+        return results
     for result in results:
         print(  # noqa: T201 - what the user waits for
             f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}"

@@ -14,6 +14,8 @@ BLOCK_PX = 512
 _MARGIN_PX = 8
 """Source pixels read around a block, so that its resampling sees what lies beyond its border."""
 
+_UNREADABLE_PX, _UNREADABLE_GREY = 256, 128
+
 
 @dataclass(frozen=True)
 class WorkingGrid:
@@ -112,14 +114,27 @@ def thumbnail(reader: SlideReader, mpp: float, target_mpp: float = 8.0) -> np.nd
             columns, rows = min(side, width - left), min(side, height - top)
             x, y = math.floor(left * step), math.floor(top * step)
             read = (math.ceil((left + columns) * step) - x, math.ceil((top + rows) * step) - y)
-            try:
-                source = Image.fromarray(reader.read(level, x, y, *read))
-            except SlideError:
-                continue
+            source = Image.fromarray(_readable_part(reader, level, x, y, *read))
             box = (left * step - x, top * step - y, (left + columns) * step - x, (top + rows) * step - y)
             small = source.resize((columns, rows), Image.Resampling.BOX, box=box)
             result[top : top + rows, left : left + columns] = np.asarray(small)
     return result
+
+
+def _readable_part(reader: SlideReader, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    """Return a rectangle of a level, grey where it cannot be decoded: no glass, so that it is missed in the tissue."""
+    try:
+        return reader.read(level, x, y, width, height)
+    except SlideError:
+        if max(width, height) <= _UNREADABLE_PX:
+            return np.full((height, width, 3), _UNREADABLE_GREY, dtype=np.uint8)
+    if width >= height:
+        half = width // 2
+        parts = [(x, y, half, height), (x + half, y, width - half, height)]
+        return np.concatenate([_readable_part(reader, level, *part) for part in parts], axis=1)
+    half = height // 2
+    parts = [(x, y, width, half), (x, y + half, width, height - half)]
+    return np.concatenate([_readable_part(reader, level, *part) for part in parts], axis=0)
 
 
 @dataclass(frozen=True)
@@ -186,6 +201,10 @@ class Shard:
         core, halo = self.core(lattice), lattice.halo * lattice.stride_px
         end = halo + lattice.overlap_px
         return Rectangle(core.x0 - halo, core.y0 - halo, core.x1 + end, core.y1 + end)
+
+    def tiles(self, lattice: Lattice) -> int:
+        """Return the number of tiles in the region."""
+        return (self.columns + 2 * lattice.halo) * (self.rows + 2 * lattice.halo)
 
     def evidence(self, lattice: Lattice) -> Rectangle:
         """Return the part of the region in which every pixel has all the tiles that cover it."""

@@ -1,14 +1,15 @@
 """Nuclei of a slide as rows: measured on a label map, kept as Arrow tables with lossless outlines."""
 
+import itertools
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import shapely
 
-from nucsam_monai.io import nuclei_features
+from nucsam_monai.io import nuclei_polygons
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 _CROFTON = np.pi / 4
@@ -104,19 +105,18 @@ def outlines(prediction: NucleiPrediction, x: int, y: int, scale: float) -> np.n
         y: row of it.
         scale: pixels of level 0 per pixel of the grid.
     """
-    rings: list[np.ndarray] = []
+    rings: list[list[list[int]]] = []
     polygon_of_ring: list[int] = []
     nucleus_of_polygon: list[int] = []
-    for nucleus, feature in enumerate(nuclei_features(prediction, name="")):
-        geometry: Any = feature["geometry"]
-        parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    for nucleus, (_, parts) in enumerate(nuclei_polygons(prediction.instances, prediction.table)):
         for part in parts:
-            rings.extend(np.asarray(ring, dtype=np.float64) for ring in part)
+            rings.extend(part)
             polygon_of_ring.extend([len(nucleus_of_polygon)] * len(part))
             nucleus_of_polygon.append(nucleus)
     if not rings:
         return np.zeros(0, dtype=object)
-    corners = (np.concatenate(rings) + np.array([x, y])) * scale
+    numbers = list(itertools.chain.from_iterable(itertools.chain.from_iterable(rings)))
+    corners = (np.array(numbers, dtype=np.float64).reshape(-1, 2) + np.array([x, y])) * scale
     lines = shapely.linearrings(
         corners, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
     )

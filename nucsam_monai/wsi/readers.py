@@ -1,6 +1,7 @@
 """Slides as pyramids from which any rectangle can be read, whichever library opens the file."""
 
 import hashlib
+import logging
 import math
 import re
 from abc import ABC, abstractmethod
@@ -14,10 +15,13 @@ import tifffile
 from nucsam_monai.io import read_image
 from nucsam_monai.utils.errors import ImageReadError
 
+logger = logging.getLogger(__name__)
+
 _SAMPLE_BYTES = 1 << 20
 _CM_PER_UNIT = {"centimeter": 1.0, "centimetre": 1.0, "inch": 2.54}
 _UM_PER_UNIT = {"\N{MICRO SIGN}m": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "nm": 1e-3, "mm": 1e3}
 _PLAUSIBLE_MPP = (0.05, 5.0)
+_SAME_MPP = 0.02
 _INSTALL = "Install them with: pip install 'nucsam-monai[slides]'."
 
 
@@ -203,6 +207,15 @@ def pyramid_of(path: Path) -> SlideReader | None:
     if not path.is_file() and not path.is_dir():
         raise SlideError(f"{path}: no such file. Pass the path of a slide.")
     try:
+        return _open(path)
+    except OSError as error:
+        raise SlideError(
+            f"{path}: cannot be read ({error.strerror or error}). Copy the file again."
+        ) from error
+
+
+def _open(path: Path) -> SlideReader:
+    try:
         if _is_tiff(path) and _has_sub_levels(path):
             return TiffSlideReader(path)
         import openslide
@@ -238,6 +251,16 @@ def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:
             f"{_PLAUSIBLE_MPP[1]}. Pass --mpp with the true value."
         )
     return found
+
+
+def warn_of_other_mpp(reader: SlideReader, mpp: Mpp) -> None:
+    """Warn that the micrometres per pixel that were given differ from the file's by more than 2 %."""
+    own = reader.mpp
+    if own is not None and not math.isclose(mpp.value, own.value, rel_tol=_SAME_MPP):
+        logger.warning(
+            "%s: %g um/px given, but the file says %g (%s). The given value is used.",
+            *(reader.path, mpp.value, own.value, own.source),
+        )
 
 
 def mpp_of_properties(properties: Mapping[str, str]) -> Mpp | None:

@@ -21,6 +21,7 @@ from nucsam_monai.utils.files import atomic_path, sha256_of_file
 from nucsam_monai.wsi.grid import (
     BLOCK_PX,
     Lattice,
+    Read,
     Shard,
     WorkingGrid,
     active_cells,
@@ -40,8 +41,17 @@ from nucsam_monai.wsi.outputs import (
     write_pictures,
     write_statistics,
 )
-from nucsam_monai.wsi.readers import SlideError, SlideReader, fingerprint, mpp_of_slide, open_slide
-from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask, finish, infer
+from nucsam_monai.wsi.progress import Progress, seconds_per_tile
+from nucsam_monai.wsi.ranks import Ranks
+from nucsam_monai.wsi.readers import (
+    SlideError,
+    SlideReader,
+    fingerprint,
+    mpp_of_slide,
+    open_slide,
+    warn_of_other_mpp,
+)
+from nucsam_monai.wsi.shards import RegionSegmenter, ShardTask, Stages, finish
 from nucsam_monai.wsi.tissue import draw_region, given_mask, read_region, tissue_mask
 
 logger = logging.getLogger(__name__)
@@ -54,7 +64,6 @@ _LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
 _IN_FLIGHT = 2
 _ATTEMPTS = 2
-_LOG_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class Method:
         own_statistics: whether it normalises an image by the image's own mean and standard deviation; on a slide
             these are taken once, from tissue all over it.
         build: returns what segments regions, for the mean and standard deviation of the slide or None.
+        files: that the facts were taken from: configuration and weights.
     """
 
     facts: Mapping[str, Any]
@@ -103,6 +113,7 @@ class Method:
     overlap_px: int
     own_statistics: bool
     build: Callable[[tuple[float, float] | None], RegionSegmenter] = field(compare=False)
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,8 @@ def segment_slide(
 ) -> SlideResult:
     """Segment a slide into ``<output_dir>/<name of the slide>``; a finished one is left as it is.
 
+    Processes that torchrun started take a part of the shards each.
+
     Raises:
         SlideError: the slide cannot be read, or too much of it.
         ConfigurationError: the folder holds a run with other options, or another run works in it.
@@ -135,14 +148,44 @@ def segment_slide(
     start = time.perf_counter()
     path = Path(path)
     journal = Journal(Path(output_dir) / path.stem)
-    with journal.locked():
-        if overwrite:
-            journal.clear()
-        task, shards = prepare(path, journal, method, options)
-        if not journal.is_finished():
-            segment_shards(journal, task, method, pending(journal, shards))
-            merge_slide(journal)
+    ranks = Ranks.of_environment()
+    try:
+        if ranks.rank:
+            ranks.wait(journal.folder, "begun", "ended")
+            _segment(path, journal, method, options, ranks)
+            ranks.wait(journal.folder, "ended")
+        else:
+            with journal.locked():
+                if overwrite:
+                    journal.clear()
+                shards = _segment(path, journal, method, options, ranks)
+                ranks.wait(
+                    journal.folder, until=lambda: journal.is_finished() or not pending(journal, shards)
+                )
+                if not journal.is_finished():
+                    merge_slide(journal)
+                ranks.tell(journal.folder, "ended")
+    except NucSAMError as error:
+        ranks.tell(journal.folder, f"failed{ranks.rank}", str(error))
+        raise
     return result_of(journal, time.perf_counter() - start)
+
+
+def _segment(
+    path: Path, journal: Journal, method: Method, options: SlideOptions, ranks: Ranks
+) -> list[Shard]:
+    """Segment this process' part of a slide; return all its shards."""
+    task, shards = prepare(path, journal, method, options)
+    ranks.tell(journal.folder, "begun")
+    left = [] if journal.is_finished() else pending(journal, shards)
+    if mine := ranks.share(left):
+        segmenter = build_segmenter(journal, method)
+        if ranks.rank:  # the first one speaks for all
+            segment_shards(journal, task, segmenter, mine)
+        else:
+            with Progress(task, mine, tile_s=seconds_per_tile(task, segmenter)) as progress:
+                segment_shards(journal, task, segmenter, mine, progress)
+    return shards
 
 
 def prepare(
@@ -155,12 +198,13 @@ def prepare(
         "slide": {"name": path.name, "fingerprint": fingerprint(path)},
         "mpp": {"value": mpp.value, "source": mpp.source},
         "method": dict(method.facts),
-        "options": _request_of(options),
+        "options": request_of(options),
     }
     journal.check(request)
     grid = working_grid(reader, mpp.value, options.model_mpp, options.mpp_tolerance)
     lattice = Lattice.of(method.tile_px, method.overlap_px, options.max_nucleus_um / grid.mpp)
     if journal.plan is None:
+        warn_of_other_mpp(reader, mpp)
         small = thumbnail(reader, mpp.value, MASK_MPP)
         mask = _mask_of(reader, small, mpp.value, options)
         cells = active_cells(mask, MASK_MPP, grid, lattice)
@@ -189,7 +233,19 @@ def pending(journal: Journal, shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if not journal.is_done(shard.index, digest)]
 
 
-def segment_shards(journal: Journal, task: ShardTask, method: Method, shards: Sequence[Shard]) -> None:
+def build_segmenter(journal: Journal, method: Method) -> RegionSegmenter:
+    """Return what segments the regions of a slide whose plan is there."""
+    statistics = (journal.plan or {})["statistics"]
+    return method.build(statistics and tuple(statistics))
+
+
+def segment_shards(
+    journal: Journal,
+    task: ShardTask,
+    segmenter: RegionSegmenter,
+    shards: Sequence[Shard],
+    progress: Progress | None = None,
+) -> None:
     """Segment shards one after the other; reading and post-processing of others run at the same time.
 
     A shard that fails is tried again at the end.
@@ -197,14 +253,10 @@ def segment_shards(journal: Journal, task: ShardTask, method: Method, shards: Se
     Raises:
         SlideError: a shard failed twice.
     """
-    plan = journal.plan or {}
-    digest = journal.digest
-    left, failed = list(shards), []
-    segmenter = method.build(plan["statistics"] and tuple(plan["statistics"])) if left else None
+    failed = list(shards)
     for _ in range(_ATTEMPTS):
-        failed = _one_pass(journal, task, segmenter, left, digest) if segmenter is not None else []
-        left = failed
-        if not left:
+        failed = _one_pass(journal, task, segmenter, failed, progress)
+        if not failed:
             return
     reason = json.loads(journal.failed_file(failed[0].index).read_text(encoding="utf-8"))
     raise SlideError(
@@ -214,19 +266,41 @@ def segment_shards(journal: Journal, task: ShardTask, method: Method, shards: Se
 
 
 def _one_pass(
-    journal: Journal, task: ShardTask, segmenter: RegionSegmenter, shards: Sequence[Shard], digest: str
+    journal: Journal,
+    task: ShardTask,
+    segmenter: RegionSegmenter,
+    shards: Sequence[Shard],
+    progress: Progress | None,
 ) -> list[Shard]:
+    """Segment shards once; return those that failed."""
+    digest = journal.digest
     failed: list[Shard] = []
-    reads: deque[tuple[Shard, Future[Any]]] = deque()
-    ends: deque[tuple[Shard, Future[None]]] = deque()
-    progress = _Progress(task, shards)
+    reads: deque[tuple[Shard, Stages, Future[Read]]] = deque()
+    ends: deque[tuple[Shard, Stages, Future[None]]] = deque()
 
-    def end(shard: Shard, read: Any, maps: Any, seconds: dict[str, float]) -> None:
-        table, facts = finish(task, segmenter, shard, read, maps, seconds)
+    def read(shard: Shard, stages: Stages) -> Read:
+        with stages.time("read"):
+            return task.read(shard)
+
+    def end(shard: Shard, stages: Stages, pixels: Read, maps: Any) -> None:
+        table, facts = finish(task, segmenter, shard, pixels, maps, stages)
         journal.write_shard(shard.index, table, {"plan": digest, **facts})
 
+    def infer_next() -> None:
+        shard, stages, future = reads.popleft()
+        try:
+            pixels = future.result()
+            with stages.time("network"):
+                maps = segmenter.infer(pixels.pixels)
+        except Exception as error:  # noqa: BLE001 - noted with the shard, when its turn comes
+            failure: Future[None] = Future()
+            failure.set_exception(SlideError(str(error)) if isinstance(error, OSError) else error)
+            ends.append((shard, stages, failure))
+        else:
+            ends.append((shard, stages, ending.submit(end, shard, stages, pixels, maps)))
+
     def settle() -> None:
-        shard, future = ends.popleft()
+        shard, stages, future = ends.popleft()
         try:
             future.result()
         except OSError:  # of the output folder: nothing can be written, so nothing is gained by going on
@@ -234,72 +308,23 @@ def _one_pass(
         except Exception as error:  # noqa: BLE001 - one shard must not end the others
             failed.append(shard)
             journal.write_failure(shard.index, error)
-        progress.done(shard)
+        else:
+            if progress is not None:
+                progress.done(task.mm2(shard), stages.wall_s["network"])
 
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as ending:
-        waiting = iter(shards)
-        for shard in waiting:
-            reads.append((shard, reading.submit(task.read, shard)))
-            if len(reads) < _IN_FLIGHT:
-                continue
-            _infer_next(reads, ends, segmenter, ending, end, progress)
-            if len(ends) >= _IN_FLIGHT:
+        for shard in shards:
+            stages = Stages()
+            reads.append((shard, stages, reading.submit(read, shard, stages)))
+            if len(reads) == _IN_FLIGHT:
+                infer_next()
+            if len(ends) == _IN_FLIGHT:
                 settle()
         while reads:
-            _infer_next(reads, ends, segmenter, ending, end, progress)
+            infer_next()
         while ends:
             settle()
-    progress.close()
     return failed
-
-
-def _infer_next(
-    reads: Any, ends: Any, segmenter: RegionSegmenter, ending: Any, end: Any, progress: Any
-) -> None:
-    """Run the network on the next region that was read, and hand its maps on."""
-    shard, future = reads.popleft()
-    start = time.perf_counter()
-    try:
-        read = future.result()
-        waited = time.perf_counter() - start
-        maps, network_s = infer(segmenter, read)
-    except Exception as error:  # noqa: BLE001 - noted with the shard, when its turn comes
-        failure: Future[None] = Future()
-        failure.set_exception(error if not isinstance(error, OSError) else SlideError(str(error)))
-        ends.append((shard, failure))
-        return
-    progress.network_s += network_s
-    seconds = {"waited": waited, "network": network_s}
-    ends.append((shard, ending.submit(end, shard, read, maps, seconds)))
-
-
-class _Progress:
-    """A bar in mm2, and a line a minute in the log with speed, time left and the network's share."""
-
-    def __init__(self, task: ShardTask, shards: Sequence[Shard]) -> None:
-        self.task, self.network_s, self.finished = task, 0.0, 0.0
-        self.total = sum(self._mm2(shard) for shard in shards)
-        self.start = self.logged = time.perf_counter()
-        self.bar = tqdm(total=round(self.total, 3), unit="mm2", desc=task.reader.path.name, disable=None)
-
-    def _mm2(self, shard: Shard) -> float:
-        return shard.columns * shard.rows * (self.task.lattice.stride_px * self.task.grid.mpp / 1000) ** 2
-
-    def done(self, shard: Shard) -> None:
-        self.finished += self._mm2(shard)
-        self.bar.update(round(self._mm2(shard), 3))
-        now = time.perf_counter()
-        if now - self.logged >= _LOG_S:
-            self.logged = now
-            pace = (now - self.start) / self.finished
-            logger.info(
-                "%s: %.2f of %.2f mm2, %.1f s/mm2, %.0f min left, network busy %.0f %%",
-                *(self.task.reader.path.name, self.finished, self.total, pace),
-                *(pace * (self.total - self.finished) / 60, 100 * self.network_s / (now - self.start)),
-            )
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
@@ -370,7 +395,8 @@ def segment_cohort(
             result = SlideResult(path.name, "refused" if refused else "failed", message=str(error))
             logger.error("%s", error)
         results.append(result)
-        write_cohort(output_dir, results)
+        if not Ranks.of_environment().rank:
+            write_cohort(output_dir, results)
     return results
 
 
@@ -384,7 +410,7 @@ def write_cohort(output_dir: Path, results: Sequence[SlideResult]) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _request_of(options: SlideOptions) -> dict[str, Any]:
+def request_of(options: SlideOptions) -> dict[str, Any]:
     """Return the options as the plan keeps them: files by their digest, so that they may move."""
     request = {
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()

@@ -1,7 +1,8 @@
 """Segment one shard: read its region, run the network, and keep the nuclei that it decides."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +46,10 @@ class ShardTask:
     lattice: Lattice
     cells: np.ndarray
     region: shapely.Geometry | None = None
+
+    def mm2(self, shard: Shard) -> float:
+        """Return the area of a shard's core."""
+        return shard.columns * shard.rows * (self.lattice.stride_px * self.grid.mpp / 1000) ** 2
 
     def read(self, shard: Shard) -> Read:
         """Read the pixels of a shard's region."""
@@ -93,29 +98,39 @@ class ShardTask:
         return wanted
 
 
-def infer(segmenter: RegionSegmenter, read: Read) -> tuple[Any, float]:
-    """Run the network on a region; return its maps and the seconds that it took."""
-    start = time.perf_counter()
-    return segmenter.infer(read.pixels), time.perf_counter() - start
+class Stages:
+    """Seconds that the stages of a shard take, by the clock and of the processor.
+
+    Attributes:
+        wall_s: by stage.
+        cpu_s: by stage, of the thread that runs it.
+    """
+
+    def __init__(self) -> None:
+        self.wall_s: dict[str, float] = {}
+        self.cpu_s: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Time what is done within."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        yield
+        self.wall_s[stage] = time.perf_counter() - wall
+        self.cpu_s[stage] = time.thread_time() - cpu
 
 
 def finish(
-    task: ShardTask,
-    segmenter: RegionSegmenter,
-    shard: Shard,
-    read: Read,
-    maps: Any,
-    seconds: Mapping[str, float],
+    task: ShardTask, segmenter: RegionSegmenter, shard: Shard, read: Read, maps: Any, stages: Stages
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Turn the network's maps into the nuclei that a shard reports; return them and what to note about it."""
-    start = time.perf_counter()
-    table = task.decide(shard, read.pixels, segmenter.nuclei(maps))
-    core = shard.core(task.lattice)
+    with stages.time("nuclei"):
+        table = task.decide(shard, read.pixels, segmenter.nuclei(maps))
     facts = {
         "nuclei": int(np.count_nonzero(table["own"])),
         "unreadable": read.unreadable,
-        "mm2": (core.x1 - core.x0) * (core.y1 - core.y0) * (task.grid.mpp / 1000) ** 2,
-        "seconds": {**seconds, "nuclei": time.perf_counter() - start},
+        "mm2": task.mm2(shard),
+        "seconds": stages.wall_s,
+        "cpu_seconds": stages.cpu_s,
     }
     return table, facts
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nucsam_monai.data import DatasetWriter, class_names
+from nucsam_monai.data import DatasetWriter, class_names, domain_classes
 from nucsam_monai.data.dataset import (
     DatasetMetadata,
     find_datasets,
@@ -271,6 +271,17 @@ def test_datasets_of_different_classes_have_one_class_and_say_so(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         assert class_names(tmp_path) == ["nucleus"]
     assert "different classes" in caplog.text
+
+
+def test_every_domain_has_its_own_classes(tmp_path):
+    write(tmp_path / "one", ("a", "b"))
+    write(tmp_path / "two", ("nucleus",))
+    assert domain_classes(tmp_path, "one") == ["a", "b"]
+    assert domain_classes(tmp_path, "two") == domain_classes(tmp_path, "unknown") == ["nucleus"]
+    file = tmp_path / "two" / "dataset.json"
+    file.write_text(file.read_text().replace('"domain": "two"', '"domain": "one"'))
+    with pytest.raises(ConfigurationError, match=r"domain 'one': its datasets in .* have different classes"):
+        domain_classes(tmp_path, "one")
 
 
 def test_no_dataset_has_no_classes(tmp_path):

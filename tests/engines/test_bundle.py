@@ -83,3 +83,14 @@ def test_the_demo_is_drawn_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> 
     assert not drawn
     engines.draw_demo(engines.demo_folder())
     assert drawn
+
+
+def test_processes_of_one_machine_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engines.default_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert engines.default_device() == torch.device("cuda:1")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert engines.default_device() == torch.device("cuda")

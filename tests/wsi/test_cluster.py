@@ -27,7 +27,7 @@ class Source:
     deadly: str | None = None
     always: bool = False
 
-    def load(self, worker: int = 0) -> Method:
+    def load(self) -> Method:
         return oracle(lambda statistics: Deadly(self.deadly, self.always) if self.deadly else Oracle())
 
 

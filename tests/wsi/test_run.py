@@ -1,27 +1,40 @@
 """Runs that are killed, slides without anything on them, and what a cohort does with broken ones."""
 
+import contextlib
+import errno
 import gzip
 import json
+import os
+import re
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi import (
     Journal,
+    Method,
     SlideError,
     SlideMetadataError,
     SlideOptions,
+    progress,
+    run,
     segment_cohort,
     segment_slide,
 )
+from nucsam_monai.wsi.grid import cut_shards
+from nucsam_monai.wsi.ranks import Ranks
 from tests.qupath import check_qupath_objects
 from tests.wsi.slides import Oracle, oracle, picture_of, random_nuclei, tissue_picture, write_tiff
 
@@ -151,6 +164,160 @@ def test_a_slide_without_nuclei_is_complete(kind: str, tmp_path: Path) -> None:
     assert pq.read_table(folder / "nuclei.parquet").num_rows == 0
     assert json.loads(gzip.decompress((folder / "nuclei.geojson.gz").read_bytes()))["features"] == []
     assert len(gzip.decompress((folder / "nuclei.csv.gz").read_bytes()).splitlines()) == 1
+
+
+def test_tissue_and_a_nucleus_at_the_edge_of_the_slide(tmp_path: Path) -> None:
+    truth = np.zeros((900, 900), dtype=np.int32)
+    truth[880:, 885:] = 0x905090  # in the last corner, its pixels as dark as tissue
+    image = np.full((900, 900, 3), 243, dtype=np.uint8)
+    image[300:, 300:] = 255, 200, 255
+    image = np.where((truth > 0)[..., None], picture_of(truth), image)
+
+    class OneNucleus(Oracle):
+        def infer(self, pixels: np.ndarray) -> Any:
+            return (pixels == (0x90, 0x50, 0x90)).all(axis=-1).astype(np.int32)
+
+    path = write_tiff(tmp_path / "edge.tif", image)
+    options = SlideOptions(shard_px=240, max_nucleus_um=6.0)
+    result = segment_slide(path, tmp_path, oracle(lambda _: OneNucleus()), options)
+    assert (result.status, result.nuclei) == ("done", 1)
+    table = pq.read_table(tmp_path / "edge" / "nuclei.parquet")
+    assert table["area_px"].to_pylist() == [300]
+    assert not table["cut"][0].as_py()
+
+
+@pytest.mark.parametrize(("bearable", "status"), [(0.01, "failed"), (0.2, "partial")])
+def test_a_slide_with_a_broken_tile(
+    bearable: float, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.MOST_UNREADABLE == 0.01
+    monkeypatch.setattr(run, "MOST_UNREADABLE", bearable)
+    path = write_tiff(tmp_path / "slide.tif", np.full((1400, 1400, 3), 200, dtype=np.uint8), levels=1)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        offset, size = page.dataoffsets[7], page.databytecounts[7]  # type: ignore[union-attr]
+    with path.open("r+b") as broken:
+        broken.seek(offset)
+        broken.write(b"\0" * size)
+
+    class Nothing(Oracle):
+        def infer(self, pixels: np.ndarray) -> Any:
+            return np.zeros(pixels.shape[:2], dtype=np.int32)
+
+    def segment(path: Path) -> Any:
+        options = SlideOptions(max_nucleus_um=6.0, outputs=("parquet",))
+        return segment_slide(path, tmp_path, oracle(lambda _: Nothing(), 256, 64), options)
+
+    (result,) = segment_cohort([path], tmp_path, segment)
+    assert result.status == status
+    assert ("0.016 of 0.147 mm2 are unreadable" in result.message) == (status == "failed")
+    mask = np.asarray(Image.open(tmp_path / "slide" / "tissue.png"))
+    assert mask.all(), "what cannot be read on the thumbnail is no glass"
+
+
+def test_a_run_ends_where_nothing_can_be_written_and_goes_on_later(
+    slide: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, written, room = os.fsync, [0], [0]
+
+    def limited(file: int) -> None:
+        if written[0] >= room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written[0] += 1
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", limited)
+    for room[0] in (0, 3, 4, 12, 20, 21, 22, 24, 25, 100):
+        with contextlib.suppress(OSError):
+            segment_slide(slide, tmp_path, oracle(), OPTIONS)
+            break
+        folder = tmp_path / "slide"
+        assert not list(folder.rglob(".*-*")), "nothing half-written stays"
+        for file in folder.rglob("nuclei.*"):
+            assert file.read_bytes() == (uninterrupted / file.name).read_bytes()
+    assert room[0] == 100
+    assert outputs(tmp_path / "slide") == outputs(uninterrupted)
+
+
+def ranks_run(slide: Path, output: Path, monkeypatch: pytest.MonkeyPatch, methods: list[Method]) -> list[str]:
+    """Run the processes of torchrun as threads; return how each one ended."""
+    rank = threading.local()
+    monkeypatch.setattr(Ranks, "of_environment", lambda: Ranks(rank.value, len(methods), "launch"))
+
+    def work(value: int) -> str:
+        rank.value = value
+        try:
+            return segment_slide(slide, output, methods[value], OPTIONS).status
+        except SlideError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(methods)) as threads:
+        return list(threads.map(work, range(len(methods))))
+
+
+def test_processes_of_torchrun_share_a_slide(
+    slide: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = [0, 0]
+
+    def counting(rank: int) -> Method:
+        class Counting(Oracle):
+            def nuclei(self, maps: Any) -> Any:
+                counts[rank] += maps.shape[0] > 64  # no tile that is timed
+                return super().nuclei(maps)
+
+        return oracle(lambda _: Counting())
+
+    found = ranks_run(slide, tmp_path, monkeypatch, [counting(0), counting(1)])
+    assert found == ["done", "done"]
+    assert counts == [8, 8]
+    assert outputs(tmp_path / "slide") == outputs(uninterrupted)
+    failing = [oracle(), oracle(lambda _: Unsteady(10**9))]
+    messages = ranks_run(slide, tmp_path / "failing", monkeypatch, failing)
+    assert all("shards failed 2 times" in message for message in messages)
+
+
+def test_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.of_environment() == Ranks(0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    assert Ranks.of_environment() == Ranks(0, 1), "of another launcher"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    ranks = Ranks.of_environment()
+    assert (ranks.rank, ranks.count) == (3, 4)
+    assert [shard.index for shard in ranks.share(cut_shards(np.ones((4, 4), bool), 1))] == [3, 7, 11, 15]
+
+
+def test_a_slide_says_what_it_costs_and_how_far_it_is(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Oracle):
+        def infer(self, pixels: np.ndarray) -> Any:
+            time.sleep(0.01)
+            return super().infer(pixels)
+
+    monkeypatch.setattr(progress, "_LOG_S", 0.1)
+    caplog.set_level("INFO")
+    segment_slide(slide, tmp_path, oracle(lambda _: Slow()), OPTIONS)
+    assert re.search(r"slide\.png: 0\.05 mm2 in 16 shards, 729 tiles of 64 px, about \d+ s", caplog.text)
+    assert re.search(r"0\.0\d of 0\.05 mm2, [\d.]+ s/mm2, network busy \d+ %, \d+ s left", caplog.text)
+    monkeypatch.setattr(progress, "_LONG_S", 0)
+    segment_slide(slide, tmp_path, oracle(lambda _: Slow()), OPTIONS, overwrite=True)
+    assert any(record.levelname == "WARNING" and "tiles of" in record.message for record in caplog.records)
+
+
+def test_a_given_mpp_that_differs_from_the_files_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiff(tmp_path / "slide.tif", np.full((300, 300, 3), 255, dtype=np.uint8), mpp=0.25)
+    options = SlideOptions(mpp=0.26, mask="all", shard_px=240, outputs=("parquet",))
+    segment_slide(path, tmp_path, oracle(), options)
+    assert "0.26 um/px given, but the file says 0.25" in caplog.text
+    caplog.clear()
+    segment_slide(path, tmp_path, oracle(), replace(options, mpp=0.251), overwrite=True)
+    assert not caplog.text
 
 
 def test_outputs_agree_and_open(uninterrupted: Path) -> None:

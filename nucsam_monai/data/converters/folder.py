@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
-from nucsam_monai.data.converters.polygons import paint_geojson
+from nucsam_monai.data.converters.polygons import geojson_outlines, paint_polygons
 from nucsam_monai.data.converters.rasters import majority_values
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.data.label_files import read_classes
@@ -29,7 +29,7 @@ from nucsam_monai.io import (
     read_image,
     read_label_map,
 )
-from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from nucsam_monai.utils.errors import ConfigurationError, DatasetError, ImageReadError
 from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.parallel import map_in_order
 
@@ -298,6 +298,14 @@ def _protocol(
     return {"given": Protocol.from_splits(named, f"as in {Path(splits).name}")}
 
 
+def _has_nuclei(labels: Path) -> bool:
+    try:
+        is_outlines = labels.suffix.lower() == ".geojson"
+        return bool(geojson_outlines(labels)) if is_outlines else bool(read_label_map(labels).any())
+    except (DatasetError, ImageReadError):
+        return True  # the conversion names it, with all others that are wrong
+
+
 def _validate_on_nuclei(
     drawn: Mapping[str, Sequence[str]], label_files: Mapping[str, Path], seed: int, groups: Mapping[str, str]
 ) -> dict[str, list[str]]:
@@ -307,7 +315,7 @@ def _validate_on_nuclei(
     """
 
     def has_nuclei(group: Sequence[str]) -> bool:
-        return any(read_label_map(label_files[name]).any() for name in group)
+        return any(_has_nuclei(label_files[name]) for name in group)
 
     splits = {split: list(ids) for split, ids in drawn.items()}
     training, validation = (_grouped(splits[split], groups) for split in ("training", "validation"))
@@ -376,7 +384,7 @@ def _decode(
 ) -> Sample:
     pixels = read_image(image, intensity_range=intensity_range)
     if labels.suffix.lower() == ".geojson":
-        instances = paint_geojson(labels, (pixels.shape[0], pixels.shape[1]))
+        instances = paint_polygons(geojson_outlines(labels), (pixels.shape[0], pixels.shape[1]))
     else:
         instances = read_label_map(labels)
     if instances.shape != pixels.shape[:2]:

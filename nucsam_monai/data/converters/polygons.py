@@ -159,17 +159,16 @@ def paint_polygons(
     return instances
 
 
-def paint_geojson(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Paint the polygons of a GeoJSON file, as QuPath exports objects of one image.
+def geojson_outlines(path: Path) -> list[np.ndarray]:
+    """Read the polygons of a GeoJSON file, as QuPath exports objects of one image.
 
     Cells and detections are the nuclei, a cell by the outline of its nucleus; annotations are if there is nothing else.
 
     Args:
         path: a FeatureCollection, or a list of features; coordinates are pixels.
-        shape: ``(H, W)`` of the image.
 
     Returns:
-        ``(H, W)`` int32 with the ids 1..n in the order of the file; of two that overlap the first keeps the pixel.
+        ``(V, 2)`` vertices ``(x, y)`` of each in the order of the file, for :func:`paint_polygons`.
 
     Raises:
         DatasetError: it is not such a file.
@@ -179,7 +178,7 @@ def paint_geojson(path: Path, shape: tuple[int, int]) -> np.ndarray:
         features = document["features"] if isinstance(document, dict) else document
         kinds = [feature.get("properties", {}).get("objectType") for feature in features]
         found = [one for one, kind in zip(features, kinds, strict=True) if kind in ("cell", "detection")]
-        outlines = [
+        return [
             _outline(feature.get("nucleusGeometry") or feature["geometry"]) for feature in found or features
         ]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -187,7 +186,6 @@ def paint_geojson(path: Path, shape: tuple[int, int]) -> np.ndarray:
             f"{path}: expected a GeoJSON FeatureCollection of polygons ({type(error).__name__}: {error}). Export the "
             "objects of this image from QuPath."
         ) from error
-    return paint_polygons(outlines, shape)
 
 
 def _outline(geometry: dict[str, Any]) -> np.ndarray:

@@ -11,7 +11,7 @@ import tifffile
 from PIL import ExifTags, Image
 
 from nucsam_monai.data.converters import folder
-from nucsam_monai.data.converters.polygons import paint_geojson
+from nucsam_monai.data.converters.polygons import geojson_outlines, paint_polygons
 from nucsam_monai.data.dataset import read_dataset
 from nucsam_monai.data.label_files import read_classes, read_image, read_instances
 from nucsam_monai.data.validation import validate_dataset
@@ -110,13 +110,13 @@ def test_outlines_of_qupath(tmp_path: Path, images: Path) -> None:
         {"geometry": cell, "nucleusGeometry": nucleus, "properties": {"objectType": "cell"}},
     ]
     (outlines / "a.geojson").write_text(json.dumps(features))
-    painted = paint_geojson(outlines / "a.geojson", (8, 10))
+    painted = paint_polygons(geojson_outlines(outlines / "a.geojson"), (8, 10))
     assert painted.sum() == painted[1:4, 1:3].sum() == 6
     (outlines / "a.geojson").write_text(
         '{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}'
     )
     with pytest.raises(DatasetError, match=r"a\.geojson: expected a GeoJSON.*found a Point"):
-        paint_geojson(outlines / "a.geojson", (8, 10))
+        geojson_outlines(outlines / "a.geojson")
 
 
 def test_all_wrong_pairs_are_named(tmp_path: Path, images: Path) -> None:
