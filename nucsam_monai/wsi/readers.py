@@ -5,8 +5,7 @@ import logging
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,9 +195,7 @@ def open_slide(path: Path | str) -> SlideReader:
     Raises:
         SlideError: the file is missing, damaged, not 8-bit RGB, or its library is not installed.
     """
-    path = Path(path)
-    with _as_slide_error(path):
-        return pyramid_of(path) or ImageReader(path)
+    return pyramid_of(Path(path)) or ImageReader(Path(path))
 
 
 def pyramid_of(path: Path) -> SlideReader | None:
@@ -209,21 +206,15 @@ def pyramid_of(path: Path) -> SlideReader | None:
     """
     if not path.is_file() and not path.is_dir():
         raise SlideError(f"{path}: no such file. Pass the path of a slide.")
-    with _as_slide_error(path):
-        return _pyramid_of(path)
-
-
-@contextmanager
-def _as_slide_error(path: Path) -> Iterator[None]:
     try:
-        yield
+        return _open(path)
     except OSError as error:
         raise SlideError(
             f"{path}: cannot be read ({error.strerror or error}). Copy the file again."
         ) from error
 
 
-def _pyramid_of(path: Path) -> SlideReader | None:
+def _open(path: Path) -> SlideReader | None:
     try:
         if _is_tiff(path) and _has_sub_levels(path):
             return TiffSlideReader(path)
