@@ -7,7 +7,13 @@ setup(
     package_dir={"nucsam_monai.bundles": "bundles", "nucsam_monai.scripts": "scripts"},
     package_data={
         "nucsam_monai": ["py.typed", "apps/*.html"],
-        "nucsam_monai.bundles": ["*/LICENSE", "*/configs/*", "*/docs/*", "*/models/compact*.safetensors"],
+        "nucsam_monai.bundles": [
+            "inference_wsi.json",
+            "*/LICENSE",
+            "*/configs/*",
+            "*/docs/*",
+            "*/models/compact*.safetensors",
+        ],
         "nucsam_monai.scripts": ["*.py", "*/*.py", "*/*/*.yaml"],
     },
 )

@@ -2,6 +2,7 @@
 
 Examples:
     python scripts/benchmark_slides.py merge --nuclei 1000000
+    python scripts/benchmark_slides.py merge --outputs labels
     python scripts/benchmark_slides.py kill --times 20
     python scripts/benchmark_slides.py seams --shardings 200
     OMP_NUM_THREADS=1 python scripts/benchmark_slides.py speed
@@ -49,6 +50,7 @@ def main() -> int:
     )
     parser.add_argument("check", choices=("merge", "kill", "seams", "speed", "workers"))
     parser.add_argument("--nuclei", type=int, default=1_000_000)
+    parser.add_argument("--outputs", default="parquet,geojson,csv")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shardings", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1, help="of the nuclei and the cuts of seams")
@@ -58,7 +60,7 @@ def main() -> int:
     parser.add_argument("--core_s_per_mm2", type=float, default=45.0)
     arguments = parser.parse_args()
     checks: dict[str, Callable[[Path], bool]] = {
-        "merge": lambda folder: check_merge(folder, arguments.nuclei),
+        "merge": lambda folder: check_merge(folder, arguments.nuclei, arguments.outputs.split(",")),
         "kill": lambda folder: check_kills(folder, arguments.times),
         "seams": lambda folder: check_seams(folder, arguments.shardings, arguments.seed),
         "speed": lambda folder: check_speed(folder, arguments.slide, arguments.core_s_per_mm2),
@@ -68,7 +70,7 @@ def main() -> int:
         return 0 if checks[arguments.check](Path(folder)) else 1
 
 
-def check_merge(folder: Path, nuclei: int) -> bool:
+def check_merge(folder: Path, nuclei: int, kinds: list[str]) -> bool:
     """Merge shards of round nuclei, 2 % of which two shards report; at most 30 CPU seconds and 1 GB."""
     per_shard = 4000
     side = int(np.ceil(np.sqrt(nuclei / per_shard)))
@@ -87,7 +89,7 @@ def check_merge(folder: Path, nuclei: int) -> bool:
     size = side * SHARD_PX
     grid = {"level": 0, "mpp": 0.25, "scale": 1.0, "width": size, "height": size, "resampled": False}
     request = {"slide": {"name": "million"}, "mpp": {"value": 0.25, "source": "given"}, "method": {}}
-    request["options"] = {"outputs": ["parquet", "geojson", "csv"]}
+    request["options"] = {"outputs": kinds}
     plan = {"request": request, "grid": grid, "shard_cells": 21, "tissue_mm2": 1.0, "bounds": [0, 0, 0, 0]}
     plan["thumbnail_mpp"] = 8.0
     thumbnail = np.full((side * 126, side * 126, 3), 240, dtype=np.uint8)
@@ -110,9 +112,10 @@ def check_merge(folder: Path, nuclei: int) -> bool:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     found_n = json.loads((journal.folder / "statistics.json").read_text())["nuclei"]
-    sizes = {file.name: file.stat().st_size // 10**6 for file in journal.folder.glob("nuclei*")}
+    files = json.loads(journal.done_file.read_text(encoding="utf-8"))["files"]
+    megabytes = sum(file["bytes"] for file in files.values()) / 1e6
     wall_s, peak_gb = time.perf_counter() - start, used.ru_maxrss / 1e6
-    print(f"{found_n} nuclei: {cpu_s:.1f} CPU s, {wall_s:.1f} s, {peak_gb:.2f} GB, {sizes} MB")
+    print(f"{found_n} nuclei: {cpu_s:.1f} CPU s, {wall_s:.1f} s, {peak_gb:.2f} GB, files {megabytes:.0f} MB")
     return cpu_s <= 30 and used.ru_maxrss <= 1e6
 
 

@@ -53,7 +53,10 @@ def annotated_images(folder: Path, match: str) -> list[tuple[np.ndarray, np.ndar
         file for file in sorted((folder / "images").rglob("*")) if file.stem in labels and match in str(file)
     ]
     if not images:
-        raise SystemExit(f"{folder}: no images with label maps. Name a folder with images/ and instances/.")
+        named = f" whose path contains '{match}'" if match else ""
+        raise SystemExit(
+            f"{folder}: no images with label maps{named}. Name a folder with images/ and instances/."
+        )
     return [(read_image(file), read_label_map(labels[file.stem])) for file in images]
 
 

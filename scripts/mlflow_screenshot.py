@@ -91,7 +91,7 @@ def runs_page(address: str, store: str) -> str:
     """
     found = connect(store).get_experiment_by_name(MLFLOW_EXPERIMENT)
     if found is None:
-        raise ConfigurationError(f"{store}: no experiments. Run one with scripts/run_experiment.py first.")
+        raise ConfigurationError(f"{store}: no experiments. Run one with: nucsam experiment first.")
     return f"{address}/#/experiments/{found.experiment_id}/runs"
 
 
@@ -106,9 +106,7 @@ def parent_of(experiment: str, store: str) -> str:
     condition = f"tags.experiment = '{experiment}' and tags.workflow = 'benchmark'"
     runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=1) if found else []
     if not runs:
-        raise ConfigurationError(
-            f"{store}: no experiment '{experiment}'. Run it with scripts/run_experiment.py."
-        )
+        raise ConfigurationError(f"{store}: no experiment '{experiment}'. Run it with: nucsam experiment.")
     return str(runs[0].info.run_id)
 
 

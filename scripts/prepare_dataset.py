@@ -57,7 +57,7 @@ def download(dataset: str, output_dir: str = "downloads", **unknown: object) -> 
     hosted = hosted_file(dataset)
     archive = Path(output_dir) / hosted.name
     is_new = download_file(hosted.url, archive, sha256=hosted.sha256, max_bytes=hosted.max_bytes)
-    convert = ["python", "scripts/prepare_dataset.py", dataset, "--source", str(archive), "--output_dir"]
+    convert = ["nucsam", "datasets", dataset, "--source", str(archive), "--output_dir"]
     return "\n".join(
         [
             f"{archive}: {'downloaded' if is_new else 'is there already'}, sha256 as expected",

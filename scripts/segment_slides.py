@@ -40,6 +40,9 @@ def main() -> int:
     except NucSAMError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        print(f"{error.name}: not installed. Type: pip install 'nucsam-monai[slides]'.", file=sys.stderr)
+        return EXIT_WRONG_CALL
     except OSError as error:
         where = error.filename or arguments.output_dir
         print(

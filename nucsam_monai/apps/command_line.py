@@ -34,6 +34,9 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
             keep_texts(function)
     try:
         fire.Fire(component, command=None if arguments is None else list(arguments))
+        sys.stdout.flush()  # a closed pipe shows here and not while Python ends
+    except BrokenPipeError:  # the reader, for example head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (NucSAMError, OSError, RuntimeError) as error:  # MONAI wraps ours in RuntimeError
         known = own_error(error) or (error if isinstance(error, OSError) else None)
         if known is None or os.environ.get(TRACEBACK_VARIABLE) == "1":

@@ -217,7 +217,8 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
         "run",
         run,
         "--config_file",
-        paths[0] if len(paths) == 1 else json.dumps(paths),
+        # Fire, which reads this option, ends a text at #, but not in a list.
+        paths[0] if len(paths) == 1 and "#" not in paths[0] else json.dumps(paths),
     ]
 
 

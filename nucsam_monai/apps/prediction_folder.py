@@ -1,6 +1,7 @@
 """A folder of label maps that some tool predicted for the images of a dataset."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nucsam_monai.utils.errors import DatasetError, ImageReadError
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX_OF_BUNDLES = "_instances"
+_SUFFIXES = re.compile("_(instances|cp_masks)$")  # of the bundles and of Cellpose
 _NOT_PREDICTIONS = ("_overlay",)
 _NAMED = 5
 
@@ -38,7 +39,7 @@ def find_predictions(
     by_id: dict[str, list[Path]] = {}
     unknown = []
     for stem, paths in found.items():
-        name = stem if stem in known | others else stem.removesuffix(_SUFFIX_OF_BUNDLES)
+        name = stem if stem in known | others else _SUFFIXES.sub("", stem)
         if name in known | others:
             by_id.setdefault(name, []).extend(paths)
         elif not stem.endswith(_NOT_PREDICTIONS):

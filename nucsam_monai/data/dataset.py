@@ -18,12 +18,10 @@ from typing import Any
 from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
-from nucsam_monai.utils.paths import script_or
 
 logger = logging.getLogger(__name__)
 
 _REQUIRED_TEXTS = ("name", "domain", "modality", "licence", "citation")
-_PREPARE = script_or("prepare_dataset.py", "nucsam_monai.data.converters")
 DATASET_FILE = "dataset.json"
 NO_CLASSES = ("nucleus",)
 FILE_KEYS = ("image", "instances", "classes")
@@ -160,7 +158,7 @@ def read_dataset(folder: Path | str) -> Dataset:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DatasetError(f"{folder}: no {DATASET_FILE}. Make it with {_PREPARE}.") from error
+        raise DatasetError(f"{folder}: no {DATASET_FILE}. Make it with: nucsam datasets.") from error
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: not readable as JSON ({error}).") from error
     if not isinstance(content, dict):
@@ -198,7 +196,7 @@ def find_datasets(dataset_dir: Path | str) -> list[Path]:
         reason = "it is not a folder"
     raise DatasetError(
         f"dataset_dir {dataset_dir}: {reason}. Pass --dataset_dir with a prepared dataset, or prepare "
-        f"one with {_PREPARE}."
+        "one with: nucsam datasets."
     )
 
 
@@ -284,6 +282,27 @@ def class_names(dataset_dir: Path | str) -> list[str]:
         return list(different.pop())
     logger.warning("%s: the datasets have different classes, so all nuclei count as one class.", dataset_dir)
     return [*NO_CLASSES]
+
+
+def domain_classes(dataset_dir: Path | str, domain: str) -> list[str]:
+    """Return the names of the classes of a domain.
+
+    Args:
+        dataset_dir: one dataset folder, or a folder of several.
+        domain: its name.
+
+    Raises:
+        ConfigurationError: datasets of the domain have different classes.
+        DatasetError: there is no dataset.
+    """
+    datasets = [one for one in _read_datasets(dataset_dir, None) if one.metadata.domain == domain]
+    names = sorted({one.metadata.class_names for one in datasets})
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"domain '{domain}': its datasets in {dataset_dir} have different classes, {names[0]} and {names[1]}. "
+            "Give one of them another domain."
+        )
+    return list(names[0]) if names else [*NO_CLASSES]
 
 
 def _read_datasets(dataset_dir: Path | str, protocol: str | Mapping[str, str] | None) -> list[Dataset]:

@@ -18,7 +18,7 @@ from nucsam_monai.data.dataset import DATASET_FILE, DatasetMetadata, relative_it
 from nucsam_monai.data.label_files import renumber, write_classes, write_image, write_instances
 from nucsam_monai.data.protocols import UNUSED
 from nucsam_monai.data.splits import SPLITS
-from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from nucsam_monai.utils.errors import ConfigurationError, DatasetError, NucSAMError
 from nucsam_monai.utils.files import atomic_directory
 from nucsam_monai.utils.parallel import map_in_order
 
@@ -27,6 +27,7 @@ _NOT_IN_AN_ID = re.compile(
     r"""[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]|^\.|[ .]+$|^(?=(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))""",
     re.IGNORECASE,
 )
+_MOST_PROBLEMS = 20
 _LONGEST_ID_BYTES = 200  # leaves room for what output files append
 
 
@@ -267,14 +268,26 @@ class DatasetWriter:
             workers: processes that decode and write; 1 stays in this one.
 
         Raises:
-            DatasetError: a sample contradicts the format or an earlier sample.
+            DatasetError: samples contradict the format or each other; several are all named, up to a limit.
+            NucSAMError: the only sample that is wrong cannot be decoded.
         """
         write = partial(_decode_and_write, self._root, self.metadata.class_names)
-        written = map_in_order(write, self._reserved(jobs), workers=workers)
-        for job, files in written:
+        problems: list[NucSAMError] = []
+        for job, files in map_in_order(write, self._reserved(jobs), workers=workers):
+            if isinstance(files, NucSAMError):
+                problems.append(files)
+                if len(problems) == _MOST_PROBLEMS:
+                    break
+                continue
             split = self._split_of_id.get(job.sample_id, UNUSED)
             self._record(split, job.sample_id, files, job.facts)
             self.dropped.update(files.dropped)
+        if len(problems) == 1:
+            raise problems[0]
+        if problems:
+            shown = "\n".join(f"  {problem}" for problem in problems)
+            more = "\n  and perhaps more" if len(problems) == _MOST_PROBLEMS else ""
+            raise DatasetError(f"{len(problems)} samples cannot be converted:\n{shown}{more}")
 
     def note(self, **facts: Any) -> None:
         """Add facts to ``conversion`` in ``dataset.json``, for example how many regions were dropped."""
@@ -335,5 +348,11 @@ class DatasetWriter:
         (self._root / DATASET_FILE).write_text(text, encoding="utf-8")
 
 
-def _decode_and_write(root: Path, class_names: tuple[str, ...], job: SampleJob) -> _WrittenSample:
-    return _write_sample(root, job.sample_id, job.decode(), class_names)
+def _decode_and_write(
+    root: Path, class_names: tuple[str, ...], job: SampleJob
+) -> _WrittenSample | NucSAMError:
+    """Write a sample; return what is wrong with it, so that the others are looked at too."""
+    try:
+        return _write_sample(root, job.sample_id, job.decode(), class_names)
+    except NucSAMError as error:
+        return error

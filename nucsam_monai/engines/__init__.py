@@ -16,6 +16,7 @@ from nucsam_monai.engines.batch import (
 )
 from nucsam_monai.engines.bundle import (
     classes_key,
+    classes_of_domains,
     comparable_classes,
     compile_if,
     default_device,
@@ -69,6 +70,7 @@ __all__ = [
     "ResultsFolder",
     "check_options",
     "classes_key",
+    "classes_of_domains",
     "collate_end_to_end",
     "collate_nuclei",
     "collate_points",

@@ -20,12 +20,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler
 
+from nucsam_monai.data import domain_classes
 from nucsam_monai.data.demo import demo_dataset_dir
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
 from nucsam_monai.engines.configuration import check_options, settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.inferers.precision import AutocastInferer
 from nucsam_monai.networks import (
+    UNSAM,
     Prompter,
     Segmentor,
     compile_modules,
@@ -35,6 +37,7 @@ from nucsam_monai.networks import (
 )
 from nucsam_monai.networks.sam import load_trained, read_header, start_trunk, with_settings
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import InstanceRule
 from nucsam_monai.utils.paths import project_root
 
 Option = TypeVar("Option")
@@ -215,6 +218,33 @@ def first_given(*values: Option | None) -> Option | None:
 def domains_of(items: Iterable[Mapping[str, Any]]) -> str:
     """Return the domains of items of a dataset, joined by "+"."""
     return "+".join(sorted({item["domain"] for item in items}))
+
+
+def classes_of_domains(
+    network: UNSAM, dataset_dir: str | Path, instances: InstanceRule = "components"
+) -> dict[str, list[str]]:
+    """Return the names of the classes of every domain that the network draws several masks of.
+
+    Args:
+        network: with one query per class in such domains.
+        dataset_dir: the datasets, which name the classes.
+        instances: for ``distance`` the second mask is the distance map, and there are no classes.
+
+    Raises:
+        ConfigurationError: a domain has more or fewer classes than queries.
+    """
+    if instances == "distance":
+        return {}
+    found = {}
+    for domain, count in zip(network.domains, network.masks_per_domain, strict=True):
+        if count > 1:
+            found[domain] = names = domain_classes(dataset_dir, domain)
+            if len(names) != count:
+                raise ConfigurationError(
+                    f"decoder.queries_per_domain: found {count} for domain '{domain}', whose classes in {dataset_dir} "
+                    f"are {', '.join(names)}. Give one query per class, or a single one for all nuclei."
+                )
+    return found
 
 
 def classes_key(class_names: Sequence[str]) -> str | None:

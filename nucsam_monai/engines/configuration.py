@@ -21,7 +21,8 @@ _NEVER_RECORDED = ("tracking_uri", "imports", "_meta_")  # an address may hold a
 
 
 _PATH_KEY = re.compile(
-    r"(\w+_)?(dir|root|checkpoint|start|weights|cache)|input|points|tracking_uri|experiment_name|domain"
+    r"(\w+_)?(dir|root|path|checkpoint|start|weights|cache)"
+    r"|input|points|mask|region|outputs|scheduler|tracking_uri|experiment_name|(unseen_)?domain"
 )
 _OPTION = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 

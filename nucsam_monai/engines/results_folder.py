@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ignite.engine import Engine, Events
 
@@ -20,7 +21,16 @@ logger = logging.getLogger(__name__)
 JOURNAL_NAME = ".inference.jsonl"
 SUMMARY_NAME = "inference_summary.json"
 
-_NOT_COMPARED = ("bundle_root", "dataset_dir", "input", "output_dir", "overwrite", "device", "compile")
+_NOT_COMPARED = (
+    "bundle_root",
+    "dataset_dir",
+    "input",
+    "output_dir",
+    "overwrite",
+    "max_pixels",
+    "device",
+    "compile",
+)
 _NAMED = 3
 
 
@@ -50,6 +60,7 @@ class ResultsFolder:
         self.items = list(items)
         self.overwrite = overwrite
         self.left = self.items
+        self._kept: list[dict[str, Any]] = []
         # Not the parser itself: MONAI's loader seeds whatever it finds among the attributes of a dataset.
         parser = current_parser()
         self._settings: Callable[[], dict[str, str]] = (
@@ -67,10 +78,7 @@ class ResultsFolder:
             ConfigurationError: the folder holds results of other settings or weights.
             OutputError: the folder can't be written to, or is full.
         """
-        with naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder) as probe:
-                probe.write(b"0" * 4096)
+        self._probe()
         settings = self._settings()
         self._settings = dict  # worker processes get a copy of this object
         old, entries = self._read()
@@ -83,16 +91,13 @@ class ResultsFolder:
             )
         finished = {item["id"] for item in done}
         self.left = [item for item in self.items if item["id"] not in finished]
-        self._check_space()
         again = {item["id"] for item in self.left}
         kept = [
             entry
             for name, entry in entries.items()
             if name in finished or (old == settings and name not in again)
         ]
-        with atomic_path(self.folder / JOURNAL_NAME) as file:
-            lines = [{"settings": settings}, *kept]
-            file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        self._kept = [{"settings": settings, "run": uuid4().hex}, *kept]
         if done:
             logger.info(
                 "%d of %d images are finished and skipped; --overwrite True segments them again.",
@@ -136,9 +141,20 @@ class ResultsFolder:
                 f"are in {summary} with the reason; start again to try only them."
             )
 
+    def _probe(self) -> None:
+        """Write something and remove it, with the folder if that is new: an image may still stop the inference."""
+        is_new = not self.folder.exists()
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(b"0" * 4096)
+        self._check_space()
+        if is_new:
+            self.folder.rmdir()
+
     def _check_space(self) -> None:
         """Refuse a disk on which not even the results of the largest image have room; they are about as large."""
-        paths = [Path(item["image"]) for item in self.left]
+        paths = [Path(item["image"]) for item in self.items]
         sizes = [path.stat().st_size for path in paths if path.is_file()]
         free = shutil.disk_usage(self.folder).free
         if free < max(sizes, default=0):
@@ -156,6 +172,13 @@ class ResultsFolder:
     def _note(self, name: str, facts: Mapping[str, Any]) -> None:
         item = next(one for one in self.items if one["id"] == name)
         path = self.folder / JOURNAL_NAME
+        # A worker process of a loader, which has a copy of this object, may have begun the journal.
+        if self._kept and not (path.is_file() and self._kept[0]["run"] in path.read_text(encoding="utf-8")):
+            with atomic_path(path) as temporary:
+                temporary.write_text(
+                    "".join(f"{json.dumps(line)}\n" for line in self._kept), encoding="utf-8"
+                )
+        self._kept = []
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**_facts(item), **facts}) + "\n")
 

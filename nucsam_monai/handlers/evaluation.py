@@ -1,7 +1,6 @@
 """Reports and files of an evaluation and of an inference."""
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -208,8 +207,7 @@ class NucleiEvaluation:
         """Summarise all images."""
         self.report = evaluation_of(self._measured, self.settings)
         overall = {**self.report.summary[-1].estimates, **self.report.tissue_means}
-        values = {f"{self.prefix}{name}": found.value for name, found in overall.items()}
-        engine.state.metrics.update({name: value for name, value in values.items() if not math.isnan(value)})
+        engine.state.metrics.update({f"{self.prefix}{name}": found.value for name, found in overall.items()})
         if self.output_dir is not None:
             write_evaluation(self.output_dir, {**self.facts, **self.report.to_dict()})
             logger.info("tables: %s", self.output_dir)

@@ -1,6 +1,7 @@
 """The Ignite side of metrics and validation losses: several named scalars per handler."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from monai.utils import string_list_all_gather
 from torch import Tensor, nn
 
 from nucsam_monai.metrics.cumulative import (
+    ClassForegroundMetric,
     FiveThresholdsMetric,
     ForegroundMetric,
     InstanceSegmentationMetric,
@@ -25,13 +27,21 @@ from nucsam_monai.metrics.statistics import nan_mean
 from nucsam_monai.utils.errors import ConfigurationError
 
 
-def dice_metric(by_domain: bool = False) -> dict[str, "NamedMetricsHandler"]:
+def dice_metric(
+    by_domain: bool = False, classes: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, "NamedMetricsHandler"]:
     """Return the key metric of semantic networks: Dice, ``val_dice``, and the others of the foreground.
 
     Args:
         by_domain: report ``val_dice_<domain>`` as well.
+        classes: the names of the classes of domains with one mask per class, whose images count by the mean of their
+            classes, for example ``val_dice_nucleus`` and ``val_dice_cytoplasm``.
     """
-    return {"val_dice": NamedMetricsHandler(ForegroundMetric(), by_domain=by_domain)}
+    names = list(dict.fromkeys(name for names in (classes or {}).values() for name in names))
+    if not names:
+        return {"val_dice": NamedMetricsHandler(ForegroundMetric(), by_domain=by_domain)}
+    metric, maps = ClassForegroundMetric(names), partial(_class_maps, names)
+    return {"val_dice": NamedMetricsHandler(metric, output_transform=maps, by_domain=by_domain)}
 
 
 def instance_metrics() -> "NamedMetricsHandler":
@@ -176,6 +186,26 @@ def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], lis
     return predicted, [output["label_instances"] for output in outputs]
 
 
+def _class_maps(
+    names: Sequence[str], outputs: Sequence[Mapping[str, Any]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 where there is none."""
+    predicted, true = _label_maps(outputs)
+    for index, output in enumerate(outputs):
+        prediction, label = output["pred"], output["label"]
+        planes = [torch.full((len(names), *prediction.instances.shape), -1) for _ in range(2)]
+        if 1 < len(label) == len(prediction.class_names):
+            class_of_id = np.full(prediction.table["id"].max(initial=0) + 1, -1)
+            class_of_id[prediction.table["id"]] = prediction.table["class_id"]
+            class_map = torch.from_numpy(class_of_id[prediction.instances])
+            for number, name in enumerate(prediction.class_names):
+                planes[0][names.index(name)] = class_map == number
+                planes[1][names.index(name)] = label[number].cpu() > 0
+        predicted[index] = torch.cat([predicted[index], planes[0]])
+        true[index] = torch.cat([torch.as_tensor(true[index]).cpu(), planes[1]])
+    return predicted, true
+
+
 def _probabilities(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
     """Return the probability of the foreground and the true label map, ``(1, H, W)``, of decollated outputs."""
     predicted = [torch.from_numpy(output["pred"].foreground)[None] for output in outputs]
@@ -199,7 +229,10 @@ class ValidationLoss:
         self._sums = torch.zeros(2, len(self.domains), dtype=torch.float64)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a validator whose outputs hold ``pred``, with its foreground, and ``label``."""
+        """Attach to a validator whose outputs hold ``label`` and ``pred``, with its foreground.
+
+        Where there is one channel per class, they hold each one's ``probability`` as well.
+        """
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
@@ -220,7 +253,8 @@ class ValidationLoss:
                     f"validation image '{item['id']}': domain '{item['domain']}' is none of {self.domains}."
                 )
             label = output["label"]
-            probability = torch.from_numpy(output["pred"].foreground)[None].to(label.device)
+            found = output["probability"] if len(label) > 1 else output["pred"].foreground[None]
+            probability = torch.as_tensor(found).to(label.device)
             value = self.loss(logit(probability)[None], label[None])
             self._sums[:, self.domains.index(item["domain"])] += torch.tensor([float(value), 1.0])
 

@@ -256,7 +256,8 @@ class EarlyStopping:
             )
         self.validator = validator
         self.patience = patience
-        self.metric = PhasedMetric(metric, sampler, network)
+        self.metric = metric
+        self.followed = PhasedMetric(metric, sampler, network)
         self.best = -math.inf
         self.without_improvement = 0
         self._trainer: Engine | None = None
@@ -272,11 +273,11 @@ class EarlyStopping:
         Raises:
             ConfigurationError: the validator has no such metric.
         """
-        if self.metric.enter(1 if self._trainer is None else self._trainer.state.epoch):
+        if self.followed.enter(1 if self._trainer is None else self._trainer.state.epoch):
             self.best, self.without_improvement = -math.inf, 0
-        if self.metric.stage in getattr(self.metric.network, "fixed_stages", ()):
+        if self.followed.stage in getattr(self.followed.network, "fixed_stages", ()):
             return
-        value = self.metric.read(validator)
+        value = self.followed.read(validator)
         if value > self.best:
             self.best, self.without_improvement = value, 0
         else:
@@ -286,26 +287,26 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to go on counting."""
         counted = {"best": self.best, "without_improvement": self.without_improvement}
-        return {**counted, **self.metric.state_dict()}
+        return {**counted, **self.followed.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the count of an interrupted training."""
         self.best, self.without_improvement = float(state["best"]), int(state["without_improvement"])
-        self.metric.load_state_dict(state)
+        self.followed.load_state_dict(state)
         self._stop_if_exhausted()
 
     def _stop_if_exhausted(self) -> None:
         if self.patience is None or self.without_improvement < self.patience or self._trainer is None:
             return
-        trained = self.metric.domain_name
+        trained = self.followed.domain_name
         logger.info(
             "no better %s than %.5f in %d validations: %s.",
-            self.metric.name,
+            self.followed.name,
             self.best,
             self.without_improvement,
             f"the turn of '{trained}' ends" if trained else "the training stops",
         )
-        last = self.metric.last_epoch_of_domain
+        last = self.followed.last_epoch_of_domain
         if last is None or last == self._trainer.state.max_epochs:
             self._trainer.terminate()
         else:

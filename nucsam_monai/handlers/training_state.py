@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "epochs",
     "prompter_epochs",
     "segmentor_epochs",
+    "max_epochs",
     "lr",
     "prompter_lr",
     "segmentor_lr",

@@ -57,7 +57,8 @@ class BestWeightsSaver:
         self.network = network
         self.path = Path(path)
         self.header = dict(header)
-        self.metric = PhasedMetric(metric, sampler, network)
+        self.metric = metric
+        self.followed = PhasedMetric(metric, sampler, network)
         self.mode = mode
         self.best = self._worst
         self.owns_file = False
@@ -73,9 +74,9 @@ class BestWeightsSaver:
             ConfigurationError: the validator has no such metric.
         """
         epoch = engine.state.epoch
-        if self.metric.enter(epoch):
+        if self.followed.enter(epoch):
             self.best = self._worst
-        value, metric = self.metric.read(engine), self.metric.name
+        value, metric = self.followed.read(engine), self.followed.name
         if math.isnan(value):
             logger.warning(
                 "epoch %d: %s is NaN, so the epoch can't be compared: no validation image has a nucleus, or the "
@@ -108,12 +109,13 @@ class BestWeightsSaver:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to go on comparing."""
-        return {"best": self.best, "domain": None, "owns_file": self.owns_file, **self.metric.state_dict()}
+        state = {"best": self.best, "domain": self.followed.domain, "owns_file": self.owns_file}
+        return {**state, **self.followed.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the comparison of an interrupted training."""
         self.best = self._worst if state["best"] is None else float(state["best"])
-        self.metric.load_state_dict(state)
+        self.followed.load_state_dict(state)
         self.owns_file = bool(state["owns_file"])
 
     @property

@@ -255,10 +255,16 @@ class TilePrompter(Protocol):
 class PointFinder:
     """Find one point per nucleus of a whole image, or the classes of nuclei whose points are given.
 
+    A prompter may normalise over its whole input, so that a point depends on all of the image. For a part of a larger
+    image that must not be: then it looks at the tiles that the segmenter sees.
+
     Args:
         prompter: the network, on the device of the images.
         mask_filter: drop points where the auxiliary mask sees no nucleus (PromptNucSeg, MAPF).
         radius_px: largest distance between points of the same nucleus.
+        tile_px: side of a tile.
+        overlap_px: pixels that neighbouring tiles have in common.
+        in_tiles: look at the tiles of an image one by one.
 
     Raises:
         ConfigurationError: a mask filter for a prompter without auxiliary mask.
@@ -268,15 +274,35 @@ class PointFinder:
         nuclei = PromptedInferer()(image, segmenter, PointFinder(prompter, mask_filter=True, radius_px=12))
     """
 
-    def __init__(self, prompter: Prompter, *, mask_filter: bool = False, radius_px: float = 12.0) -> None:
+    def __init__(
+        self,
+        prompter: Prompter,
+        *,
+        mask_filter: bool = False,
+        radius_px: float = 12.0,
+        tile_px: int = 256,
+        overlap_px: int = 64,
+        in_tiles: bool = False,
+    ) -> None:
         _check_mask_filter(prompter, mask_filter)
         self.prompter = prompter
         self.mask_filter = mask_filter
         self.radius_px = radius_px
+        self.tile_px = tile_px
+        self.overlap_px = overlap_px
+        self.in_tiles = in_tiles
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> DetectedPoints:
         """Return the nuclei of one normalised image ``(1, 3, H, W)``, the most certain first."""
+        if self.in_tiles:
+            tiling = plan_tiles(image.shape[-2:], self.tile_px, self.overlap_px)
+            # One by one: what a network answers depends in its last bits on how many images it is asked about.
+            outputs = (
+                (tile, self.prompter(tiling.cut(image, np.array([tile])), with_mask=self.mask_filter))
+                for tile in range(len(tiling))
+            )
+            return _points_of_tiles(outputs, tiling, mask_filter=self.mask_filter, radius=self.radius_px)
         output = self.prompter(image, with_mask=self.mask_filter)
         size = (image.shape[-2], image.shape[-1])
         return select_points(output, size, mask_filter=self.mask_filter, radius=self.radius_px)
@@ -298,9 +324,6 @@ class PointFinder:
 
 class TilePointFinder:
     """Find one point per nucleus in the encoded tiles of an image (PromptNucSeg, supplement: shared encoder).
-
-    Every pixel belongs to the tile in which it is farthest from the tile's inner edges; a tile's points in the
-    pixels of others are left to those. Of points close to each other on both sides of a seam the better one stays.
 
     Args:
         network: with a shared encoder.
@@ -337,19 +360,8 @@ class TilePointFinder:
             encoded: all tiles; of several views the first is looked at.
             tiling: the tiles of the image.
         """
-        tiles, points, scores, class_ids = [], [], [], []
-        for tile, output in self._proposals(encoded, with_mask=self.mask_filter):
-            found = select_points(
-                output, tiling.covered_size, mask_filter=self.mask_filter, radius=self.radius_px
-            )
-            tiles.append(np.full(len(found), tile))
-            points.append(_numbers(found.points) + tiling.origins(np.array([tile])))
-            scores.append(np.asarray(found.scores))
-            class_ids.append(np.asarray(found.class_ids))
-        placed, ranks = np.concatenate(points), np.concatenate(scores)
-        own = np.flatnonzero(tiles_of(placed, tiling) == np.concatenate(tiles))
-        best = own[suppress_near_points(placed[own], ranks[own], self.radius_px)]
-        return DetectedPoints(placed[best], ranks[best], np.concatenate(class_ids)[best])
+        outputs = self._proposals(encoded, with_mask=self.mask_filter)
+        return _points_of_tiles(outputs, tiling, mask_filter=self.mask_filter, radius=self.radius_px)
 
     @torch.no_grad()
     def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
@@ -383,8 +395,38 @@ class TilePointFinder:
                 yield tile, PrompterOutput(output.points[own], output.class_logits[own], mask)
 
 
+def _points_of_tiles(
+    outputs: Iterable[tuple[int, PrompterOutput]], tiling: Tiling, *, mask_filter: bool, radius: float
+) -> DetectedPoints:
+    """Return the nuclei of an image from what the prompter says of each tile, the most certain first.
+
+    Every pixel belongs to the tile in which it is farthest from the tile's inner edges; a tile's points in the
+    pixels of others are left to those. Of points close to each other on both sides of a seam the better one stays.
+    """
+    tiles: list[NDArray[np.int64]] = []
+    found: list[DetectedPoints] = []
+    for tile, output in outputs:
+        found.append(select_points(output, tiling.covered_size, mask_filter=mask_filter, radius=radius))
+        tiles.append(np.full(len(found[-1]), tile))
+    tile_of = np.concatenate(tiles)
+    origins = tiling.origins(tile_of)
+    points: NDArray[np.float64] = np.concatenate([_numbers(one.points) for one in found]) + origins
+    scores, class_ids = (np.concatenate([getattr(one, n) for one in found]) for n in ("scores", "class_ids"))
+    own = np.flatnonzero(tiles_of(points, tiling) == tile_of)
+    best = own[suppress_near_points(points[own], scores[own], radius)]
+    sizes = [one.sizes for one in found if one.sizes is not None]
+    kept_sizes = np.concatenate(sizes)[best] if sizes else None
+    return DetectedPoints(points[best], scores[best], class_ids[best], kept_sizes)
+
+
 def point_finder(
-    network: PromptNucSeg, *, mask_filter: bool, radius_px: float, tile_px: int, overlap_px: int
+    network: PromptNucSeg,
+    *,
+    mask_filter: bool,
+    radius_px: float,
+    tile_px: int,
+    overlap_px: int,
+    in_tiles: bool = False,
 ) -> PointFinder | TilePointFinder:
     """Return what finds the points of a network: in whole images, or in tiles if the encoder is shared.
 
@@ -394,14 +436,16 @@ def point_finder(
         radius_px: largest distance between points of the same nucleus.
         tile_px: side of a tile.
         overlap_px: pixels that neighbouring tiles have in common.
+        in_tiles: look at tiles in any case, see :class:`PointFinder`.
 
     Raises:
         ConfigurationError: a mask filter for a prompter without auxiliary mask.
     """
-    if not network.shares_encoder:
-        return PointFinder(network.prompter, mask_filter=mask_filter, radius_px=radius_px)
-    return TilePointFinder(
-        network, mask_filter=mask_filter, radius_px=radius_px, tile_px=tile_px, overlap_px=overlap_px
+    tiles = {"tile_px": tile_px, "overlap_px": overlap_px}
+    if network.shares_encoder:
+        return TilePointFinder(network, mask_filter=mask_filter, radius_px=radius_px, **tiles)
+    return PointFinder(
+        network.prompter, mask_filter=mask_filter, radius_px=radius_px, in_tiles=in_tiles, **tiles
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nucsam_monai.inferers.semantic import Points, Predictor, ResizeInferer, TileInferer, resized_points
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.instances import distance_instances, distance_scores
+from nucsam_monai.utils.instances import InstanceRule, distance_instances, distance_scores
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class ScaledInferer(Inferer):
             resized before.
         diameter: of the nuclei in pixels, ``"auto"``, or None for no resizing.
         mpp: micrometres per pixel of the images, of which :data:`TRAINED_MPP` are expected; None where unknown.
+        instances: how the maps are split; only for ``distance`` they show how large nuclei are.
 
     Raises:
         ConfigurationError: a diameter or micrometres per pixel that are not positive, both given, or one given to a
@@ -71,6 +72,7 @@ class ScaledInferer(Inferer):
         inferer: TileInferer | ResizeInferer,
         diameter: float | Literal["auto"] | None = "auto",
         mpp: float | None = None,
+        instances: InstanceRule = "distance",
     ) -> None:
         super().__init__()
         for name, value in (("diameter", diameter), ("mpp", mpp)):
@@ -95,6 +97,7 @@ class ScaledInferer(Inferer):
         self.inferer = inferer
         self.diameter = diameter
         self.mpp = mpp
+        self.instances = instances
 
     def __call__(
         self, inputs: Tensor, network: Predictor, *args: Any, points: Points | None = None, **kwargs: Any
@@ -113,12 +116,19 @@ class ScaledInferer(Inferer):
         def look(scale: float) -> Look:
             if max(inputs.shape[-2:]) * scale <= 2 * side:
                 seen[scale] = maps_at(scale)
-                return _look_of(seen[scale])
+                return self._look(seen[scale])
             windows = _windows(inputs, round(side / scale))
-            return _join([_look_of(self._maps(one, scale, network, args, None, kwargs)) for one in windows])
+            return _join([self._look(self._maps(one, scale, network, args, None, kwargs)) for one in windows])
 
         scale = choose_scale(look(1.0), look)
         return seen[scale] if scale in seen else maps_at(scale)
+
+    def _look(self, maps: Tensor) -> Look:
+        """Return what maps of the image's size show."""
+        if self.instances == "distance" and maps.shape[1] == 2:
+            return _look_of(maps)
+        # Without a distance map touching nuclei are one, and their size says nothing.
+        return Look(1, TARGET_DIAMETER_PX, 1.0, 0.0, float(maps.shape[-2] * maps.shape[-1]))
 
     def _told_scale(self) -> float:
         """Return the scale that follows from what the user says."""
@@ -187,10 +197,8 @@ def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
 
 
 def _look_of(maps: Tensor) -> Look:
-    """Return what ``(1, 2, H, W)`` maps of the image's size show."""
+    """Return what foreground and distance map ``(1, 2, H, W)`` show."""
     area = float(maps.shape[-2] * maps.shape[-1])
-    if maps.shape[1] != 2:  # without a distance map touching nuclei are one, and their size says nothing
-        return Look(1, TARGET_DIAMETER_PX, 1.0, 0.0, area)
     foreground, distance = maps[0].float().cpu().numpy()
     instances = distance_instances(foreground, distance)
     scores = distance_scores(instances, foreground, distance)

@@ -160,7 +160,9 @@ class SemanticInferer(Inferer):
                 for branch in branches:
                     logits = network(seen, *args, **own, **branch)
                     answers.append(view.undo(torch.sigmoid(logits.float())))
-            return torch.stack(answers).mean(dim=0)
+            # Of branches with different numbers of classes all have the first.
+            common = min(answer.shape[1] for answer in answers)
+            return torch.stack([answer[:, :common] for answer in answers]).mean(dim=0)
 
         with autocast(self.precision, inputs.device):
             return self.inferer(inputs, probability, **kwargs)

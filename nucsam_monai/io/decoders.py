@@ -100,7 +100,7 @@ def _decode_wide_colours(path: Path, image: Image.Image) -> np.ndarray:
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # turns TIFF itself, PNG not
     if pixels is None:
         raise ValueError("16-bit colours that OpenCV cannot decode")
-    return _upright(pixels[..., 2::-1], image.getexif().get(ExifTags.Base.Orientation, 1))
+    return upright(pixels[..., 2::-1], image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 _decode_tiff_with_pillow = pillow_decoder(TiffImagePlugin.TiffImageFile)
@@ -138,7 +138,7 @@ def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
             try:
                 pixels = _samples_last(series.asarray(), series.axes, path)
                 tag = page.tags.get(ExifTags.Base.Orientation)
-                return _upright(pixels, int(tag.value) if tag else 1)
+                return upright(pixels, int(tag.value) if tag else 1)
             except ValueError as error:
                 # LZW, JPEG and others need a codec package; libtiff inside Pillow has them.
                 if "imagecodecs" not in str(error):
@@ -146,7 +146,7 @@ def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
     return _decode_tiff_with_pillow(path, max_pixels)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Apply an EXIF orientation (1 to 8, 1 is upright) to ``(H, W)`` or ``(H, W, C)``."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)

@@ -9,9 +9,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, ExifTags, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from nucsam_monai.io.decoders import DECODER_FAILURES, check_pixel_count
+from nucsam_monai.io.decoders import DECODER_FAILURES, check_pixel_count, upright
 from nucsam_monai.io.images import MAX_PIXELS, content_format
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from nucsam_monai.utils.files import atomic_path
@@ -176,9 +176,10 @@ def _read_mat(
         fallback = tuple(variables) if len(variables) == 1 and variables.keys() != {"inst_map"} else ()
         names = next((names for names in choices if variables.keys() >= set(names)), fallback)
         if not names:
+            choices_text = " or ".join(" with ".join(f"'{name}'" for name in names) for names in choices)
             raise ImageReadError(
-                f"{where}: expected {' or '.join('+'.join(names) for names in choices)}, or a single 2-D array of "
-                f"numbers, found {', '.join(variables) or 'none'}."
+                f"{where}: expected {choices_text} or a single 2-D array of numbers, found "
+                f"{', '.join(variables) or 'none'}."
             )
         for name in names:
             check_pixel_count(where, math.prod(variables[name]), 1, max_pixels)
@@ -198,6 +199,8 @@ def _decode_with_pillow(
 ) -> NDArray[Any]:
     with plugin(file) as image:
         check_pixel_count(where, image.width, image.height, max_pixels)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
         pixels = np.array(image)
         return pixels[..., :-1] if image.mode in _ALPHA_MODES else pixels
 
@@ -219,10 +222,11 @@ def _decode_tiff(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
             if "imagecodecs" not in str(error):
                 raise
         else:
-            if "S" not in axes:
-                return pixels
-            pixels = np.moveaxis(pixels, series.axes.index("S"), -1)
-            return pixels[..., : axes["S"] - len(series.keyframe.extrasamples)]
+            if "S" in axes:
+                pixels = np.moveaxis(pixels, series.axes.index("S"), -1)
+                pixels = pixels[..., : axes["S"] - len(series.keyframe.extrasamples)]
+            tag = series.keyframe.tags.get(ExifTags.Base.Orientation)
+            return upright(pixels, int(tag.value) if tag else 1)
     file.seek(0)
     return _decode_with_pillow(TiffImagePlugin.TiffImageFile, file, where, max_pixels)
 
@@ -250,8 +254,8 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
     ``.mat``              the variable ``inst_map``, or else the only 2-D array of numbers
     ====================  =====================================================================
 
-    Axes of length 1 are dropped. Colour files are accepted where their channels are equal (grey saved as
-    RGB); alpha is dropped.
+    Axes of length 1 are dropped, and an EXIF orientation is applied as to images. Colour files are accepted where
+    their channels are equal (grey saved as RGB); alpha is dropped.
 
     Args:
         path: a file with one of :data:`LABEL_MAP_SUFFIXES`.

@@ -148,7 +148,7 @@ class ForegroundMetric(LabelMapMetric):
     the mean precision and the mean recall.
     """
 
-    columns = ("dice", "iou", "precision", "recall", "hd", "hd95")
+    columns: tuple[str, ...] = ("dice", "iou", "precision", "recall", "hd", "hd95")
     names = (*columns, "f1_mean_pr")
 
     def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
@@ -164,6 +164,53 @@ class ForegroundMetric(LabelMapMetric):
         rows = self.rows()
         precision, recall = self.columns.index("precision"), self.columns.index("recall")
         return {**super().aggregate(), "f1_mean_pr": f1_mean_pr(rows[:, precision], rows[:, recall])}
+
+
+class ClassForegroundMetric(ForegroundMetric):
+    """The values of :class:`ForegroundMetric` for every class, and their mean over the classes.
+
+    Called with lists of ``(1 + C, H, W)`` label maps: that of all nuclei, then the mask of every class, which is -1
+    everywhere where an image has no such class. Images with classes count by the mean of theirs, images without by the
+    foreground of all nuclei, in the columns of :class:`ForegroundMetric`. The others are ``dice_<class>`` and so on.
+
+    Args:
+        class_names: names of the C classes.
+
+    Example:
+        >>> metric = ClassForegroundMetric(["nucleus", "cytoplasm"])
+        >>> maps = torch.tensor([[[1, 2]], [[1, 0]], [[0, 1]]])
+        >>> _ = metric(y_pred=[maps], y=[maps])
+        >>> metric.aggregate()["dice_cytoplasm"]
+        1.0
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__()
+        own = [f"{column}_{name}" for name in class_names for column in ForegroundMetric.columns]
+        self.planes = 1 + len(class_names)
+        self.columns = (*ForegroundMetric.columns, *own)
+
+    def measure(self, y: NDArray[Any], y_pred: NDArray[Any]) -> Sequence[float]:
+        """Return the values of one image ``(1 + C, H, W)``, then those of each class; NaN where it has none."""
+        values = np.full((self.planes, len(ForegroundMetric.columns)), np.nan)
+        for number in range(1, self.planes):
+            if y[number].min(initial=0) >= 0:
+                values[number] = foreground_metrics(y[number], y_pred[number])
+        known = ~np.isnan(values[:, 0])
+        values[0] = values[known].mean(axis=0) if known.any() else foreground_metrics(y[0], y_pred[0])
+        return values.ravel().tolist()
+
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if y is None or y.ndim != 4 or y.shape[1] != self.planes or y.shape != y_pred.shape:
+            found = None if y is None else tuple(y.shape)
+            raise ConfigurationError(
+                f"{type(self).__name__}: expected y_pred and y as lists of ({self.planes}, H, W), found "
+                f"{tuple(y_pred.shape)} and {found}. Pass the map of all nuclei and the mask of each class."
+            )
+        maps = zip(convert_to_numpy(y), convert_to_numpy(y_pred), strict=True)
+        return torch.as_tensor(np.asarray([self.measure(*pair) for pair in maps], dtype=np.float64))
 
 
 class WeightedForegroundMetric(LabelMapMetric):

@@ -70,7 +70,7 @@ def load_nuclei(
 
     Args:
         class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
-            methods without classes.
+            methods without classes, or with classes in some domains.
         read_classes: reads the classes' file.
 
     A ``CacheDataset`` keeps what these steps return, whatever comes behind them: an image of 256 px and 8 bits is 64
@@ -85,13 +85,10 @@ def load_nuclei(
         EnsureChannelFirstd("image", channel_dim=-1),
         EnsureChannelFirstd("instances", channel_dim="no_channel"),
     ]
-    if class_names is not None:
-        several = len(class_names) > 1 and read_classes is not None
-        steps.append(
-            Lambdad("classes", func=read_classes, allow_missing_keys=True)
-            if several
-            else DeleteItemsd("classes")
-        )
+    if read_classes is not None and (class_names is None or len(class_names) > 1):
+        steps.append(Lambdad("classes", func=read_classes, allow_missing_keys=True))
+    elif class_names is not None:
+        steps.append(DeleteItemsd("classes"))
     return [*steps, end_of_cache]
 
 
@@ -128,15 +125,19 @@ def read_image_alone(
     )
 
 
-def foreground_targets(pixel_std: PixelStd = "sam") -> Steps:
+def foreground_targets(
+    pixel_std: PixelStd = "sam", classes: Mapping[str, Sequence[str]] | None = None
+) -> Steps:
     """Normalise the image and draw the foreground ``label`` ``(1, H, W)``.
 
     Args:
         pixel_std: see :class:`NormalizeSAMd`.
+        classes: domains with one mask per class, see :class:`ForegroundMaskd`; the classes are dropped behind it.
     """
     return [
         NormalizeSAMd("image", pixel_std=pixel_std),
-        ForegroundMaskd("instances", output_key="label"),
+        ForegroundMaskd("instances", output_key="label", classes=classes),
+        *([] if classes is None else [DeleteItemsd("classes")]),
     ]
 
 
@@ -250,6 +251,7 @@ def to_instances(
     *,
     hovernet: bool = False,
     with_truth: bool = False,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Compose:
     """Turn the output ``pred`` of a semantic network into instances.
 
@@ -259,13 +261,18 @@ def to_instances(
         distance_rule: options of the rule ``distance``.
         hovernet: the output is HoVer-Net's.
         with_truth: keep the true label map under ``label_instances``, for metrics.
+        classes: domains with one channel per class, see :class:`ProbabilityToInstancesd`.
     """
     return chain(
         [
             HoVerNetInstancesd("pred", threshold=threshold)
             if hovernet
             else ProbabilityToInstancesd(
-                "pred", threshold=threshold, instances=instances, distance_rule=distance_rule
+                "pred",
+                threshold=threshold,
+                instances=instances,
+                distance_rule=distance_rule,
+                classes=classes,
             ),
             CopyItemsd("instances", names="label_instances") if with_truth else None,
         ]

@@ -1,6 +1,6 @@
 """Turn the maps that networks give into instances."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -28,7 +28,7 @@ from nucsam_monai.utils.instances import (
     distance_scores,
     instances_of_foreground,
 )
-from nucsam_monai.utils.prediction import prediction_from_instances
+from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
 
 class ProbabilityToInstancesd(MapTransform):
@@ -38,8 +38,9 @@ class ProbabilityToInstancesd(MapTransform):
     :func:`~nucsam_monai.utils.instances.distance_scores`.
 
     Args:
-        keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map. A
-            :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes its place.
+        keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map; ``(C, H, W)``
+            where the image's domain has C classes. A :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes its
+            place, and that of each class stays under ``probability``.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
@@ -48,6 +49,9 @@ class ProbabilityToInstancesd(MapTransform):
             apart than this, about the radius of the smallest nucleus.
         distance_rule: for ``distance``: values of :class:`~nucsam_monai.utils.instances.DistanceRule` other than the
             threshold.
+        classes: the names of the classes of domains that have one channel per class. A pixel of the foreground belongs
+            to the class with the highest probability, and every class is split by the rule. Items without ``domain``
+            are of the first domain with as many classes as they have channels.
 
     Raises:
         ConfigurationError: unknown ``instances`` or ``distance_rule``, a threshold that is not a number, or a distance
@@ -61,8 +65,10 @@ class ProbabilityToInstancesd(MapTransform):
         instances: InstanceRule = "components",
         min_distance_px: int = MIN_DISTANCE_PX,
         distance_rule: Mapping[str, Any] | None = None,
+        classes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(keys)
+        self.classes = dict(classes or {})
         check_instance_rule(instances, min_distance_px)
         if not isinstance(threshold, (int, float)):
             raise ConfigurationError(f"threshold {threshold!r}: expected a number from 0 to 1.")
@@ -83,6 +89,10 @@ class ProbabilityToInstancesd(MapTransform):
         channels = 2 if self.instances == "distance" else 1
         for key in self.key_iterator(item):
             probability = convert_to_numpy(item[key])
+            if names := self._class_names(item.get("domain"), len(probability)):
+                item["probability"] = probability
+                item[key] = self._of_classes(probability, names)
+                continue
             if probability.ndim != 3 or len(probability) != channels:
                 raise ConfigurationError(
                     f"{key}: expected ({channels}, H, W) for instances '{self.instances}', found shape "
@@ -97,6 +107,24 @@ class ProbabilityToInstancesd(MapTransform):
                 label_map = instances_of_foreground(mask, self.instances, self.min_distance_px)
             item[key] = prediction_from_instances(label_map, foreground=foreground, scores=scores)
         return item
+
+    def _class_names(self, domain: str | None, channels: int) -> Sequence[str]:
+        if domain in self.classes and len(self.classes[domain]) == channels:
+            return self.classes[domain]
+        return next((names for names in self.classes.values() if len(names) == channels), ())
+
+    def _of_classes(self, probability: np.ndarray, names: Sequence[str]) -> NucleiPrediction:
+        highest, likeliest = probability.max(axis=0), probability.argmax(axis=0)
+        label_map = np.zeros(highest.shape, dtype=np.int32)
+        class_ids: list[int] = []
+        for number in range(len(names)):
+            mask = (likeliest == number) & (highest >= self.threshold)
+            found = instances_of_foreground(mask, self.instances, self.min_distance_px)
+            label_map[found > 0] = found[found > 0] + len(class_ids)
+            class_ids += [number] * int(found.max(initial=0))
+        return prediction_from_instances(
+            label_map, foreground=highest, class_ids=np.array(class_ids), class_names=names
+        )
 
 
 class LabelMapToPredictiond(MapTransform):

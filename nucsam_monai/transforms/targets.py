@@ -1,6 +1,6 @@
 """Make training targets of instance maps: masks, distances, centroids, classes and sizes of nuclei."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -21,17 +21,32 @@ class ForegroundMaskd(MapTransform):
     Args:
         keys: the instance map.
         output_key: key of the mask.
+        classes: the names of the classes of domains that have one mask per class ``(C, H, W)``. Their items hold
+            ``classes``, ``{instance id: class id}``.
+
+    Raises:
+        DatasetError: when called, a nucleus of such a domain has no class.
     """
 
-    def __init__(self, keys: KeysCollection = "instances", output_key: str = "label") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection = "instances",
+        output_key: str = "label",
+        classes: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__(keys)
         self.output_key = output_key
+        self.classes = dict(classes or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the mask added."""
         item = dict(data)
+        names = self.classes.get(str(item.get("domain")), ())
         for key in self.key_iterator(item):
-            item[self.output_key] = convert_to_dst_type(item[key] > 0, item[key], dtype=torch.float32)[0]
+            mask = item[key] > 0
+            if names:
+                mask = class_masks(whole_ids(item[key]), item.get("classes") or {}, len(names))
+            item[self.output_key] = convert_to_dst_type(mask, item[key], dtype=torch.float32)[0]
         return item
 
 
@@ -228,6 +243,27 @@ def class_of_each(ids: list[int], classes: Mapping[int, int] | str | None) -> li
             "dataset."
         )
     return [classes[number] for number in ids]
+
+
+def class_masks(instances: np.ndarray, classes: Mapping[int, int], count: int) -> np.ndarray:
+    """Return the mask of every class, ``(count, H, W)`` bool.
+
+    Args:
+        instances: ``(H, W)`` integers, 0 = background.
+        classes: ``{instance id: class id}``.
+        count: number of classes.
+
+    Raises:
+        DatasetError: a nucleus without a class.
+
+    Example:
+        >>> class_masks(np.array([[0, 5, 7]]), {5: 1, 7: 0}, 2).astype(int).tolist()
+        [[[0, 0, 1]], [[0, 1, 0]]]
+    """
+    ids, place = np.unique(instances, return_inverse=True)
+    of_id = np.full(len(ids), -1)
+    of_id[ids > 0] = class_of_each(ids[ids > 0].tolist(), classes)
+    return np.stack([of_id[place].reshape(instances.shape) == number for number in range(count)])
 
 
 class NucleusSizesd(MapTransform):

@@ -61,12 +61,6 @@ class Nucleus:
         x1, y1 = (min(own, its) for own, its in zip(self.box[2:], other.box[2:], strict=True))
         return self.mask[y0 - self.y : max(y1, y0) - self.y, x0 - self.x : max(x1, x0) - self.x]
 
-    def without(self, other: "Nucleus") -> "Nucleus":
-        """Return the nucleus without the pixels that ``other`` claims."""
-        left = replace(self, mask=self.mask.copy())
-        left.part_of(other)[other.part_of(self)] = False
-        return left
-
     def trimmed(self) -> "Nucleus":
         """Return the same pixels in the smallest box; ``(0, 0)`` where there are none."""
         rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))

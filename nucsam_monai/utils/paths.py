@@ -95,9 +95,3 @@ def project_root() -> Path:
     It is the source checkout where the package lies in one, else the working directory.
     """
     return _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").is_file() else Path.cwd()
-
-
-def script_or(script: str, function: str) -> str:
-    """Return how a message names a script: by its path in a source checkout, else the function that does the same."""
-    is_checkout = (_PACKAGE_PARENT / "scripts" / script).is_file()
-    return f"python scripts/{script}" if is_checkout else f"{function} in Python"

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("checkpoint", "prompter_checkpoint", "segmentor_checkpoint")
 _SCALE_IS_KNOWN = {"diameter": None, "mpp": None}  # the slide is read at the network's own resolution
+_ALWAYS = {
+    "points_in_tiles": True
+}  # a prompter that sees a whole region finds other points in another region
 
 
 @dataclass
@@ -75,11 +79,10 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         if "overlap_px" in config
         else tile - max(1, int(tile * (1 - value("overlap", 0.25))))
     )
-    own = {**{key: default for key, default in _SCALE_IS_KNOWN.items() if key in config}, **options}
+    own = {key: value for key, value in {**_SCALE_IS_KNOWN, **options, **_ALWAYS}.items() if key in config}
     files = {key: _weights_files(segmenter.value(key)) for key in _WEIGHTS if key in config}
     weights = {
-        key: digest_of([sha256_of_file(file) for file in found]) if found else None
-        for key, found in files.items()
+        key: digest_of([_digest(file) for file in found]) if found else None for key, found in files.items()
     }
     facts = {
         "bundle": segmenter.folder.name,
@@ -103,3 +106,13 @@ def _weights_files(path: Any) -> list[Path]:
     if path is None:
         return []
     return [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
+
+
+def _digest(file: Path) -> str:
+    return _digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _digest_of_file(file: Path, size: int, modified_ns: int) -> str:
+    """Return the SHA-256 of weights, read once while size and time stay: a server asks for it at every request."""
+    return sha256_of_file(file)

@@ -195,7 +195,15 @@ def open_slide(path: Path | str) -> SlideReader:
     Raises:
         SlideError: the file is missing, damaged, not 8-bit RGB, or its library is not installed.
     """
-    path = Path(path)
+    return pyramid_of(Path(path)) or ImageReader(Path(path))
+
+
+def pyramid_of(path: Path) -> SlideReader | None:
+    """Open a slide as :func:`open_slide` does; return None for what is a plain image.
+
+    Raises:
+        SlideError: the file is missing, damaged, not 8-bit RGB, or its library is not installed.
+    """
     if not path.is_file() and not path.is_dir():
         raise SlideError(f"{path}: no such file. Pass the path of a slide.")
     try:
@@ -206,7 +214,7 @@ def open_slide(path: Path | str) -> SlideReader:
         ) from error
 
 
-def _open(path: Path) -> SlideReader:
+def _open(path: Path) -> SlideReader | None:
     try:
         if _is_tiff(path) and _has_sub_levels(path):
             return TiffSlideReader(path)
@@ -218,7 +226,7 @@ def _open(path: Path) -> SlideReader:
             return OpenSlideReader(path)
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path}: OpenSlide cannot open it ({error}). Copy the file again.") from error
-    return ImageReader(path)
+    return None
 
 
 def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:

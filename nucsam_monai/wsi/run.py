@@ -208,7 +208,7 @@ def prepare(
         small = thumbnail(reader, mpp.value, MASK_MPP)
         mask = _mask_of(reader, small, mpp.value, options)
         cells = active_cells(mask, MASK_MPP, grid, lattice)
-        statistics = _statistics(reader, grid, lattice, cells) if method.own_statistics else None
+        statistics = cell_statistics(reader, grid, lattice, cells) if method.own_statistics else None
         plan: dict[str, Any] = {
             "request": request,
             "grid": asdict(grid),
@@ -446,7 +446,9 @@ def _picture_mpp(reader: SlideReader, mpp: float) -> float:
     return max(mpp, min(MASK_MPP, longest_um / _LEAST_THUMBNAIL_PX))
 
 
-def _statistics(reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray) -> list[float]:
+def cell_statistics(
+    reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray
+) -> list[float]:
     """Return mean and standard deviation of the tissue over all colours, from cells all over the slide."""
     s = lattice.stride_px
     values = [np.zeros(0, dtype=np.uint8)]

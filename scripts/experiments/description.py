@@ -72,6 +72,23 @@ class DatasetUse:
 
 
 @dataclass(frozen=True)
+class SlideUse:
+    """A whole slide that every method segments.
+
+    Attributes:
+        name: its name in tables.
+        file: the slide, relative to the folder of all datasets.
+        truth: GeoParquet with its annotated nuclei, relative to the same folder; None where there is none.
+        settings: keys of ``inference_wsi.json`` and their values, for example ``mpp``.
+    """
+
+    name: str
+    file: str
+    truth: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of a table.
 
@@ -133,6 +150,7 @@ class Experiment:
         methods: rows of its tables.
         datasets: what is tested.
         train_datasets: what is trained on, with the protocol ``zero_shot``, unless a dataset names its own.
+        slides: whole slides that each method segments, with its weights of the first dataset and seed.
         seeds: each is trained and tested on its own and averaged in tables.
         bundles: options of each bundle in this form.
         pretraining: what the methods start from.
@@ -151,6 +169,7 @@ class Experiment:
     methods: tuple[Method, ...]
     datasets: tuple[DatasetUse, ...]
     train_datasets: tuple[DatasetUse, ...] = ()
+    slides: tuple[SlideUse, ...] = ()
     seeds: tuple[int, ...] = (0,)
     bundles: Mapping[str, BundleOptions] = field(default_factory=dict)
     pretraining: Pretraining | None = None
@@ -194,7 +213,7 @@ _TOP = [
     "printed",
     "seeds",
 ]
-_FORM = ("datasets", "train_datasets", "seeds", "bundles", "pretraining", "methods", "protocol")
+_FORM = ("datasets", "train_datasets", "slides", "seeds", "bundles", "pretraining", "methods", "protocol")
 _OPTIONS = ("overlays", "settings")
 _METHOD = [
     "name",
@@ -209,6 +228,7 @@ _METHOD = [
     "printed",
     "x",
 ]
+_SLIDE = ("name", "file", "truth", "settings")
 _DATASET = ("name", "folder", "split_protocols", "splits", "bundles", "train_datasets")
 
 
@@ -273,6 +293,7 @@ def read_experiment(
         methods=methods,
         datasets=tuple(_dataset(reader, entry) for entry in reader.entries(chosen, "datasets")),
         train_datasets=tuple(_dataset(reader, entry) for entry in reader.entries(chosen, "train_datasets")),
+        slides=tuple(_slide(reader, entry) for entry in reader.entries(chosen, "slides")),
         seeds=reader.numbers(chosen.get("seeds", document.get("seeds", [0])), "seeds"),
         bundles=_bundles(reader, chosen.get("bundles"), f"form '{form}'"),
         pretraining=_pretraining(reader, chosen.get("pretraining")),
@@ -432,6 +453,14 @@ def _dataset(reader: _Reader, entry: Any) -> DatasetUse:
         bundles=_bundles(reader, entry.get("bundles"), where),
         train_datasets=tuple(_dataset(reader, source) for source in reader.entries(entry, "train_datasets")),
     )
+
+
+def _slide(reader: _Reader, entry: Any) -> SlideUse:
+    entry = reader.mapping(entry, "a slide")
+    where = f"slide '{entry.get('name')}'"
+    reader.check_keys(entry, _SLIDE, where, required=("name", "file"))
+    settings = reader.mapping(entry.get("settings"), f"{where}: settings")
+    return SlideUse(str(entry.get("name")), str(entry.get("file")), entry.get("truth"), settings)
 
 
 def _bundles(reader: _Reader, document: Any, where: str) -> dict[str, BundleOptions]:

@@ -9,7 +9,15 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from experiments.description import BundleOptions, DatasetUse, Experiment, read_printed
-from experiments.steps import Evaluation, Grid, Places, config_paths
+from experiments.steps import (
+    Evaluation,
+    Grid,
+    Measurement,
+    Places,
+    SlideRun,
+    config_paths,
+    slide_configurations,
+)
 from nucsam_monai.data import read_dataset
 from nucsam_monai.data.converters import CONVERTERS
 from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir
@@ -51,6 +59,7 @@ def check(experiment: Experiment, grid: Grid, places: Places) -> None:
                 *_dataset_problems(grid, places),
                 *_weights_problems(grid, places),
                 *_bundle_problems(grid),
+                *_slide_problems(grid, places),
                 *_printed_problems(experiment),
             ]
         )
@@ -103,12 +112,12 @@ def _how_to_get(dataset: DatasetUse) -> str:
     name = dataset.folder.rpartition("/")[2]
     if name in CONVERTERS:
         return (
-            f"Get it: {CONVERTERS[name].info.obtain}. Then: python scripts/prepare_dataset.py {name} "
+            f"Get it: {CONVERTERS[name].info.obtain}. Then: nucsam datasets {name} "
             f"--source <archive> --output_dir <data_dir>/{dataset.folder}"
         )
     if dataset.folder.partition("/")[0] == DEMO:
         return f"The demo data has {', '.join(DEMO_DOMAINS)}."
-    return "Prepare it with: python scripts/prepare_dataset.py folder --help"
+    return "Prepare it with: nucsam datasets folder --help"
 
 
 def _weights_problems(grid: Grid, places: Places) -> Iterator[str]:
@@ -132,6 +141,18 @@ def _bundle_problems(grid: Grid) -> Iterator[str]:
     for pair in _tested(grid):
         names = ("train", "evaluate", *pair.options.overlays)
         yield from option_problems(pair.bundle, pair.options, names)
+
+
+def _slide_problems(grid: Grid, places: Places) -> Iterator[str]:
+    for step in grid.slides:
+        for name in (step.slide.file, step.slide.truth):
+            if name is not None and not (places.data_dir / name).exists():
+                yield f"slide '{step.slide.name}': no {places.data_dir / name}. Put it there, or pass --data_dir"
+        overlay = slide_configurations(step.evaluation.bundle)[-1]
+        known = _parser((overlay,)).get()
+        for key in step.slide.settings:
+            if key not in known:
+                yield f"slide '{step.slide.name}': unknown key '{key}'{_nearest(key, known)}"
 
 
 def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...]) -> Iterator[str]:
@@ -184,4 +205,5 @@ def _printed_problems(experiment: Experiment) -> Iterator[str]:
 
 
 def _tested(grid: Grid) -> list[Evaluation]:
-    return [*grid.evaluations, *(measurement.evaluation for measurement in grid.measurements)]
+    others: tuple[Measurement | SlideRun, ...] = (*grid.measurements, *grid.slides)
+    return [*grid.evaluations, *(one.evaluation for one in others)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.description import COST_IMAGE_PX, COST_NUCLEI, DatasetUse, Experiment, Printed, read_printed
 from experiments.figures import Curve, confusion_matrix, plot_all, plot_confusion, qualitative_sheet
+from experiments.slides import slides_section
 from experiments.steps import Evaluation, Grid, Places, Step, folder_of, is_done, read_done
 from experiments.tables import (
     Results,
@@ -72,7 +73,7 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
     tests = paired_tests(experiment, results)
     pictures = plot_all(experiment, results, read_curves(grid, places), folder)
     pictures += write_sheets(experiment, grid, places, folder)
-    steps: list[Step] = [*grid.evaluations, *grid.measurements]
+    steps: list[Step] = [*grid.evaluations, *grid.measurements, *grid.slides]
     done = [step for step in steps if is_done(step, places)]
     _write_text(folder / "results.tex", _latex(experiment, table, printed))
     write_table(folder / "results.csv", csv_rows(table, results), columns=None)
@@ -91,6 +92,7 @@ def write_report(experiment: Experiment, grid: Grid, places: Places, folder: Pat
         _legend(experiment, table, printed),
         _tests_section(tests),
         _printed_section(experiment, table, printed),
+        slides_section(grid.slides, places),
         "\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures),
     ]
     _write_text(folder / "results.md", "\n\n".join(section for section in sections if section) + "\n")

@@ -219,6 +219,9 @@ def run_experiment(
         for pair in grid.evaluations:  # those that another experiment made, or whose process was killed
             if is_done(pair, places):
                 _finish(pair, places, tracker)
+        for slide in grid.slides:
+            if is_done(slide, places):
+                tracker.log_slide(slide)
         for pair in best_pairs(experiment, grid, report.results):
             tracker.register(pair)
         status = "FAILED" if failures else "FINISHED"
@@ -263,7 +266,7 @@ def run_grid(
         phases: tuple[tuple[Step, ...], ...] = (
             grid.pretrainings,
             grid.trainings,
-            (*grid.evaluations, *grid.measurements),
+            (*grid.evaluations, *grid.measurements, *grid.slides),
         )
         for phase in phases:
             ready, waiting = _divide(phase, places)
@@ -361,7 +364,7 @@ def main(
         return plan(experiment, places)
     options = {"form": form, "datasets": datasets, "train_datasets": train_datasets}
     given = [f"--{key} {_text(value)}" for key, value in options.items() if value is not None]
-    command = " ".join(["python scripts/run_experiment.py", shlex.quote(str(file)), *given])
+    command = " ".join(["nucsam experiment", shlex.quote(str(file)), *given])
     return str(run_experiment(experiment, places, jobs=jobs, command=command).folder / "results.md")
 
 
@@ -386,7 +389,7 @@ def _divide(phase: Iterable[Step], places: Places) -> tuple[list[Step], list[Ste
 
 
 def _steps(grid: Grid) -> tuple[Step, ...]:
-    return (*grid.pretrainings, *grid.trainings, *grid.evaluations, *grid.measurements)
+    return (*grid.pretrainings, *grid.trainings, *grid.evaluations, *grid.measurements, *grid.slides)
 
 
 def _ending(outcome: Outcome) -> str:

@@ -14,7 +14,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiments.description import COST_IMAGE_PX, COST_NUCLEI, BundleOptions, DatasetUse, Experiment, Method
+from experiments.description import (
+    COST_IMAGE_PX,
+    COST_NUCLEI,
+    BundleOptions,
+    DatasetUse,
+    Experiment,
+    Method,
+    SlideUse,
+)
 from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError
@@ -93,6 +101,22 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class SlideRun:
+    """A whole slide, segmented by a method.
+
+    Attributes:
+        evaluation: the pair whose weights and settings it is segmented with.
+        slide: the slide.
+    """
+
+    evaluation: Evaluation
+    slide: SlideUse
+
+    def __str__(self) -> str:
+        return f"{self.evaluation.method.name} on slide {self.slide.name}"
+
+
+@dataclass(frozen=True)
 class Grid:
     """All steps of an experiment, each once."""
 
@@ -100,8 +124,9 @@ class Grid:
     trainings: tuple[Training, ...]
     evaluations: tuple[Evaluation, ...]
     measurements: tuple[Measurement, ...]
+    slides: tuple[SlideRun, ...] = ()
 
-    def describe(self, step: Training | Evaluation | Measurement) -> str:
+    def describe(self, step: "Step") -> str:
         """Return the text of a step; that of a training says which methods it is for."""
         methods = dict.fromkeys(pair.method.name for pair in self.evaluations if pair.training == step)
         return f"{step}, for {', '.join(methods)}" if methods else str(step)
@@ -128,6 +153,9 @@ def expand(experiment: Experiment) -> Grid:
         trainings=tuple(trainings),
         evaluations=tuple(pair for pair in pairs if pair.protocol != "cost_only"),
         measurements=tuple(Measurement(pair) for pair in measured),
+        slides=tuple(
+            SlideRun(pair, slide) for pair in _each_once_by_method(pairs) for slide in experiment.slides
+        ),
     )
 
 
@@ -298,7 +326,7 @@ def domain_and_name(folder: Path) -> tuple[str, str]:
     return metadata.domain, metadata.name
 
 
-Step = Training | Evaluation | Measurement
+Step = Training | Evaluation | Measurement | SlideRun
 
 DONE_FILE = "done.json"
 SETTINGS_FILE = "settings.json"
@@ -325,7 +353,12 @@ def folder_of(step: Step, places: Places) -> Path:
     Raises:
         DatasetError: a dataset of the step is missing.
     """
-    kinds = ((Training, "trainings"), (Evaluation, "evaluations"), (Measurement, "costs"))
+    kinds = (
+        (Training, "trainings"),
+        (Evaluation, "evaluations"),
+        (Measurement, "costs"),
+        (SlideRun, "slides"),
+    )
     kind = next(folder for kind_of_step, folder in kinds if isinstance(step, kind_of_step))
     text = json.dumps(_identity(step, places), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
@@ -350,6 +383,8 @@ def prepare(step: Step, places: Places, tracking: Tracking | None = None) -> lis
         ConfigurationError: there is no such bundle, or the training that the step needs is not done.
     """
     folder = folder_of(step, places)
+    if isinstance(step, SlideRun):
+        return _slide_command(step, places, folder)
     if isinstance(step, Training):
         run, names, document = "training", step.options.overlays, _training_settings(step, places, tracking)
         names, bundle = ("train", *names), step.bundle
@@ -391,6 +426,8 @@ def _identity(step: Step, places: Places) -> dict[str, Any]:
     if isinstance(step, Measurement):
         image = {"image_px": COST_IMAGE_PX, "nuclei": COST_NUCLEI}
         return {"cost": _identity(step.evaluation, places), **image}
+    if isinstance(step, SlideRun):
+        return _slide_identity(step, places)
     document: dict[str, Any] = {
         "bundle": step.bundle,
         "overlays": step.options.overlays,
@@ -412,6 +449,18 @@ def _identity(step: Step, places: Places) -> dict[str, Any]:
         "splits": step.dataset.splits,
         "training": step.training and _identity(step.training, places),
         "checkpoint": {name: file_digest(file) for name, file in files.items()},
+    }
+
+
+def _slide_identity(step: SlideRun, places: Places) -> dict[str, Any]:
+    from nucsam_monai.wsi.readers import fingerprint  # needs the extra ``slides``
+
+    slide = step.slide
+    return {
+        "slide": fingerprint(places.data_dir / slide.file),
+        "truth": slide.truth and file_digest(places.data_dir / slide.truth),
+        "settings": dict(slide.settings),
+        "method": _identity(step.evaluation, places),
     }
 
 
@@ -452,6 +501,38 @@ def _training_settings(training: Training, places: Places, tracking: Tracking | 
             document[f"{run}#parent_run_id"] = tracking.parent_run_id
             document[f"{run}#more_tags"] = {"training": folder_of(training, places).name}
     return document
+
+
+def slide_configurations(bundle: str) -> list[str]:
+    """Return the configurations that segment whole slides with a bundle.
+
+    Raises:
+        ConfigurationError: there is no such bundle.
+    """
+    return [
+        *config_paths(bundle, ("inference",)),
+        str(Path(bundle_root(bundle)).parent / "inference_wsi.json"),
+    ]
+
+
+def _slide_command(step: SlideRun, places: Places, folder: Path) -> list[str]:
+    """Write the settings of a slide and return the command: of the method's those that inference knows."""
+    pair = step.evaluation
+    files = slide_configurations(pair.bundle)
+    known = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+    before = pair.training and pair.training.pretraining
+    settings = places.settings(pair.options, folder_of(before, places) if before else None)
+    document = {key: value for key, value in settings.items() if key.partition("#")[0] in known}
+    document |= {
+        **step.slide.settings,
+        "input": str(places.data_dir / step.slide.file),
+        "output_dir": str(folder),
+    }
+    if (checkpoint := _checkpoint(pair, places)) is not None:
+        document["checkpoint"] = str(checkpoint)
+    write_json(folder / SETTINGS_FILE, document)
+    configurations = json.dumps([*files, str(folder / SETTINGS_FILE)])
+    return [sys.executable, "-m", "monai.bundle", "run", "run", "--config_file", configurations]
 
 
 def _split_protocol(chosen: str | Mapping[str, str] | None) -> dict[str, Any]:

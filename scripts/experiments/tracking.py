@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.description import Experiment
+from experiments.slides import PICTURES, slide_folder, slide_summary
 from experiments.steps import (
     SETTINGS_FILE,
     Evaluation,
     Places,
+    SlideRun,
     Tracking,
     Training,
     folder_of,
@@ -99,20 +101,7 @@ class ExperimentTracking:
         if self.client is None or self._child(folder.name) is not None:
             return
         training = pair.training
-        weights: dict[str, Path] = {} if training is None else weights_of(training, self.places)
-        if (checkpoint := self.places.checkpoint(pair.method, pair.dataset)) is not None:
-            weights = weights_files(checkpoint)
-        run = TrackedRun(
-            MLFLOW_EXPERIMENT,
-            self.places.tracking_uri,
-            workflow="evaluate",
-            name=str(pair),
-            parent_run_id=self.parent_id,
-            tags=self._tags(pair),
-            params={"overlays": list(pair.options.overlays), **pair.options.settings},
-            weights=weights | self.places.weights(pair.options),
-        )
-        with run:
+        with self._run(str(pair), pair, self._tags(pair)) as run:
             summary = {name: value for name, value in read_summary(folder).items() if not math.isnan(value)}
             run.log_metrics(summary)
             data = self.places.dataset_folder(pair.dataset)
@@ -125,6 +114,35 @@ class ExperimentTracking:
                 run.log_artifacts([folder_of(training, self.places) / CURVES_FILE])
             # The tag comes last: a child that was cut off has none, and is written again.
             run.log_tags({_PAIR_TAG: folder.name})
+
+    def log_slide(self, step: SlideRun) -> None:
+        """Record a segmented slide as a child run, unless it is one already."""
+        name = folder_of(step, self.places).name
+        if self.client is None or self._child(name) is not None:
+            return
+        facts = {"slide": step.slide.name, "dataset": None, "split": None, "split_protocol": None}
+        with self._run(str(step), step.evaluation, {**self._tags(step.evaluation), **facts}) as run:
+            run.log_metrics(slide_summary(step, self.places))
+            folder = slide_folder(step, self.places)
+            run.log_artifacts([folder / name for name in PICTURES])
+            run.log_tags({_PAIR_TAG: name})
+
+    def _run(self, name: str, pair: Evaluation, tags: Mapping[str, Any]) -> TrackedRun:
+        """Return a run below the parent's with the settings and weights of a pair."""
+        training = pair.training
+        weights: dict[str, Path] = {} if training is None else weights_of(training, self.places)
+        if (checkpoint := self.places.checkpoint(pair.method, pair.dataset)) is not None:
+            weights = weights_files(checkpoint)
+        return TrackedRun(
+            MLFLOW_EXPERIMENT,
+            self.places.tracking_uri,
+            workflow="evaluate",
+            name=name,
+            parent_run_id=self.parent_id,
+            tags=dict(tags),
+            params={"overlays": list(pair.options.overlays), **pair.options.settings},
+            weights=weights | self.places.weights(pair.options),
+        )
 
     def finish_training(self, training: Training) -> None:
         """End the runs that a finished training left open when it was killed, and write its curves.

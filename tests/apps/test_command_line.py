@@ -1,3 +1,6 @@
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,17 @@ def show(
 def test_texts_and_paths_stay_as_they_were_typed(capsys: pytest.CaptureFixture[str], text: str) -> None:
     assert run_command({"show": show}, ["show", text, "--name", text, "--count", "3", "--ids", "a,b"]) == 0
     assert capsys.readouterr().out == f"{(text, text, 3, ('a', 'b'))}\n"
+
+
+def test_a_reader_that_stops_is_no_error(tmp_path: Path) -> None:
+    code = (
+        "import sys; from nucsam_monai.apps.command_line import run_command; "
+        "sys.exit(run_command(lambda: 'line\\n' * 100_000, []))"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    piped = ["bash", "-c", f"set -o pipefail; {command} | head -1"]
+    found = subprocess.run(piped, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "line\n", "")
 
 
 def test_every_path_of_the_data_command_is_a_text() -> None:

@@ -23,6 +23,9 @@ IMAGES = {
 }
 HEIGHT, WIDTH = 72, 64
 
+OF_THE_FOLDER = {".inference.jsonl", "inference_summary.json"}
+"""What an inference writes besides the files of its images."""
+
 TINY = {
     "device": "$torch.device('cpu')",
     "sam_variant": "micro",

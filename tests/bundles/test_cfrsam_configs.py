@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from tests.bundles.cfrsam_runs import CFRSAM
 from tests.bundles.conftest import TwoStageTraining
-from tests.bundles.runs import network_of, small_recipe
+from tests.bundles.runs import REPOSITORY, network_of, small_recipe
 
 # dataset: levels, anchor step, weight of the background, batches, epochs, radius, mask filter, NMS, learning rate, drop
 RECIPES: dict[str, tuple[Any, ...]] = {
@@ -55,7 +55,7 @@ def test_the_overlay_for_several_processes_has_every_step_of_the_training() -> N
 
 
 @pytest.mark.parametrize("training", LEARNING)
-def test_as_many_parameters_learn_as_the_readme_says(training: str) -> None:
+def test_as_many_parameters_learn_as_the_page_of_the_method_says(training: str) -> None:
     settings, expected = LEARNING[training]
     parser = ConfigParser(read("train.json"))
     parser.update({"sam_variant": "vit_b", "train_sam": False, "class_names": ["nucleus"], **settings})
@@ -64,8 +64,8 @@ def test_as_many_parameters_learn_as_the_readme_says(training: str) -> None:
         network = parser.get_parsed_content("network_def")
     found = sum(parameter.numel() for parameter in network.segmentor.parameters() if parameter.requires_grad)
     assert found == expected
-    readme = (CFRSAM.folder / "docs" / "README.md").read_text()
-    assert f"{expected:,}" in readme or f"{expected / 1e6:.1f} M" in readme
+    page = (REPOSITORY / "docs" / "methods" / "cfrsam.md").read_text()
+    assert f"{expected:,}" in page or f"{expected / 1e6:.1f} M" in page
 
 
 @pytest.fixture

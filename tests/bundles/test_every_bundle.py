@@ -1,10 +1,13 @@
 """What holds for the trainings of every bundle."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nucsam_monai.networks.sam import read_header
 from nucsam_monai.utils.errors import ConfigurationError
@@ -63,6 +66,21 @@ def test_the_last_epoch_is_validated_and_saved(
     assert validated == sorted({*range(interval, epochs + 1, interval), epochs})
     weights = "prompter" if name in TWO_STAGES else "model"
     assert int(read_header(tmp_path / "out" / f"{weights}.safetensors")["epoch"]) <= epochs
+
+
+@pytest.mark.parametrize("name", ["compact_sam", *TWO_STAGES])
+def test_without_nuclei_in_the_validation_the_last_weights_are_saved(
+    name: str, dataset_dir: str, micro: None, micro_wide: None, tmp_path: Path
+) -> None:
+    runs = RUNS[name]
+    settings = settings_of(runs, dataset_dir, tmp_path)
+    data = Path(shutil.copytree(settings["dataset_dir"], tmp_path / "copy"))
+    for file in data.glob("**/instances/validation*.png"):
+        Image.fromarray(np.zeros_like(Image.open(file))).save(file)
+    runs.train(**{**settings, "dataset_dir": str(data), "epochs": 2, "samples_per_epoch": 1})
+    stages = ("prompter", "segmentor") if name in TWO_STAGES else ("model",)
+    for stage in stages:
+        assert read_header(tmp_path / "out" / f"{stage}.safetensors")["epoch"] in ("1", "2")
 
 
 @every_bundle

@@ -56,8 +56,8 @@ def training_transforms(bundle: str, overlay: str, fit: str | None) -> Iterator[
     parser = ConfigParser()
     parser.read_config([BUNDLES / bundle / "configs" / f"{name}.json" for name in names])
     parser.update({"image_size": 64, "dataset_dir": str(REPOSITORY / "tests" / "data" / "samples")})
-    if fit is not None:
-        parser.update({"fit": fit})
+    known = {"fit": fit, "classes": {}}  # classes are read off the network, which need not be built here
+    parser.update({key: value for key, value in known.items() if key in parser.get()})
     for stage in [key for key in parser.get() if key == "train" or key.endswith("_stage")]:
         yield from spatial_transforms(parser.get_parsed_content(f"{stage}::preprocessing"))
 

@@ -17,7 +17,7 @@ from nucsam_monai.data.dataset import DatasetMetadata
 from nucsam_monai.networks.sam import build_sam, read_header
 from nucsam_monai.utils.errors import CheckpointError, DatasetError
 from tests.bundles.conftest import Training
-from tests.bundles.runs import HEIGHT, WIDTH, draw, network_of, raised_from, tensors
+from tests.bundles.runs import HEIGHT, OF_THE_FOLDER, WIDTH, draw, network_of, raised_from, tensors
 from tests.bundles.sac_runs import SAC
 from tests.handlers.tracked_engines import Store
 
@@ -136,7 +136,7 @@ def test_inference_writes_four_files_per_image(sac_training: Training, images: P
     infer(sac_training, images, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         stem + end for stem in ("one", "two") for end in OUTPUTS
-    }
+    } | OF_THE_FOLDER
     assert tifffile.imread(tmp_path / "out" / "one_instances.tif").shape == (HEIGHT, WIDTH)
 
 

@@ -66,7 +66,7 @@ def test_the_papers_recipe_is_that_of_the_paper(paper: dict[str, Any]) -> None:
         "RandRotate90d",
     ]
     early_stopping = content("early_stopping")
-    assert (early_stopping.patience, early_stopping.metric.name) == (10, "val_dice")
+    assert (early_stopping.patience, early_stopping.metric) == (10, "val_dice")
     network = network_of(workflow)
     assert (network.adapter, network.lora_options.rank) == ("lora", "d/4")
     generator = network.generator_options

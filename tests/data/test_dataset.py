@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nucsam_monai.data import DatasetWriter, class_names
+from nucsam_monai.data import DatasetWriter, class_names, domain_classes
 from nucsam_monai.data.dataset import (
     DatasetMetadata,
     find_datasets,
@@ -146,9 +146,9 @@ def test_unknown_names_are_answered_with_the_permitted_ones(tmp_path: Path) -> N
 
 def test_missing_datasets_say_what_to_do(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DatasetError, match="prepare_dataset"):
+        with pytest.raises(DatasetError, match="nucsam datasets"):
             find_datasets(folder)
-        with pytest.raises(DatasetError, match="prepare_dataset"):
+        with pytest.raises(DatasetError, match="nucsam datasets"):
             read_dataset(folder)
 
 
@@ -271,6 +271,17 @@ def test_datasets_of_different_classes_have_one_class_and_say_so(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         assert class_names(tmp_path) == ["nucleus"]
     assert "different classes" in caplog.text
+
+
+def test_every_domain_has_its_own_classes(tmp_path):
+    write(tmp_path / "one", ("a", "b"))
+    write(tmp_path / "two", ("nucleus",))
+    assert domain_classes(tmp_path, "one") == ["a", "b"]
+    assert domain_classes(tmp_path, "two") == domain_classes(tmp_path, "unknown") == ["nucleus"]
+    file = tmp_path / "two" / "dataset.json"
+    file.write_text(file.read_text().replace('"domain": "two"', '"domain": "one"'))
+    with pytest.raises(ConfigurationError, match=r"domain 'one': its datasets in .* have different classes"):
+        domain_classes(tmp_path, "one")
 
 
 def test_no_dataset_has_no_classes(tmp_path):

@@ -29,6 +29,7 @@ from nucsam_monai.handlers import (
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.lock import LOCK_NAME
 
+HEADER = {"method": "test", "sam_variant": "none"}
 RUN = TrackedRun("nucsam/test", "off", params={}, dataset_dir="data", split_protocol="plain")
 
 
@@ -46,7 +47,7 @@ def training_handlers(folder: Path, loader: DataLoader | None = None, **more: ob
         lr_scheduler=warmup_cosine(optimizer, 1, 2),
         network=network,
         validator=SupervisedEvaluator(torch.device("cpu"), [], network),
-        best_weights=BestWeightsSaver(network, folder / "model.safetensors", {}),
+        best_weights=BestWeightsSaver(network, folder / "model.safetensors", HEADER),
         **{"val_interval": 1, **more},
     )
 

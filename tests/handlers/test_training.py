@@ -299,7 +299,7 @@ def test_every_stage_has_its_own_best():
     assert handler.state_dict() == {"best": 0.2, "without_improvement": 1, "stage": "second"}
     _, resumed = engines([], 2, network=network)
     resumed.load_state_dict(handler.state_dict())
-    assert not resumed.metric.enter(6)
+    assert not resumed.followed.enter(6)
 
 
 def test_the_turn_of_a_domain_ends_where_its_metric_does_not_improve():

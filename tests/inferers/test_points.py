@@ -17,6 +17,7 @@ from nucsam_monai.inferers.points import (
     select_points,
     suppress_near_points,
 )
+from nucsam_monai.inferers.tiling import TileEncoder, plan_tiles
 from nucsam_monai.networks import MaskPrediction, Prompter, PrompterOutput, PromptNucSeg
 from nucsam_monai.networks.prompter import PrompterOptions, anchor_grid
 from nucsam_monai.utils.errors import ConfigurationError
@@ -350,6 +351,27 @@ def test_given_points_get_the_class_of_the_nearest_anchor():
     assert found.class_ids.tolist() == expected
     np.testing.assert_allclose(found.points, points)
     assert len(finder.classify(image, points[:0])) == 0
+
+
+def test_points_in_tiles_are_those_of_a_shared_encoder():
+    """Each tile is shown to the prompter alone, and its points are put together as those of encoded tiles."""
+
+    class Alone(ReadingNetwork):
+        options = ReadingNetwork.prompter.options
+
+        def __call__(self, image, with_mask=False):
+            assert image.shape == (1, 3, TILE, TILE)
+            return self.propose(self.encode(image), with_mask=with_mask)
+
+    image = image_of()
+    options = {"radius_px": 3.0, "tile_px": TILE, "overlap_px": OVERLAP}
+    tiling = plan_tiles((160, 208), TILE, OVERLAP)
+    encoded = [TileEncoder(ReadingNetwork(), image, tiling).encode(np.arange(len(tiling)))]
+    expected = TilePointFinder(ReadingNetwork(), **options).find_in_tiles(encoded, tiling)
+    found = PointFinder(Alone(), in_tiles=True, **options)(image)
+    assert len(found) > 20
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_finder_fits_the_network():

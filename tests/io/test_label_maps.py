@@ -7,13 +7,14 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nucsam_monai.io import (
     LABEL_MAP_SUFFIXES,
     decode_label_channels,
     decode_label_map,
     read_class_map,
+    read_image,
     read_label_map,
     write_label_image,
 )
@@ -244,6 +245,19 @@ def test_what_cannot_be_stored_is_not_written(tmp_path: Path, instances: np.ndar
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.png", {}), ("a.tif", {}), ("a.tif", {"compression": "tiff_lzw"})]
+)
+def test_labels_are_turned_like_images(tmp_path: Path, name: str, options: dict, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(LABELS.astype(np.uint8)).save(tmp_path / name, exif=exif, **options)
+    turned = {2: LABELS[:, ::-1], 3: LABELS[::-1, ::-1], 6: np.rot90(LABELS, -1), 8: np.rot90(LABELS)}
+    np.testing.assert_array_equal(read_label_map(tmp_path / name), turned[orientation])
+    assert (read_image(tmp_path / name)[..., 0] == turned[orientation]).all()
+
+
 CLASSES = {
     "type_map": {"inst_map": LABELS, "type_map": LABELS % 2 + 1, "inst_type": np.ones((1, 1))},
     "consep": {"inst_map": LABELS, "inst_type": (np.unique(LABELS)[1:, np.newaxis] % 2 + 1).astype(float)},
@@ -268,7 +282,9 @@ def test_classes_of_hovernets_files_are_types_and_not_ids(tmp_path: Path, form: 
 
 def test_instances_without_classes_are_refused_as_classes(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"inst_map": LABELS})
-    with pytest.raises(ImageReadError, match=r"a\.mat: expected type_map or .*found inst_map"):
+    with pytest.raises(
+        ImageReadError, match=r"a\.mat: expected 'type_map' or 'inst_map' with .*found inst_map"
+    ):
         read_class_map(tmp_path / "a.mat")
     scipy.io.savemat(tmp_path / "a.mat", {"inst_map": LABELS, "inst_type": np.ones((50, 1))})
     with pytest.raises(ImageReadError, match="50 classes"):

@@ -24,6 +24,7 @@ from nucsam_monai.metrics import (
     weighted_scores,
 )
 from nucsam_monai.metrics.cumulative import (
+    ClassForegroundMetric,
     FiveThresholdsMetric,
     ForegroundMetric,
     InstanceSegmentationMetric,
@@ -50,6 +51,26 @@ def batch_of(maps: list[np.ndarray], dtype: torch.dtype = torch.int32) -> torch.
 def fed(metric: LabelMapMetric, images: list[list[np.ndarray]]) -> LabelMapMetric:
     metric(y_pred=batch_of([y_pred for _, y_pred in images]), y=batch_of([y for y, _ in images]))
     return metric
+
+
+def test_classes_have_their_own_columns_and_images_their_mean() -> None:
+    (y, y_pred), (whole, whole_pred) = pairs(2)
+    masks, masks_pred = ([maps % 2 == 1, (maps % 2 == 0) & (maps > 0)] for maps in (y, y_pred))
+    absent = np.full((2, 32, 32), -1)
+    metric = ClassForegroundMetric(["a", "b"])
+    truth = [np.stack([y, *masks]), np.concatenate([whole[None], absent])]
+    found = [np.stack([y_pred, *masks_pred]), np.concatenate([whole_pred[None], absent])]
+    metric(y_pred=list(map(torch.as_tensor, found)), y=list(map(torch.as_tensor, truth)))
+    rows = metric.rows().reshape(2, 3, -1)
+    of_class = [foreground_metrics(one, other) for one, other in zip(masks, masks_pred, strict=True)]
+    np.testing.assert_array_equal(rows[0], [np.mean(of_class, axis=0), *of_class])
+    np.testing.assert_array_equal(rows[1, 0], foreground_metrics(whole, whole_pred))
+    assert np.isnan(rows[1, 1:]).all()
+    means = metric.aggregate()
+    assert means["dice_a"] == of_class[0].dice
+    assert means["dice"] == pytest.approx(rows[:, 0, 0].mean())
+    with pytest.raises(ConfigurationError, match=r"expected y_pred and y as lists of \(3, H, W\)"):
+        metric(y_pred=[torch.zeros(1, 4, 4)], y=[torch.zeros(1, 4, 4)])
 
 
 def test_rows_and_means_are_those_of_the_functions() -> None:

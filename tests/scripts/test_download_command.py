@@ -37,7 +37,7 @@ def test_from_the_server_to_a_dataset_folder(
         assert prepare_dataset.main(arguments) == 0
         assert "is there already" in capsys.readouterr().out
     assert first.splitlines()[0] == "my downloads/stage1_train.zip: downloaded, sha256 as expected"
-    command = re.search(r"python scripts/prepare_dataset\.py (\S+) --source '(.+)' --output_dir (\S+)", first)
+    command = re.search(r"nucsam datasets (\S+) --source '(.+)' --output_dir (\S+)", first)
     assert command
     name, source, output = command.groups()
     assert prepare_dataset.main([name, "--source", source, "--output_dir", output]) == 0

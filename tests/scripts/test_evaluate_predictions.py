@@ -57,6 +57,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_predictions_as_cellpose_names_them(dataset: Path, predictions: Path) -> None:
+    (predictions / "b.2.png").rename(predictions / "b.2_cp_masks.png")
+    assert evaluate(dataset, predictions, "--output_dir", str(predictions / "out")) == 0
+
+
 def test_all_splits_at_once(dataset: Path, predictions: Path, tmp_path: Path, capsys) -> None:
     np.save(predictions / "other.npy", PAIRS["c"][1])
     for split in ("all", "training+test"):

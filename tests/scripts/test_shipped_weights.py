@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import monai
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from nucsam_monai import load
 from nucsam_monai.networks.sam import read_header, trained_setting
 from nucsam_monai.utils.errors import CheckpointError
+from nucsam_monai.utils.exit import own_error
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "samples"
@@ -150,3 +152,16 @@ def test_of_several_cycles_the_mean_ships(tmp_path: Path) -> None:
     foreign = ROOT / "bundles" / "promptnucseg" / "models" / "compact.safetensors"
     with pytest.raises(CheckpointError, match=r"not weights of the network of .*compact\.safetensors"):
         ship_weights.main([str(sources[0]), str(foreign)], str(output))
+
+
+def test_monais_loader_refuses_other_domains_than_those_of_the_weights() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        monai.bundle.load(
+            "unsam",
+            model_file="models/compact.safetensors",
+            bundle_dir=str(ROOT / "bundles"),
+            workflow_type="inference",
+            net_override={"domains": ["a", "b"]},
+            device="cpu",
+        )
+    assert "its domains is" in str(own_error(caught.value))

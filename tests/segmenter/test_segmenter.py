@@ -20,6 +20,7 @@ from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
 from nucsam_monai.networks.sam import save_trained, with_settings
 from nucsam_monai.segmenter import Segmenter, takes_prompts
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, ImageReadError
+from nucsam_monai.utils.exit import own_error
 from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.prediction import NucleiPrediction
 from tests.bundles.runs import BUNDLES, REPOSITORY, BundleRuns
@@ -90,6 +91,20 @@ def test_range_and_size_are_options_of_an_image(unsam: Segmenter, tmp_path: Path
         unsam.segment(wide, intensity_range="0-8000")
     with pytest.raises(ImageReadError, match=r"40 x 33|33 x 40.*max_pixels"):
         unsam.segment(tmp_path / "wide.png", max_pixels=100)
+
+
+@every_bundle
+def test_every_bundle_reads_files_by_the_keys_of_images(name: str, tmp_path: Path) -> None:
+    for side in (8, 11):
+        Image.fromarray(np.full((side, side), 500, np.uint16)).save(tmp_path / f"{side}.png")
+    segmenter = Segmenter(BUNDLES / name, settings={"intensity_range": [0, 1000], "max_pixels": 100})
+    read = segmenter.value("preprocessing")
+    assert np.unique(read({"image": str(tmp_path / "8.png"), "id": "8"})["pixels"]).tolist() == [128]
+    with pytest.raises(RuntimeError) as caught:
+        read({"image": str(tmp_path / "11.png"), "id": "11"})
+    assert "allowed 100" in str(own_error(caught.value))
+    (writer,) = (one for one in segmenter.config["handlers"] if one["_target_"].endswith("PredictionWriter"))
+    assert writer["overlay_px"] == "@overlay_px"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,27 @@ def test_several_masks_are_refused(shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("domain", ["cells", None])
+def test_a_pixel_belongs_to_its_likeliest_class(kind, domain):
+    probability = np.zeros((2, 3, 6), dtype=np.float32)
+    probability[1, :, :5] = 0.6  # cytoplasm around two nuclei, one of them nearly as likely cytoplasm
+    probability[0, 1, 1], probability[0, 1, 3] = 0.9, 0.61
+    transform = ProbabilityToInstancesd(classes={"other": ["a", "b", "c"], "cells": ["nucleus", "cytoplasm"]})
+    item = transform({"pred": kind(probability), **({"domain": domain} if domain else {})})
+    nuclei = item["pred"]
+    assert nuclei.class_names == ("nucleus", "cytoplasm")
+    assert nuclei.table["class_id"].tolist() == [0, 0, 1]
+    expected = [[3, 3, 3, 3, 3, 0], [3, 1, 3, 2, 3, 0], [3, 3, 3, 3, 3, 0]]
+    assert nuclei.instances.tolist() == expected
+    np.testing.assert_array_equal(nuclei.foreground, probability.max(axis=0))
+    np.testing.assert_array_equal(item["probability"], probability)
+    empty = transform({"pred": kind(np.zeros_like(probability)), "domain": "cells"})["pred"]
+    assert len(empty) == 0
+    whole = transform({"pred": kind(probability[:1]), "domain": "cells"})["pred"]
+    assert whole.class_names == ("nucleus",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_touching_nuclei_are_split_on_request(kind):
     y, x = np.mgrid[:20, :40]
     probability = np.where((y - 10) ** 2 + np.minimum((x - 11) ** 2, (x - 28) ** 2) <= 81, 0.9, 0.1)[None]

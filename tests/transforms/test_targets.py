@@ -199,3 +199,17 @@ def test_the_distance_map_is_the_last_channel_of_the_target(kind):
     assert target.dtype == torch.float32
     known = torch.full((1, 1, 5), 0.25)
     assert torch.equal(DistanceTargetd()({**item, "distance": known})["label"][1:], known)
+
+
+def test_domains_with_classes_have_a_mask_for_each():
+    instances = torch.tensor([[[0, 7, 7], [4, 0, 9]]]).float()
+    item = {"instances": instances, "classes": {4: 1, 7: 0, 9: 1}, "domain": "cells"}
+    draw = ForegroundMaskd(classes={"cells": ["nucleus", "cytoplasm"]})
+    label = draw(item)["label"]
+    assert label.dtype == torch.float32
+    assert label.tolist() == [[[0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 0, 1]]]
+    assert draw({**item, "domain": "other"})["label"].shape == (1, 2, 3)
+    assert not draw({"instances": torch.zeros(1, 2, 2), "domain": "cells"})["label"].any()
+    del item["classes"]
+    with pytest.raises(DatasetError, match="3 of 3 nuclei have no class"):
+        draw(item)

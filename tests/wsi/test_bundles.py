@@ -67,15 +67,21 @@ def test_options_that_look_beyond_a_tile_are_refused() -> None:
         method_of(segmenter)
 
 
-def test_a_prompted_method_reports_no_nucleus_twice(slide: Path, tmp_path: Path) -> None:
-    options = SlideOptions(mask="all", shard_px=384, outputs=("parquet",))
-    load("promptnucseg").segment_slide(slide, tmp_path, slide=options)
-    table = pq.read_table(tmp_path / "slide" / "nuclei.parquet")
-    places = {
-        (x, y)
-        for x, y in zip(table["centroid_x_um"].to_pylist(), table["centroid_y_um"].to_pylist(), strict=True)
-    }
-    assert len(places) == len(table) > 10
+def test_a_prompted_method_finds_the_nuclei_of_one_pass_each_once(
+    weights: dict[str, Weights], tmp_path: Path
+) -> None:
+    """Its prompter normalises over what it sees, so on slides it sees the tiles of the lattice."""
+    slide = write_tiff(tmp_path / "slide.tif", read_image(SAMPLE)[:80, :80])
+    segmenter = weights["promptnucseg"].segmenter()
+    found = {}
+    for shard_px in (4032, 48):
+        options = SlideOptions(mask="all", shard_px=shard_px, max_nucleus_um=8.0, outputs=("parquet",))
+        segmenter.segment_slide(slide, tmp_path / str(shard_px), slide=options)
+        table = pq.read_table(tmp_path / str(shard_px) / "slide" / "nuclei.parquet")
+        found[shard_px] = sorted(table["geometry"].to_pylist())
+        places = set(zip(*(table[f"centroid_{axis}_um"].to_pylist() for axis in "xy"), strict=True))
+        assert len(places) == len(table) > 5
+    assert found[48] == found[4032]
 
 
 @pytest.mark.parametrize("bundle", SEGMENTING)

@@ -1,6 +1,5 @@
 """Open images and slides to read regions from; read and write label images in the viewers' formats."""
 
-import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from monai.utils import optional_import
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,8 +23,7 @@ from nucsam_monai.utils.errors import ImageReadError
 from nucsam_monai.utils.files import atomic_path
 from nucsam_monai.utils.image_source import ArrayImage, ImageSource, Region
 from nucsam_monai.utils.instances import connected_components
-
-logger = logging.getLogger(__name__)
+from nucsam_monai.wsi.readers import ImageReader, SlideReader, pyramid_of
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".vms", ".vmu", ".tif", ".tiff")
 """Suffixes of files that OpenSlide may read; ``.tif`` and ``.tiff`` may be plain images as well."""
@@ -40,39 +37,30 @@ _LARGEST_UINT16 = int(np.iinfo(np.uint16).max)
 
 
 class SlideImage(ImageSource):
-    """Read one level of a slide; transparent parts are white.
+    """Read one level of a slide.
 
     Args:
-        slide: an open ``openslide.OpenSlide``.
+        reader: of the slide.
         level: 0 is the full resolution.
 
     Raises:
         RequestRefusedError: there is no such level.
     """
 
-    def __init__(self, slide: Any, level: int = 0) -> None:
-        highest = slide.level_count - 1
+    def __init__(self, reader: SlideReader, level: int = 0) -> None:
+        highest = len(reader.levels) - 1
         if not 0 <= level <= highest:
-            slide.close()
             raise RequestRefusedError(f"level {level}: the slide has the levels 0..{highest}.")
-        self.slide = slide
+        self.reader = reader
         self.level = level
-        self.width, self.height = slide.level_dimensions[level]
-        self.downsample = float(slide.level_downsamples[level])
+        self.width, self.height, self.downsample = reader.levels[level]
 
     def read(self, region: Region) -> np.ndarray:
         """Read a region, see :meth:`ImageSource.read`."""
-        corner = (round(region.x * self.downsample), round(region.y * self.downsample))
-        rgba = np.asarray(self.slide.read_region(corner, self.level, (region.width, region.height)))
-        colour, alpha = rgba[..., :3], rgba[..., 3:]
-        if (alpha == 255).all():
-            return np.ascontiguousarray(colour)
-        mixed = colour * (alpha / 255.0) + 255.0 - alpha
-        return (mixed + 0.5).astype(np.uint8)
+        return self.reader.read(self.level, *region)
 
     def close(self) -> None:
-        """Close the slide."""
-        self.slide.close()
+        """See :meth:`ImageSource.close`; the file is closed with the reader."""
 
 
 class ImageOpener:
@@ -98,12 +86,13 @@ class ImageOpener:
             ImageReadError: it is damaged, too large or of an unknown format.
             RequestRefusedError: the image has no such level.
         """
-        slide = open_slide(Path(path))
-        if slide is not None:
-            return SlideImage(slide, level)
+        path = Path(path)
+        is_candidate = path.suffix.lower() in SLIDE_SUFFIXES and path.is_file()
+        if is_candidate and (reader := pyramid_of(path)) is not None:
+            return SlideImage(reader, level)
         if level:
             raise RequestRefusedError(f"level {level}: this image has only level 0.")
-        return ArrayImage(self._pixels(Path(path)))
+        return ArrayImage(self._pixels(path))
 
     def _pixels(self, path: Path) -> np.ndarray:
         if not path.is_file():
@@ -122,20 +111,12 @@ class ImageOpener:
         return pixels
 
 
-def open_slide(path: Path) -> Any:
-    """Return an open slide, or None where OpenSlide is not installed or cannot read the file as one."""
-    if path.suffix.lower() not in SLIDE_SUFFIXES or not path.is_file():
-        return None
-    openslide, installed = optional_import("openslide")
-    if not installed:
-        logger.warning("%s: OpenSlide is not installed, so that it is read as a plain image.", path.name)
-        return None
-    if openslide.OpenSlide.detect_format(str(path)) is None:
-        return None
-    try:
-        return openslide.OpenSlide(str(path))
-    except openslide.OpenSlideError as error:
-        raise RequestRefusedError(f"{path.name}: damaged slide ({error}).", 422) from error
+def reader_of(source: ImageSource) -> tuple[SlideReader, int]:
+    """Return what reads the slide of a source, and the level; a plain image is a slide of one level."""
+    if isinstance(source, SlideImage):
+        return source.reader, source.level
+    pixels = source.read(Region(0, 0, source.width, source.height))
+    return ImageReader(Path("image"), pixels), 0
 
 
 def region_of_request(request: Mapping[str, Any], source: ImageSource) -> Region:

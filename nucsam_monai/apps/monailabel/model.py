@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -14,16 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from nucsam_monai.apps.monailabel.images import ImageOpener
+from nucsam_monai.apps.monailabel.images import ImageOpener, reader_of
 from nucsam_monai.apps.monailabel.options import Choice, Option, OptionValue, options_of, read_options
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.apps.monailabel.settings import AppSettings
-from nucsam_monai.apps.monailabel.streaming import nuclei_of_region
 from nucsam_monai.inferers import Clicks
 from nucsam_monai.io import write_json
 from nucsam_monai.segmenter import Segmenter, read_inference_config, takes_prompts
 from nucsam_monai.utils.image_source import ImageSource, Region
-from nucsam_monai.utils.nucleus import Nucleus
+from nucsam_monai.utils.nucleus import Nucleus, nuclei_of_prediction
+from nucsam_monai.wsi.bundles import method_of
+from nucsam_monai.wsi.regions import nuclei_of_region
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ FEWEST_NUCLEI = 5
 SAMPLE_PX = 1024
 ANY_DOMAIN = "automatic"
 _BUNDLES_KEPT = 2
-_OF_SERVER = ("device", "weights", "domain")
+_OF_SERVER = ("device", "weights", "domain", "points_in_tiles")
 
 
 @dataclass(frozen=True)
@@ -249,20 +249,26 @@ class ServedModel:
         return Prepared(bundle, values, None if domain == ANY_DOMAIN else str(domain))
 
     def nuclei(self, prepared: Prepared, source: ImageSource, region: Region) -> Iterator[Nucleus]:
-        """Yield the nuclei of a region, in pixels of it.
+        """Return the nuclei of a region, in its pixels: of what fits into one window as of an image, else of a slide.
 
         Raises:
-            RequestRefusedError: the region has to be read by windows, and the network sees images stretched.
+            RequestRefusedError: the region is larger than a window, and the network sees images stretched.
+            ConfigurationError: an option that does not work beyond one window.
         """
-        window_px, config = self.settings.window_px, prepared.bundle.config
-        stretched = "fit" in config and prepared.bundle.value("fit") == "resize"
-        if stretched and max(region.width, region.height) > window_px:
+        bundle, options, domain = prepared
+        window_px = self.settings.window_px
+        if max(region.width, region.height) <= window_px:
+            return nuclei_of_prediction(bundle.segment(source.read(region), domain=domain, **options))
+        if "fit" in bundle.config and bundle.value("fit") == "resize":
             raise RequestRefusedError(
                 f"{self.name}: found a region of {region.width} x {region.height} px, but these weights see each image "
                 f"stretched to one size. Choose a region of at most {window_px} px a side."
             )
-        predict = partial(prepared.bundle.segment, domain=prepared.domain, **prepared.options)
-        return nuclei_of_region(source, region, predict, window_px, self.settings.overlap_px)
+        reader, level = reader_of(source)
+        if reader.mpp is None and "diameter" in self.config:
+            options = {"diameter": bundle.value("diameter"), **options}
+        method, largest_px = method_of(bundle, domain, **options), self.settings.overlap_px
+        return nuclei_of_region(reader, level, region, method, shard_px=window_px, largest_px=largest_px)
 
     def clicked_nuclei(self, prepared: Prepared, source: ImageSource, clicks: Clicks) -> list[Nucleus]:
         """Return the nuclei of clicks and boxes, in pixels of the image.

@@ -41,8 +41,8 @@ class AppSettings:
         origins: pages that may send requests besides those of this machine.
         max_upload_bytes: largest body of a request.
         max_pixels: largest plain image.
-        window_px: side of the windows that large regions are read by.
-        overlap_px: what windows have in common: twice the radius of the largest nucleus and more.
+        window_px: larger regions are segmented as slides are, in parts of about this side.
+        overlap_px: size of the largest nucleus that such a part sees whole.
         tracking_uri: where MLflow writes; None leaves the bundles' default.
     """
 

@@ -13,18 +13,30 @@ from typing import Literal
 import numpy as np
 
 from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetInfo, write_dataset
+from nucsam_monai.data.converters.polygons import geojson_outlines, paint_polygons
 from nucsam_monai.data.converters.rasters import majority_values
 from nucsam_monai.data.converters.sources import open_source
 from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.data.protocols import Protocol
 from nucsam_monai.data.splits import SPLIT_SEED, SPLITS, TRAIN_80_10_10, random_split
 from nucsam_monai.data.writer import Sample, SampleJob, sample_id_of
-from nucsam_monai.io import LABEL_MAP_SUFFIXES, find_images, read_class_map, read_image, read_label_map
-from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from nucsam_monai.io import (
+    LABEL_MAP_SUFFIXES,
+    IntensityRange,
+    check_intensity_range,
+    find_images,
+    read_class_map,
+    read_image,
+    read_label_map,
+)
+from nucsam_monai.utils.errors import ConfigurationError, DatasetError, ImageReadError
 from nucsam_monai.utils.instances import connected_components
 from nucsam_monai.utils.parallel import map_in_order
 
 _logger = logging.getLogger(__name__)
+
+_OUTLINES_AND_MAPS = (*LABEL_MAP_SUFFIXES, ".geojson")
+_SUFFIXES_OF_TOOLS = ("_cp_masks", "_instances", "_masks", "_mask", "_labels", "_label")
 
 
 def convert(
@@ -37,6 +49,7 @@ def convert(
     instances_suffix: str = "",
     classes_suffix: str = "",
     binary: Literal["components"] | None = None,
+    intensity_range: Sequence[float] | None = None,
     group_pattern: str | None = None,
     splits: Path | str | None = None,
     fractions: Mapping[str, float] = TRAIN_80_10_10,
@@ -56,16 +69,20 @@ def convert(
 
     Args:
         images: folder of images, in any format that inference reads.
-        instances: folder of label maps (PNG, TIFF, NPY or MAT; 0 = background, any other value a nucleus).
+        instances: folder of label maps (PNG, TIFF, NPY or MAT; 0 = background, any other value a nucleus), or of
+            QuPath's outlines (``.geojson``); it may be the folder of the images, where names tell them apart.
         output_dir: the dataset folder to write.
         classes: folder of the nuclei's classes: per-pixel maps in the same formats (0 = no class; a nucleus has
             the class of most of its pixels), or ``<name>.json`` with ``{instance id: class}``. The distinct
             values that occur, in rising order, become the class ids from 0.
         class_names: their names in that order, separated by commas; ``class <value>`` by default.
-        instances_suffix: what follows the image's name in the label map's, for example ``_mask``.
+        instances_suffix: what follows the image's name in the label map's; by default nothing, or what tools append,
+            such as ``_cp_masks`` or ``_mask``.
         classes_suffix: the same for ``classes``.
         binary: ``components`` for label maps that are binary masks: nuclei are their 8-connected components, so
             nuclei that touch are one. By default a label map's values are ids.
+        intensity_range: the values that become black and white in images of more than 8 bits, for example ``0,4095``;
+            percentiles of each image by default.
         group_pattern: regular expression whose first group, or whole match, in the image's name is the slide or
             patient; images of one group stay in one split.
         splits: JSON file ``{"training": [name, ...], "validation": [...], "test": [...]}`` with your own split;
@@ -87,8 +104,13 @@ def convert(
         ImageReadError: a file is damaged or not an image.
     """
     _check_binary(binary, classes)
-    image_files = _files_by_id(Path(images), find_images(images))
-    label_files = _partners(Path(instances), instances_suffix, LABEL_MAP_SUFFIXES, image_files)
+    contrast = check_intensity_range(intensity_range)
+    found = find_images(images)
+    suffix = instances_suffix or _suffix_of_tools(found, Path(instances))
+    if suffix and Path(instances).resolve() == Path(images).resolve():
+        found = [path for path in found if not _stem(path).endswith(suffix)]
+    image_files = _files_by_id(Path(images), found)
+    label_files = _partners(Path(instances), suffix, _OUTLINES_AND_MAPS, image_files)
     class_files = (
         _partners(Path(classes), classes_suffix, (*LABEL_MAP_SUFFIXES, ".json"), image_files)
         if classes
@@ -114,7 +136,15 @@ def convert(
     jobs = [
         SampleJob(
             sample_id,
-            partial(_decode, path, label_files[sample_id], class_files.get(sample_id), class_values, binary),
+            partial(
+                _decode,
+                path,
+                label_files[sample_id],
+                class_files.get(sample_id),
+                class_values,
+                binary,
+                contrast,
+            ),
             group=groups.get(sample_id),
         )
         for sample_id, path in image_files.items()
@@ -153,6 +183,29 @@ def _check_binary(binary: str | None, classes: Path | str | None) -> None:
 def _stem(path: Path) -> str:
     name = path.name.removesuffix(".gz")
     return name.removesuffix(Path(name).suffix)
+
+
+def _suffix_of_tools(images: Sequence[Path], folder: Path) -> str:
+    """Return what follows the images' names in those of the label maps, as far as it is known.
+
+    Raises:
+        ConfigurationError: images and label maps are in one folder and cannot be told apart.
+    """
+    labels = {_stem(path) for path in folder.glob("*") if path.suffix.lower() in _OUTLINES_AND_MAPS}
+    stems = {_stem(path) for path in images}
+    shared = folder.resolve() == images[0].parent.resolve()
+    if stems & labels and not shared:
+        return ""
+    for suffix in _SUFFIXES_OF_TOOLS:
+        if any(f"{stem}{suffix}" in labels for stem in stems):
+            _logger.info("%s: label maps are the files whose names end with %s", folder, suffix)
+            return suffix
+    if shared:
+        raise ConfigurationError(
+            f"{folder}: holds images and label maps. Pass what follows an image's name in the label map's as "
+            "--instances_suffix."
+        )
+    return ""
 
 
 def _files_by_id(folder: Path, paths: Iterable[Path], suffix: str = "") -> dict[str, Path]:
@@ -245,6 +298,14 @@ def _protocol(
     return {"given": Protocol.from_splits(named, f"as in {Path(splits).name}")}
 
 
+def _has_nuclei(labels: Path) -> bool:
+    try:
+        is_outlines = labels.suffix.lower() == ".geojson"
+        return bool(geojson_outlines(labels)) if is_outlines else bool(read_label_map(labels).any())
+    except (DatasetError, ImageReadError):
+        return True  # the conversion names it, with all others that are wrong
+
+
 def _validate_on_nuclei(
     drawn: Mapping[str, Sequence[str]], label_files: Mapping[str, Path], seed: int, groups: Mapping[str, str]
 ) -> dict[str, list[str]]:
@@ -254,7 +315,7 @@ def _validate_on_nuclei(
     """
 
     def has_nuclei(group: Sequence[str]) -> bool:
-        return any(read_label_map(label_files[name]).any() for name in group)
+        return any(_has_nuclei(label_files[name]) for name in group)
 
     splits = {split: list(ids) for split, ids in drawn.items()}
     training, validation = (_grouped(splits[split], groups) for split in ("training", "validation"))
@@ -303,16 +364,32 @@ def _class_names(given: str | Sequence[str] | None, values: Sequence[int]) -> tu
     return tuple(part.strip() for part in names) or tuple(f"class {value}" for value in values)
 
 
+def _check_background(instances: np.ndarray, labels: Path) -> None:
+    """Refuse a map of several nuclei whose background has an id too."""
+    ids, counts = np.unique(instances, return_counts=True)
+    if len(ids) > 2 and ids[0] > 0 and 2 * counts.max() > instances.size:
+        raise DatasetError(
+            f"{labels}: no pixel is 0, and {ids[counts.argmax()]} covers {100 * counts.max() / instances.size:.0f} % "
+            "of the image, as background does. Make the background 0."
+        )
+
+
 def _decode(
     image: Path,
     labels: Path,
     classes: Path | None,
     class_values: Sequence[int],
     binary: Literal["components"] | None,
+    intensity_range: IntensityRange | None,
 ) -> Sample:
-    pixels, instances = read_image(image), read_label_map(labels)
+    pixels = read_image(image, intensity_range=intensity_range)
+    if labels.suffix.lower() == ".geojson":
+        instances = paint_polygons(geojson_outlines(labels), (pixels.shape[0], pixels.shape[1]))
+    else:
+        instances = read_label_map(labels)
     if instances.shape != pixels.shape[:2]:
         raise DatasetError(f"{labels}: label map is {instances.shape}, its image is {pixels.shape[:2]}.")
+    _check_background(instances, labels)
     if binary:
         if np.unique(instances).size > 2:
             raise DatasetError(

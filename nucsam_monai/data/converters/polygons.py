@@ -1,10 +1,12 @@
-"""Read annotated outlines (Aperio XML of unknown origin) and paint them into an instance map."""
+"""Read annotated outlines (Aperio XML and GeoJSON of unknown origin) and paint them into an instance map."""
 
 import io
+import json
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -155,6 +157,52 @@ def paint_polygons(
         mask, top, left = polygon_mask(vertices[:, 0], vertices[:, 1], shape)
         instances[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = instance_id
     return instances
+
+
+def geojson_outlines(path: Path) -> list[np.ndarray]:
+    """Read the polygons of a GeoJSON file, as QuPath exports objects of one image.
+
+    Cells and detections are the nuclei, a cell by the outline of its nucleus; annotations are if there is nothing else.
+
+    Args:
+        path: a FeatureCollection, or a list of features; coordinates are pixels.
+
+    Returns:
+        ``(V, 2)`` vertices ``(x, y)`` of each in the order of the file, for :func:`paint_polygons`.
+
+    Raises:
+        DatasetError: it is not such a file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        features = document["features"] if isinstance(document, dict) else document
+        kinds = [feature.get("properties", {}).get("objectType") for feature in features]
+        found = [one for one, kind in zip(features, kinds, strict=True) if kind in ("cell", "detection")]
+        return [
+            _outline(feature.get("nucleusGeometry") or feature["geometry"]) for feature in found or features
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{path}: expected a GeoJSON FeatureCollection of polygons ({type(error).__name__}: {error}). Export the "
+            "objects of this image from QuPath."
+        ) from error
+
+
+def _outline(geometry: dict[str, Any]) -> np.ndarray:
+    """Return the rings of a polygon, or of several, as one closed line ``(V, 2)``.
+
+    Between rings it goes to and fro along the same way, which the even-odd rule does not see.
+    """
+    if geometry["type"] not in ("Polygon", "MultiPolygon"):
+        raise ValueError(f"found a {geometry['type']}")
+    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    rings = [np.array(ring, dtype=np.float64)[:, :2] for polygon in polygons for ring in polygon]
+    start = rings[0][:1]
+    parts = [part for ring in rings for part in (ring, ring[:1], start)]
+    vertices = np.concatenate(parts)
+    if not np.isfinite(vertices).all():
+        raise ValueError("found a vertex that is not finite")
+    return vertices
 
 
 def _first_and_end(positions: np.ndarray, size: int) -> tuple[int, int]:

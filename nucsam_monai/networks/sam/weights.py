@@ -22,7 +22,11 @@ from nucsam_monai.utils.files import atomic_path
 logger = logging.getLogger(__name__)
 
 _DIGEST = "tensors_sha256"
-_DAMAGED = "damaged, its tensors are not what was written. Get it again."
+_DAMAGED = "damaged, its tensors are not what was written."
+_REPLACE = "Use another copy; without one delete it, so that it is downloaded or made from the beginning."
+_OF_TORCH = (b"PK\x03\x04", b"\x80")
+"""First bytes of what ``torch.save`` writes, a zip archive or a pickle."""
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "network", "net")
 
 
 @contextmanager
@@ -37,7 +41,14 @@ def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged safetensors file ({error}). Get it again.") from error
+        with Path(path).open("rb") as content:
+            is_of_torch = content.read(4).startswith(_OF_TORCH)
+        if is_of_torch:
+            raise CheckpointError(
+                f"{path}: written by torch.save, expected a safetensors file, as trainings here write. Give that one; "
+                "official SAM weights are a 'sam_checkpoint', under their own suffix (.pth)."
+            ) from error
+        raise CheckpointError(f"{path}: damaged or cut off ({error}). {_REPLACE}") from error
 
 
 def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
@@ -50,7 +61,7 @@ def read_safetensors(path: Path | str) -> dict[str, torch.Tensor]:
         names, digest = file.keys(), (file.metadata() or {}).get(_DIGEST)
         tensors = {name: file.get_tensor(name) for name in names}
     if digest is not None and digest != digest_of_tensors(tensors):
-        raise CheckpointError(f"{path}: {_DAMAGED}")
+        raise CheckpointError(f"{path}: {_DAMAGED} {_REPLACE}")
     return tensors
 
 
@@ -92,6 +103,9 @@ def _sort_header(path: Path) -> None:
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """Read a state dict from a safetensors file or from one written by ``torch.save``, without unpickling.
 
+    What trainings wrap around it is taken off: a dictionary with the state dict under ``model`` or ``state_dict``,
+    for example, and the ``module.`` of parallel training in front of every name.
+
     Args:
         path: ``.safetensors``, or any other suffix for a file written by ``torch.save``.
 
@@ -100,19 +114,29 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return _without_prefix(read_safetensors(path))
     require_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file makes the restricted unpickler raise any type
-        reason = str(error).strip().split("\n")[0]
+        # The reason is not quoted: PyTorch's advises to switch the restriction off.
         raise CheckpointError(
-            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run "
-            f"code ({type(error).__name__}: {reason}). Use the official file or a .safetensors one."
+            f"{path}: damaged, or holds more than tensors, which is refused because unpickling it could run code. "
+            "Use the official file, or save the state dict alone as .safetensors where this one comes from."
         ) from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path}: expected a state dict of tensors only, as the official files are.")
-    return state
+        raise CheckpointError(
+            f"{path}: expected a state dict of tensors only, by itself or under {', '.join(_WRAPPERS)}, as the "
+            "official files are."
+        )
+    return _without_prefix(state)
+
+
+def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    parallel = all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()} if parallel else state
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -307,7 +331,7 @@ def _check_sam_header(path: Path, variant: SAMVariant) -> None:
     if header.get("format") != SAM_FORMAT:
         return
     if _DIGEST not in header:
-        raise CheckpointError(f"{path}: {_DAMAGED}")
+        raise CheckpointError(f"{path}: {_DAMAGED} {_REPLACE}")
     if header.get("sam_variant") != variant.name:
         raise CheckpointError(
             f"{path}: the weights are of SAM variant '{header.get('sam_variant')}', but '{variant.name}' was "

@@ -1,11 +1,14 @@
 """The application with every bundle that can infer, at its smallest."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import shapely
 from safetensors.torch import load_file, save_file
 
 from nucsam_monai.apps.monailabel.images import ImageOpener
@@ -18,8 +21,11 @@ from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
 from nucsam_monai.networks.sam import read_header, with_settings
 from nucsam_monai.segmenter import takes_prompts
 from nucsam_monai.utils.image_source import ArrayImage, Region
+from nucsam_monai.wsi import SlideOptions
+from tests.apps.monailabel.analytic import discs
 from tests.bundles.runs import BUNDLES, REPOSITORY
 from tests.tiny_bundles import SEGMENTING, Weights
+from tests.wsi.slides import write_tiff
 
 pytest.importorskip("monailabel.interfaces.app")
 
@@ -127,3 +133,25 @@ def test_clicks_and_boxes_give_one_nucleus_each(
     Path(answer["file"]).unlink()
     assert found.shape == shape
     assert found.max() == answer["params"]["nuclei"] <= 3
+
+
+@pytest.mark.parametrize("name", ["promptnucseg", "unsam"])
+def test_large_regions_have_the_nuclei_of_the_slide(
+    name: str, app: Any, weights: dict[str, Weights], tmp_path: Path
+) -> None:
+    image = discs(90, 110, [(20, 20), (50, 60), (70, 30), (96, 70)], 6)
+    slide = write_tiff(tmp_path / "slide.tif", image)
+    model = app.models[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "settings", replace(model.settings, window_px=64, overlap_px=32))
+        source = app.opener.open(slide)
+        nuclei = list(model.nuclei(model.prepare({"device": "cpu"}), source, Region(0, 0, 110, 90)))
+    options = SlideOptions(mask="all", shard_px=64, max_nucleus_um=8.0, outputs=("parquet",))
+    weights[name].segmenter().segment_slide(slide, tmp_path, slide=options)
+    table = pq.read_table(tmp_path / "slide" / "nuclei.parquet", columns=["score", "geometry"])
+    outlines = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+    areas = shapely.area(shapely.intersection(outlines, shapely.box(0, 0, 110, 90))).round()
+    assert nuclei
+    assert {(one.score, one.area_px) for one in nuclei} <= set(
+        zip(table["score"].to_pylist(), areas, strict=True)
+    )

@@ -1,6 +1,7 @@
 """Reading regions, and label images in every format."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from nucsam_monai.apps.monailabel.images import (
 from nucsam_monai.apps.monailabel.refusals import RequestRefusedError
 from nucsam_monai.utils.errors import ImageReadError
 from nucsam_monai.utils.image_source import ArrayImage, Region
+from nucsam_monai.wsi.readers import OpenSlideReader
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
 
@@ -52,12 +54,13 @@ def test_an_image_is_decoded_once_until_it_changes(tmp_path: Path) -> None:
     assert opener.open(file).width == 20
 
 
-class Slide:
+class Scan:
     """What of OpenSlide is used: a transparent right half."""
 
-    closed = False
+    dimensions = (50, 30)
     level_dimensions = ((50, 30), (25, 15))
     level_downsamples = (1.0, 2.0)
+    properties: ClassVar[dict[str, str]] = {}
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         step, (x, y) = 2**level, location
@@ -65,28 +68,25 @@ class Slide:
         pixels[:, 25:] = 0
         return Image.fromarray(pixels[y::step, x::step][: size[1], : size[0]])
 
-    @property
-    def level_count(self) -> int:
-        assert not self.closed
-        return 2
 
-    def close(self) -> None:
-        self.closed = True
+class ScanReader(OpenSlideReader):
+    def reopen(self) -> None:
+        self._slide = Scan()
 
 
 def test_slides_are_white_where_nothing_was_scanned() -> None:
-    read = SlideImage(Slide()).read(Region(20, 3, 10, 4))
+    read = SlideImage(ScanReader(Path("a.svs"))).read(Region(20, 3, 10, 4))
     assert (read[:, :5] == PICTURE[3:7, 20:25]).all()
     assert (read[:, 5:] == 255).all()
 
 
 def test_levels_of_slides() -> None:
-    source = SlideImage(Slide(), level=1)
+    source = SlideImage(ScanReader(Path("a.svs")), level=1)
     assert (source.width, source.height, source.downsample) == (25, 15, 2.0)
     assert (source.read(Region(2, 3, 4, 5)) == PICTURE[6:16:2, 4:12:2]).all()
     assert region_of_request({"location": [20, 10], "size": [5, 4]}, source) == (10, 5, 5, 4)
     with pytest.raises(RequestRefusedError, match="level"):
-        SlideImage(Slide(), level=2)
+        SlideImage(ScanReader(Path("a.svs")), level=2)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ import tifffile
 from PIL import ExifTags, Image
 
 from nucsam_monai.data.converters import folder
+from nucsam_monai.data.converters.polygons import geojson_outlines, paint_polygons
 from nucsam_monai.data.dataset import read_dataset
 from nucsam_monai.data.label_files import read_classes, read_image, read_instances
 from nucsam_monai.data.validation import validate_dataset
+from nucsam_monai.io import write_geojson
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError, ImageReadError
+from nucsam_monai.utils.prediction import prediction_from_instances
 from tests.data.originals import noise
 
 
@@ -71,6 +74,60 @@ def test_every_kind_of_label_map(tmp_path: Path, images: Path, suffix: str) -> N
     assert (dataset.metadata.class_names, dataset.metadata.protocol) == (("nucleus",), "random")
     found = read_instances(dataset.splits["test"][0]["instances"])
     assert np.array_equal(found, np.select([label_map() == 7, label_map() == 40], [1, 2]))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_label_maps_as_cellpose_names_them(tmp_path: Path, images: Path, shared: bool) -> None:
+    if shared:
+        for image in list(images.iterdir()):
+            Image.fromarray(label_map().astype(np.uint16)).save(images / f"{image.stem}_cp_masks.png")
+    instances = images if shared else write_maps(tmp_path / "masks", images, ".png", label_map(), "_cp_masks")
+    summary = folder.convert(images, instances, tmp_path / "mine")
+    assert sum(count.images for count in summary.splits.values()) == 10
+    assert sum(count.nuclei for count in summary.splits.values()) == 20
+
+
+def test_images_and_labels_that_names_do_not_tell_apart(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"holds images and label maps.*--instances_suffix"):
+        folder.convert(images, images, tmp_path / "mine")
+
+
+def test_outlines_of_qupath(tmp_path: Path, images: Path) -> None:
+    labels = label_map()
+    labels[5, 5] = 0  # a hole
+    labels[0, 9] = 40  # a second part
+    outlines = tmp_path / "outlines"
+    outlines.mkdir()
+    for image in images.iterdir():
+        write_geojson(outlines / f"{image.stem}.geojson", prediction_from_instances(labels), name="x")
+    folder.convert(images, outlines, tmp_path / "mine")
+    found = read_instances(read_dataset(tmp_path / "mine").splits["test"][0]["instances"])
+    assert np.array_equal(found, np.select([labels == 7, labels == 40], [1, 2]))
+    cell = {"type": "Polygon", "coordinates": [[[0, 0], [10, 0], [10, 8], [0, 8]]]}
+    nucleus = {"type": "Polygon", "coordinates": [[[1, 1], [3, 1], [3, 4], [1, 4], [1, 1]]]}
+    features = [
+        {"geometry": cell, "properties": {"objectType": "annotation"}},
+        {"geometry": cell, "nucleusGeometry": nucleus, "properties": {"objectType": "cell"}},
+    ]
+    (outlines / "a.geojson").write_text(json.dumps(features))
+    painted = paint_polygons(geojson_outlines(outlines / "a.geojson"), (8, 10))
+    assert painted.sum() == painted[1:4, 1:3].sum() == 6
+    (outlines / "a.geojson").write_text(
+        '{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}'
+    )
+    with pytest.raises(DatasetError, match=r"a\.geojson: expected a GeoJSON.*found a Point"):
+        geojson_outlines(outlines / "a.geojson")
+
+
+def test_all_wrong_pairs_are_named(tmp_path: Path, images: Path) -> None:
+    instances = write_maps(tmp_path / "instances", images, ".npy", label_map())
+    np.save(instances / "P0_0.npy", label_map()[1:])
+    (instances / "P1_2.npy").write_bytes(b"x")
+    background = label_map()
+    background[background == 0] = 255
+    np.save(instances / "P3_6.npy", background)
+    with pytest.raises(DatasetError, match=r"3 samples(.|\n)*P0_0(.|\n)*P1_2(.|\n)*P3_6.*255 covers 8\d %"):
+        folder.convert(images, instances, tmp_path / "mine", workers=2)
 
 
 def test_classes_from_maps(tmp_path: Path, images: Path) -> None:
@@ -272,6 +329,16 @@ def test_an_image_is_converted_as_viewers_show_it(tmp_path: Path) -> None:
     folder.convert(**folders, output_dir=tmp_path / "mine")
     (item,) = read_dataset(tmp_path / "mine").items()
     assert np.array_equal(read_image(item["image"]), noise(8, 20, seed=1)[::-1, ::-1])
+
+
+def test_the_range_of_wide_values_can_be_given(tmp_path: Path) -> None:
+    folders = pairs_named(tmp_path, ("a",))
+    wide = np.full((8, 20), 1000, np.uint16)
+    wide[0, 0] = 4000
+    Image.fromarray(wide).save(folders["images"] / "a.png")
+    folder.convert(**folders, output_dir=tmp_path / "mine", intensity_range=(0, 4000))
+    (item,) = read_dataset(tmp_path / "mine").items()
+    assert np.unique(read_image(item["image"])).tolist() == [64, 255]
 
 
 def test_images_without_nuclei_are_normal(tmp_path: Path, images: Path) -> None:

@@ -140,9 +140,28 @@ class Hostile:
 def test_hostile_file_is_refused_and_not_run(small, tmp_path):
     target, path = tmp_path / "made_by_the_file", tmp_path / "hostile.pth"
     torch.save({"image_encoder.pos_embed": Hostile(target)}, path)
-    with pytest.raises(CheckpointError, match="more than tensors"):
+    with pytest.raises(CheckpointError, match="more than tensors") as caught:
         load_official_checkpoint(path, small)
+    assert "weights_only" not in str(caught.value)  # PyTorch's advice is to switch the refusal off
     assert not target.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+def test_wrappers_of_trainings_are_taken_off(small, sam, tmp_path, suffix, wrapper):
+    state = {f"module.{name}": tensor for name, tensor in sam.state_dict().items()}
+    if suffix == ".pth" and wrapper:
+        state = {wrapper: state, "optimizer": {"lr": 1e-3}, "epoch": 3}
+    path = tmp_path / f"weights{suffix}"
+    save(state, path)
+    loaded = build_sam(small, 24, checkpoint=path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in sam.state_dict().items())
+
+
+def test_a_dictionary_without_a_state_dict_is_refused(small, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="by itself or under model, state_dict"):
+        load_official_checkpoint(tmp_path / "weights.pth", small)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -195,6 +195,8 @@ def test_damaged_foreign_and_missing_files_are_refused(fresh, path, tmp_path):
     for kept in (0, 5, 400, len(content) - 1):
         path.write_bytes(content[:kept])
         assert_refused_without_change(path, fresh, "damaged")
+    torch.save({"a": torch.ones(1)}, path)
+    assert_refused_without_change(path, fresh, "written by torch.save, expected a safetensors file")
     safetensors.torch.save_file({"a": torch.ones(1)}, path)
     assert_refused_without_change(path, fresh, "its format is 'not named'")
     assert_refused_without_change(tmp_path / "none.safetensors", fresh, "no such file")

@@ -31,9 +31,9 @@ def test_everything_that_is_missing_is_listed_with_where_to_get_it(tmp_path: Pat
     with pytest.raises(ConfigurationError) as error:
         check(experiment, expand(experiment), places_of(tmp_path, dataset_dir))
     for part in (
-        "python scripts/prepare_dataset.py monuseg",
+        "nucsam datasets monuseg",
         "dataset 'own'",
-        "prepare_dataset.py folder",
+        "nucsam datasets folder",
         "protocol 'fold1': dataset 'dark' has none",
         "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
         "mine.safetensors",
