@@ -214,7 +214,7 @@ def pyramid_of(path: Path) -> SlideReader | None:
         ) from error
 
 
-def _open(path: Path) -> SlideReader:
+def _open(path: Path) -> SlideReader | None:
     try:
         if _is_tiff(path) and _has_sub_levels(path):
             return TiffSlideReader(path)

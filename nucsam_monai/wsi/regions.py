@@ -16,7 +16,7 @@ from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.merge import merged_shards
 from nucsam_monai.wsi.nuclei_table import boxes_of
 from nucsam_monai.wsi.readers import SlideReader
-from nucsam_monai.wsi.run import Method, SlideOptions, cell_statistics, segment_shards
+from nucsam_monai.wsi.run import Method, SlideOptions, build_segmenter, cell_statistics, segment_shards
 from nucsam_monai.wsi.shards import ShardTask
 
 
@@ -49,7 +49,7 @@ def nuclei_of_region(
         journal = Journal(Path(folder))
         statistics = cell_statistics(reader, grid, lattice, cells) if method.own_statistics else None
         journal.write_plan({"statistics": statistics}, cells, cells, np.zeros((1, 1, 3), dtype=np.uint8))
-        segment_shards(journal, task, method, shards)
+        segment_shards(journal, task, build_segmenter(journal, method), shards)
         for table in merged_shards(journal, len(shards)):
             for nucleus in _nuclei_of(table, downsample, region):
                 inside = nucleus.cut_off(region.width, region.height)
