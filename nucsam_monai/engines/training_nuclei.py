@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nucsam_monai.inferers import DetectedPoints, PointFinder, autocast
 from nucsam_monai.transforms.prompts import FoundNuclei
+from nucsam_monai.utils.names import counted
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,13 @@ class FoundInTraining(Mapping[str, FoundNuclei]):
                 )
         self._nuclei = found
         count = sum(len(nuclei.scores) for nuclei in found.values())
-        logger.info("the first stage found %d nuclei in %d training images.", count, len(found))
+        searched = counted(len(found), "training image")
+        logger.info("the first stage found %d nuclei in %s.", count, searched)
         if not count:
             logger.warning(
-                "the first stage found no nucleus in %d training images: train it longer, or train the second one on "
-                "prompts of the ground truth.",
-                len(found),
+                "the first stage found no nucleus in %s: train it longer, or train the second one on prompts of the "
+                "ground truth.",
+                searched,
             )
 
 

@@ -32,6 +32,7 @@ from nucsam_monai.metrics import (
     measure_image,
 )
 from nucsam_monai.metrics.summary import summarise_by_domain
+from nucsam_monai.utils.names import counted
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
     write_evaluation(output_dir, {**facts, "per_image": rows, "summary": summary})
     for row in summary:
         means = ", ".join(f"{key} {row[key]:.4f}" for key in ("dice", "aji", "pq") if key in row)
-        logger.info("%s (%d images): %s", row["domain"], row["images"], means)
+        logger.info("%s (%s): %s", row["domain"], counted(row["images"], "image"), means)
     logger.info("tables: %s", output_dir)
 
 

@@ -41,7 +41,6 @@ def shorten_errors_of_bundle_runs() -> None:
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         return
     sys.excepthook = _print_sentence
-    logging.getLogger("StatsHandler").addFilter(_is_news)  # MONAI's, which has a handler of its own
     for handler in (*logging.getLogger().handlers, logging.lastResort):
         if handler is not None:
             handler.addFilter(_is_news)

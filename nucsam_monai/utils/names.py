@@ -34,3 +34,13 @@ def distinct_names(names: Sequence[str], what: str) -> tuple[str, ...]:
             f"{what}: expected a list of different names, at least one; found {names!r}."
         )
     return tuple(names)
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words.
+
+    Example:
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -45,7 +45,7 @@ def test_every_image_is_searched_and_the_last_search_counts(caplog):
 
 def test_a_first_stage_that_finds_nothing_is_announced(caplog):
     FoundInTraining().find(batches(0), Finder())
-    assert "the first stage found no nucleus in 1 training images" in caplog.text
+    assert "the first stage found no nucleus in 1 training image:" in caplog.text
 
 
 def test_boxes_become_a_point_and_four_corners():
