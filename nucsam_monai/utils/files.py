@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from nucsam_monai.utils.errors import OutputError
@@ -122,6 +123,17 @@ def sha256_of_file(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def known_sha256_of_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file as :func:`sha256_of_file`, read once as long as its size and time stay."""
+    status = Path(path).stat()
+    return _sha256_at(Path(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_at(path: Path, size: int, modified_ns: int) -> str:
+    return sha256_of_file(path)
 
 
 def is_junk(name: str) -> bool:

@@ -3,14 +3,13 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.files import known_sha256_of_file
 from nucsam_monai.utils.prediction import NucleiPrediction
 from nucsam_monai.wsi.journal import digest_of
 from nucsam_monai.wsi.run import Method
@@ -82,7 +81,8 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
     own = {key: value for key, value in {**_SCALE_IS_KNOWN, **options, **_ALWAYS}.items() if key in config}
     files = {key: _weights_files(segmenter.value(key)) for key in _WEIGHTS if key in config}
     weights = {
-        key: digest_of([_digest(file) for file in found]) if found else None for key, found in files.items()
+        key: digest_of([known_sha256_of_file(file) for file in found]) if found else None
+        for key, found in files.items()
     }
     facts = {
         "bundle": segmenter.folder.name,
@@ -106,13 +106,3 @@ def _weights_files(path: Any) -> list[Path]:
     if path is None:
         return []
     return [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
-
-
-def _digest(file: Path) -> str:
-    return _digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=32)
-def _digest_of_file(file: Path, size: int, modified_ns: int) -> str:
-    """Return the SHA-256 of weights, read once while size and time stay: a server asks for it at every request."""
-    return sha256_of_file(file)

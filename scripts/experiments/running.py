@@ -29,7 +29,6 @@ from experiments.steps import (
     Tracking,
     Training,
     expand,
-    file_digest,
     folder_of,
     is_done,
     prepare,
@@ -41,6 +40,7 @@ from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
 from nucsam_monai.handlers.run_facts import git_facts
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+from nucsam_monai.utils.files import known_sha256_of_file
 from nucsam_monai.utils.paths import project_root
 
 try:
@@ -153,7 +153,7 @@ def _mark_done(step: Step, places: Places, arguments: Sequence[str], seconds: fl
     folder = folder_of(step, places)
     facts = {"step": str(step), "command": shlex.join(arguments), "seconds": round(seconds, 1)}
     if isinstance(step, Training):
-        weights = {name: file_digest(path) for name, path in weights_of(step, places).items()}
+        weights = {name: known_sha256_of_file(path) for name, path in weights_of(step, places).items()}
         if not weights:
             raise ConfigurationError(f"{folder}: the training ended without weights, see {folder / LOG_FILE}")
         facts["weights_sha256"] = weights

@@ -26,7 +26,7 @@ from experiments.description import (
 from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.files import sha256_of_file
+from nucsam_monai.utils.files import known_sha256_of_file
 from nucsam_monai.utils.paths import bundle_root
 
 
@@ -304,18 +304,6 @@ def weights_files(place: Path) -> dict[str, Path]:
 
 
 @lru_cache(maxsize=256)
-def digest_of(file: Path, size: int, modified_ns: int) -> str:
-    """Return the SHA-256 of a file, computed once as long as size and time stay."""
-    return sha256_of_file(file)
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file that may be large and asked for often."""
-    status = file.stat()
-    return digest_of(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
 def domain_and_name(folder: Path) -> tuple[str, str]:
     """Return the domain and the name of a dataset folder.
 
@@ -448,7 +436,7 @@ def _identity(step: Step, places: Places) -> dict[str, Any]:
         "data": _data_identity(step.dataset, places),
         "splits": step.dataset.splits,
         "training": step.training and _identity(step.training, places),
-        "checkpoint": {name: file_digest(file) for name, file in files.items()},
+        "checkpoint": {name: known_sha256_of_file(file) for name, file in files.items()},
     }
 
 
@@ -458,7 +446,7 @@ def _slide_identity(step: SlideRun, places: Places) -> dict[str, Any]:
     slide = step.slide
     return {
         "slide": fingerprint(places.data_dir / slide.file),
-        "truth": slide.truth and file_digest(places.data_dir / slide.truth),
+        "truth": slide.truth and known_sha256_of_file(places.data_dir / slide.truth),
         "settings": dict(slide.settings),
         "method": _identity(step.evaluation, places),
     }
@@ -466,11 +454,14 @@ def _slide_identity(step: SlideRun, places: Places) -> dict[str, Any]:
 
 def _settings_identity(options: BundleOptions, places: Places) -> dict[str, Any]:
     """Return the settings with the content of weights files in the place of their paths."""
-    return {**options.settings, **{key: file_digest(path) for key, path in places.weights(options).items()}}
+    return {
+        **options.settings,
+        **{key: known_sha256_of_file(path) for key, path in places.weights(options).items()},
+    }
 
 
 def _data_identity(dataset: DatasetUse, places: Places) -> str:
-    return file_digest(places.dataset_folder(dataset) / "dataset.json")
+    return known_sha256_of_file(places.dataset_folder(dataset) / "dataset.json")
 
 
 def _training_settings(training: Training, places: Places, tracking: Tracking | None) -> dict[str, Any]:

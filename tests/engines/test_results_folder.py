@@ -34,6 +34,7 @@ def started(
 def write(results: ResultsFolder, *names: str) -> None:
     for name in names:
         file = results.folder / f"{name}.geojson"
+        file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
         results.add(name, 3, [file])
 
@@ -47,8 +48,15 @@ def test_finished_images_are_skipped(output: Path, items: list[dict[str, str]]) 
     assert left(first) == ["a", "b", "c"]
     write(first, "a", "b")
     assert left(started(output, items)) == ["c"]
-    assert left(started(output, items, overwrite=True)) == ["a", "b", "c"]
-    assert left(started(output, items)) == ["a", "b", "c"]  # the one before has started over
+    again = started(output, items, overwrite=True)
+    assert left(again) == ["a", "b", "c"]
+    write(again, "a")
+    assert left(started(output, items)) == ["b", "c"]
+
+
+def test_nothing_is_written_before_the_first_image(output: Path, items: list[dict[str, str]]) -> None:
+    started(output, items)
+    assert not output.exists()
 
 
 def test_changed_images_missing_results_and_torn_lines_are_done_again(

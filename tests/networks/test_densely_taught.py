@@ -30,6 +30,11 @@ def test_in_evaluation_it_is_the_segmentor(network, micro, images):
     torch.testing.assert_close(found.iou, expected.iou)
 
 
+def test_an_image_alone_is_refused_as_in_an_export(network, images):
+    with pytest.raises(ConfigurationError, match=r"without prompts.* To export it use sam.safetensors"):
+        torch.jit.trace(network.eval(), images)
+
+
 def test_in_training_every_pixel_teaches_the_encoder(network, images):
     nothing = NucleusPrompts(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long), torch.tensor([0, 0]))
     found = network.train()(images, nothing)
