@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 _SHARDS_PER_TASK = 4
 _DASK = {
     "distributed.worker.daemon": False,  # a daemon may start no processes
+    # Without Dask's MALLOC_TRIM_THRESHOLD_, which has every large tensor given back to the system and asked for again:
+    # a network takes twice the processor's time with it.
+    "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1},
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.memory.terminate": False,
     "distributed.admin.large-graph-warning-threshold": "100MB",

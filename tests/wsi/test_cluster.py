@@ -75,6 +75,8 @@ def test_two_workers_give_the_bytes_of_one(client: Any, slide: Path, tmp_path: P
     result = segment_slide_on(client, slide, tmp_path / "two", Source(), OPTIONS)  # type: ignore[arg-type]
     assert result.status == "done"
     assert outputs(tmp_path / "one" / "slide") == outputs(tmp_path / "two" / "slide")
+    environments = client.run(lambda: dict(os.environ)).values()
+    assert all("MALLOC_TRIM_THRESHOLD_" not in environment for environment in environments)
     pids = {os.getpid(), *client.run(os.getpid).values()}
     assert listening(pids) == {"0100007F"}
 
