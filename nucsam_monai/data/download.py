@@ -126,8 +126,9 @@ def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bo
                     "digest stays the same, the publisher has replaced the file."
                 )
     except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise DatasetError(
-            f"{target}: cannot be written ({error.strerror}). Make room or name another folder."
+            f"{target}: cannot be written ({cause.strerror}). Make room or name another folder."
         ) from error
     return True
 

@@ -16,6 +16,7 @@ from nucsam_monai.inferers.masks import (
     place_masks,
     suppress_duplicates,
 )
+from nucsam_monai.inferers.precision import PRECISIONS, autocast
 from nucsam_monai.inferers.tiling import Tiling, plan_tiles
 from nucsam_monai.networks.mask_rcnn import Detections
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
@@ -38,6 +39,8 @@ class DetectionInferer(Inferer):
         threshold: of a mask's probability.
         nms: how two masks of the same nucleus are recognised, see :data:`~nucsam_monai.inferers.masks.SuppressionRule`.
         nms_threshold: overlap above which the worse one is dropped.
+        precision: of the network, see :data:`~nucsam_monai.inferers.precision.PRECISIONS`; boxes are coarser in half
+            precision.
         class_names: of the nuclei.
 
     Raises:
@@ -52,9 +55,12 @@ class DetectionInferer(Inferer):
         threshold: float = 0.5,
         nms: SuppressionRule = "smaller_mask",
         nms_threshold: float = 0.5,
+        precision: str = "fp32",
         class_names: Sequence[str] = ("nucleus",),
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigurationError(f"precision '{precision}': expected one of {', '.join(PRECISIONS)}.")
         for name, value in (
             ("min_score", min_score),
             ("threshold", threshold),
@@ -68,6 +74,7 @@ class DetectionInferer(Inferer):
         self.threshold = threshold
         self.nms: SuppressionRule = nms
         self.nms_threshold = nms_threshold
+        self.precision = precision
         self.class_names = tuple(class_names)
 
     def __call__(self, inputs: Tensor, network: Detector) -> NucleiPrediction:
@@ -84,7 +91,7 @@ class DetectionInferer(Inferer):
             raise ConfigurationError(f"inputs {tuple(inputs.shape)}: expected one image (1, 3, H, W).")
         image = convert_to_tensor(inputs, track_meta=False)
         tiling = plan_tiles(image.shape[2:], self.tile_px, self.overlap_px)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self.precision, image.device):
             found = [self._masks(network, image, tiling, tile) for tile in range(len(tiling))]
         masks = join_masks(found)
         ranked = masks.take(np.lexsort((masks.prompts, -masks.iou, masks.cut)))

@@ -87,8 +87,6 @@ class MaskRCNN(nn.Module):
     ) -> dict[str, Tensor] | list[Detections]:
         """Return the losses in training, and what was found in evaluation.
 
-        Computes in float32: anchors and boxes lose pixels in half precision.
-
         Args:
             image: ``(B, 3, S, S)``, normalised.
             masks: in training ``(n, S, S)`` of each image; n may be 0.
@@ -98,17 +96,16 @@ class MaskRCNN(nn.Module):
             ConfigurationError: the network is exported.
         """
         refuse_export(WHY_NO_EXPORT)
-        with torch.autocast(image.device.type, enabled=False):
-            images = list(image.float())
-            if self.training:
-                assert masks is not None  # noqa: S101 - training passes both
-                assert class_ids is not None  # noqa: S101
-                losses: dict[str, Tensor] = self.network(images, list(map(_target, masks, class_ids)))
-                return losses
-            return [
-                Detections(found["masks"], found["scores"], found["labels"] - 1)
-                for found in self.network(images)
-            ]
+        images = list(image)
+        if self.training:
+            assert masks is not None  # noqa: S101 - training passes both
+            assert class_ids is not None  # noqa: S101
+            losses: dict[str, Tensor] = self.network(images, list(map(_target, masks, class_ids)))
+            return losses
+        return [
+            Detections(found["masks"].float(), found["scores"].float(), found["labels"] - 1)
+            for found in self.network(images)
+        ]
 
     @property
     def header(self) -> dict[str, str]:

@@ -31,7 +31,8 @@ def test_training_resuming_and_evaluating_give_what_they_give_without(
     training: Training, tmp_path: Path
 ) -> None:
     settings = {**training.settings, "compile": True, "output_dir": str(tmp_path / "train")}
-    train(**settings, **{"lr_scheduler#t_total": 2})
+    settings["lr_scheduler#t_total"] = 2
+    train(**settings)
     resumed = train(**{**settings, "epochs": 2}, resume=True)
     assert resumed.trainer.state.epoch == 2
     assert compiled_modules(network_of(resumed)) == list(network_of(resumed).image_encoder.blocks)

@@ -6,7 +6,7 @@ is then under ``pred``, with rows and columns exchanged, as a label image. It kn
 
 import json
 import shutil
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nucsam_monai.inferers import PointFinder, PromptedInferer, PromptedPredicti
 from nucsam_monai.networks import PromptNucSeg
 from nucsam_monai.segmenter import Segmenter, keys_behind
 from nucsam_monai.utils.files import atomic_directory
+from nucsam_monai.utils.prediction import NucleiPrediction
 
 _READ_BY_THE_APP = (
     "imports",
@@ -82,6 +83,22 @@ class StockLabeld(MapTransform):
         return item
 
 
+class BatchOfOneInferer(Inferer):
+    """Return the nuclei of a batch of one image as a list, as the app takes what an inferer returns.
+
+    Args:
+        inferer: returns the nuclei of one image.
+    """
+
+    def __init__(self, inferer: Callable[[Tensor, Any], NucleiPrediction]) -> None:
+        super().__init__()
+        self.inferer = inferer
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> list[NucleiPrediction]:
+        """Return the nuclei of a batch of one normalised image ``(1, 3, H, W)``."""
+        return [self.inferer(inputs, network)]
+
+
 def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
     """Write a copy of a bundle with its weights for the app ``monaibundle``.
 
@@ -105,6 +122,9 @@ def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
             "mask_filter": "@mask_filter",
             "radius_px": "@point_radius_px",
         }
+    elif "postprocessing" not in config:  # the inferer returns nuclei
+        config["inferer_of_one"] = config["inferer"]
+        config["inferer"] = {"_target_": f"{_HERE}.BatchOfOneInferer", "inferer": "@inferer_of_one"}
     config["preprocessing"] = {**config["preprocessing"], "points": None, "items": []}
     last = {"_target_": f"{_HERE}.StockLabeld", "keys": "pred"}
     steps = [config.get("postprocessing", []), last]
