@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--show_command"]
     try:
         command = command_of(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for example head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except NucSAMError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
