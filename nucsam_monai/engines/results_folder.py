@@ -137,8 +137,8 @@ class ResultsFolder:
             )
         if failed:
             raise FailedImagesError(
-                f"{len(failed)} of {len(self.items)} images could not be segmented, first {next(iter(failed))}. All "
-                f"are in {summary} with the reason; start again to try only them."
+                f"{len(failed)} of {len(self.items)} images could not be segmented; all are in {summary} with the "
+                f"reason, and another start tries only them. The first: {next(iter(failed.values()))}"
             )
 
     def _probe(self) -> None:

@@ -46,7 +46,7 @@ def settings(dataset_dir: str, output: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("bundle", "place"),
     [
-        ("unsam", "elsewhere"),
+        pytest.param("unsam", "elsewhere", marks=pytest.mark.slow),
         pytest.param("unsam", "repository", marks=pytest.mark.slow),  # below it runs with two processes
         pytest.param("unsam", "bundle", marks=pytest.mark.slow),
         pytest.param("sac", "repository", marks=pytest.mark.slow),

@@ -97,7 +97,7 @@ def test_failed_images_are_named_and_tried_again(output: Path, items: list[dict[
     for item in ReadableImages(items, read, results):
         write(results, item["id"])
     with pytest.raises(
-        FailedImagesError, match=r"1 of 3 images could not be segmented, first .*b\.png"
+        FailedImagesError, match=r"1 of 3 images could not be segmented; all are in .*b\.png"
     ) as error:
         results.finish()
     assert error.value.exit_code == 3

@@ -153,6 +153,7 @@ def ious_of(output, masks):
     return mask_ious(masks, F.interpolate(output.logits, size=masks.shape[1:], mode="bilinear")[:, 0] > 0)
 
 
+@pytest.mark.slow  # the bundles' trainings learn two images too
 def test_two_images_are_learned_by_heart(segmentor):
     """Five bright discs of two images, each from a random one of its pixels, come out one by one."""
     masks = torch.stack(

@@ -218,5 +218,10 @@ def test_a_bundle_run_ends_with_the_sentence(tmp_path: Path, monkeypatch: pytest
     assert found.returncode == 1
     assert found.stdout.splitlines()[-1].startswith(f"{options['checkpoint']}: no such file.")
     assert "Traceback" not in found.stdout
+
+
+@pytest.mark.slow
+def test_the_traceback_is_shown_to_whoever_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
-    assert "Traceback" in infer("unsam", **options).stdout
+    found = infer("unsam", checkpoint=str(tmp_path / "none.safetensors"), output_dir=str(tmp_path))
+    assert "Traceback" in found.stdout

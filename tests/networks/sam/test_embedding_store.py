@@ -159,6 +159,7 @@ def test_evicted_file_is_not_lost_for_its_reader(store):
     assert_same(found, entry_of(7))
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_read_the_same_keys(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
