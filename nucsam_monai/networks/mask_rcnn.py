@@ -83,7 +83,7 @@ class MaskRCNN(nn.Module):
         self.network.transform._skip_resize = True
 
     def forward(
-        self, image: Tensor, masks: Sequence[Tensor] | None = None, class_ids: Sequence[Tensor] | None = None
+        self, image: Tensor, masks: Sequence[Tensor] = (), class_ids: Sequence[Tensor] = ()
     ) -> dict[str, Tensor] | list[Detections]:
         """Return the losses in training, and what was found in evaluation.
 
@@ -98,8 +98,6 @@ class MaskRCNN(nn.Module):
         refuse_export(WHY_NO_EXPORT)
         images = list(image)
         if self.training:
-            assert masks is not None  # noqa: S101 - training passes both
-            assert class_ids is not None  # noqa: S101
             losses: dict[str, Tensor] = self.network(images, list(map(_target, masks, class_ids)))
             return losses
         return [

@@ -1,5 +1,6 @@
 """Segment many slides with one bundle, in this process or on workers; what every command calls."""
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def segment_slides(
     if Ranks.of_environment().rank:  # the first one speaks for all
         return results
     for result in results:
-        print(  # noqa: T201 - what the user waits for
-            f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}"
+        sys.stdout.write(
+            f"{result.slide}: {result.status}, {result.nuclei} nuclei, {result.mm2:.2f} mm2. {result.message}\n"
         )
     if broken := sum(result.status in ("failed", "refused") for result in results):
         raise SlideError(f"{broken} of {len(results)} slides failed; {output_dir / 'cohort.csv'} says why.")
