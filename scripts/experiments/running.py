@@ -36,8 +36,6 @@ from experiments.steps import (
 )
 from experiments.tables import Results
 from experiments.tracking import ExperimentTracking
-from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
-from nucsam_monai.handlers.run_facts import git_facts
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 from nucsam_monai.utils.files import known_sha256_of_file
@@ -150,6 +148,8 @@ def run_steps(
 
 def _mark_done(step: Step, places: Places, arguments: Sequence[str], seconds: float) -> None:
     """Write what is known of a finished step; its file says that the folder is complete."""
+    from nucsam_monai.handlers.run_facts import git_facts
+
     folder = folder_of(step, places)
     facts = {"step": str(step), "command": shlex.join(arguments), "seconds": round(seconds, 1)}
     if isinstance(step, Training):
@@ -353,6 +353,8 @@ def main(
     """
     if unknown:
         raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
+    from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
+
     experiment = read_experiment(file, form, _names(datasets), _names(train_datasets))
     places = Places(
         data_dir=_absolute(data_dir),
