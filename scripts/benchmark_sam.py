@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarking import commit, describe_machine, versions
 from sam_benchmark.cases import (
     IMPLEMENTATIONS,
     MATRIX,
@@ -26,8 +26,6 @@ from sam_benchmark.cases import (
     select_cases,
 )
 from sam_benchmark.isolation import NoResultError, run_isolated
-from sam_benchmark.machine import commit, describe_machine, matrix_product_peak, versions
-from sam_benchmark.measure import peak_memory, time_contenders
 from sam_benchmark.report import markdown as as_markdown
 from sam_benchmark.report import text_table
 
@@ -109,6 +107,8 @@ def main(
     report = _open_report(Path(output), settings)
     wanted = [case for case in cases if fresh or case.key not in report["cases"]]
     if wanted:
+        from sam_benchmark.machine import matrix_product_peak
+
         peaks = {
             precision: run_isolated(matrix_product_peak, precision, settings, timeout_seconds=300)
             for precision in selection["precisions"]
@@ -131,6 +131,8 @@ def main(
 
 def measure_case(case: Case, settings: Settings, implementations: Any, precisions: Any) -> dict[str, Any]:
     """Return the results of all contenders, or why there are none."""
+    from sam_benchmark.measure import peak_memory, time_contenders
+
     taking_part = contenders(case, implementations, precisions)
     limit = settings.timeout_seconds
     try:
@@ -197,5 +199,4 @@ def _free_memory_gb() -> float:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sys.exit(run_command(main))

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from nucsam_monai.utils import threads
-from nucsam_monai.utils.threads import COUNT, POLICY, idle_cores, sensible_threads, usable_cores, wait_passively
+from nucsam_monai.utils.threads import (
+    COUNT,
+    POLICY,
+    idle_cores,
+    sensible_threads,
+    usable_cores,
+    wait_passively,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +58,9 @@ def test_spinning_threads_get_the_idle_cores(
     assert COUNT in reason or POLICY in reason
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("150000 100000", 2), ("10000 100000", 1), ("max 100000", 4)])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("150000 100000", 2), ("10000 100000", 1), ("max 100000", 4)]
+)
 def test_a_container_limits_the_cores(monkeypatch: pytest.MonkeyPatch, limit: str, expected: int) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path: limit)
     assert usable_cores() == expected
