@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,11 @@ class SAM(nn.Module):
             prompts_per_image,
         )
         places = self.prompt_encoder.places(points, labels, image_size=size) if is_local else None
-        options = {"pyramid": features.pyramid, "multimask": multimask, "extra_tokens": extra_tokens}
+        options: dict[str, Any] = {
+            "pyramid": features.pyramid,
+            "multimask": multimask,
+            "extra_tokens": extra_tokens,
+        }
         if self.decode_window and places is not None and not return_upscaled:
             return decode_in_windows(*inputs, window=self.decode_window, places=places, **options)
         return decode_prompts(*inputs, places=places, return_upscaled=return_upscaled, **options)
