@@ -48,8 +48,8 @@ class ResultsFolder:
     Example:
         In a bundle, together with ``"results": "@results"`` of the images and of the writer::
 
-            "results": {"_target_": "nucsam_monai.engines.ResultsFolder", "folder": "@output_dir",
-                        "items": "@dataset#data", "overwrite": "@overwrite"},
+            "results": "$nucsam_monai.engines.ResultsFolder(@output_dir, @dataset#data, @overwrite)",
+            "handlers": ["$nucsam_monai.handlers.InferenceHandlers(@results, @overlay_px)"],
             "run": ["$@evaluator.run()", "$@results.finish()"]
     """
 

@@ -17,9 +17,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from nucsam_monai.engines.bundle import header_of
+from nucsam_monai.engines.bundle import domains_of, header_of
 from nucsam_monai.engines.configuration import current_parser, deciding_settings, settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.results_folder import ResultsFolder
+from nucsam_monai.handlers.evaluation import PredictionWriter
 from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun, move_to_front
 from nucsam_monai.handlers.training import (
     DomainScheduleHandler,
@@ -246,6 +248,25 @@ class EvaluationHandlers(_Handlers):
         )
 
 
+class InferenceHandlers(_Handlers):
+    """Everything that an inference does besides its steps: write results, show its progress, log.
+
+    Args:
+        results: the folder that is written to.
+        overlay_px: longest side of the overlays; 0 writes none.
+        hide_progress: True shows no progress bar.
+    """
+
+    def __init__(self, results: ResultsFolder, overlay_px: int, hide_progress: bool | None = None) -> None:
+        super().__init__(
+            [
+                PredictionWriter(results.folder, overlay_px, results),
+                ProgressBar(desc="segmenting", persist=True, disable=hide_progress),
+                StatsHandler(iteration_log=False),
+            ]
+        )
+
+
 def _loss_log(name: str) -> StatsHandler:
     """Return the log of an epoch's loss."""
     return StatsHandler(
@@ -302,3 +323,23 @@ def run_tags(
     """
     dataset = domains if isinstance(domains, str) else "+".join(domains)
     return {"bundle": bundle, "stage": stage, "dataset": dataset, "split": split, "protocol": protocol}
+
+
+def evaluation_tags(
+    bundle: str,
+    items: Iterable[Mapping[str, Any]],
+    splits: str | Sequence[str],
+    protocol: str,
+    stage: str | None = None,
+) -> dict[str, str | None]:
+    """Return the tags of a tracked evaluation, see :func:`run_tags`.
+
+    Args:
+        bundle: its name.
+        items: the images, with ``domain``.
+        splits: the parts of the dataset.
+        protocol: how the network was trained for them.
+        stage: which of several networks is evaluated.
+    """
+    split = splits if isinstance(splits, str) else "+".join(splits)
+    return run_tags(bundle, domains_of(items), protocol, stage, split)
