@@ -116,11 +116,7 @@ class TrainingHandlers(_Handlers):
             "early_stopping": early_stopping,
             **(parts or {}),
         }
-        sampler = data_loader.batch_sampler
-        if not isinstance(sampler, DomainBatchSampler):
-            raise ConfigurationError(
-                f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
-            )
+        sampler = _domain_sampler(data_loader)
         parser = current_parser()
         self.best_weights = best_weights
         self.lock = FolderLock(best_weights.path.parent)
@@ -141,9 +137,7 @@ class TrainingHandlers(_Handlers):
                 *extra,
                 GradientClipping(network, max_grad_norm),
                 weight_averaging,
-                ProgressBar(
-                    desc=f"training the {stage}" if stage else "training", persist=True, disable=hide_progress
-                ),
+                _progress(f"training the {stage}" if stage else "training", hide_progress),
                 _loss_log(f"{stage or 'train'}_loss"),
                 None
                 if val_interval is None
@@ -241,7 +235,7 @@ class EvaluationHandlers(_Handlers):
         super().__init__(
             [
                 *measure,
-                ProgressBar(desc=description, persist=True, disable=hide_progress),
+                _progress(description, hide_progress),
                 StatsHandler(iteration_log=False),
                 tracker,
             ]
@@ -261,10 +255,25 @@ class InferenceHandlers(_Handlers):
         super().__init__(
             [
                 PredictionWriter(results.folder, overlay_px, results),
-                ProgressBar(desc="segmenting", persist=True, disable=hide_progress),
+                _progress("segmenting", hide_progress),
                 StatsHandler(iteration_log=False),
             ]
         )
+
+
+def _domain_sampler(data_loader: DataLoader) -> DomainBatchSampler:
+    """Return the sampler of a training's batches."""
+    sampler = data_loader.batch_sampler
+    if not isinstance(sampler, DomainBatchSampler):
+        raise ConfigurationError(
+            f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
+        )
+    return sampler
+
+
+def _progress(description: str, hide: bool | None) -> ProgressBar:
+    """Return a progress bar that stays when its engine has finished."""
+    return ProgressBar(desc=description, persist=True, disable=hide)
 
 
 def _loss_log(name: str) -> StatsHandler:

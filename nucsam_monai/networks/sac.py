@@ -453,9 +453,8 @@ class SAC(nn.Module):
         self.msa_options = read_options(MSAOptions, msa, "msa")
         self.generator_options = read_options(GeneratorOptions, generator, "generator")
         self.variant = find_variant(sam_variant)
-        self.adapters = build_adapters(
-            adapter, self.variant, rank=self.lora_options.rank, **asdict(self.msa_options)
-        )
+        adapter_options = self.lora_options if adapter == "lora" else self.msa_options
+        self.adapters = build_adapters(adapter, self.variant, adapter_options)
         self.sam = build_sam(
             self.variant,
             image_size,

@@ -105,17 +105,9 @@ def convert(
     """
     _check_binary(binary, classes)
     contrast = check_intensity_range(intensity_range)
-    found = find_images(images)
-    suffix = instances_suffix or _suffix_of_tools(found, Path(instances))
-    if suffix and Path(instances).resolve() == Path(images).resolve():
-        found = [path for path in found if not _stem(path).endswith(suffix)]
-    image_files = _files_by_id(Path(images), found)
-    label_files = _partners(Path(instances), suffix, _OUTLINES_AND_MAPS, image_files)
-    class_files = (
-        _partners(Path(classes), classes_suffix, (*LABEL_MAP_SUFFIXES, ".json"), image_files)
-        if classes
-        else {}
-    )
+    image_files, label_files = _images_and_labels(Path(images), Path(instances), instances_suffix)
+    kinds = (*LABEL_MAP_SUFFIXES, ".json")
+    class_files = _partners(Path(classes), classes_suffix, kinds, image_files) if classes else {}
     class_values = _class_values(list(class_files.values()), workers)
     groups = _groups(image_files, group_pattern)
     protocol = _protocol(label_files, splits, fractions, seed, groups)
@@ -133,41 +125,39 @@ def convert(
         protocols={next(iter(protocol)): ""},
         class_names=_class_names(class_names, class_values),
     )
+    decode = partial(_decode, class_values=class_values, binary=binary, intensity_range=contrast)
     jobs = [
-        SampleJob(
-            sample_id,
-            partial(
-                _decode,
-                path,
-                label_files[sample_id],
-                class_files.get(sample_id),
-                class_values,
-                binary,
-                contrast,
-            ),
-            group=groups.get(sample_id),
-        )
-        for sample_id, path in image_files.items()
+        SampleJob(one, partial(decode, path, label_files[one], class_files.get(one)), group=groups.get(one))
+        for one, path in image_files.items()
     ]
+    conversion = {"instances": "8-connected components of binary masks"} if binary else {}
     with ExitStack() as stack:
-        folders = [images, instances, *([classes] if classes else [])]
-        sources = [stack.enter_context(open_source(folder)) for folder in dict.fromkeys(map(Path, folders))]
-        summary = write_dataset(
-            output_dir,
-            info,
-            jobs,
-            sources=sources,
-            protocols=protocol,
-            conversion={"instances": "8-connected components of binary masks"} if binary else {},
-            workers=workers,
-        )
+        folders = dict.fromkeys(Path(folder) for folder in (images, instances, classes) if folder)
+        write = partial(write_dataset, sources=[stack.enter_context(open_source(path)) for path in folders])
+        summary = write(output_dir, info, jobs, protocols=protocol, conversion=conversion, workers=workers)
     if binary is None and summary.most_nuclei == 1:
-        _logger.warning(
-            "no label map of %s has more than one id, as in binary masks. Give every nucleus an id of its own, or "
-            "convert again with --binary components.",
-            instances,
-        )
+        _warn_of_masks(instances)
     return summary
+
+
+def _warn_of_masks(instances: Path | str) -> None:
+    _logger.warning(
+        "no label map of %s has more than one id, as in binary masks. Give every nucleus an id of its own, or "
+        "convert again with --binary components.",
+        instances,
+    )
+
+
+def _images_and_labels(
+    images: Path, instances: Path, instances_suffix: str
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the images and their label maps by id; they may lie in one folder."""
+    found = find_images(images)
+    suffix = instances_suffix or _suffix_of_tools(found, instances)
+    if suffix and instances.resolve() == images.resolve():
+        found = [path for path in found if not _stem(path).endswith(suffix)]
+    image_files = _files_by_id(images, found)
+    return image_files, _partners(instances, suffix, _OUTLINES_AND_MAPS, image_files)
 
 
 def _check_binary(binary: str | None, classes: Path | str | None) -> None:
