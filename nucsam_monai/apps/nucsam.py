@@ -1,4 +1,4 @@
-"""The command ``nucsam``.
+"""Run the command ``nucsam``.
 
 Each of its commands stands for one that could be typed in full; ``--show_command`` prints that one and stops.
 Arguments are read by argparse, not by Fire, because Fire would turn a folder called ``2024`` into a number.
@@ -217,7 +217,7 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
         if not file.is_file():
             known = sorted(other.stem for other in folder.glob("*.json") if other.stem != "metadata")
             raise ConfigurationError(
-                f"{bundle}: there is no configuration '{file.stem}'. Expected one of {', '.join(known)}."
+                f"{bundle}: found no configuration '{file.stem}'. Expected one of {', '.join(known)}."
             )
     paths = [_short(file) for file in files]
     return [

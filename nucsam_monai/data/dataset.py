@@ -30,7 +30,7 @@ REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """What is known about a dataset as a whole.
+    """Describe a dataset as a whole.
 
     Attributes:
         name: name of the dataset, for example ``"monuseg"``.
@@ -103,7 +103,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder that was read.
+    """Hold the content of a dataset folder.
 
     Attributes:
         folder: absolute path of the folder.

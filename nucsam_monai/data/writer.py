@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleJob:
-    """A sample that is still to be decoded, perhaps in another process.
+    """Describe a sample that is still to be decoded, possibly in another process.
 
     Attributes:
         sample_id: file name of the sample without suffix.
@@ -161,7 +161,7 @@ def _classes_by_new_id(
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """How much one split holds."""
+    """Count the images and nuclei of one split."""
 
     images: int = 0
     nuclei: int = 0

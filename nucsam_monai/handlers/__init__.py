@@ -1,4 +1,4 @@
-"""Handlers for Ignite engines beyond those of MONAI."""
+"""Extend MONAI's Ignite handlers: training, evaluation, tracking, weights."""
 
 from nucsam_monai.handlers.composites import (
     EvaluationHandlers,

@@ -1,6 +1,6 @@
-"""Handlers that every training, validation and evaluation has, each list under one name.
+"""Bundle the handlers that every training, validation, evaluation and inference has.
 
-A composite is attached like one handler. In a configuration it stands in a list, so that more can be added.
+A composite is attached like a single handler. In a configuration it is an item of a list, so that more can be added.
 """
 
 import logging
@@ -40,14 +40,14 @@ _TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "s
 
 
 class Handler(Protocol):
-    """What can be attached to an engine."""
+    """Declare what can be attached to an engine."""
 
     def attach(self, engine: Engine) -> None:
         """Register at the engine's events."""
 
 
 class _Handlers:
-    """Handlers that are attached together, in their order."""
+    """Attach handlers together, in their order."""
 
     def __init__(self, handlers: Iterable[Handler | None]) -> None:
         self.handlers = [handler for handler in handlers if handler is not None]
@@ -59,10 +59,10 @@ class _Handlers:
 
 
 class TrainingHandlers(_Handlers):
-    """Everything that a training does besides its steps.
+    """Do everything in a training besides its steps.
 
-    It is tracked, seeds every epoch, bounds the gradient, shows and logs its progress, validates, schedules the
-    learning rate and keeps a state to resume from.
+    Track it, seed every epoch, clip the gradient, show and log progress, validate, schedule the learning rate and
+    save a state to resume from.
 
     Args:
         run: tracks the training.
@@ -164,7 +164,7 @@ class TrainingHandlers(_Handlers):
             self.lock.acquire()
 
     def stop(self, engine: Engine, error: BaseException) -> None:
-        """Leave the folder, and tell somebody who stopped the training what is kept; the tracker raises then."""
+        """Release the folder, and log what is saved if a user stopped the training; the tracker raises then."""
         self.lock.release()
         if isinstance(error, Exception):
             return
@@ -172,20 +172,20 @@ class TrainingHandlers(_Handlers):
             logger.warning("the training stops in epoch %d, before anything was kept.", engine.state.epoch)
             return
         logger.warning(
-            "the training stops in epoch %d; %s holds it after epoch %d. Go on with --resume True.",
+            "the training stops in epoch %d; %s holds it after epoch %d. Continue with --resume True.",
             engine.state.epoch,
             self.state.path,
             self.state.epoch,
         )
 
     def end(self, engine: Engine) -> None:
-        """Make sure that there are weights, and leave the folder."""
+        """Save weights if none were saved yet, and release the folder."""
         self.best_weights.save_last(engine)
         self.lock.release()
 
 
 class ValidationHandlers(_Handlers):
-    """Everything that a validation within a training does besides its steps: measure, log, track, save weights.
+    """Do everything in a validation besides its steps: measure, log, track, save the best weights.
 
     Args:
         measure: handlers that turn outputs into metrics, in their order.
@@ -209,7 +209,7 @@ class ValidationHandlers(_Handlers):
 
 
 class EvaluationHandlers(_Handlers):
-    """Everything that an evaluation does besides its steps: measure, report, show its progress, track.
+    """Do everything in an evaluation besides its steps: measure, report, show progress, track.
 
     Args:
         measure: handlers that turn outputs into metrics and tables, in their order.
@@ -243,7 +243,7 @@ class EvaluationHandlers(_Handlers):
 
 
 class InferenceHandlers(_Handlers):
-    """Everything that an inference does besides its steps: write results, show its progress, log.
+    """Do everything in an inference besides its steps: write results, show progress, log.
 
     Args:
         results: the folder that is written to.
@@ -300,7 +300,7 @@ def evaluation_facts(
     checkpoint: Mapping[str, str | None] | str | None,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says of an evaluation besides its numbers.
+    """Return the facts that ``summary.json`` holds besides the numbers of an evaluation.
 
     Args:
         bundle: its name.

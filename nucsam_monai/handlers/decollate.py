@@ -1,4 +1,4 @@
-"""From the outputs of point detectors and prompted networks to one item per image."""
+"""Split batches and outputs of point detectors and prompted networks into one item per image."""
 
 from collections.abc import Mapping
 from typing import Any

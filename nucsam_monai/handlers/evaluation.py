@@ -1,4 +1,4 @@
-"""Reports and files of an evaluation and of an inference."""
+"""Write the reports and files of an evaluation and of an inference."""
 
 import logging
 from collections import Counter
@@ -216,7 +216,7 @@ class NucleiEvaluation:
     def _sample(
         self, item: Mapping[str, Any], true: np.ndarray, prediction: NucleiPrediction
     ) -> EvaluationSample:
-        """Join what the item says of an image and what was predicted."""
+        """Combine an item's facts with the prediction."""
         ids, table = np.unique(true[true > 0]).tolist(), prediction.table
         with_classes = len(self.settings.class_names) > 1
         predicted = table["id"].tolist()

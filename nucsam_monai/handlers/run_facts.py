@@ -1,4 +1,4 @@
-"""What identifies a run: versions, source revision, seed, weights, dataset, and its parameters as text."""
+"""Collect what identifies a run: versions, source revision, seed, weights, dataset and parameters."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ _NOT_IN_A_NAME = re.compile(r"[^\w.\- /]")
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """One split of a dataset folder as MLflow records it.
+    """Identify one split of a dataset folder as MLflow records it.
 
     Attributes:
         name: the ``name`` in ``dataset.json``, else the folder's name.
@@ -67,7 +67,7 @@ def tracked_name(name: str) -> str:
 
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten nested settings to ``{"section.key": text}``; what is no scalar or list of scalars is left out.
+    """Flatten nested settings to ``{"section.key": text}``; what is not a scalar or list of scalars is left out.
 
     Example:
         >>> flatten_params({"optimizer": {"lr": 0.001, "betas": [0.9, 0.999]}})
@@ -92,7 +92,7 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def environment_facts(checkout: Path) -> dict[str, str]:
-    """Return the tags that say what ran: command, versions, the seed if one was set, and the source revision.
+    """Return tags that identify what ran: command, versions, seed if set, and source revision.
 
     Args:
         checkout: folder whose git revision is asked for; a folder outside git has none.
@@ -218,7 +218,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what a read-only git command prints, ``None`` where it fails."""
+    """Return the output of a read-only git command, ``None`` if it fails."""
     git = shutil.which("git")
     if git is None:
         return None

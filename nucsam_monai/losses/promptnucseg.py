@@ -1,4 +1,4 @@
-"""The losses of PromptNucSeg's segmenter: alone, with an auxiliary head, and with the prompter."""
+"""Compute the losses of PromptNucSeg's segmenter: alone, with an auxiliary head, and with the prompter."""
 
 from typing import Literal, NamedTuple
 

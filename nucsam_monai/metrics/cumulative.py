@@ -1,4 +1,4 @@
-"""MONAI metrics that collect one row of named values per image and average over the images.
+"""Collect one row of named values per image in MONAI metrics, and average over the images.
 
 They are separate from the package's ``__init__`` because they load torch and MONAI.
 """

@@ -1,4 +1,4 @@
-"""From the ground truth and the predictions of a whole dataset to one report."""
+"""Evaluate the predictions of a whole dataset and report the result."""
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Fine-tune SAM: the adapters of its encoder, and what of SAM is trained with each."""
+"""Fine-tune SAM: the adapters of its encoder, and which parts of SAM are trained with each."""
 
 import logging
 import math
@@ -103,7 +103,7 @@ class BottleneckAdapters(BlockAdapter):
         return attended + self.attention(attended)
 
     def beside_mlp(self, normed: Tensor) -> Tensor:
-        """Return what is added beside the MLP; ``normed`` is ``(B, h, w, C)`` after the block's LN2."""
+        """Return what is added parallel to the MLP; ``normed`` is ``(B, h, w, C)`` after the block's LN2."""
         return self.scale * self.mlp(normed)
 
 
@@ -133,7 +133,7 @@ def nest_kernels(kernels: Sequence[Tensor]) -> Tensor:
 
 
 def convolve_dynamically(cells: Tensor, kernels: Tensor) -> Tensor:
-    """Give each cell the sum of its K x K neighbourhood, weighted by the cell's kernel.
+    """Compute for each cell the sum of its K x K neighbourhood, weighted by the cell's kernel.
 
     All channels share the kernel. Beyond its border a map is mirrored without the border cell repeated. Small
     maps are multiplied by a matrix of cells by cells, a few times as many products as necessary, but in one fast
@@ -354,7 +354,7 @@ class LoRAOptions:
 
 @dataclass(frozen=True)
 class MSAOptions:
-    """Bottleneck adapters of Med-SA: hidden width, factor beside the MLP, and start."""
+    """Bottleneck adapters of Med-SA: hidden width, factor of the parallel adapter, and start."""
 
     ratio: float = 0.25
     scale: float = 0.5
@@ -400,11 +400,11 @@ def build_adapters(
 def freeze_for(
     kind: FineTuning, sam: SAM, *, train_prompt_encoder: bool = False, pretrained: bool = True
 ) -> None:
-    """Let those parameters of ``sam`` require a gradient that learn in this way of fine-tuning.
+    """Set ``requires_grad`` of SAM's parameters for this kind of fine-tuning.
 
     Args:
-        kind: the way of fine-tuning; ``full`` trains the prompt encoder as well.
-        sam: changed in place; adapters are no part of it and always learn.
+        kind: the kind of fine-tuning; ``full`` trains the prompt encoder as well.
+        sam: changed in place; adapters are not part of it and always train.
         train_prompt_encoder: train the prompt encoder. SAC freezes it by its text, but counts it as trained in
             its parameter table.
         pretrained: whether ``sam`` has trained weights; a random encoder that stays frozen is warned of.
@@ -424,11 +424,11 @@ def freeze_for(
 
 
 def warn_of_frozen_encoder(option: str, remedy: str) -> None:
-    """Warn of an encoder without weights that does not learn either.
+    """Warn of a randomly initialised encoder that is frozen.
 
     Args:
-        option: what freezes it, with its value.
-        remedy: what to do other than giving weights.
+        option: the option that freezes it, with its value.
+        remedy: the alternative to giving weights.
     """
     logger.warning(
         "no SAM weights: with %s the encoder is randomly initialised and frozen, so the model cannot learn. "

@@ -1,4 +1,4 @@
-"""Augment images as microscopes, stains and cameras change them, together with their instance maps."""
+"""Augment images and their instance maps the way microscopes, stains and cameras vary."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -37,7 +37,7 @@ def microscopy_augmentation(
     instances: InstanceRule = "components",
     fit: Fit = "tile",
 ) -> list[MapTransform]:
-    """Return random crops and changes of colour for images of any microscope, stain and magnification.
+    """Return random crops and colour changes for images of any microscope, stain and magnification.
 
     Args:
         size_px: side of a crop.

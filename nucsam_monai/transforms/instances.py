@@ -1,4 +1,4 @@
-"""Turn the maps that networks give into instances."""
+"""Turn the output maps of networks into instances."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
@@ -146,7 +146,7 @@ class LabelMapToPredictiond(MapTransform):
 
 
 class HoVerNetInstancesd(MapTransform):
-    """Part touching nuclei where the distance maps jump, by a watershed (HoVer-Net, section 3.2).
+    """Split touching nuclei where the distance maps jump, by a watershed (HoVer-Net, section 3.2).
 
     The steps and their numbers are MONAI's, which has them from the authors. Images where the maps say nothing,
     such as those without nuclei, get the 8-connected components of the foreground.

@@ -107,7 +107,7 @@ def test_the_keys_of_inference_exist(bundle: str) -> None:
 
 
 @every_bundle
-def test_every_workflow_has_its_own_run_id_beside_monais(bundle: str) -> None:
+def test_every_workflow_has_its_own_run_id_next_to_monais(bundle: str) -> None:
     assert read(configs(bundle) / "train.json")["run"] == "%training"
     assert read(configs(bundle) / "evaluate.json")["run"] == "%evaluating"
 

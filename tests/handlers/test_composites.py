@@ -107,9 +107,9 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("epoch", "said"),
-    [(1, "before anything was kept"), (3, "holds it after epoch 2. Go on with --resume True")],
+    [(1, "before anything was kept"), (3, "holds it after epoch 2. Continue with --resume True")],
 )
-def test_who_stops_a_training_is_told_what_is_kept(
+def test_stopping_a_training_logs_what_is_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int, said: str
 ) -> None:
     def stop(engine: Engine) -> None:

@@ -56,7 +56,7 @@ def test_lora_updates_queries_and_values_by_its_definition():
     assert torch.equal(qkv, before)
 
 
-def test_bottleneck_adapters_follow_the_attention_and_lie_beside_the_mlp(micro):
+def test_bottleneck_adapters_follow_the_attention_and_are_parallel_to_the_mlp(micro):
     torch.manual_seed(0)
     adapter = randomised(build_adapters("msa", micro, MSAOptions(ratio=0.5, scale=0.7))[0])
     tokens = torch.randn(2, 3, 4, micro.width)

@@ -112,7 +112,7 @@ def test_every_bundle_reads_files_by_the_keys_of_images(name: str, tmp_path: Pat
     "image",
     [np.zeros((0, 5, 3), np.uint8), np.zeros((4, 4, 2)), np.full((4, 4), np.nan), "missing.png"],
 )
-def test_what_is_no_image_is_refused(unsam: Segmenter, image: Any) -> None:
+def test_what_is_not_an_image_is_refused(unsam: Segmenter, image: Any) -> None:
     with pytest.raises(ImageReadError):
         unsam.segment(image)
 
@@ -210,7 +210,7 @@ def test_weights_by_default_by_name_and_by_path(
         load(bundle, "ihc")
 
 
-def test_what_is_no_bundle(tmp_path: Path) -> None:
+def test_what_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"inference\.json"):
         Segmenter(tmp_path)
     with pytest.raises(ConfigurationError, match=r"inference\.json"):

@@ -127,7 +127,7 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
 def answer_with_polygons(
     model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool
 ) -> Answer:
-    """Segment a region of an image or a slide into polygons, which are written as they come.
+    """Segment a region of an image or a slide into polygons, which are written one by one.
 
     Args:
         model: the bundle.

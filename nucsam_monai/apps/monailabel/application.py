@@ -338,7 +338,7 @@ class NucleiLabelApp(MONAILabelApp):
         return task
 
     def _image(self, request: Mapping[str, Any]) -> Path:
-        """Return the path of an upload, or of an image of the studies folder; there are no others."""
+        """Return the path of an upload or of an image in the studies folder, the only ones that are served."""
         image = request.get("image")
         if isinstance(image, str) and image.startswith(self.uploads.name):
             upload = Path(image).resolve()
@@ -367,6 +367,6 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _raised_in_endpoint(error: BaseException) -> bool:
-    """Return whether MONAI Label stumbled as it read the request, before anything was done."""
+    """Return whether MONAI Label failed to read the request, before any processing."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and "/monailabel/endpoints/" in Path(frames[-1]).as_posix()

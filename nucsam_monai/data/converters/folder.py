@@ -74,7 +74,7 @@ def convert(
         output_dir: the dataset folder to write.
         classes: folder of the nuclei's classes: per-pixel maps in the same formats (0 = no class; a nucleus has
             the class of most of its pixels), or ``<name>.json`` with ``{instance id: class}``. The distinct
-            values that occur, in rising order, become the class ids from 0.
+            values that occur, in ascending order, become the class ids from 0.
         class_names: their names in that order, separated by commas; ``class <value>`` by default.
         instances_suffix: what follows the image's name in the label map's; by default nothing, or what tools append,
             such as ``_cp_masks`` or ``_mask``.

@@ -1,4 +1,4 @@
-"""Masks cut out by their boxes, so that no full-size mask is ever stored or moved."""
+"""Crop masks to their boxes, so that no full-size mask is ever stored or moved."""
 
 from dataclasses import dataclass
 

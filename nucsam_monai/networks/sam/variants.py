@@ -1,4 +1,4 @@
-"""The sizes of the SAM models: one table that every builder of this package reads."""
+"""List the sizes of the SAM models: one table that every builder of this package reads."""
 
 import difflib
 from dataclasses import dataclass
