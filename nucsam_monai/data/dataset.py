@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
+from nucsam_monai.data.protocols import UNUSED, Protocol, is_list_of_texts, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
@@ -72,7 +72,7 @@ def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetada
     numbers: dict[str, Any] = {key: content.get(key) for key in ("magnification", "mpp")}
     wrong += [key for key, value in numbers.items() if not _is_number_or_none(value)]
     class_names = content.get("class_names")
-    if not _is_list_of_texts(class_names) or not class_names:
+    if not is_list_of_texts(class_names) or not class_names:
         wrong.append("class_names")
     wrong += [key for key in ("source", "conversion") if not isinstance(content.get(key, {}), dict)]
     protocols = protocols_from_json(content.get("protocols", {}), str(file))
@@ -95,10 +95,6 @@ def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetada
 
 def _is_number_or_none(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-
-
-def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 @dataclass(frozen=True)
