@@ -34,7 +34,7 @@ class DatasetMetadata:
 
     Attributes:
         name: name of the dataset, for example ``"monuseg"``.
-        domain: the domain that its items carry; domain-conditioned methods tell datasets apart by it.
+        domain: the domain that its items carry; domain-conditioned methods distinguish datasets by it.
         modality: stain or microscopy, in words.
         magnification: objective magnification (``40.0`` for 40x); None where mixed or unknown.
         mpp: micrometres per pixel; None where mixed or unknown.

@@ -295,7 +295,7 @@ class DatasetWriter:
 
     @property
     def counts(self) -> dict[str, SplitCounts]:
-        """Images and nuclei per split so far, and of the unused ones where there are any."""
+        """Images and nuclei per split so far, and of the unused ones if there are any."""
         return {
             part: SplitCounts(len(items), self._nuclei[part])
             for part, items in self._items.items()

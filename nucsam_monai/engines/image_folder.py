@@ -71,7 +71,7 @@ class ReadableImages(IterableDataset):
     Args:
         data: the items.
         transform: loads and prepares an item.
-        results: says which items are left, and is told of images that cannot be read.
+        results: knows which items are left, and records images that cannot be read.
 
     Raises:
         ImageReadError: at the end without ``results``, if not a single image could be read.

@@ -38,7 +38,7 @@ class ResultsFolder:
     """Remember what is finished, so that a stopped inference continues where it was.
 
     An image is finished if it is in the journal of the folder, its results are there, and it has not changed since.
-    The journal also says with which settings and weights the results were made; with others nothing is mixed.
+    The journal also records settings and weights, so that results of different ones are never mixed.
 
     Args:
         folder: of the results.
@@ -138,7 +138,7 @@ class ResultsFolder:
         if failed:
             raise FailedImagesError(
                 f"{len(failed)} of {len(self.items)} images could not be segmented; all are in {summary} with the "
-                f"reason, and another start tries only them. The first: {next(iter(failed.values()))}"
+                f"reason, and starting again retries only these. The first: {next(iter(failed.values()))}"
             )
 
     def _probe(self) -> None:

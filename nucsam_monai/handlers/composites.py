@@ -304,7 +304,7 @@ def evaluation_facts(
 
     Args:
         bundle: its name.
-        checkpoint: the evaluated weights, by name where there are several.
+        checkpoint: the evaluated weights, by name if there are several.
         settings: keys of the configuration whose values are listed, besides data, splits and seed.
     """
     always = ("dataset_dir", "splits", "split_protocol")

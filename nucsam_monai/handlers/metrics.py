@@ -189,7 +189,7 @@ def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], lis
 def _class_maps(
     names: Sequence[str], outputs: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 where there is none."""
+    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 without classes."""
     predicted, true = _label_maps(outputs)
     for index, output in enumerate(outputs):
         prediction, label = output["pred"], output["label"]
@@ -231,7 +231,7 @@ class ValidationLoss:
     def attach(self, engine: Engine) -> None:
         """Attach to a validator whose outputs hold ``label`` and ``pred``, with its foreground.
 
-        Where there is one channel per class, they hold each one's ``probability`` as well.
+        With one channel per class, they hold each one's ``probability`` as well.
         """
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
@@ -250,7 +250,7 @@ class ValidationLoss:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             if item["domain"] not in self.domains:
                 raise ConfigurationError(
-                    f"validation image '{item['id']}': domain '{item['domain']}' is none of {self.domains}."
+                    f"validation image '{item['id']}': domain '{item['domain']}' is not one of {self.domains}."
                 )
             label = output["label"]
             found = output["probability"] if len(label) > 1 else output["pred"].foreground[None]

@@ -75,7 +75,7 @@ class TrackedRun:
         split_protocol: the named split in use, for them as well; None takes that of the configuration.
 
     Raises:
-        ConfigurationError: the workflow or the tracking URI is not permitted.
+        ConfigurationError: the workflow or the tracking URI is not allowed.
 
     Example:
         >>> with TrackedRun("nucsam/unsam", "off", workflow="benchmark") as benchmark:
@@ -529,7 +529,7 @@ class MLflowTracker:
         if not same_store or stock.experiment_name != self.run.experiment:
             return False
         if stock.cur_run is None or stock.cur_run.info.run_id == self._recorded_run_id:
-            # Left to itself it would continue an unfinished run of the experiment, whoever's that is.
+            # Otherwise it would continue any unfinished run of the experiment.
             stock.cur_run = self.run.client.get_run(self.run.run_id)
         return stock.cur_run.info.run_id == self.run.run_id
 

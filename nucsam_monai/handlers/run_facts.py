@@ -36,7 +36,7 @@ class DatasetFacts:
         name: the ``name`` in ``dataset.json``, else the folder's name.
         split: which part of the folder was used.
         sha256: 64 hexadecimal digits over the split's name and ``dataset.json``, or over the sorted list of
-            file names and sizes where there is no ``dataset.json``.
+            file names and sizes without a ``dataset.json``.
         items: number of items of the split, or of files.
         directory: absolute path of the folder.
         protocol: the named split that ``split`` belongs to; None where the dataset has none.
@@ -95,7 +95,7 @@ def environment_facts(checkout: Path) -> dict[str, str]:
     """Return tags that identify what ran: command, versions, seed if set, and source revision.
 
     Args:
-        checkout: folder whose git revision is asked for; a folder outside git has none.
+        checkout: folder whose git revision is returned; a folder outside git has none.
     """
     import mlflow
 

@@ -107,7 +107,7 @@ class PhasedMetric:
 
     Args:
         name: in the validator's metrics.
-        sampler: the schedule of the domains, where there is one.
+        sampler: the schedule of the domains, if any.
         network: what is trained; its ``stage`` counts if it has one.
     """
 
@@ -229,7 +229,7 @@ class EarlyStopping:
         validator: the engine that validates within the training.
         patience: validations without improvement; None never stops.
         metric: name in the validator's metrics, higher is better. A NaN is not an improvement.
-        sampler: the schedule of the domains, where there is one.
+        sampler: the schedule of the domains, if any.
         network: what is trained; its ``stage`` counts if it has one, apart from its ``fixed_stages``.
 
     Raises:

@@ -78,7 +78,7 @@ class TrainingState:
         network: its parameters that require a gradient and all its buffers are kept.
         parts: named objects with ``state_dict`` and ``load_state_dict``; their states hold tensors, numbers,
             texts, mappings and lists of these.
-        resume: take up the training in ``path``; where there is none it starts from the beginning.
+        resume: continue the training in ``path``; without that file it starts from the beginning.
         settings: returns the settings that decide the weights, when the engine has started.
         run: the tracked run, which a resumed training continues.
 

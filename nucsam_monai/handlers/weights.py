@@ -36,7 +36,7 @@ class BestWeightsSaver:
         path: the ``.safetensors`` file.
         header: describes the training, see :func:`nucsam_monai.networks.sam.save_trained`.
         metric: name in the validator's metrics.
-        sampler: the schedule of the domains, where there is one.
+        sampler: the schedule of the domains, if any.
         mode: ``min`` where lower is better, ``max`` where higher is.
 
     Raises:

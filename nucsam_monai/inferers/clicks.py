@@ -125,7 +125,7 @@ class ClickSegmenter:
     """Segment one nucleus for each click and each box.
 
     An image larger than the network's tiles is covered by tiles that overlap by half, and each click goes to
-    the one in whose middle it lies. What the encoder says of a tile is kept under the digest of its pixels: a
+    the one in whose middle it lies. A tile's encoding is kept under the digest of its pixels: a
     second click on the same image, uploaded again or not, costs a decoding only.
 
     Args:
@@ -253,7 +253,7 @@ class ClickSegmenter:
     def _of_boxes(self, embedding: Any, boxes: NDArray[np.float64], tiling: Tiling) -> list[Nucleus | None]:
         """Return the nucleus in each box of one tile.
 
-        The network is asked with the box and with a click in its middle, because most bundles never saw a box in
+        The network is prompted with the box and with a click in its middle, because most bundles never saw a box in
         training; of both masks the one counts whose own box is more like the drawn one.
         """
         if not len(boxes):

@@ -297,7 +297,7 @@ class PointFinder:
         """Return the nuclei of one normalised image ``(1, 3, H, W)``, the most certain first."""
         if self.in_tiles:
             tiling = plan_tiles(image.shape[-2:], self.tile_px, self.overlap_px)
-            # One by one: what a network answers depends in its last bits on how many images it is asked about.
+            # One by one: a network's output depends in its last bits on the number of images in the batch.
             outputs = (
                 (tile, self.prompter(tiling.cut(image, np.array([tile])), with_mask=self.mask_filter))
                 for tile in range(len(tiling))

@@ -177,7 +177,7 @@ class SemanticInferer(Inferer):
             if domain is not None and domain not in self._announced:
                 self._announced.add(domain)
                 logger.warning(
-                    "domain '%s' was not trained; '%s' answers instead.", domain, self.unseen_domain
+                    "domain '%s' was not trained; '%s' is used instead.", domain, self.unseen_domain
                 )
             domain = self.unseen_domain
         return [{"domain": name} for name in (self.mean_domains if domain == "mean" else (str(domain),))]

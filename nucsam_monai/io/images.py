@@ -30,7 +30,7 @@ SEGMENTING_BYTES = 80
 """Bytes of memory for each pixel of an image that is segmented as a whole; bundles were measured at 45 to 76."""
 
 _ALWAYS_SEGMENTED = 1 << 20
-"""Pixels of an image that is segmented whatever the system says of its free memory."""
+"""Pixels of an image that is segmented regardless of the reported free memory."""
 
 IntensityRange = tuple[float, float]
 """The values that become black and white."""

@@ -27,7 +27,7 @@ def write_prediction(
     """Write the label image, the polygons, the table and the overlay of one image.
 
     Everything is checked before the first file is written, and the files appear together, complete or not at all.
-    Outlines in the overlay are coloured by class, or by nucleus where there is only one class.
+    Outlines in the overlay are coloured by class, or by nucleus with a single class.
 
     Args:
         prediction: the nuclei; none at all is fine.

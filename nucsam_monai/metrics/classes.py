@@ -138,7 +138,7 @@ class PanNukeImage(NamedTuple):
         tissue: the tissue it shows.
         bpq: from :func:`binary_panoptic_quality`.
         class_pq: ``(classes,)`` from :func:`class_panoptic_quality`.
-        fold: the test fold that it was predicted in; "" where there is one set only.
+        fold: the test fold that it was predicted in; "" for a single set.
     """
 
     tissue: str

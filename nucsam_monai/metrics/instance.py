@@ -98,7 +98,7 @@ def aggregated_jaccard_index(y: Labels, y_pred: ArrayLike | None = None) -> floa
 
     Every ground-truth nucleus takes the prediction with the highest IoU as its partner, the one with the
     lowest id where several tie. Intersections and unions of all partners are summed; nuclei without an
-    overlap and predictions that are nobody's partner add their area to the union. A prediction may be the
+    overlap and unmatched predictions add their area to the union. A prediction may be the
     partner of several nuclei, as in the widely used evaluation code.
 
     Args:

@@ -59,7 +59,7 @@ def compare(
 
     Two tests are reported. Per-image scores of segmentation are bounded, skewed and full of outliers, so the
     Wilcoxon signed-rank test, which uses only the signs and ranks of the differences, is the one to rely on. The
-    paired t-test asks for the mean difference; it is right where there are many pairs or the differences are
+    paired t-test asks for the mean difference; it is right with many pairs or if the differences are
     roughly normal, and is given because published p-values are often of this kind. Ties (differences of exactly 0)
     are dropped by Wilcoxon; where all pairs tie, both p-values are 1.
 

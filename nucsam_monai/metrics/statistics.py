@@ -108,7 +108,7 @@ class Statistic:
     Attributes:
         names: ``m`` names of the values.
         sums: ``(images, k)`` what every image adds.
-        function: from ``(n, k)`` total sums to ``(n, m)`` values; NaN where there is no value.
+        function: from ``(n, k)`` total sums to ``(n, m)`` values; NaN without a value.
     """
 
     names: tuple[str, ...]

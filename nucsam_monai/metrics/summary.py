@@ -177,7 +177,7 @@ def table_statistics(rows: Sequence[Mapping[str, Any]]) -> list[Statistic]:
 def summarise(
     rows: Sequence[Mapping[str, Any]], by: str, statistics: Sequence[Statistic], bootstrap: Bootstrap
 ) -> list[SubsetSummary]:
-    """Return the values of every subset of the images, and of all images where there are several subsets.
+    """Return the values of every subset of the images, and of all images if there are several subsets.
 
     Args:
         rows: one mapping per image.

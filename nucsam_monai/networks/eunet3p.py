@@ -346,7 +346,7 @@ class EUNet3P(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into.
+        """Return the header of a weights file, which must agree with the network it is loaded into.
 
         Left out is the dropout, which only training knows.
         """

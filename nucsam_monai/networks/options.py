@@ -29,7 +29,7 @@ def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: st
         name: the configuration's key, for messages.
 
     Raises:
-        ConfigurationError: an unknown name, or a value of another type or outside the permitted choice.
+        ConfigurationError: an unknown name, or a value of another type or choice.
 
     Example:
         >>> from dataclasses import dataclass

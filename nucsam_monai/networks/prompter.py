@@ -420,7 +420,7 @@ class PrompterOptions:
         """Refuse numbers without a meaning.
 
         Raises:
-            ConfigurationError: one is outside of what is permitted.
+            ConfigurationError: one is out of range.
         """
         if not 1 <= self.levels <= 4:
             raise ConfigurationError(f"options.levels {self.levels}: expected 1 to 4 levels of the pyramid.")
@@ -438,7 +438,7 @@ class PrompterOutput(NamedTuple):
     Attributes:
         points: ``(B, M, 2)`` float32 as (x, y) in pixels; they may lie outside of the image.
         class_logits: ``(B, M, C + 1)`` float32; the last class is background.
-        mask_logits: ``(B, 1, H, W)`` float32 of "any nucleus"; None where it was not asked for.
+        mask_logits: ``(B, 1, H, W)`` float32 of "any nucleus"; None if not requested.
         sizes: ``(B, M, 2)`` float32 width and height in pixels; None without that head.
     """
 
@@ -467,7 +467,7 @@ class AnchorFeatures(NamedTuple):
 
     Attributes:
         points: ``(B, M, 2)`` float32, the anchors after the first offset, as (x, y) in pixels.
-        vectors: ``(B, M, channels)``, what the image says there.
+        vectors: ``(B, M, channels)``, the image features there.
     """
 
     points: Tensor
@@ -596,7 +596,7 @@ class Prompter(nn.Module):
     @property
     def header(self) -> dict[str, str]:
         """Header of a weights file, which must agree with the network it is loaded into."""
-        # Weights of a network without sizes do not say so: that option came later.
+        # Weights of a network without sizes lack the entry: that option came later.
         left_out = {"dropout"} if self.options.sizes else {"dropout", "sizes"}
         options = {name: value for name, value in asdict(self.options).items() if name not in left_out}
         return {

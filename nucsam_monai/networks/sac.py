@@ -147,7 +147,7 @@ def select_points(
         K = 2 * ``count`` points, first those on nuclei, on the device of ``probability``.
 
     Raises:
-        ConfigurationError: an unknown rule, ``count`` or ``tau`` outside of what is permitted, or a call while
+        ConfigurationError: an unknown rule, ``count`` or ``tau`` out of range, or a call while
             a graph is exported.
 
     Example:
@@ -430,7 +430,7 @@ class SAC(nn.Module):
     """
 
     fixed_stages: tuple[Stage, ...] = ("generator", "truth")
-    """Stages whose masks say little of what is trained: those of a SAM that does not learn, or of other points."""
+    """Stages whose masks tell little about the trained parts: SAM is frozen, or the points are others."""
 
     def __init__(
         self,
@@ -575,7 +575,7 @@ class SAC(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into.
+        """Return the header of a weights file, which must agree with the network it is loaded into.
 
         Left out is what only training or only evaluation knows: the schedule and ``n_points_test``.
         """

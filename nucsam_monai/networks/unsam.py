@@ -299,7 +299,7 @@ class DomainQueryDecoder(nn.Module):
         tokens = queries.expand(batch, -1, -1)
         if prompt_tokens is not None:
             tokens = torch.cat([tokens, prompt_tokens.to(tokens.dtype)], dim=1)
-        # Each image is asked once, so it counts as a prompt with a dense embedding of its own.
+        # Each image is decoded once, so it counts as a prompt with a dense embedding of its own.
         tokens, cells = run_two_way(
             self.transformer,
             embedding.flatten(2).mT.contiguous(),
@@ -626,7 +626,7 @@ def trained_unsam(
     """Build the network of a weights file, without loading the weights.
 
     Args:
-        checkpoint: the file. Where there is none, as for tools that only look at a bundle, the network is the small one
+        checkpoint: the file. Without it, as for tools that only inspect a bundle, the network is the small one
             of the bundle's ``train.json``.
         domains: names of the training domains.
         image_size: side of the working image in pixels.
@@ -660,7 +660,7 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
 
     Args:
         checkpoint: the file.
-        default: what to return where there is no such file; tools that only look at a bundle have no weights.
+        default: returned if there is no such file; tools that only inspect a bundle have no weights.
 
     Raises:
         CheckpointError: the file is missing and there is no default, or it is damaged or not of UN-SAM.

@@ -45,7 +45,7 @@ class ProbabilityToInstancesd(MapTransform):
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
             :func:`~nucsam_monai.utils.instances.distance_instances`.
-        min_distance_px: for ``watershed``: nuclei that touch are told apart when their centres are further
+        min_distance_px: for ``watershed``: touching nuclei are split when their centres are further
             apart than this, about the radius of the smallest nucleus.
         distance_rule: for ``distance``: values of :class:`~nucsam_monai.utils.instances.DistanceRule` other than the
             threshold.

@@ -220,7 +220,7 @@ def random_points(instances: np.ndarray, random: np.random.RandomState) -> np.nd
 
     Args:
         instances: ``(H, W)`` label map; 0 is background.
-        random: the source of randomness, asked for n numbers.
+        random: the random number generator, called for n numbers.
 
     Example:
         >>> random_points(np.array([[0, 0, 5]]), np.random.RandomState(0))

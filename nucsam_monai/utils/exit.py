@@ -50,7 +50,7 @@ class _Stopping:
     """Handle the signals that ask a process to stop: its engines end their runs, and its exit code names the signal.
 
     Attributes:
-        process: the one that is asked.
+        process: the one that receives the signal.
         protected: blocks under :func:`unstopped` that are being executed.
         waiting: the signal that waits for their end.
     """

@@ -180,7 +180,7 @@ def test_the_branch_that_stands_in_is_named_once(caplog):
         for domain in ("kumar", "kumar", "a", None, "mean"):
             answer(inferer, domain)
     assert [record.getMessage() for record in caplog.records] == [
-        "domain 'kumar' was not trained; 'monuseg' answers instead."
+        "domain 'kumar' was not trained; 'monuseg' is used instead."
     ]
 
 

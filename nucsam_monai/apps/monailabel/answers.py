@@ -100,7 +100,7 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
         model: the bundle.
         request: its options; ``location`` and ``size`` name a region, ``result_extension`` the format.
         path: the image.
-        clicked: whether single nuclei are asked for, by clicks or boxes.
+        clicked: whether single nuclei are requested, by clicks or boxes.
 
     Returns:
         The label image, whose ids count the nuclei, and the polygons.
@@ -133,7 +133,7 @@ def answer_with_polygons(
         model: the bundle.
         request: as of :func:`answer_with_label`; ``output`` is ``asap``, ``dsa`` or ``json``.
         path: the image.
-        clicked: whether single nuclei are asked for.
+        clicked: whether single nuclei are requested.
 
     Raises:
         RequestRefusedError: a value of the request is not allowed.

@@ -70,7 +70,7 @@ def convert(
     Args:
         images: folder of images, in any format that inference reads.
         instances: folder of label maps (PNG, TIFF, NPY or MAT; 0 = background, any other value a nucleus), or of
-            QuPath's outlines (``.geojson``); it may be the folder of the images, where names tell them apart.
+            QuPath's outlines (``.geojson``); it may be the folder of the images, if names distinguish them.
         output_dir: the dataset folder to write.
         classes: folder of the nuclei's classes: per-pixel maps in the same formats (0 = no class; a nucleus has
             the class of most of its pixels), or ``<name>.json`` with ``{instance id: class}``. The distinct
@@ -179,7 +179,7 @@ def _suffix_of_tools(images: Sequence[Path], folder: Path) -> str:
     """Return what follows the images' names in those of the label maps, as far as it is known.
 
     Raises:
-        ConfigurationError: images and label maps are in one folder and cannot be told apart.
+        ConfigurationError: images and label maps are in one folder and cannot be distinguished.
     """
     labels = {_stem(path) for path in folder.glob("*") if path.suffix.lower() in _OUTLINES_AND_MAPS}
     stems = {_stem(path) for path in images}
@@ -299,7 +299,7 @@ def _has_nuclei(labels: Path) -> bool:
 def _validate_on_nuclei(
     drawn: Mapping[str, Sequence[str]], label_files: Mapping[str, Path], seed: int, groups: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Exchange validation images without nuclei, by which no epoch can be compared, for training images with some.
+    """Swap validation images without nuclei, which cannot rank epochs, for training images with nuclei.
 
     Groups stay whole. A split that is too small for validation images is given one group, or one image.
     """

@@ -457,7 +457,7 @@ class EmbeddingCache:
         Args:
             key: of :meth:`key`.
             tensors: at least one, all of one floating-point type.
-            description: what a file's header says for people to read.
+            description: for people who read a file's header.
 
         Returns:
             What :meth:`get` will return from now on: the tensors rounded to the storage type, on the CPU.

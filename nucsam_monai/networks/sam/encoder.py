@@ -510,7 +510,7 @@ class ImageEncoder(nn.Module):
     def one_per_block(
         self, adapters: Sequence[BlockAdapter] | nn.ModuleList | None
     ) -> Sequence[BlockAdapter] | nn.ModuleList:
-        """Return ``adapters``, or ones that change nothing where there are none.
+        """Return ``adapters``, or identity adapters if there are none.
 
         Raises:
             ConfigurationError: their number is not the depth.

@@ -272,7 +272,7 @@ def save_sam(
         state: ``SAM.state_dict()``.
         variant: of this SAM.
         image_size: side in pixels of the images that it was trained on.
-        facts: what else the header says, for example of the training.
+        facts: further entries of the header, for example of the training.
 
     Raises:
         CheckpointError: the tensors are not those of a SAM of this variant.
@@ -521,9 +521,9 @@ def trained_setting(checkpoint: Path | str | None, name: str, default: Any) -> A
     """Return a weights file's value for a key of ``inference.json``.
 
     Args:
-        checkpoint: the file; where there is none, as for tools that only look at a bundle, the default is returned.
+        checkpoint: the file; without it, as for tools that only inspect a bundle, the default is returned.
         name: the key.
-        default: for files that do not say.
+        default: for files without it.
 
     Raises:
         CheckpointError: the file is damaged or of another kind.
@@ -545,7 +545,7 @@ def trained_names(
     Args:
         checkpoint: the file.
         entry: of the header.
-        default: returned if there is no such file, as for tools that only look at a bundle; None demands the file.
+        default: returned if there is no such file, as for tools that only inspect a bundle; None requires the file.
         method: see :func:`read_header`.
 
     Raises:
