@@ -164,7 +164,7 @@ def _open_report(path: Path, settings: Settings) -> dict[str, Any]:
     """Return the report in ``path`` if it is of this machine, or a new one.
 
     Raises:
-        ConfigurationError: the file's results are of another machine or seed and cannot stand beside new ones.
+        ConfigurationError: the file's results are of another machine or seed and cannot be shown next to new ones.
     """
     # The CUDA driver must not be started in the process that others are forked from.
     machine = run_isolated(describe_machine, settings.device, settings.threads, timeout_seconds=300)
