@@ -12,6 +12,7 @@ from torch import nn
 from nucsam_monai.data import class_names as classes_of_dataset
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
 from nucsam_monai.systems.hovernet import HOVERNET
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
@@ -26,8 +27,9 @@ def _dense(builder: Callable[[bool, int], Built], order: Order) -> Built:
 SYSTEMS: Mapping[str, System] = {
     **{name: System(partial(_dense, builder)) for name, builder in DENSE_BUILDERS.items()},
     "hovernet": HOVERNET,
+    **ENCODER_SYSTEMS,
 }
-"""A system that can be ordered in variants is named ``<name>-<variant>``."""
+"""A key that ends in ``-*`` stands for variants, as of the encoder in ``deeplabv3plus-resnet50``."""
 
 SystemRule = InstanceRule | Literal["own"]
 """How nuclei are made of a system's output: by a rule of dense networks, or by the system's ``own``."""
@@ -37,7 +39,12 @@ _NO_CLASSES = ("nucleus",)
 
 def system_named(name: str) -> System:
     """Return a system; the names of users' networks, in copies of the bundle, stand for dense ones, as a U-Net is."""
-    return SYSTEMS.get(name, SYSTEMS.get(name.partition("-")[0], SYSTEMS["unet"]))
+    return SYSTEMS.get(_key(name), SYSTEMS["unet"])
+
+
+def _key(name: str) -> str:
+    """Return the key of a system's name."""
+    return name if name in SYSTEMS else name.partition("-")[0] + "-*"
 
 
 def build_network(
@@ -49,7 +56,7 @@ def build_network(
     """Build the network of a system.
 
     Args:
-        name: a key of :data:`SYSTEMS`, for some with a variant behind a hyphen.
+        name: a key of :data:`SYSTEMS`, with a variant in place of its asterisk.
         size: ``small`` for quick trials, ``standard`` for comparisons.
         instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
             ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
@@ -60,18 +67,17 @@ def build_network(
         ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
             that it does not have.
     """
-    system = SYSTEMS.get(name, SYSTEMS.get(name.partition("-")[0]))
-    variant = "" if name in SYSTEMS else name.partition("-")[2]
-    if system is None or (variant and not system.variants) or size not in get_args(Size):
+    if _key(name) not in SYSTEMS or size not in get_args(Size):
         raise ConfigurationError(
             f"baseline '{name}' of size '{size}': expected one of {', '.join(SYSTEMS)} and one of "
             f"{', '.join(get_args(Size))}."
         )
+    system = SYSTEMS[_key(name)]
     rule = instances or default_rule(name)
     _check_rule(name, system, rule)
     names = class_names if system.knows_classes else _NO_CLASSES
     outputs = 2 if rule == "distance" else 1
-    order = Order(size == "small", outputs, len(names), variant)
+    order = Order(size == "small", outputs, len(names), name.partition("-")[2])
     return Baseline(name, size, outputs, system.build(order), names)
 
 

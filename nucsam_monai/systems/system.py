@@ -32,7 +32,7 @@ class Order(NamedTuple):
         small: a network for quick trials in place of the paper's.
         outputs: logits per pixel, of dense systems: 2 where a distance map is learned next to the foreground.
         classes: number of classes of nuclei; 1 where they are not told apart.
-        variant: what the key names behind the system and a hyphen, for example an encoder.
+        variant: what a name has in place of the asterisk of its key, for example an encoder.
     """
 
     small: bool = False
@@ -59,7 +59,6 @@ class System:
         target: see :data:`Target`; None for foreground and distance map.
         rule: see :data:`Rule`; None for dense systems.
         knows_classes: the network tells classes of nuclei apart.
-        variants: the variants it can be ordered in, if any, for messages.
     """
 
     build: Callable[[Order], Built]
@@ -67,7 +66,6 @@ class System:
     target: Target | None = None
     rule: Rule | None = None
     knows_classes: bool = False
-    variants: Sequence[str] = ()
 
 
 class OwnTargetd(MapTransform):

@@ -1,45 +1,61 @@
 """Every system builds, learns, and makes nuclei of what it gives."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from nucsam_monai import systems
 from nucsam_monai.inferers import SemanticInferer, TileInferer
 from nucsam_monai.losses import MaskLoss
 from nucsam_monai.networks import Baseline
-from nucsam_monai.networks.sam import save_trained, with_settings
+from nucsam_monai.networks.sam import save_trained, start_trunk, with_settings
 from nucsam_monai.systems import SYSTEMS
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 SIDES = {"swin_unetr": 64, "pretrained_unet": 64}
-"""Sides of the smallest images of those that do not learn with 32 px."""
+"""Sides of the smallest images of those that do not learn with 32 px; encoders by name do not either."""
+ENCODERS = {"segformer-*": "segformer-mit_b0"}
+"""Of the systems on an encoder by name those that are tested with another one than timm's for tests."""
 TOO_LARGE = {"hovernet"}
 """Those that have no small size: other tests train what stands around their network."""
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name not in TOO_LARGE])
+def named(key: str) -> str:
+    return ENCODERS.get(key, key.replace("*", "tu-test_resnet"))
+
+
+def side_of(name: str) -> int:
+    return SIDES.get(name, 64 if "-" in name else 32)
+
+
+@pytest.mark.parametrize("name", [named(key) for key in SYSTEMS if key not in TOO_LARGE])
 def test_a_step_lowers_the_loss_and_the_output_becomes_nuclei(name: str) -> None:
     torch.manual_seed(0)
-    side = SIDES.get(name, 32)
+    side = side_of(name)
     network = systems.build_network(name, "small").train()
+    for module in network.modules():
+        if "Drop" in type(module).__name__:
+            module.eval()  # what it drops is another loss at each step
     batch = [item_of(side, shift) for shift in (0, 3)]
     for step in systems.own_targets(name, systems.default_rule(name)):
         batch = [step(item) for item in batch]
     images, target = (torch.stack([item[key] for item in batch]) for key in ("image", "label"))
     loss_function = systems.own_loss(name, MaskLoss())
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
     losses = []
     for _ in range(4):
         loss = loss_function(network(images), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert all(one.grad is not None for one in network.parameters() if one.requires_grad)
     assert np.isfinite(losses).all()
     assert min(losses[1:]) < losses[0]
@@ -57,7 +73,7 @@ def item_of(side: int, shift: int) -> dict[str, torch.Tensor]:
 
 def nuclei_of(name: str, network: nn.Module, image: torch.Tensor) -> NucleiPrediction:
     with torch.no_grad():
-        maps = SemanticInferer(TileInferer(SIDES.get(name, 32)), precision="fp32")(image, network)[0]
+        maps = SemanticInferer(TileInferer(side_of(name)), precision="fp32")(image, network)[0]
     assert 0 <= maps.min() <= maps.max() <= 1
     found = systems.system_instances(name, 0.5, systems.default_rule(name))({"pred": maps})["pred"]
     assert isinstance(found, NucleiPrediction)
@@ -93,7 +109,7 @@ def test_the_foreground_of_a_system_is_parted_by_a_rule_of_dense_ones() -> None:
     assert len(systems.system_instances("hovernet", 0.5, "components")({"pred": maps})["pred"]) == 2
 
 
-def test_weights_of_before_keep_their_rule(tmp_path) -> None:
+def test_weights_of_before_keep_their_rule(tmp_path: Path) -> None:
     network = Baseline("unet", "small")
     for name, settings, rule in [
         ("hovernet", {"instances": "components"}, "own"),
@@ -115,7 +131,9 @@ def test_a_network_says_its_classes_in_the_header() -> None:
     ("arguments", "message"),
     [
         (("vnet",), "baseline 'vnet' of size 'standard': expected one of unet, unetpp"),
-        (("unet-resnet18",), "baseline 'unet-resnet18' of size"),
+        (("attention_unet-resnet18",), "baseline 'attention_unet-resnet18' of size"),
+        (("fpn-resnet17",), "FPN on encoder 'resnet17': not built"),
+        (("unetpp-mit_b0",), "UnetPlusPlus on encoder 'mit_b0': not built"),
         (("unet", "large"), "size 'large': .* one of small, standard"),
         (("hovernet", "small"), "hovernet: found size 'small'"),
         (("hovernet", "standard", "distance"), "hovernet learns maps of its own"),
@@ -125,3 +143,18 @@ def test_a_network_says_its_classes_in_the_header() -> None:
 def test_what_no_system_has_is_refused(arguments: tuple[str, ...], message: str) -> None:
     with torch.device("meta"), pytest.raises(ConfigurationError, match=message):
         systems.build_network(*arguments)
+
+
+def test_an_encoder_starts_from_a_file_and_refuses_another(tmp_path: Path) -> None:
+    network, other = (systems.build_network("fpn-tu-test_resnet", "small") for _ in range(2))
+    encoder = other.network.model.encoder.state_dict()
+    save_file({**encoder, "classifier.weight": torch.zeros(2, 2)}, tmp_path / "encoder.safetensors")
+    start_trunk(network, str(tmp_path / "encoder.safetensors"))
+    for name, tensor in network.network.model.encoder.state_dict().items():
+        torch.testing.assert_close(tensor, encoder[name])
+    first = next(iter(encoder))
+    save_file({**encoder, first: torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=re.escape(f"found (1,) for '{first}', expected")):
+        start_trunk(network, str(tmp_path / "other.safetensors"))
+    with pytest.raises(CheckpointError, match="imagenet"):
+        start_trunk(network, "imagenet")
