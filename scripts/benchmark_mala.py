@@ -23,7 +23,7 @@ from nucsam_monai.io import write_json
 from nucsam_monai.networks.fine_tuning import KERNEL_SIDES, convolve_dynamically, nest_kernels
 from nucsam_monai.utils.machine import processor_name
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies next to the tests
 from scripts.kept_memory import kept_storages
 from tests.oracles.dynamic_convolution import convolve as unfolded_convolution
 

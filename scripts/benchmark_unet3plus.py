@@ -24,7 +24,7 @@ from nucsam_monai.networks import unet3plus
 from nucsam_monai.networks.unet3plus import UNet3Plus, UNet3PlusOptions, convolve_enlarged
 from nucsam_monai.utils.machine import processor_name
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies next to the tests
 from scripts.kept_memory import kept_storages
 from tests.oracles.enlarged_convolution import enlarge_then_convolve
 

@@ -1,4 +1,4 @@
-"""The command ``nucsam``.
+"""Run the command ``nucsam``.
 
 Each of its commands stands for one that could be typed in full; ``--show_command`` prints that one and stops.
 Arguments are read by argparse, not by Fire, because Fire would turn a folder called ``2024`` into a number.
@@ -21,7 +21,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder
@@ -34,6 +36,7 @@ _SCRIPTS = {
 }
 _VIEW = ["-m", "nucsam_monai.apps.viewer"]
 _OF_TOOLS = "evaluate_predictions.py"
+_FORM = argparse.RawDescriptionHelpFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,26 +86,28 @@ def command_of(given: Sequence[str]) -> list[str]:
     return [*build(arguments), *further] if arguments.takes_keys else build(arguments)
 
 
+def _add_command(
+    commands: Any, name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False
+) -> Callable:
+    """Add a command and return what adds its options."""
+    keys = "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.{keys}",
+        epilog=f"example: {example}",
+        formatter_class=_FORM,
+        allow_abbrev=False,
+    )
+    command.set_defaults(build=build, takes_keys=takes_keys)
+    return command.add_argument
+
+
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("nucsam", description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser("nucsam", description=__doc__, formatter_class=_FORM)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False) -> Callable:
-        keys = (
-            "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
-        )
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.{keys}",
-            epilog=f"example: {example}",
-            formatter_class=form,
-            allow_abbrev=False,
-        )
-        command.set_defaults(build=build, takes_keys=takes_keys)
-        return command.add_argument
-
+    add = partial(_add_command, commands)
     option = add(
         "segment",
         "find the nuclei of an image or of a folder of images",
@@ -212,7 +217,7 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
         if not file.is_file():
             known = sorted(other.stem for other in folder.glob("*.json") if other.stem != "metadata")
             raise ConfigurationError(
-                f"{bundle}: there is no configuration '{file.stem}'. Expected one of {', '.join(known)}."
+                f"{bundle}: found no configuration '{file.stem}'. Expected one of {', '.join(known)}."
             )
     paths = [_short(file) for file in files]
     return [

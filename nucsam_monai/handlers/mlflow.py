@@ -1,4 +1,4 @@
-"""One MLflow run of one job, and the handler that writes an engine's epochs to it."""
+"""Track a job as an MLflow run, and write an engine's epochs to it."""
 
 import atexit
 import json
@@ -39,12 +39,12 @@ _BATCH = 100  # MLflow's limit of parameters or tags per request
 
 
 def status_after(error: BaseException) -> str:
-    """Return the status of a run that ended with ``error``: failed by itself, or stopped from outside."""
+    """Return the status of a run that ended with ``error``: failed, or stopped from outside."""
     return FAILED if isinstance(error, Exception) else KILLED
 
 
 class TrackedRun:
-    """An MLflow run that exists from its first use to its end; a resumed training continues its own run.
+    """Track an MLflow run from its first use to its end; a resumed training continues its own run.
 
     Building the object touches nothing, so that a configuration that fails while it is parsed leaves no run
     behind. :meth:`open` makes the experiment and the run, with parameters and tags; :meth:`close` uploads the
@@ -75,7 +75,7 @@ class TrackedRun:
         split_protocol: the named split in use, for them as well; None takes that of the configuration.
 
     Raises:
-        ConfigurationError: the workflow or the tracking URI is not permitted.
+        ConfigurationError: the workflow or the tracking URI is not allowed.
 
     Example:
         >>> with TrackedRun("nucsam/unsam", "off", workflow="benchmark") as benchmark:
@@ -133,15 +133,15 @@ class TrackedRun:
 
     @property
     def has_owner(self) -> bool:
-        """Whether somebody has claimed the end of the run that is open or comes next, see :meth:`claim`."""
+        """Whether the end of the current or next run is claimed, see :meth:`claim`."""
         return self._has_owner
 
     def claim(self) -> None:
-        """Declare that the caller closes the run, so that nobody else does at an earlier end."""
+        """Declare that the caller closes the run, so that no other handler ends it earlier."""
         self._has_owner = True
 
     def take_up(self, run_id: str, epoch: int, changed: Mapping[str, Any]) -> None:
-        """Continue the run of an interrupted training when this one is opened next.
+        """Continue the run of an interrupted training when this one is next opened.
 
         Args:
             run_id: of the run; one that is not in this store is replaced by a new one.
@@ -172,7 +172,7 @@ class TrackedRun:
         except MlflowException as error:
             raise ConfigurationError(
                 f"tracking_uri '{self.uri}': can't begin a run of '{self.experiment}': {error} "
-                "Correct it, or pass --tracking_uri off to go on without tracking."
+                "Correct it, or pass --tracking_uri off to continue without tracking."
             ) from error
         self.run_id = run.info.run_id
         self._is_open = True
@@ -269,12 +269,12 @@ class TrackedRun:
             self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def add_artifacts(self, paths: Sequence[str | Path]) -> None:
-        """Name files and folders to upload when the run ends; those that don't exist then are passed over."""
+        """Add files and folders to upload when the run ends; those that don't exist then are skipped."""
         if self._is_open:
             self._artifacts += [path for path in map(Path, paths) if path not in self._artifacts]
 
     def log_artifacts(self, paths: Sequence[str | Path]) -> None:
-        """Upload files, and folders under their own names, now; those that don't exist are passed over."""
+        """Upload files, and folders under their own names, now; those that don't exist are skipped."""
         if not self._is_open:
             return
         for path in map(Path, paths):
@@ -300,7 +300,7 @@ class TrackedRun:
         return "-".join(part for part in parts if part)
 
     def _continued(self, experiment: str) -> Any:
-        """Return the interrupted run, under way again, if this store has it."""
+        """Return the interrupted run, running again, if this store has it."""
         from mlflow.exceptions import MlflowException
 
         if self._interrupted is None:
@@ -351,7 +351,7 @@ class TrackedRun:
             self.client.set_terminated(self.run_id, status)
 
     def _abandon(self) -> None:
-        """End a run that nobody closed; the interpreter is leaving, so nothing is uploaded any more."""
+        """End a run that was not closed; the interpreter is exiting, so nothing more is uploaded."""
         if self._is_open:
             self._end(KILLED)
 
@@ -485,7 +485,7 @@ class MLflowTracker:
             self._rates = {f"lr_group_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
 
     def add_losses(self, engine: Engine) -> None:
-        """Add the losses of one iteration to the epoch's sums, on their device, so without waiting for it."""
+        """Add the losses of one iteration to the epoch's sums on their device, without synchronisation."""
         for name, value in losses_of(engine.state.output).items():
             self._loss_sums[name] = self._loss_sums[name] + value if name in self._loss_sums else value
             self._loss_counts[name] = self._loss_counts.get(name, 0) + 1
@@ -498,7 +498,7 @@ class MLflowTracker:
             self.run.log_metrics({**self._rates, **means, **engine.state.metrics}, step=engine.state.epoch)
 
     def finish(self, _engine: Engine) -> None:
-        """End the run as FINISHED where this engine's end is its end."""
+        """End the run as FINISHED if this engine owns it."""
         if self._ends_run:
             self.run.close()
 
@@ -524,12 +524,12 @@ class MLflowTracker:
                 self.run.log_dataset(folder, split=split, context=context, protocol=self.split_protocol)
 
     def _hand_over(self, stock: MLFlowHandler) -> bool:
-        """Make a stock handler of the same experiment write to our run; tell whether it does."""
+        """Make a stock handler of the same experiment write to our run; return whether it does."""
         same_store = resolve_tracking_uri(stock.client.tracking_uri) == self.run.uri
         if not same_store or stock.experiment_name != self.run.experiment:
             return False
         if stock.cur_run is None or stock.cur_run.info.run_id == self._recorded_run_id:
-            # Left to itself it would continue an unfinished run of the experiment, whoever's that is.
+            # Otherwise it would continue any unfinished run of the experiment.
             stock.cur_run = self.run.client.get_run(self.run.run_id)
         return stock.cur_run.info.run_id == self.run.run_id
 

@@ -27,7 +27,7 @@ Detector = Callable[[Tensor], Sequence[Detections]]
 
 
 class DetectionInferer(Inferer):
-    """Detect nuclei tile by tile; better ones are painted over worse ones.
+    """Detect nuclei tile by tile; those with higher scores are painted over the others.
 
     A nucleus that reaches the edge of its tile is taken from the neighbour, which sees it whole if it is not larger
     than the overlap; else its parts remain.

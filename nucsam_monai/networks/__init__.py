@@ -1,4 +1,4 @@
-"""Networks of the methods."""
+"""Define the networks of the methods."""
 
 from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam.network import CFRSAM, CFRSAMOutput, PromptedCFRSAM

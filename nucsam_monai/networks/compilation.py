@@ -1,4 +1,4 @@
-"""``torch.compile`` for the modules of a network where most of the time goes, and the networks that no graph holds."""
+"""Compile the most expensive modules of a network, and refuse networks that cannot be exported as a graph."""
 
 from collections.abc import Iterable
 

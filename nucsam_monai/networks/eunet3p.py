@@ -1,4 +1,4 @@
-"""SAM-guided eU-Net3+: a U-Net 3+ whose coarsest features are gated by those of a frozen SAM."""
+"""Define SAM-guided eU-Net3+: a U-Net 3+ whose coarsest features are gated by those of a frozen SAM."""
 
 import json
 import logging
@@ -221,7 +221,7 @@ class SAMInputOptions:
 
 
 class EUNet3POutput(NamedTuple):
-    """What the losses need.
+    """Hold the outputs that the losses need.
 
     Attributes:
         logits: ``(B, 2, H, W)`` of background and nucleus, and the distance map's as a third where it is learned.
@@ -346,7 +346,7 @@ class EUNet3P(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into.
+        """Return the header of a weights file, which must agree with the network it is loaded into.
 
         Left out is the dropout, which only training knows.
         """
@@ -398,9 +398,9 @@ class EUNet3P(nn.Module):
 
 
 def default_fusion(sam_checkpoint: str | None) -> Fusion:
-    """Return the paper's fusion where there are SAM weights, and ``none`` where there are none.
+    """Return the paper's fusion if there are SAM weights, else ``none``.
 
-    A random SAM knows nothing of images: it would cost time and guide nobody.
+    Features of a random SAM would cost time and give no guidance.
     """
     if sam_checkpoint is not None:
         return "xgfb"

@@ -1,4 +1,4 @@
-"""Mask R-CNN for nuclei: torchvision's network with anchors of a nucleus' size ("Mask R-CNN", He et al., 2017)."""
+"""Define Mask R-CNN for nuclei: torchvision's network with small anchors ("Mask R-CNN", He et al., 2017)."""
 
 import json
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ class MaskRCNN(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Header of a weights file, which must agree with the network it is loaded into."""
         options = {"encoder": self.encoder}
         return {
             "method": "maskrcnn",

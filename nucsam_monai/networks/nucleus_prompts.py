@@ -1,4 +1,4 @@
-"""What goes into a segmenter that is prompted nucleus by nucleus, and what comes out."""
+"""Define the inputs and outputs of segmenters that are prompted nucleus by nucleus."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 

@@ -24,7 +24,7 @@ from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 DEMO = "demo"
-"""The folder of the demo data below that of all data; it is drawn where it is asked for."""
+"""The folder of the demo data below that of all data; it is drawn when it is needed."""
 
 _SAM_SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
 WEIGHT_SOURCES: Mapping[str, str] = {

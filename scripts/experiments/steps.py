@@ -210,7 +210,7 @@ def _trained_together(experiment: Experiment, dataset: DatasetUse, protocol: str
 
 
 def _each_once(trainings: list[Training]) -> list[Training]:
-    """Return the trainings without repetitions; settings are no keys of a dictionary, so they are compared."""
+    """Return the trainings without repetitions; settings cannot be keys of a dictionary, so they are compared."""
     found: list[Training] = []
     for training in trainings:
         if training not in found:

@@ -66,7 +66,7 @@ class ExperimentTracking:
             self.experiment_id = experiment_id(self.client, MLFLOW_EXPERIMENT, places.tracking_uri)
 
     def open(self) -> Tracking | None:
-        """Begin the parent run, or go on with it; return what trainings need to know of it."""
+        """Begin or continue the parent run; return what trainings need to know of it."""
         if self.client is None:
             return None
         self.parent_id = self._earlier_parent() or self._new_parent()

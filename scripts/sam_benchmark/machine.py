@@ -21,7 +21,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def describe_machine(device: str, threads: int) -> dict[str, Any]:
-    """Return the names of processor and GPU, and what of the processor matters here."""
+    """Return the names of processor and GPU, and the relevant features of the processor."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     present = re.search(r"^flags\s*:\s*(.+)", cpuinfo, re.MULTILINE)
     return {

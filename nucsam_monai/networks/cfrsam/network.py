@@ -239,8 +239,7 @@ class CFRSAM(nn.Module):
         self.hmfm_options = read_options(HMFMOptions, hmfm, "hmfm")
         self.bgmr_options = read_options(BGMROptions, bgmr, "bgmr")
         self.variant = find_variant(sam_variant)
-        values = {} if self.adapter_options is None else asdict(self.adapter_options)
-        self.adapters = build_adapters(adapter, self.variant, **values)
+        self.adapters = build_adapters(adapter, self.variant, self.adapter_options)
         self.sam = build_sam(
             self.variant, image_size, sam_checkpoint, activation_checkpointing=activation_checkpointing
         )

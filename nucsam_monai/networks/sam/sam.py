@@ -1,4 +1,4 @@
-"""SAM: image encoder, prompt encoder and mask decoder under their official names."""
+"""Assemble SAM: image encoder, prompt encoder and mask decoder under their official names."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
