@@ -4,9 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from monai.bundle import ConfigParser
+from typing import TYPE_CHECKING, Any
 
 from experiments.description import BundleOptions, DatasetUse, Experiment, read_printed
 from experiments.steps import (
@@ -22,6 +20,9 @@ from nucsam_monai.data import read_dataset
 from nucsam_monai.data.converters import CONVERTERS
 from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 DEMO = "demo"
 """The folder of the demo data below that of all data; it is drawn when it is needed."""
@@ -179,7 +180,9 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
 
 
 @lru_cache(maxsize=64)
-def _parser(files: tuple[str, ...]) -> ConfigParser:
+def _parser(files: tuple[str, ...]) -> "ConfigParser":
+    from monai.bundle import ConfigParser
+
     return ConfigParser(ConfigParser.load_config_files(list(files)))
 
 
