@@ -14,6 +14,7 @@ from experiments.steps import (
     Places,
     SlideRun,
     config_paths,
+    evaluation_configurations,
     slide_configurations,
 )
 from nucsam_monai.data import read_dataset
@@ -140,8 +141,7 @@ def _bundle_problems(grid: Grid) -> Iterator[str]:
     for training in (*grid.pretrainings, *grid.trainings):
         yield from option_problems(training.bundle, training.options, ("train", *training.options.overlays))
     for pair in _tested(grid):
-        names = ("train", "evaluate", *pair.options.overlays)
-        yield from option_problems(pair.bundle, pair.options, names)
+        yield from option_problems(pair.bundle, pair.options, evaluation_configurations(pair))
 
 
 def _slide_problems(grid: Grid, places: Places) -> Iterator[str]:
@@ -173,6 +173,9 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
         parser = _parser(tuple(files))
     except ConfigurationError as error:
         yield str(error)
+        return
+    except LookupError:  # of MONAI: a configuration changes an entry of a list that is not there
+        yield f"bundle '{bundle}': {', '.join(names)} do not fit together. Is one missing, such as shared_encoder?"
         return
     for key in options.settings:
         if key not in parser:
