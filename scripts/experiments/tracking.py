@@ -98,12 +98,14 @@ class ExperimentTracking:
                 self.client.log_artifacts(self.parent_id, str(report), artifact_path="report")
                 self._describe(report)
             self.client.set_terminated(self.parent_id, status)
-        from nucsam_monai.handlers.run_page import described, picture, where_to_look
+        from nucsam_monai.handlers.run_page import where_to_look
 
         logger.info("MLflow: %s", where_to_look(str(self.places.tracking_uri), self.experiment_id))
 
     def _describe(self, report: Path) -> None:
         """Show the report and the answers of all methods on the page of the parent run."""
+        from nucsam_monai.handlers.run_page import described, picture
+
         text = (report / "results.md").read_text(encoding="utf-8").partition("\n![")[0]
         sheets = sorted(report.glob("sheet_*.png"))
         pictures = [picture(self.parent_id, f"report/{sheet.name}") for sheet in sheets[:1]]
