@@ -20,7 +20,7 @@ class DomainBatchSampler(Sampler[list[int]]):
     on the first domain, then as many on the next (UN-SAM, Algorithm 1). ``interleaved`` takes all batches of
     all domains in every epoch; each step draws one of the domains that have batches left, as the authors'
     released code does. ``mixed`` draws every batch from all images, for networks without domains; batch
-    normalisation then sees the same mixture all along.
+    normalisation then sees the same mixture throughout.
 
     The batches of an epoch depend on ``seed`` and the epoch alone, so a resumed run sees the same ones. With
     several processes every step has one domain, and each process takes its share of a batch that is

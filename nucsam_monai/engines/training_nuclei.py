@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class FoundInTraining(Mapping[str, FoundNuclei]):
     """Hold nuclei by the path of their image; empty until :meth:`find` has run.
 
-    CFR-SAM trains its second stage on the points of the trained first one. The images are searched once and whole,
-    as in inference; :class:`~nucsam_monai.transforms.AugmentWithFoundd` moves the points with the pixels then.
+    CFR-SAM trains its second stage on the points of the trained first one. The whole images are searched once, as in
+    inference; :class:`~nucsam_monai.transforms.AugmentWithFoundd` then moves the points with the pixels.
 
     Example:
         In a bundle, between the stages::

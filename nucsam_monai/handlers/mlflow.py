@@ -54,8 +54,8 @@ class TrackedRun:
     artifacts and ends it. Opened again after that, it is a new run: two evaluations are two runs.
 
     All methods do nothing where tracking is off, where MLflow is not installed (one warning), and on all but
-    the first process of distributed training. Once the run is open, a store that fails costs a warning and
-    the points, never the training.
+    the first process of distributed training. Once the run is open, a failing store costs a warning and
+    the values, never the training.
 
     It is also a context manager for Python drivers, and children name it as their parent.
 
@@ -152,7 +152,7 @@ class TrackedRun:
         Args:
             run_id: of the run; one that is not in this store is replaced by a new one.
             epoch: the last one that was completed.
-            changed: settings that are others from now on; they are recorded as ``after_epoch_<epoch>.<setting>``.
+            changed: settings that change from here on; they are recorded as ``after_epoch_<epoch>.<setting>``.
         """
         self._interrupted = (run_id, epoch, dict(changed))
 
@@ -192,9 +192,9 @@ class TrackedRun:
         logger.info("MLflow run '%s' of '%s' in %s", run.info.run_name, self.experiment, self.uri)
 
     def close(self, status: str = FINISHED) -> None:
-        """Upload the artifacts that exist by now, describe the run, end it, and log where it can be looked at.
+        """Upload the artifacts that exist, describe the run, end it, and log where to look at it.
 
-        Of a run that was killed nothing is uploaded: who stops a process gives it seconds, and it may be resumed.
+        Nothing is uploaded for a killed run: a process that is stopped has only seconds, and it may be resumed.
 
         Args:
             status: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``.
@@ -439,7 +439,7 @@ class MLflowTracker:
         run: the run, the same object for all engines of a job.
         owner: whether the end of this engine is the end of the run.
         artifacts: files and folders to upload when the run ends: executed configurations, ``metadata.json``,
-            tables per image, overlays. What doesn't exist by then is passed over.
+            tables per image, overlays. What doesn't exist by then is skipped.
         dataset_dir: dataset folder that is recorded as an input of the run, or a folder of several.
         split: the part of it that the engine uses; by default ``training`` for a trainer, ``validation`` for
             a validator, ``test`` for an evaluator that runs alone.
@@ -501,9 +501,9 @@ class MLflowTracker:
             self._record_facts(engine)
 
     def note_learning_rates(self, engine: Engine) -> None:
-        """Note the learning rate of every parameter group that the epoch begins with.
+        """Note every parameter group's learning rate at the start of the epoch.
 
-        They are recorded when it has ended: an epoch that was interrupted comes again when the training is resumed.
+        They are recorded at its end: an interrupted epoch is repeated when the training is resumed.
         """
         optimizer = getattr(engine, "optimizer", None)
         if isinstance(optimizer, torch.optim.Optimizer):

@@ -29,7 +29,7 @@ class DomainScheduleHandler:
     All randomness of an epoch follows from the seed, the epoch's number and the process, so that a resumed training
     continues exactly like an uninterrupted one, and processes augment their images independently. When a sequential
     training turns to the next domain, the optimizer and the learning rate are reset and a common embedding kept per
-    domain is handed on (UN-SAM, Algorithm 1).
+    domain is passed on (UN-SAM, Algorithm 1).
 
     Ignite compares the count of iterations with the epoch's length to find out whether a training is done and
     at which epoch to resume it; when domains differ in size, it would stop too early and resume at a wrong
@@ -102,8 +102,8 @@ class PhasedMetric:
     """Read a validator's metric, whose values compare only within one domain and one stage of a training.
 
     With a sequential schedule the metric is that of the domain in training: the best epoch of the first domain has
-    not seen the last one. In the same way the mask of a network that trains its parts one after the other says
-    nothing while another part learns.
+    not seen the last one. In the same way the mask of a network that trains its parts one after the other is
+    meaningless while another part trains.
 
     Args:
         name: in the validator's metrics.
@@ -174,8 +174,8 @@ class StagedNetwork(Protocol):
     """Declare a network that trains in stages.
 
     Attributes:
-        stage: the present one.
-        fixed_stages: those that end by their epochs alone, because validations do not show what they train.
+        stage: the current stage.
+        fixed_stages: stages that end by their epochs alone, because validations do not reflect what they train.
     """
 
     stage: str
@@ -194,8 +194,8 @@ class NetworkEpoch:
     The number is the trainer's own, so that a resumed training continues in its stage.
 
     Args:
-        network: the network itself, not what wraps it for several processes.
-        epochs: of the whole training; the network may refuse it. None asks nothing.
+        network: the network itself, without its distributed wrapper.
+        epochs: of the whole training; the network may refuse it. None skips the check.
 
     Raises:
         ConfigurationError: so few epochs that a part of the network would never be trained.
@@ -218,12 +218,12 @@ class NetworkEpoch:
 class EarlyStopping:
     """Stop the training after ``patience`` validations without a new best metric.
 
-    MONAI's ``EarlyStopHandler`` neither keeps its count over an interruption nor can be switched off by a value.
+    MONAI's ``EarlyStopHandler`` loses its count when a training is interrupted, and no value switches it off.
     Here the count is a part of :class:`~nucsam_monai.handlers.TrainingState`, and a training that was stopped
     stops at once when it is resumed.
 
     Every domain of a sequential schedule and every stage of a network starts the comparison again. In a sequential
-    training the metric is that of the domain in training, and instead of the training its turn ends.
+    training the metric is that of the domain in training, and its turn ends instead of the training.
 
     Args:
         validator: the engine that validates within the training.
@@ -268,7 +268,7 @@ class EarlyStopping:
         self.validator.add_event_handler(Events.EPOCH_COMPLETED, self.compare)
 
     def compare(self, validator: Engine) -> None:
-        """Count a validation that ended.
+        """Count a finished validation.
 
         Raises:
             ConfigurationError: the validator has no such metric.
@@ -318,8 +318,8 @@ class EarlyStopping:
 class FinalValidation(ValidationHandler):
     """Validate like MONAI's :class:`~monai.handlers.ValidationHandler`, and once more after the last epoch.
 
-    Weights are kept of epochs that were validated; a training of fewer epochs than the interval would leave none,
-    and the last epochs of a longer one would never be considered. The arguments are those of MONAI's handler.
+    Weights are saved only of validated epochs: a training shorter than the interval would save none, and the last
+    epochs of a longer one would never be considered. The arguments are those of MONAI's handler.
 
     Example:
         Epochs 4, 8 and 10 of ten::
@@ -343,7 +343,7 @@ class FinalValidation(ValidationHandler):
 class GradientClipping:
     """Scale the gradient of a network down to a largest norm.
 
-    For trainers without ``amp``: there the gradient still carries the scaler's factor when it is clipped.
+    For trainers without ``amp``: with it the gradient still carries the scaler's factor when it is clipped.
 
     Args:
         network: whose gradient is bounded.
@@ -369,8 +369,8 @@ _TIMED_STEPS = 3  # of the first epoch: enough to tell minutes from hours
 class EmbeddingCacheLog:
     """Log early how long the first epoch takes, and after every epoch what came from the embedding cache.
 
-    The first epoch is the slow one: the encoder runs for every image. Images that come again are read, so
-    later epochs are faster, the more so the more of their augmented copies are known.
+    The first epoch is slow, because the encoder runs for every image. Later epochs are faster the more of their
+    augmented copies are in the cache.
 
     Args:
         cache: the cache that the network in training uses.
@@ -463,7 +463,7 @@ def embedding_cache_log(
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration for people: seconds, or minutes from two minutes on.
+    """Format a duration: seconds, or minutes from two minutes on.
 
     Example:
         >>> _duration(90), _duration(600)

@@ -66,11 +66,11 @@ class TrainingState:
     """Save everything needed to resume a training after every epoch, and restore it.
 
     The file holds the trained tensors of the network and the states of optimizer, learning rate and
-    whatever else has ``state_dict`` and ``load_state_dict``. An epoch that was under way is done again.
+    whatever else has ``state_dict`` and ``load_state_dict``. An interrupted epoch is repeated.
     Together with :class:`~nucsam_monai.handlers.DomainScheduleHandler`, which seeds every epoch by its
     number, the resumed training gives the same weights as an uninterrupted one (bit for bit on a CPU).
 
-    The length of the training and its learning rate may be others when it is resumed: the rate of every epoch is that
+    The length of the training and its learning rate may change when it is resumed: the rate of every epoch is that
     of an uninterrupted training with the present settings. See :data:`MAY_CHANGE`; any other change is refused.
 
     Args:

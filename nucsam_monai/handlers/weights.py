@@ -29,7 +29,7 @@ class BestWeightsSaver:
 
     A training whose epochs could not be compared, because the metric was NaN, saves its last weights when it ends.
 
-    The file of the training before is kept under the name ``<stem>.previous<suffix>``.
+    The file of the previous training is kept under the name ``<stem>.previous<suffix>``.
 
     Args:
         network: whose trained tensors are saved.
@@ -206,7 +206,7 @@ class SharedStatistics:
     saves the weights, so all of them have to validate with its statistics. Alone, there is nothing to share.
 
     Args:
-        network: the network itself, not what wraps it for several processes.
+        network: the network itself, without its distributed wrapper.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -254,7 +254,7 @@ class ClickSegmenter:
         """Return the nucleus in each box of one tile.
 
         The network is prompted with the box and with a click in its middle, because most bundles never saw a box in
-        training; of both masks the one counts whose own box is more like the drawn one.
+        training; of both masks the one whose box is closer to the drawn box is taken.
         """
         if not len(boxes):
             return []

@@ -174,8 +174,8 @@ def select_points(
     """Keep one anchor point per nucleus, the most certain first (PromptNucSeg, nuclei prompter and inference).
 
     An anchor counts if background is not its likeliest class. Points are clipped to the image; the mask filter
-    (MAPF) removes those that lie where the auxiliary mask sees no nucleus; of points close to each other only the
-    best stays.
+    (MAPF) removes those that lie where the auxiliary mask sees no nucleus; of points close together only the
+    best is kept.
 
     Args:
         output: of the network for one image.
@@ -256,7 +256,7 @@ class PointFinder:
     """Find one point per nucleus of a whole image, or the classes of nuclei whose points are given.
 
     A prompter may normalise over its whole input, so that a point depends on all of the image. For a part of a larger
-    image that must not be: then it looks at the tiles that the segmenter sees.
+    image that is not acceptable: there it sees the segmenter's tiles.
 
     Args:
         prompter: the network, on the device of the images.

@@ -163,11 +163,11 @@ class ScaledInferer(Inferer):
 def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
     """Return the factor by which an image is best resized before it is segmented.
 
-    Small nuclei are enlarged to the target, and an image of whose nuclei the network is certain stays as it is. Else
-    the scale counts at which it is surest, with two demands. An enlarged image shows more nuclei on the same area,
-    since a few certain ones among many lost are not a gain. A reduced one shows several nuclei, on no less of the image
-    than before and not nearly everywhere, since what is reduced too far looks like one large nucleus. An image without
-    nuclei, neither as it is nor at twice its size, is not looked at again.
+    Small nuclei are enlarged to the target, and an image whose nuclei the network is certain of stays as it is.
+    Otherwise the scale of the highest confidence is chosen, under two conditions. An enlarged image shows more
+    nuclei on the same area, since a few certain ones among many lost are not a gain. A reduced one shows several
+    nuclei, on no less of the image than before and not nearly everywhere, since what is reduced too far looks like
+    one large nucleus. An image without nuclei, neither as it is nor at twice its size, is not looked at again.
 
     Args:
         native: the look at the image as it is.

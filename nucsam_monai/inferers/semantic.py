@@ -99,7 +99,7 @@ class SemanticInferer(Inferer):
     Args:
         inferer: :class:`TileInferer` or :class:`ResizeInferer`.
         domains: the domains the network was trained on; None for networks without domains.
-        unseen_domain: the branch that answers for any other domain: one of ``domains``, or ``"mean"`` for the
+        unseen_domain: the branch for any other domain: one of ``domains``, or ``"mean"`` for the
             mean probability of several. By default ``"monuseg"`` if it was trained (H&E at 40x, the nearest
             domain of most histology), else ``"mean"``.
         mean_domains: the branches that ``"mean"`` averages; all by default.

@@ -260,9 +260,9 @@ def to_rgb_uint8(
 ) -> np.ndarray:
     """Convert the pixels of one image to RGB uint8.
 
-    uint8 is kept, and booleans become 0 and 255. Of every other type, whose files do not say how dark black and how
-    bright white is, a straight line maps ``intensity_range`` to 0..255; without one the percentiles 0.1 and 99.9 of
-    all values, so that a few hot pixels do not take the contrast. All channels have the same line, so that colours
+    uint8 is kept, and booleans become 0 and 255. For every other type, whose files do not define black and
+    white, a linear function maps ``intensity_range`` to 0..255; without one the percentiles 0.1 and 99.9 of
+    all values, so that a few hot pixels do not take the contrast. All channels have the same function, so that colours
     keep their proportions. Grey is repeated in the three channels.
 
     Args:

@@ -141,8 +141,8 @@ class HoVerNetBranchLoss(nn.Module):
 class DistanceInstanceLoss(nn.Module):
     """A loss of the foreground plus cross-entropy and smooth L1 of the distance map.
 
-    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy pulls hard where the answer is far off,
-    its smooth L1 makes the values right, on which the markers' threshold relies.
+    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy has large gradients where the output is
+    far off, its smooth L1 makes the values accurate, on which the markers' threshold relies.
 
     Args:
         mask: the loss of the foreground's logits against a binary target ``(B, 1, H, W)``; Dice + cross-entropy where

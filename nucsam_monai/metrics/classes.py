@@ -35,7 +35,7 @@ class ClassMatches(NamedTuple):
 def match_per_class(
     pair: LabelPair, y_classes: NDArray[np.int64], y_pred_classes: NDArray[np.int64], class_count: int
 ) -> ClassMatches:
-    """Match the instances of every class on its own: same class on both sides and IoU > 0.5.
+    """Match the instances of every class separately: same class on both sides and IoU > 0.5.
 
     Args:
         pair: the two label maps.
@@ -82,7 +82,7 @@ def class_panoptic_quality(
     y_pred_classes: Mapping[int, int],
     class_count: int,
 ) -> NDArray[np.float64]:
-    """Return the panoptic quality of one image for each class on its own.
+    """Return the panoptic quality of one image for each class separately.
 
     A nucleus found with the wrong class is a miss of its class and a false positive of the other.
 

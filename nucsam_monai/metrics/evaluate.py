@@ -86,7 +86,7 @@ def evaluate(
 def evaluation_of(
     measured: Iterable[ImageMeasurement], settings: EvaluationSettings, bootstrap: Bootstrap | None = None
 ) -> DatasetEvaluation:
-    """Summarise images that were measured one by one, where no iterable of samples is at hand.
+    """Summarise images that were measured one by one, when there is no iterable of samples.
 
     Args:
         measured: of every image, by :func:`nucsam_monai.metrics.measure_image`.

@@ -41,7 +41,7 @@ class XGFBOptions:
 
 
 class ChannelGate(nn.Module):
-    """Weigh the channels of a map by what it and SAM's features show on average.
+    """Weight the channels of a map by the spatial means of the map and of SAM's features.
 
     Args:
         channels: of the map.
@@ -69,7 +69,7 @@ class ChannelGate(nn.Module):
 class XGatedFusionBlock(nn.Module):
     """X-GFB: a channel gate, then attention of all positions to all (eU-Net3+, section on the fusion block).
 
-    One head as wide as the map, neither positions nor normalisation: SAM speaks through the gate.
+    One head as wide as the map, neither positions nor normalisation: SAM contributes through the gate.
 
     Args:
         channels: of the map.
@@ -240,14 +240,14 @@ class EUNet3P(nn.Module):
     ``released``. U-Net 3+ itself is :data:`~nucsam_monai.networks.unet3plus.ORIGINAL_UNET3PLUS`.
 
     Args:
-        sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; not looked at with ``fusion: none``.
+        sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; unused with ``fusion: none``.
         fusion: see :data:`Fusion`.
         advanced: let SAM gate every level of the encoder (authors' code).
         unet: values of :class:`~nucsam_monai.networks.unet3plus.UNet3PlusOptions`.
         xgfb: values of :class:`~nucsam_monai.networks.eunet3p.XGFBOptions`.
         sam: values of :class:`SAMInputOptions`.
         sam_checkpoint: SAM weights in the official layout; without them SAM is random, the same each time.
-        embedding_cache: keeps SAM's features of images that come again.
+        embedding_cache: keeps SAM's features of images that recur.
         outputs: logits per pixel in evaluation: 2 for learned instances, of nucleus and of the distance map.
 
     Raises:
@@ -348,7 +348,7 @@ class EUNet3P(nn.Module):
     def header(self) -> dict[str, str]:
         """Return the header of a weights file, which must agree with the network it is loaded into.
 
-        Left out is the dropout, which only training knows.
+        Dropout is left out, as only training uses it.
         """
         unet = asdict(self.unet_options)
         del unet["dropout"]

@@ -83,7 +83,7 @@ def boxes_of(prompts: NucleusPrompts) -> Tensor:
 
 
 def padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
-    """Return one prompt of padding on the first image in place of none.
+    """Return one padding prompt on the first image, for batches without prompts.
 
     Decoding it and dropping the result keeps every trained tensor in the graph of a batch without nuclei.
     """

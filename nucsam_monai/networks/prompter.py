@@ -245,7 +245,7 @@ class EmbeddingPyramid(nn.Module):
 
     Transposed convolutions enlarge, each halving the channels; maximum pooling reduces.
 
-    An encoder that gives finer maps of its own spares the convolutions.
+    With an encoder that also returns finer maps the convolutions are not needed.
 
     Args:
         channels: of the embedding, a multiple of 4.
@@ -686,7 +686,7 @@ def start_from_other_classes(path: Path | str, prompter: Prompter, header: Mappi
     Everything but the last layer of the classification is taken over as it is. In that layer background stays
     background, classes of the same name stay themselves, and every other class begins as the mean of the trained
     ones, its bias lowered so that together they are as probable as the trained ones were: nuclei are found from the
-    first step on, and what is left to learn is to tell them apart.
+    first step on, and only their classes remain to be learned.
 
     Args:
         path: ``prompter.safetensors`` of a training.

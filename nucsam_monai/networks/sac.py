@@ -392,7 +392,7 @@ class SACOutput(NamedTuple):
     Attributes:
         mask_logits: ``(B, outputs, 4g, 4g)``; None while the generator trains alone.
         generator_logits: ``(B, 1, H, W)``, or at ``generator.input_size``; None where the generator is not
-            asked, or does not learn any more.
+            run, or no longer trains.
         prompts: the points that SAM was prompted with, those of the user first.
     """
 
@@ -410,13 +410,13 @@ class SAC(nn.Module):
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
         image_size: side of the working image in pixels.
-        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
+        adapter: the kind of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         sam: values of :class:`SAMOptions`.
         lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
         generator: values of :class:`~nucsam_monai.networks.sac.GeneratorOptions`.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
-        outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and a
+        outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and
             hyper-networks of its own, initialised as copies of those of SAM's mask.
 
     Raises:
@@ -577,7 +577,7 @@ class SAC(nn.Module):
     def header(self) -> dict[str, str]:
         """Return the header of a weights file, which must agree with the network it is loaded into.
 
-        Left out is what only training or only evaluation knows: the schedule and ``n_points_test``.
+        Left out are settings of training or evaluation alone: the schedule and ``n_points_test``.
         """
         generator = self.generator_options
         options: dict[str, Any] = {

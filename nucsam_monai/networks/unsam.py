@@ -63,7 +63,7 @@ class DomainBypass(nn.Module):
         scale: factor of the bypass.
         init: ``zero_last`` starts from plain SAM (last specific layer zero), ``torch_default`` does not.
         common_scope: ``shared`` keeps one common embedding that trains on through all domains;
-            ``per_domain`` stores one copy per domain, which :meth:`inherit` hands on.
+            ``per_domain`` stores one copy per domain, which :meth:`inherit` passes on.
 
     Raises:
         ConfigurationError: an unknown ``init`` or ``common_scope``.
@@ -114,7 +114,7 @@ class DomainBypass(nn.Module):
     def inherit(self, domain: int) -> None:
         """Copy the common embedding of domain ``domain - 1`` to ``domain`` (UN-SAM, Algorithm 1).
 
-        With one shared embedding there is nothing to hand on.
+        With one shared embedding nothing is copied.
         """
         if self.common_scope == "per_domain" and domain > 0:
             self.common[domain].load_state_dict(self.common[domain - 1].state_dict())
@@ -324,7 +324,7 @@ class DomainQueryDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
-        """Take over SAM's transformer, up-scaling and the hyper-network of its single-mask token.
+        """Copy SAM's transformer, up-scaling and the hyper-network of its single-mask token.
 
         Args:
             sam_decoder: SAM's mask decoder with its official weights.
@@ -416,7 +416,7 @@ class UNSAM(nn.Module):
         spgen: values of :class:`SelfPromptOptions`.
         decoder: values of :class:`DecoderOptions`.
         sam_checkpoint: official SAM weights to start from; without them everything is random.
-        embedding_cache: keeps what the frozen part of the encoder returns. With the bypass, which changes
+        embedding_cache: keeps the outputs of the encoder's frozen part. With the bypass, which changes
             every block in training, it has no effect; it serves the ablation ``encoder.bypass: false``.
 
     Raises:
@@ -478,7 +478,7 @@ class UNSAM(nn.Module):
 
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
-            domain: one of ``domains``; the first where it is not given.
+            domain: one of ``domains``; the first by default.
             points: coordinates ``(B, K, 2)`` in pixels (x, y) and labels ``(B, K)`` (1 nucleus,
                 0 background, -1 padding) for the ablation that prompts by hand.
 

@@ -130,7 +130,7 @@ def _resized(window: NDArray[Any], size_px: int, interpolation: Interpolation) -
 class RandStainJitterd(RandomizableTransform, MapTransform):
     """Vary the amounts of haematoxylin, eosin and DAB in images on a bright ground.
 
-    The colours are taken apart as by Ruifrok and Johnston (2001). Images on a dark ground, which no stain absorbs,
+    The stains are separated as by Ruifrok and Johnston (2001). Images on a dark ground, which no stain absorbs,
     are left alone.
 
     Args:

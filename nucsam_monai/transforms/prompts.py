@@ -31,7 +31,7 @@ _POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
 
 
 class ExpertPointsd(MapTransform):
-    """Add the points that a file holds for an image; an image that it does not name stays without.
+    """Add the points that a file holds for an image; an image that it does not name gets none.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64 (1 nucleus,
     0 background).
@@ -119,8 +119,8 @@ class NucleusPromptsd(Randomizable, MapTransform):
     """Prompt some nuclei of a crop by one point each, with K negative points in their neighbours (PromptNucSeg).
 
     Every nucleus of the crop gets one point. A chosen nucleus is prompted by its own; its negatives are the
-    nearest points of all other nuclei, chosen or not. Some may be prompted by a box instead, drawn as carelessly as a
-    user draws: its sides are moved at random.
+    nearest points of all other nuclei, chosen or not. Some may be prompted by a box instead, whose sides are moved at
+    random, as a user draws imprecisely.
 
     Args:
         keys: the instance map ``(1, H, W)``; of several only the last one's prompts stay.

@@ -295,7 +295,7 @@ class DenseNucleid(MapTransform):
     """Add the mask of all nuclei and, from each nucleus's centre, the horizontal and vertical distance of its pixels.
 
     The target of HoVer-Net (Graham et al., 2019, section 3.1) in cells of several pixels; the pixel in the middle of
-    a cell speaks for it, as in the losses of masks.
+    a cell represents it, as in the losses of masks.
 
     Args:
         keys: the instance map ``(1, H, W)``.

@@ -178,7 +178,7 @@ def _flood(
     """Replace the components that are ``divided`` by the parts that their markers reach, the highest pixels first.
 
     The ids of the result differ, but have gaps. A watershed takes a third of a second per million pixels, so it visits
-    what it has to part alone.
+    only the components that are split.
     """
     inside = divided[components]
     pieces = watershed(-height, np.where(inside, markers, 0), connectivity=2, mask=inside)

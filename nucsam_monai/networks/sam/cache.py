@@ -553,8 +553,8 @@ def encode_cached(
     """Encode normalised images like ``encoder`` itself, taking from ``cache`` what its frozen part returns.
 
     How far the frozen part reaches is looked up at every call: where training unfreezes a block between two
-    calls, the cache reaches up to that block from then on, and says so in the log. Gradients flow in the
-    trained rest. The cache is passed by where nothing can be gained or kept: the first block is trained, the
+    calls, the cache reaches up to that block from then on, which is logged. Gradients flow in the
+    trained rest. The cache is bypassed where it cannot help: the first block is trained, the
     image itself needs a gradient, the encoder has a trunk, whose maps are needed in addition to the blocks' outputs, or
     the network is being traced or exported.
 

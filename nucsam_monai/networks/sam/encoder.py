@@ -181,7 +181,7 @@ Span = tuple[int, int, int]
 
 
 def split_windows(grid: Tensor, height: int, width: int) -> Tensor:
-    """View a grid as windows, in row-major order; no number is copied.
+    """View a grid as windows, in row-major order, without a copy.
 
     Args:
         grid: ``(B, rows * height, columns * width, C)``.
@@ -246,7 +246,7 @@ class Attention(nn.Module):
     SAM pads the normalised tokens with zeros to whole windows; a padded token's queries, keys and values are
     therefore the bias of the qkv projection, and real tokens do attend to them. Here the projections see
     real tokens only, and so does the attention on a CPU: the padded cells of a window act as one key. The
-    same numbers for less work. An accelerator is kept waiting by many small kernels rather than by padded
+    result is the same for less work. An accelerator is kept waiting by many small kernels rather than by padded
     cells, so there all windows are filled up with the bias and attended to at once.
 
     Args:

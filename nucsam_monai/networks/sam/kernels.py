@@ -85,8 +85,8 @@ class _Packed(NamedTuple):
 class PackedLinear(nn.Linear):
     """``nn.Linear`` with the same parameters and values, faster in float32 inference on a CPU with MKL.
 
-    A product of a few hundred rows spends a good part of its time on bringing the weights into blocks, every time
-    anew, and is shared badly among threads. Here the second call in a row with the same number of rows keeps the
+    A product of a few hundred rows spends a good part of its time on bringing the weights into blocks, every time,
+    and is shared badly among threads. Here the second call in a row with the same number of rows keeps the
     blocks for the following ones, at the price of a second copy of the weights. Training, other types and devices,
     tracing and compiling use the plain layer. The copy is dropped when the weight changes; only writing through
     ``weight.data`` leaves no trace in PyTorch and is not noticed.
@@ -370,7 +370,7 @@ def _root_of_head_width(attention: Attention) -> float:
 
 
 def _folding_pays(attention: Attention, tokens: int) -> bool:
-    """Tell whether the tokens of all heads are fewer than the projection's channels.
+    """Return whether the tokens of all heads are fewer than the projection's channels.
 
     A projection that is more than a plain linear layer, e.g. one with a low-rank update, is not taken apart.
     """

@@ -70,7 +70,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file, completely or not at all; equal tensors and headers give equal bytes.
 
-    The header is given the SHA-256 of the tensors, by which :func:`read_safetensors` notices damage.
+    The header holds the SHA-256 of the tensors, by which :func:`read_safetensors` detects damage.
 
     Args:
         path: the file.
@@ -103,7 +103,7 @@ def _sort_header(path: Path) -> None:
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """Read a state dict from a safetensors file or from one written by ``torch.save``, without unpickling.
 
-    What trainings wrap around it is taken off: a dictionary with the state dict under ``model`` or ``state_dict``,
+    What trainings wrap around it is removed: a dictionary with the state dict under ``model`` or ``state_dict``,
     for example, and the ``module.`` of parallel training in front of every name.
 
     Args:
@@ -265,7 +265,7 @@ def save_sam(
     """Write a whole SAM to one safetensors file in the layout of the official ones, completely or not at all.
 
     The file is a ``sam_checkpoint`` like any other. Its header names variant and image size, and the SHA-256
-    of the tensors, by which a damaged file is noticed when it is loaded.
+    of the tensors, by which a damaged file is detected when it is loaded.
 
     Args:
         path: the file; its name ends with ``.safetensors``.
