@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nucsam_monai.networks.dense.cellvit import CellViT
+from nucsam_monai.networks.dense.cellvit import CellViT, start_from_sam
 from nucsam_monai.networks.dense.ddu_net import DDUNet, DilatedAttention
 from nucsam_monai.networks.dense.double_unet import DoubleUNet
 from nucsam_monai.networks.dense.r2unet import R2UNet
@@ -16,7 +16,7 @@ from nucsam_monai.networks.dense.transunet import SMALL_TRANSUNET, TransUNet
 from nucsam_monai.networks.dense.unet import OriginalUNet
 from nucsam_monai.networks.dense.unetpp import OriginalUNetPlusPlus
 from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, SAMVariant
-from nucsam_monai.utils.errors import CheckpointError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_cellvit_starts_from_the_encoder_of_sam(
 ) -> None:
     sam, path = official
     network = CellViT(micro).eval()
-    network.load_sam(path)
+    start_from_sam(nn.Sequential(network), path)
     image = torch.randn(1, 3, 64, 64)
     last = micro.depth - 1
     tokens = network.encoder.run_blocks(network.encoder.embed(image), keep=[last])[last]
     encoder = sam.image_encoder
     torch.testing.assert_close(tokens, encoder.run_blocks(encoder.embed(image), keep=[last])[last])
     with pytest.raises(CheckpointError, match="no such file"):
-        network.load_sam(tmp_path / "none.pth")
+        start_from_sam(network, tmp_path / "none.pth")
 
 
 def test_every_weight_of_cellvit_learns(micro: SAMVariant) -> None:
@@ -109,3 +109,10 @@ def test_every_weight_of_cellvit_learns(micro: SAMVariant) -> None:
         "horizontal_vertical": 2,
         "type_prediction": 3,
     }
+
+
+def test_networks_without_sam_s_encoder_and_other_variants_are_refused(micro_trunk: SAMVariant) -> None:
+    with pytest.raises(ConfigurationError, match="sam_checkpoint sam: found a network without SAM's encoder"):
+        start_from_sam(nn.Identity(), "sam")
+    with pytest.raises(ConfigurationError, match="cellvit: found SAM variant 'micro_trunk'"):
+        CellViT(micro_trunk)

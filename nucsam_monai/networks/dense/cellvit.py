@@ -1,5 +1,6 @@
 """CellViT ("CellViT: Vision Transformers for Precise Cell Segmentation and Classification", Hörst et al., 2023)."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,10 +10,7 @@ from torch import Tensor, nn
 from nucsam_monai.networks.sam.encoder import ImageEncoder
 from nucsam_monai.networks.sam.variants import SAMVariant
 from nucsam_monai.networks.sam.weights import load_official_checkpoint, load_strictly
-
-_BOTTLENECK = 512
-_SKIPS = (64, 128, 256)
-"""Channels of what the image and the first two kept blocks hand on, the finest first."""
+from nucsam_monai.utils.errors import ConfigurationError
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -36,17 +34,17 @@ def _climb(*widths: int) -> nn.Sequential:
 class _Branch(nn.Module):
     """Join the maps of all depths, the coarsest first, as UNETR does (Hatamizadeh et al., 2022)."""
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], outputs: int) -> None:
         super().__init__()
-        fine, middle, coarse = _SKIPS
-        self.begin = _enlarge(width, _BOTTLENECK)
+        fine, middle, coarse, coarsest = widths
+        self.begin = _enlarge(in_channels, coarsest)
         self.joins = nn.ModuleList(
             (
                 nn.Sequential(
-                    _conv(2 * _BOTTLENECK, _BOTTLENECK),
-                    _conv(_BOTTLENECK, _BOTTLENECK),
-                    _conv(_BOTTLENECK, _BOTTLENECK),
-                    _enlarge(_BOTTLENECK, coarse),
+                    _conv(2 * coarsest, coarsest),
+                    _conv(coarsest, coarsest),
+                    _conv(coarsest, coarsest),
+                    _enlarge(coarsest, coarse),
                 ),
                 nn.Sequential(_conv(2 * coarse, coarse), _conv(coarse, coarse), _enlarge(coarse, middle)),
                 nn.Sequential(_conv(2 * middle, middle), _conv(middle, middle), _enlarge(middle, fine)),
@@ -69,8 +67,12 @@ class CellViT(nn.Module):
     The branch for the tissue of a whole tile is left out, and with it SAM's neck.
 
     Args:
-        variant: of SAM, with patches of 16 px.
+        variant: of SAM, with patches of 16 px and without a trunk.
         classes: of nuclei; 0 leaves the branch for types out.
+        widths: channels of the decoder at the image's size, a half, a quarter and an eighth of it.
+
+    Raises:
+        ConfigurationError: another variant.
 
     Example:
         >>> from nucsam_monai.networks.sam.variants import sam_variant
@@ -79,24 +81,31 @@ class CellViT(nn.Module):
         145302218
     """
 
-    def __init__(self, variant: SAMVariant, classes: int = 0) -> None:
+    def __init__(
+        self, variant: SAMVariant, classes: int = 0, widths: Sequence[int] = (64, 128, 256, 512)
+    ) -> None:
         super().__init__()
+        if variant.patch != 16 or variant.fine_channels:
+            raise ConfigurationError(
+                f"cellvit: found SAM variant '{variant.name}', expected patches of 16 px and no trunk, as vit_b has it."
+            )
         self.encoder = ImageEncoder(variant)
         self.encoder.neck = nn.Sequential()
-        width = variant.width
-        fine, middle, coarse = _SKIPS
+        fine, middle, coarse, coarsest = widths
         self.skips = nn.ModuleList(
             (
-                _climb(width, _BOTTLENECK),
-                _climb(width, _BOTTLENECK, coarse),
-                _climb(width, _BOTTLENECK, coarse, middle),
+                _climb(variant.width, coarsest),
+                _climb(variant.width, coarsest, coarse),
+                _climb(variant.width, coarsest, coarse, middle),
                 nn.Sequential(_conv(3, fine // 2), _conv(fine // 2, fine)),
             )
         )
         outputs = {"nucleus_prediction": 2, "horizontal_vertical": 2} | (
             {"type_prediction": classes + 1} if classes else {}
         )
-        self.branches = nn.ModuleDict({name: _Branch(width, count) for name, count in outputs.items()})
+        self.branches = nn.ModuleDict(
+            {name: _Branch(variant.width, widths, count) for name, count in outputs.items()}
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Return the maps of HoVer-Net under MONAI's names, each ``(B, channels, H, W)``.
@@ -110,15 +119,23 @@ class CellViT(nn.Module):
         skips = [skip(features) for skip, features in zip(self.skips, [*others[::-1], image], strict=True)]
         return {name: branch(coarsest, skips) for name, branch in self.branches.items()}
 
-    def load_sam(self, path: Path | str) -> None:
-        """Start from the image encoder of SAM's weights.
 
-        Args:
-            path: in the official layout.
+def start_from_sam(network: nn.Module, path: Path | str) -> None:
+    """Start from the image encoder of SAM's weights.
 
-        Raises:
-            CheckpointError: the file is damaged or of another variant.
-        """
-        state = load_official_checkpoint(path, self.encoder.variant).image_encoder
-        encoder = {name: tensor for name, tensor in state.items() if not name.startswith("neck.")}
-        load_strictly(self.encoder, encoder, source=f"{path}")
+    Args:
+        network: one that holds a :class:`CellViT`.
+        path: in the official layout.
+
+    Raises:
+        ConfigurationError: the network holds none.
+        CheckpointError: the file is damaged or of another variant.
+    """
+    cellvit = next((module for module in network.modules() if isinstance(module, CellViT)), None)
+    if cellvit is None:
+        raise ConfigurationError(
+            f"sam_checkpoint {path}: found a network without SAM's encoder. Take baseline cellvit, or null."
+        )
+    state = load_official_checkpoint(path, cellvit.encoder.variant).image_encoder
+    without_neck = {name: tensor for name, tensor in state.items() if not name.startswith("neck.")}
+    load_strictly(cellvit.encoder, without_neck, source=f"{path}")
