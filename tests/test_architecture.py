@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "networks": {"utils"},
     "losses": {"utils", "networks"},
     "inferers": {"utils", "networks"},
+    "systems": {"utils", "data", "transforms", "networks", "losses"},
     "metrics": {"utils"},
     "io": {"utils"},
     "wsi": {"utils", "io"},

@@ -1,6 +1,7 @@
 """The bundle of baselines from training to evaluation and inference, in one process."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.losses import HoVerNetBranchLoss, MaskLoss
-from nucsam_monai.networks import baselines
+from nucsam_monai.networks.baselines import DENSE_BUILDERS, Built
 from nucsam_monai.networks.sam import read_header
+from nucsam_monai.systems import SYSTEMS, registry
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from tests.bundles.baselines_runs import BASELINES
 from tests.bundles.conftest import Training, train_once
@@ -52,8 +54,8 @@ class TinyHoVerNet(nn.Module):
 
 @pytest.fixture
 def tiny_hovernet(monkeypatch: pytest.MonkeyPatch) -> None:
-    builders = {**baselines._BUILDERS, "hovernet": lambda small, outputs: baselines._Built(TinyHoVerNet(), 1)}
-    monkeypatch.setattr(baselines, "_BUILDERS", builders)
+    tiny = replace(SYSTEMS["hovernet"], build=lambda order: Built(TinyHoVerNet(), 1))
+    monkeypatch.setattr(registry, "SYSTEMS", {**SYSTEMS, "hovernet": tiny})
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ def test_every_baseline_trains_and_validates(settings: dict[str, Any], tmp_path:
 
 
 def test_there_is_a_test_of_every_baseline() -> None:
-    assert {*SIDES, "hovernet"} == set(baselines._BUILDERS)
+    assert {*SIDES, "hovernet"} == {*DENSE_BUILDERS, "hovernet"}
 
 
 @pytest.mark.usefixtures("tiny_hovernet")
@@ -187,7 +189,7 @@ def test_hovernet_learns_distances_and_parts_nuclei_by_them(settings: dict[str, 
     output = workflow.evaluator.state.output[0]
     assert output["pred"].instances.shape == output["pred"].foreground.shape == (HEIGHT, WIDTH)
     steps = [type(step).__name__ for step in parser.get_parsed_content("validate#postprocessing").transforms]
-    assert steps == ["HoVerNetInstancesd", "CopyItemsd"]
+    assert steps == ["OwnInstancesd", "CopyItemsd"]
     weights = tmp_path / "train" / "model.safetensors"
     assert len(list(infer(settings, weights, tmp_path).glob("one*"))) == 4
 
