@@ -134,11 +134,14 @@ class HoVerNetBranches(nn.Module):
                 "Tile the image."
             )
         branches: dict[str, Tensor] = self.network(image)
-        if self.training:
-            return branches
-        nucleus = branches[HoVerNet.Branch.NP.value].float()
-        distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
-        return torch.cat([nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)], dim=1)
+        return branches if self.training else maps_of_branches(branches)
+
+
+def maps_of_branches(branches: Mapping[str, Tensor]) -> Tensor:
+    """Join the branches of HoVer-Net to ``(B, 3, H, W)``, see :class:`HoVerNetBranches`."""
+    nucleus = branches[HoVerNet.Branch.NP.value].float()
+    distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
+    return torch.cat([nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)], dim=1)
 
 
 class _FinestOutput(nn.Module):

@@ -12,9 +12,11 @@ from torch import nn
 from nucsam_monai.data import class_names as classes_of_dataset
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.systems.cellvit import CELLVIT
 from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
 from nucsam_monai.systems.hovernet import HOVERNET
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
+from nucsam_monai.systems.unets import UNETS
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
@@ -28,6 +30,8 @@ SYSTEMS: Mapping[str, System] = {
     **{name: System(partial(_dense, builder)) for name, builder in DENSE_BUILDERS.items()},
     "hovernet": HOVERNET,
     **ENCODER_SYSTEMS,
+    **UNETS,
+    "cellvit-*": CELLVIT,
 }
 """A key that ends in ``-*`` stands for variants, as of the encoder in ``deeplabv3plus-resnet50``."""
 

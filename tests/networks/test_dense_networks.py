@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from nucsam_monai.networks.dense.cellvit import CellViT, start_from_sam
+from nucsam_monai.networks.dense.cellvit import CellViT
 from nucsam_monai.networks.dense.ddu_net import DDUNet, DilatedAttention
 from nucsam_monai.networks.dense.double_unet import DoubleUNet
 from nucsam_monai.networks.dense.r2unet import R2UNet
@@ -15,7 +16,7 @@ from nucsam_monai.networks.dense.resunetpp import ResUNetPlusPlus
 from nucsam_monai.networks.dense.transunet import SMALL_TRANSUNET, TransUNet
 from nucsam_monai.networks.dense.unet import OriginalUNet
 from nucsam_monai.networks.dense.unetpp import OriginalUNetPlusPlus
-from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, SAMVariant
+from nucsam_monai.networks.sam import SAM, SAM_VARIANTS, SAMVariant, start_trunk
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 
@@ -92,14 +93,14 @@ def test_cellvit_starts_from_the_encoder_of_sam(
 ) -> None:
     sam, path = official
     network = CellViT(micro).eval()
-    start_from_sam(nn.Sequential(network), path)
+    start_trunk(nn.Sequential(network), path)
     image = torch.randn(1, 3, 64, 64)
     last = micro.depth - 1
     tokens = network.encoder.run_blocks(network.encoder.embed(image), keep=[last])[last]
     encoder = sam.image_encoder
     torch.testing.assert_close(tokens, encoder.run_blocks(encoder.embed(image), keep=[last])[last])
     with pytest.raises(CheckpointError, match="no such file"):
-        start_from_sam(network, tmp_path / "none.pth")
+        network.load_encoder(tmp_path / "none.pth")
 
 
 def test_every_weight_of_cellvit_learns(micro: SAMVariant) -> None:
@@ -111,8 +112,39 @@ def test_every_weight_of_cellvit_learns(micro: SAMVariant) -> None:
     }
 
 
-def test_networks_without_sam_s_encoder_and_other_variants_are_refused(micro_trunk: SAMVariant) -> None:
-    with pytest.raises(ConfigurationError, match="sam_checkpoint sam: found a network without SAM's encoder"):
-        start_from_sam(nn.Identity(), "sam")
+def test_other_variants_of_sam_are_refused(micro_trunk: SAMVariant) -> None:
     with pytest.raises(ConfigurationError, match="cellvit: found SAM variant 'micro_trunk'"):
         CellViT(micro_trunk)
+
+
+def test_double_unet_starts_from_vgg(tmp_path: Path) -> None:
+    network, vgg = DoubleUNet(shrink=16), DoubleUNet(shrink=16).first_encoder.state_dict()
+    save_file({**vgg, "classifier.0.bias": torch.zeros(2)}, tmp_path / "vgg19.safetensors")
+    start_trunk(network, str(tmp_path / "vgg19.safetensors"))
+    torch.testing.assert_close(network.first_encoder.state_dict(), vgg)
+
+
+def test_transunet_starts_from_the_hybrid_transformer_of_timm(tmp_path: Path) -> None:
+    other = TransUNet(size=SMALL_TRANSUNET)
+    names = {"embed": "patch_embed.proj", "blocks.2": "norm"}
+    state = {"pos_embed": torch.randn(1, 197, 96), "head.bias": torch.zeros(2)}
+    for name, tensor in other.state_dict().items():
+        own, _, kind = name.rpartition(".")
+        if own in names:
+            state[f"{names[own]}.{kind}"] = tensor
+        elif name.startswith(("stem.", "stages.")):
+            state[f"patch_embed.backbone.{name}"] = tensor
+        elif name.startswith("blocks."):
+            state[name] = tensor
+    save_file(state, tmp_path / "hybrid.safetensors")
+    network = TransUNet(size=SMALL_TRANSUNET)
+    start_trunk(network, str(tmp_path / "hybrid.safetensors"))
+    torch.testing.assert_close(network.embed.weight, other.embed.weight)
+    torch.testing.assert_close(network.stages.state_dict(), other.stages.state_dict())
+    torch.testing.assert_close(network.blocks.state_dict(), other.blocks.state_dict())
+    torch.testing.assert_close(network.positions[0, :, 1, 2], state["pos_embed"][0, 1 + 14 + 2])
+    save_file({"norm.weight": torch.zeros(96)}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"other.safetensors: tensors do not fit the network: 67 missing"
+    ):
+        network.load_encoder(tmp_path / "other.safetensors")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nucsam_monai.networks.baselines import maps_of_branches
 from nucsam_monai.networks.sam.encoder import ImageEncoder
 from nucsam_monai.networks.sam.variants import SAMVariant
 from nucsam_monai.networks.sam.weights import load_official_checkpoint, load_strictly
@@ -107,8 +108,8 @@ class CellViT(nn.Module):
             {name: _Branch(variant.width, widths, count) for name, count in outputs.items()}
         )
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the maps of HoVer-Net under MONAI's names, each ``(B, channels, H, W)``.
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the maps of HoVer-Net, see :class:`~nucsam_monai.networks.baselines.HoVerNetBranches`.
 
         Args:
             image: ``(B, 3, H, W)``, normalised by SAM's constants, sides multiples of 16.
@@ -117,25 +118,18 @@ class CellViT(nn.Module):
         tokens = self.encoder.run_blocks(self.encoder.embed(image), keep=kept)
         *others, coarsest = (tokens[block].permute(0, 3, 1, 2) for block in kept)
         skips = [skip(features) for skip, features in zip(self.skips, [*others[::-1], image], strict=True)]
-        return {name: branch(coarsest, skips) for name, branch in self.branches.items()}
+        branches = {name: branch(coarsest, skips) for name, branch in self.branches.items()}
+        return branches if self.training else maps_of_branches(branches)
 
+    def load_encoder(self, path: Path | str) -> None:
+        """Start from the image encoder of SAM's weights.
 
-def start_from_sam(network: nn.Module, path: Path | str) -> None:
-    """Start from the image encoder of SAM's weights.
+        Args:
+            path: in the official layout.
 
-    Args:
-        network: one that holds a :class:`CellViT`.
-        path: in the official layout.
-
-    Raises:
-        ConfigurationError: the network holds none.
-        CheckpointError: the file is damaged or of another variant.
-    """
-    cellvit = next((module for module in network.modules() if isinstance(module, CellViT)), None)
-    if cellvit is None:
-        raise ConfigurationError(
-            f"sam_checkpoint {path}: found a network without SAM's encoder. Take baseline cellvit, or null."
-        )
-    state = load_official_checkpoint(path, cellvit.encoder.variant).image_encoder
-    without_neck = {name: tensor for name, tensor in state.items() if not name.startswith("neck.")}
-    load_strictly(cellvit.encoder, without_neck, source=f"{path}")
+        Raises:
+            CheckpointError: the file is damaged or of another variant.
+        """
+        state = load_official_checkpoint(path, self.encoder.variant).image_encoder
+        without_neck = {name: tensor for name, tensor in state.items() if not name.startswith("neck.")}
+        load_strictly(self.encoder, without_neck, source=f"{path}")

@@ -1,6 +1,7 @@
 """DoubleU-Net ("DoubleU-Net: A Deep Convolutional Neural Network for Medical Image Segmentation", Jha et al., 2020)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import SqueezeExcitation
 
 from nucsam_monai.networks.dense.unet import double_conv
+from nucsam_monai.networks.sam.weights import load_strictly, read_tensors
 
 _RATES = (6, 12, 18)
 _SQUEEZE = 8
@@ -131,3 +133,13 @@ class DoubleUNet(nn.Module):
             features = self.pool(second[0])
         fine = self.second_head(self.second_decoder(self.second_pyramid(features), first, second))
         return [fine, rough] if self.training else fine
+
+    def load_encoder(self, path: Path | str) -> None:
+        """Start the first encoder from VGG-19's weights, as torchvision names them.
+
+        Raises:
+            CheckpointError: the file cannot be read or holds other tensors.
+        """
+        state = read_tensors(path)
+        convolutions = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+        load_strictly(self.first_encoder, convolutions, source=f"{path}")

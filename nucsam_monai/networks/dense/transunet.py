@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.dense.unet import double_conv
+from nucsam_monai.networks.sam.weights import load_strictly, read_tensors
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,25 @@ class TransUNet(nn.Module):
             features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
             features = join(torch.cat([features, skips.pop()], dim=1) if skips else features)
         return self.head(features)
+
+    def load_encoder(self, path: Path | str) -> None:
+        """Start residual network and transformer from weights of timm's ``vit_base_r50_s16_224``.
+
+        Raises:
+            CheckpointError: the file cannot be read or holds other tensors.
+        """
+        state = {name.removeprefix("patch_embed.backbone."): one for name, one in read_tensors(path).items()}
+        parts = {"embed": "patch_embed.proj", f"blocks.{len(self.blocks) - 1}": "norm"}
+        names = {name: name for name in self.state_dict() if name.startswith(("stem.", "stages.", "blocks."))}
+        for own, timms in parts.items():
+            names |= {f"{own}.{kind}": f"{timms}.{kind}" for kind in ("weight", "bias")}
+        found = {own: state[timms] for own, timms in names.items() if timms in state}
+        rows, columns = self.positions.shape[2:]
+        if "pos_embed" in state and state["pos_embed"].shape[1] == 1 + rows * columns:
+            # The first place is that of the class token.
+            found["positions"] = state["pos_embed"][:, 1:].mT.unflatten(2, (rows, columns))
+        rest = {name: one for name, one in self.state_dict().items() if name not in {*names, "positions"}}
+        load_strictly(self, rest | found, source=f"{path}")
 
 
 def resize_positions(table: Tensor, like: Tensor) -> Tensor:
