@@ -96,10 +96,11 @@ def cell_means(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class HoVerNetBranchLoss(nn.Module):
-    """MONAI's loss of the nucleus and distance branches (HoVer-Net, section 3.1), from one target tensor.
+    """MONAI's loss of HoVer-Net's branches (section 3.1), from one target tensor.
 
     The target is the mask followed by the maps: ``ComputeHoVerMapsd(keys="instances")`` and
-    ``ConcatItemsd(keys=["label", "hover_instances"], name="label")``.
+    ``ConcatItemsd(keys=["label", "hover_instances"], name="label")``. Where the network has the branch of types, the
+    map of classes follows, 0 in the background and k + 1 in a nucleus of class k.
     """
 
     def __init__(self) -> None:
@@ -111,23 +112,29 @@ class HoVerNetBranchLoss(nn.Module):
 
         Args:
             output: of :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` in training mode.
-            target: ``(B, 3, H, W)`` of mask, horizontal and vertical distance in -1..1.
+            target: ``(B, 3, H, W)`` of mask, horizontal and vertical distance in -1..1; ``(B, 4, H, W)`` with types.
 
         Raises:
-            ConfigurationError: not three channels.
+            ConfigurationError: another number of channels.
         """
-        if target.ndim != 4 or target.shape[1] != 3:
+        types_key = HoVerNet.Branch.NC.value
+        channels = 4 if types_key in output else 3
+        if target.ndim != 4 or target.shape[1] != channels:
             raise ConfigurationError(
-                f"target: found shape {tuple(target.shape)}, expected (B, 3, H, W) of mask and distances. "
-                "Join the label with what ComputeHoVerMapsd returns."
+                f"target: found shape {tuple(target.shape)}, expected (B, {channels}, H, W) of mask and distances, and "
+                "with types the classes. Join the label with what ComputeHoVerMapsd returns."
             )
         nucleus = target[:, :1].float()
         nucleus_key, distance_key = HoVerNet.Branch.NP.value, HoVerNet.Branch.HV.value
         found = {key: output[key].float() for key in (nucleus_key, distance_key)}
         expected = {
             nucleus_key: torch.cat([1 - nucleus, nucleus], dim=1),
-            distance_key: target[:, 1:].float(),
+            distance_key: target[:, 1:3].float(),
         }
+        if types_key in output:
+            found[types_key] = output[types_key].float()
+            types = F.one_hot(target[:, 3].long(), found[types_key].shape[1])
+            expected[types_key] = types.movedim(-1, 1).float()
         return self.branches(found, expected)
 
 

@@ -107,20 +107,25 @@ class Baseline(nn.Module):
 
 
 class HoVerNetBranches(nn.Module):
-    """HoVer-Net with its nucleus branch and its maps of horizontal and vertical distances.
+    """HoVer-Net: nucleus branch, maps of horizontal and vertical distances, and for several classes that of types.
 
     Images have exactly 256 x 256 px, as MONAI's fast mode has it; the decoder pads, so that the output has the
-    same size. Nuclear types are left out.
+    same size.
 
     In training the output is MONAI's dictionary, for ``monai.apps.pathology.losses.HoVerNetLoss``. In
     evaluation it is ``(B, 3, 256, 256)``: the logit of nucleus, and the two maps so that a sigmoid turns them
     into 0..1 with 0.5 at a nucleus's centre; then tiles blend like any probability, and
-    :class:`~nucsam_monai.transforms.HoVerNetInstancesd` parts touching nuclei.
+    :class:`~nucsam_monai.transforms.HoVerNetInstancesd` parts touching nuclei. With several classes a logit of each
+    follows, whose sigmoid is its probability.
+
+    Args:
+        classes: of nuclei; with one there is no branch of types.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 1) -> None:
         super().__init__()
-        self.network = HoVerNet(mode=HoVerNet.Mode.FAST, decoder_padding=True)
+        types = classes + 1 if classes > 1 else 0  # the background is one
+        self.network = HoVerNet(mode=HoVerNet.Mode.FAST, decoder_padding=True, out_classes=types)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         """Segment images ``(B, 3, 256, 256)``; see the class.
@@ -138,10 +143,14 @@ class HoVerNetBranches(nn.Module):
 
 
 def maps_of_branches(branches: Mapping[str, Tensor]) -> Tensor:
-    """Join the branches of HoVer-Net to ``(B, 3, H, W)``, see :class:`HoVerNetBranches`."""
+    """Join the branches of HoVer-Net to ``(B, 3 + classes, H, W)``, see :class:`HoVerNetBranches`."""
     nucleus = branches[HoVerNet.Branch.NP.value].float()
     distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
-    return torch.cat([nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)], dim=1)
+    maps = [nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)]
+    if HoVerNet.Branch.NC.value in branches:
+        types = branches[HoVerNet.Branch.NC.value].float().softmax(dim=1)
+        maps.append(torch.logit(types[:, 1:], eps=1e-6))
+    return torch.cat(maps, dim=1)
 
 
 class _FinestOutput(nn.Module):
@@ -205,8 +214,8 @@ def _swin_unetr(small: bool, outputs: int) -> Built:
     return Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
 
 
-def build_hovernet(small: bool, outputs: int = 1) -> Built:
-    """Build HoVer-Net.
+def build_hovernet(small: bool, outputs: int = 1, classes: int = 1) -> Built:
+    """Build HoVer-Net, with the branch of types for several classes.
 
     Raises:
         ConfigurationError: another size or number of outputs than its one.
@@ -215,7 +224,7 @@ def build_hovernet(small: bool, outputs: int = 1) -> Built:
         raise ConfigurationError("hovernet: found size 'small', expected 'standard', its only one.")
     if outputs != 1:
         raise ConfigurationError(f"hovernet: found {outputs} outputs, expected 1: its own maps part nuclei.")
-    return Built(HoVerNetBranches(), 256)
+    return Built(HoVerNetBranches(classes), 256)
 
 
 class PretrainedUNet(nn.Module):

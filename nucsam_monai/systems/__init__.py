@@ -8,6 +8,7 @@ from nucsam_monai.systems.registry import (
     default_rule,
     own_loss,
     own_targets,
+    read_classes_of,
     system_instances,
     system_named,
     trained_classes,
@@ -21,6 +22,7 @@ from nucsam_monai.systems.system import (
     System,
     Target,
     class_map,
+    class_votes,
     require_maps,
 )
 
@@ -35,10 +37,12 @@ __all__ = [
     "Target",
     "build_network",
     "class_map",
+    "class_votes",
     "classes_of",
     "default_rule",
     "own_loss",
     "own_targets",
+    "read_classes_of",
     "require_maps",
     "system_instances",
     "system_named",

@@ -6,15 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from monai.transforms import Compose, CopyItemsd
+from monai.transforms import Compose, CopyItemsd, Lambdad
 from torch import nn
 
 from nucsam_monai.data import class_names as classes_of_dataset
+from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.systems.cdnet import CDNET
 from nucsam_monai.systems.cellvit import CELLVIT
+from nucsam_monai.systems.cppnet import CPPNET
+from nucsam_monai.systems.dcan import DCAN
+from nucsam_monai.systems.dist import DIST
 from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
 from nucsam_monai.systems.hovernet import HOVERNET
+from nucsam_monai.systems.stardist import STARDIST
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
 from nucsam_monai.systems.unets import UNETS
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
@@ -29,6 +35,11 @@ def _dense(builder: Callable[[bool, int], Built], order: Order) -> Built:
 SYSTEMS: Mapping[str, System] = {
     **{name: System(partial(_dense, builder)) for name, builder in DENSE_BUILDERS.items()},
     "hovernet": HOVERNET,
+    "stardist": STARDIST,
+    "cppnet": CPPNET,
+    "dcan": DCAN,
+    "dist": DIST,
+    "cdnet": CDNET,
     **ENCODER_SYSTEMS,
     **UNETS,
     "cellvit-*": CELLVIT,
@@ -117,6 +128,13 @@ def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
     return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
 
 
+def read_classes_of(class_names: Sequence[str]) -> Steps:
+    """Return what reads the classes of an item's nuclei, before anything that is kept in memory, where they differ."""
+    if len(class_names) == 1:
+        return []
+    return [Lambdad("classes", func=read_classes, allow_missing_keys=True)]
+
+
 def own_targets(name: str, instances: SystemRule, class_names: Sequence[str] = _NO_CLASSES) -> Steps:
     """Return what makes ``label``, so far the foreground, the training target of a system.
 
@@ -176,5 +194,10 @@ def _check_rule(name: str, system: System, instances: SystemRule) -> None:
         )
     if instances == "distance" and system.rule is not None:
         raise ConfigurationError(
-            f"instances 'distance': {name} learns maps of its own. Take own, components or watershed."
+            f"instances 'distance': {name} learns maps of its own. Take own, or components or watershed where one of "
+            "them is the foreground."
+        )
+    if instances != "own" and not system.has_foreground:
+        raise ConfigurationError(
+            f"instances '{instances}': {name} has no map of the foreground. Take own, its rule."
         )

@@ -16,9 +16,9 @@ from nucsam_monai.transforms.targets import class_of_each, whole_ids
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction
 
-Target = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Target = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """Makes the training target ``(C, H, W)`` float32 of a label map and a map of classes, see :func:`class_map`, both
-``(H, W)`` int64."""
+``(H, W)`` int64; None where classes are not told apart."""
 
 Rule = Callable[[np.ndarray, float, Sequence[str]], NucleiPrediction]
 """Makes nuclei of the sigmoid ``(C, H, W)`` of what the network gives, the threshold of the foreground's probability,
@@ -51,13 +51,15 @@ class System:
 
     A dense system gives logits ``(B, outputs, H, W)`` of nucleus and, where it is learned, distance map. It is trained
     with the bundle's loss and needs nothing but ``build``. Other systems have a rule of their own: in evaluation they
-    give ``(B, C, H, W)`` whose sigmoid is a map in 0..1 that tiles may blend, first the probability of nucleus.
+    give ``(B, C, H, W)`` whose sigmoid is a map in 0..1 that tiles may blend.
 
     Attributes:
         build: builds the network.
         loss: makes the training loss, called as ``loss(network output, target)``, from that of dense systems.
         target: see :data:`Target`; None for foreground and distance map.
         rule: see :data:`Rule`; None for dense systems.
+        has_foreground: of systems with a rule, the first map is the probability of nucleus, so that the rules of dense
+            systems may take it as well.
         knows_classes: the network tells classes of nuclei apart.
     """
 
@@ -65,6 +67,7 @@ class System:
     loss: Callable[[nn.Module], nn.Module] = _given
     target: Target | None = None
     rule: Rule | None = None
+    has_foreground: bool = True
     knows_classes: bool = False
 
 
@@ -73,7 +76,7 @@ class OwnTargetd(MapTransform):
 
     Args:
         target: see :data:`Target`.
-        with_classes: items hold ``classes``, ``{instance id: class id}``; else all nuclei are of class 0.
+        with_classes: items hold ``classes``, ``{instance id: class id}``, and the target tells them apart.
         keys: the instance map ``(1, H, W)``.
         output_key: key of the target.
     """
@@ -99,7 +102,7 @@ class OwnTargetd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             instances = whole_ids(item[key])
-            classes = class_map(instances, item.get("classes") if self.with_classes else None)
+            classes = class_map(instances, item.get("classes")) if self.with_classes else None
             item[self.output_key] = torch.from_numpy(self.target(instances, classes))
         return item
 
@@ -171,6 +174,23 @@ def class_map(instances: np.ndarray, classes: Mapping[int, int] | None) -> np.nd
     of_id = np.zeros(len(ids), dtype=np.int64)
     of_id[ids > 0] = np.add(class_of_each(ids[ids > 0].tolist(), classes), 1)
     return of_id[place].reshape(instances.shape)
+
+
+def class_votes(label_map: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the class that most pixels of each nucleus are likeliest to be of, ``(n,)`` int64 ordered by id.
+
+    Args:
+        label_map: ``(H, W)`` with ids 1..n.
+        probabilities: ``(C, H, W)`` of the classes.
+
+    Example:
+        >>> class_votes(np.array([[1, 1, 1, 0]]), np.array([[[0.9, 0.4, 0.4, 1]], [[0.1, 0.6, 0.6, 0]]]))
+        array([1])
+    """
+    inside = label_map > 0
+    count, classes = int(label_map.max(initial=0)), len(probabilities)
+    ballots = (label_map[inside] - 1) * classes + probabilities[:, inside].argmax(axis=0)
+    return np.bincount(ballots, minlength=count * classes).reshape(count, classes).argmax(axis=1)
 
 
 def require_maps(maps: np.ndarray, channels: int, system: str) -> None:

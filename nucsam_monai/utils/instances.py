@@ -65,12 +65,12 @@ def distance_instances(
     mask = foreground >= rule.threshold
     components = connected_components(mask)
     deep = connected_components(mask & (distance > rule.marker_threshold))
-    markers = _without_small(deep, rule.min_marker_px)
+    markers = without_small(deep, rule.min_marker_px)
     seeds = np.nonzero(markers)
     owners = np.zeros(markers.max(initial=0) + 1, dtype=np.int32)
     owners[markers[seeds]] = components[seeds]
     instances = _flood(components, markers, _occur_twice(owners[1:], components), distance)
-    instances = _without_small(instances, rule.min_area_px)
+    instances = without_small(instances, rule.min_area_px)
     if rule.min_score > 0:
         instances = _kept(instances, distance_scores(instances, foreground, distance) >= rule.min_score)
     return instances
@@ -169,7 +169,7 @@ def watershed_instances(foreground: np.ndarray, min_distance_px: int = MIN_DISTA
     markers = np.zeros_like(components)
     marking = divided[owners]
     markers[rows[marking], columns[marking]] = np.arange(1, np.count_nonzero(marking) + 1)
-    return _without_small(_flood(components, markers, divided, height))
+    return without_small(_flood(components, markers, divided, height))
 
 
 def _flood(
@@ -185,7 +185,7 @@ def _flood(
     return np.where(inside, components.max(initial=0) + pieces, components)
 
 
-def _without_small(label_map: np.ndarray, min_area_px: int = 1) -> np.ndarray:
+def without_small(label_map: np.ndarray, min_area_px: int = 1) -> np.ndarray:
     """Return the nuclei of at least this area as an int32 label map with ids 1..n."""
     return _kept(label_map, np.bincount(label_map.ravel(), minlength=1)[1:] >= min_area_px)
 
