@@ -15,6 +15,7 @@ import base64
 import inspect
 import json
 import logging
+import os
 import pydoc
 import re
 from collections import OrderedDict
@@ -56,6 +57,7 @@ from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
 from nucsam_monai.utils.paths import bundle_root, find_weights, weights_there
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+from nucsam_monai.utils.threads import POLICY
 
 if TYPE_CHECKING:
     from nucsam_monai.wsi import SlideOptions, SlideResult
@@ -383,9 +385,10 @@ class Segmenter:
                 for network in networks.values():
                     network.eval()
                 self._networks = networks
-                logger.info(
-                    "%s: weights of %s on %s", self.folder.name, self.value("checkpoint"), self.device
-                )
+                where = str(self.device)
+                if self.device.type == "cpu":
+                    where += f", {torch.get_num_threads()} threads (OMP_WAIT_POLICY {os.environ.get(POLICY)})"
+                logger.info("%s: weights of %s on %s", self.folder.name, self.value("checkpoint"), where)
             return self._networks
 
 

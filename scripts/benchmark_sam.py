@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarking import commit, describe_machine, versions
 from sam_benchmark.cases import (
     IMPLEMENTATIONS,
     MATRIX,
@@ -27,8 +27,6 @@ from sam_benchmark.cases import (
     select_cases,
 )
 from sam_benchmark.isolation import NoResultError, run_isolated
-from sam_benchmark.machine import commit, describe_machine, matrix_product_peak, versions
-from sam_benchmark.measure import peak_memory, time_contenders
 from sam_benchmark.report import markdown as as_markdown
 from sam_benchmark.report import text_table
 
@@ -128,6 +126,8 @@ def _measure(
 ) -> None:
     """Measure cases one after another; every one is in the report and on the disk before the next begins."""
     if wanted:
+        from sam_benchmark.machine import matrix_product_peak
+
         peaks = {
             precision: run_isolated(matrix_product_peak, precision, settings, timeout_seconds=300)
             for precision in selection["precisions"]
@@ -143,6 +143,8 @@ def _measure(
 
 def measure_case(case: Case, settings: Settings, implementations: Any, precisions: Any) -> dict[str, Any]:
     """Return the results of all contenders, or why there are none."""
+    from sam_benchmark.measure import peak_memory, time_contenders
+
     taking_part = contenders(case, implementations, precisions)
     limit = settings.timeout_seconds
     try:
@@ -209,5 +211,4 @@ def _free_memory_gb() -> float:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sys.exit(run_command(main))

@@ -34,7 +34,10 @@ _SCRIPTS = {
     "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
     "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
 }
-_VIEW = ["-m", "nucsam_monai.apps.viewer"]
+_SERVERS = {
+    "view": ("viewer", "look at results in a browser"),
+    "mlflow": ("mlflow_server", "look at the tracked runs in a browser"),
+}
 _OF_TOOLS = "evaluate_predictions.py"
 _FORM = argparse.RawDescriptionHelpFormatter
 
@@ -77,8 +80,8 @@ def command_of(given: Sequence[str]) -> list[str]:
         return [_script(_SCRIPTS[name][0]), *given[1:]]
     if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
         return [_script(_OF_TOOLS), *given[1:]]
-    if name == "view":
-        return [*_VIEW, *given[1:]]
+    if name in _SERVERS:
+        return ["-m", f"nucsam_monai.apps.{_SERVERS[name][0]}", *given[1:]]
     arguments, further = _parser().parse_known_args(given)
     if further and not arguments.takes_keys:
         _parser().error(f"unknown argument {further[0]}")
@@ -153,10 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--port", default="8000", help="default: %(default)s")
     option("--settings", help="a JSON file with options of the bundles, such as their weights")
     add("models", "list the bundles and the weights that come with them", "nucsam models", _models)
-    option = add("mlflow", "show the tracked runs in a browser", "nucsam mlflow", _mlflow)
-    option("--port", default="5000", help="default: %(default)s")
-    commands.add_parser("view", help="look at results in a browser", add_help=False)
-    for name, (_, text) in _SCRIPTS.items():
+    for name, (_, text) in {**_SERVERS, **_SCRIPTS}.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
 
@@ -184,14 +184,6 @@ def _label(arguments: argparse.Namespace) -> list[str]:
     app = Path(__file__).parent / "monailabel"
     place = ["--studies", arguments.studies, "--host", "127.0.0.1", "--port", arguments.port]
     return ["-m", "monailabel.main", "start_server", "--app", str(app), *place, *conf]
-
-
-def _mlflow(arguments: argparse.Namespace) -> list[str]:
-    store = os.environ.get("MLFLOW_TRACKING_URI")
-    address = f"http://127.0.0.1:{arguments.port}/#/experiments?workflowType=machine_learning"
-    sys.stderr.write(f"{address}\n")
-    place = ["--backend-store-uri", store] if store else []
-    return ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", arguments.port, *place]
 
 
 def _models(arguments: argparse.Namespace) -> list[str]:

@@ -44,6 +44,9 @@ from nucsam_monai.networks.sam import load_trained, read_header, start_trunk, wi
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
 from nucsam_monai.utils.paths import project_root
+from nucsam_monai.utils.threads import sensible_threads
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from nucsam_monai.wsi.cluster import MethodSource
@@ -102,6 +105,17 @@ def draw_demo(dataset_dir: str | Path) -> None:
 def header_with(header: Mapping[str, str], *names: str) -> dict[str, str]:
     """Return a header of weights with the values of keys of the configuration, which inference takes from it."""
     return with_settings(header, settings_named(names))
+
+
+def limit_threads() -> None:
+    """Give this process no more threads on the CPU than it has cores for, and say how many.
+
+    Commands that start with MONAI load PyTorch before anything of this package could choose how its threads wait.
+    """
+    threads, reason = sensible_threads()
+    if threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+    logger.info("%d threads on the CPU (%s).", torch.get_num_threads(), reason)
 
 
 def default_device() -> torch.device:

@@ -15,10 +15,12 @@ import torch.distributed
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.handlers import MLFlowHandler
+from monai.utils import get_seed
 
 from nucsam_monai.engines.configuration import current_parser, executed_configuration, recorded_settings
 from nucsam_monai.handlers.run_facts import (
     MAX_TEXT_LENGTH,
+    command,
     dataset_facts,
     device_name,
     environment_facts,
@@ -27,6 +29,7 @@ from nucsam_monai.handlers.run_facts import (
     tracked_name,
     weights_facts,
 )
+from nucsam_monai.handlers.run_page import described, description, run_name, where_to_look
 from nucsam_monai.handlers.tracking_store import connect, experiment_id, resolve_tracking_uri
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import project_root
@@ -68,7 +71,7 @@ class TrackedRun:
             configuration that builds this object, with everything that overrides it, and uploads that configuration
             as ``configuration.json``.
         weights: name to path of weights that the run starts from; their SHA-256 become tags.
-        name: name of the run; by default ``<bundle>-<dataset>-<timestamp>``.
+        name: name of the run; by default that of :func:`~nucsam_monai.handlers.run_page.run_name`.
         parent_run_id: the run that this one is nested under.
         more_tags: tags besides ``tags``, for those who start the workflow.
         dataset_dir: the data, for the handlers of the run's engines; None takes that of the configuration.
@@ -109,13 +112,16 @@ class TrackedRun:
         own = self._own_settings("dataset_dir", "split_protocol", "bundle_root")
         self.dataset_dir = dataset_dir or own.get("dataset_dir")
         self.split_protocol = split_protocol or own.get("split_protocol")
-        self.configurations = [f"{own['bundle_root']}/configs"] if "bundle_root" in own else []
+        self._bundle_root = own.get("bundle_root")
+        self.configurations = [f"{self._bundle_root}/configs"] if self._bundle_root else []
         self.weights = dict(weights or {})
         self.name = name
         self.parent_run_id = parent_run_id
         self.client: Any = None
         self.run_id: str | None = None
+        self._experiment_id = ""
         self._is_open = False
+        self._is_described = False
         self._has_owner = False
         self._artifacts: list[Path] = []
         self._interrupted: tuple[str, int, dict[str, Any]] | None = None
@@ -169,6 +175,7 @@ class TrackedRun:
             identifier = experiment_id(self.client, self.experiment, self.uri)
             continued = self._continued(identifier)
             run = continued or self.client.create_run(identifier, run_name=self.name or self._default_name())
+            self._experiment_id = identifier
         except MlflowException as error:
             raise ConfigurationError(
                 f"tracking_uri '{self.uri}': can't begin a run of '{self.experiment}': {error} "
@@ -176,16 +183,16 @@ class TrackedRun:
             ) from error
         self.run_id = run.info.run_id
         self._is_open = True
+        self._is_described = False
         self._artifacts = []
         atexit.register(self._abandon)
         self.log_tags(tags)
         self._log_params(continued=continued is not None)
         self._interrupted = None
-        self._interrupted = None
         logger.info("MLflow run '%s' of '%s' in %s", run.info.run_name, self.experiment, self.uri)
 
     def close(self, status: str = FINISHED) -> None:
-        """Upload the artifacts that exist and end the run, if it is open.
+        """Upload the artifacts that exist, describe the run, end it, and log where to look at it.
 
         Nothing is uploaded for a killed run: a process that is stopped has only seconds, and it may be resumed.
 
@@ -196,7 +203,26 @@ class TrackedRun:
             return
         if status != KILLED:
             self.log_artifacts(self._artifacts)
+            if not self._is_described:
+                uploaded = [path.parent for path in self._artifacts if path.name == "overlays"]
+                self.describe(command(), uploaded[0] if uploaded else None)
         self._end(status)
+        if self.parent_run_id is None:
+            logger.info("MLflow: %s", where_to_look(str(self.uri), self._experiment_id))
+
+    def describe(self, command: str, folder: str | Path | None = None) -> None:
+        """Write what MLflow shows on the run's page; :meth:`close` does it with this process's command.
+
+        Args:
+            command: what was run.
+            folder: of an evaluation, whose overlays are artifacts of the run.
+        """
+        if not self._is_open:
+            return
+        with self._writing("description"):
+            metrics = self.client.get_run(self.run_id).data.metrics
+            self.log_tags(described(description(str(self.run_id), metrics, command, folder)))
+        self._is_described = True
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Record every scalar of ``metrics`` at ``step`` (an epoch, by convention of this package)."""
@@ -295,9 +321,8 @@ class TrackedRun:
         self.close(FINISHED if error is None else status_after(error))
 
     def _default_name(self) -> str:
-        bundle = str(self.tags.get("bundle") or self.experiment.rsplit("/", maxsplit=1)[-1])
-        parts = [bundle, str(self.tags.get("dataset") or ""), time.strftime("%Y%m%d-%H%M%S")]
-        return "-".join(part for part in parts if part)
+        tags = {"bundle": self.experiment.rsplit("/", maxsplit=1)[-1], **self.tags}
+        return run_name(tags, self.tags.get("seed", get_seed()), self._bundle_root)
 
     def _continued(self, experiment: str) -> Any:
         """Return the interrupted run, running again, if this store has it."""

@@ -109,7 +109,17 @@ def environment_facts(checkout: Path) -> dict[str, str]:
 
 def command() -> str:
     """Return the command that started this process, without the passwords in addresses."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1", shlex.join(sys.orig_argv))
+    return without_passwords(shlex.join(sys.orig_argv))
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose addresses have lost their user and password.
+
+    Example:
+        >>> without_passwords("https://me:secret@host/")
+        'https://host/'
+    """
+    return re.sub(r"(://)[^/@\s]+@", r"\1", text)
 
 
 def git_facts(folder: Path) -> dict[str, str]:

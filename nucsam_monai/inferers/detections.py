@@ -18,7 +18,7 @@ from nucsam_monai.inferers.masks import (
 )
 from nucsam_monai.inferers.precision import PRECISIONS, autocast
 from nucsam_monai.inferers.tiling import Tiling, plan_tiles
-from nucsam_monai.networks.mask_rcnn import Detections
+from nucsam_monai.networks.detector import Detections
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances

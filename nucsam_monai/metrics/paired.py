@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from nucsam_monai.metrics.statistics import Bootstrap, estimate, mean_statistic
 from nucsam_monai.metrics.summary import resampling_units
@@ -123,6 +122,8 @@ def compare(
 
 def _p_values(difference: NDArray[np.float64]) -> tuple[float, float]:
     """Return the two-sided p-values of the Wilcoxon signed-rank test and of the paired t-test."""
+    from scipy import stats  # it takes as long to load as all other metrics
+
     if len(difference) < 2:
         return math.nan, math.nan
     if not difference.any():

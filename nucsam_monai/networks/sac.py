@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.compilation import refuse_export
+from nucsam_monai.networks.dense.unet import OriginalUNet
 from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
@@ -26,7 +27,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(OriginalUNet):
     """U-Net (Ronneberger et al., 2015) with batch normalisation (SAC, section on the prompt generator).
 
     With its defaults it has the 7,763,041 parameters that SAC's parameter table adds to SAM: 32 to 256
@@ -43,19 +44,7 @@ class UNetGenerator(nn.Module):
     """
 
     def __init__(self, in_channels: int = 3, channels: int = 32, levels: int = 4) -> None:
-        super().__init__()
-        widths = [channels * 2**level for level in range(levels)]
-        self.down = nn.ModuleList(
-            _double_convolution(before, after)
-            for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
-        )
-        self.pool = nn.MaxPool2d(2)
-        self.bottom = _double_convolution(widths[-1], 2 * widths[-1])
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2) for width in reversed(widths)
-        )
-        self.up = nn.ModuleList(_double_convolution(2 * width, width) for width in reversed(widths))
-        self.head = nn.Conv2d(channels, 1, kernel_size=1)
+        super().__init__(in_channels, 1, channels, levels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``(B, 1, H, W)`` from RGB images ``(B, 3, H, W)`` in [0, 1].
@@ -69,27 +58,7 @@ class UNetGenerator(nn.Module):
                 f"generator: found an image of {image.shape[-2]} x {image.shape[-1]} px, expected sides that "
                 f"are multiples of {step} px. Pad the image or set generator.input_size."
             )
-        skips = []
-        features = image
-        for block in self.down:
-            skips.append(block(features))
-            features = self.pool(skips[-1])
-        features = self.bottom(features)
-        for upsample, block in zip(self.upsample, self.up, strict=True):
-            features = block(cat([upsample(features), skips.pop()], dim=1))
-        return self.head(features)
-
-
-def _double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return two times convolution 3 x 3 without bias, batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+        return super().forward(image)
 
 
 SelectionRule = Literal["O", "R"]

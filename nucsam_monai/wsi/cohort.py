@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+from nucsam_monai.wsi.cluster import MethodSource, connect, load_in_workers, segment_slide_on
 from nucsam_monai.wsi.ranks import Ranks
 from nucsam_monai.wsi.readers import SlideError
 from nucsam_monai.wsi.resume import known_result, remember
@@ -57,10 +57,13 @@ def segment_slides(
     known = {} if overwrite else {path: known_result(path, output_dir, source, options) for path in paths}
     done = {path: result for path, result in known.items() if result}
     # A network is loaded, and workers are started, only if there is something left to do.
-    method = source.load() if any(path not in done for path in paths) else None
+    left = any(path not in done for path in paths)
     with ExitStack() as files:
-        several = method and (workers > 1 or scheduler is not None)
+        several = left and (workers > 1 or scheduler is not None)
         client = connect(files, workers, scheduler) if several else None
+        if client is not None:
+            load_in_workers(client, source)  # while this process loads it as well
+        method = source.load() if left else None
 
         def segment(path: Path) -> SlideResult:
             if method is None or path in done:

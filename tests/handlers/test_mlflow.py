@@ -54,7 +54,7 @@ def test_a_training_is_one_finished_run_with_its_curves(
 
     run = store.only_run()
     assert run.info.status == "FINISHED"
-    assert run.info.run_name.startswith("demo-toy-")
+    assert run.info.run_name == "demo, toy, seed 7"
     assert run.data.params == {"optimizer.lr": "0.1", "epochs": "2"}
     tags = run.data.tags
     assert {"workflow": "train", "bundle": "demo", "seed": "7", "device": "cpu"}.items() <= tags.items()
