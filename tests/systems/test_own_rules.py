@@ -41,8 +41,13 @@ def of_cdnet(target: np.ndarray) -> np.ndarray:
     return np.concatenate([np.stack([parts > 0, parts == 1, nearness]), one_hot])
 
 
+def of_hovernet(target: np.ndarray) -> np.ndarray:
+    return np.concatenate([target[:1], (target[1:] + 1) / 2])
+
+
 RIGHT_MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "hovernet": lambda target: np.concatenate([target[:1], (target[1:] + 1) / 2]),
+    "hovernet": of_hovernet,
+    "cellvit-*": of_hovernet,
     "stardist": of_stars,
     "cppnet": of_stars,
     "dcan": lambda target: target,
