@@ -92,7 +92,7 @@ def command_of(given: Sequence[str]) -> list[str]:
 def _add_command(
     commands: Any, name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False
 ) -> Callable:
-    """Add a command and return what adds its options."""
+    """Add a command and return the function that adds its options."""
     keys = "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
     command = commands.add_parser(
         name,

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import monai
 import torch
@@ -23,7 +23,12 @@ from torch.utils.data import Dataset, Sampler
 from nucsam_monai.data import domain_classes
 from nucsam_monai.data.demo import demo_dataset_dir
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
-from nucsam_monai.engines.configuration import check_options, settings_named
+from nucsam_monai.engines.configuration import (
+    changed_keys,
+    check_options,
+    current_parser,
+    settings_named,
+)
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.inferers.precision import AutocastInferer
 from nucsam_monai.networks import (
@@ -43,6 +48,9 @@ from nucsam_monai.utils.threads import sensible_threads
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from nucsam_monai.wsi.cluster import MethodSource
+
 Option = TypeVar("Option")
 
 Collate = str | Callable[[Any], Any]
@@ -53,6 +61,8 @@ COLLATES: Mapping[str, Callable[[Any], Any]] = {
     "end_to_end": collate_end_to_end,
 }
 """How items are joined to batches, by the names that configurations use."""
+
+_NOT_OF_THE_NETWORK = ("bundle_root", "input", "output_dir", "domain", "mpp", "imports", "initialize", "run")
 
 
 def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: bool = False) -> None:
@@ -347,3 +357,26 @@ def compile_if(wanted: bool, modules: Iterable[nn.Module], device: torch.device)
     """Compile the modules if ``wanted``."""
     if wanted:
         compile_modules(modules, device)
+
+
+def configured_method(domain: str | None = None) -> "MethodSource":
+    """Return the network of the configuration being read, with the changes to its ``inference.json``.
+
+    Args:
+        domain: of the slides, for methods with domains.
+
+    Raises:
+        ConfigurationError: called outside of a bundle's configuration.
+    """
+    from nucsam_monai.wsi.cluster import MethodSource  # needs the extra ``slides``
+
+    parser = current_parser()
+    if parser is None or "bundle_root" not in parser:
+        raise ConfigurationError(
+            "bundle_root: not found. Put the bundle's inference.json first in --config_file."
+        )
+    folder = Path(parser.get_parsed_content("bundle_root"))
+    changed = changed_keys(parser, folder / "configs" / "inference.json")
+    settings = {key: parser.get_parsed_content(key) for key in changed if key not in _NOT_OF_THE_NETWORK}
+    checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
+    return MethodSource(str(folder), checkpoint, tuple(settings.items()), domain, (), device)

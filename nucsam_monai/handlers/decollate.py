@@ -63,7 +63,7 @@ class DecollatePoints(_Decollation):
 
 
 class DecollatePrediction(_Decollation):
-    """Decollate batches of one image, of which the inferer returns a ``NucleiPrediction``, the output's ``pred``."""
+    """Decollate batches of one image whose inferer returns a ``NucleiPrediction``, the output's ``pred``."""
 
     def decollate(self, engine: Engine) -> None:
         """Replace batch and output by their items."""

@@ -189,7 +189,7 @@ def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], lis
 def _class_maps(
     names: Sequence[str], outputs: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 without classes."""
+    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 where an image lacks it."""
     predicted, true = _label_maps(outputs)
     for index, output in enumerate(outputs):
         prediction, label = output["pred"], output["label"]

@@ -1,4 +1,4 @@
-"""Share the parts that several losses are built from."""
+"""Provide the parts that several losses are built from."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -399,7 +399,7 @@ class SAC(nn.Module):
     """
 
     fixed_stages: tuple[Stage, ...] = ("generator", "truth")
-    """Stages whose masks tell little about the trained parts: SAM is frozen, or the points are others."""
+    """Stages whose masks tell little about the trained parts: SAM is frozen, or the points differ."""
 
     def __init__(
         self,
