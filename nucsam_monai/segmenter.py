@@ -156,7 +156,9 @@ class Segmenter:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes."""
+        """The names of the classes; where domains have their own, those of the domain in the settings."""
+        if "classes" in self.config:
+            return tuple(self.value("classes").get(self.value("domain"), ("nucleus",)))
         return tuple(self.value("class_names")) if "class_names" in self.config else ("nucleus",)
 
     @property

@@ -111,7 +111,7 @@ def refuse_unknown(unknown: Iterable[str], known_names: Iterable[str]) -> None:
 
 def _count_lines(splits: Mapping[str, SplitCounts]) -> list[str]:
     return [
-        f"  {name:<10} {count.images:>6} images {count.nuclei:>8} nuclei" for name, count in splits.items()
+        f"  {name:<10} images {count.images:>6}, nuclei {count.nuclei:>8}" for name, count in splits.items()
     ]
 
 

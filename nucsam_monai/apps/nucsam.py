@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
-from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder
+from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder, trained_weights
 
 _SCRIPTS = {
     "slides": ("segment_slides.py", "segment whole slides, or show how far that is"),
@@ -38,6 +38,10 @@ _SERVERS = {
     "view": ("viewer", "look at results in a browser"),
     "mlflow": ("mlflow_server", "look at the tracked runs in a browser"),
 }
+_WEIGHTS_HELP = (
+    "a short name such as he, or a path; by default those that come with the bundle, "
+    "else those that nucsam train wrote to output/<bundle>"
+)
 _OF_TOOLS = "evaluate_predictions.py"
 _FORM = argparse.RawDescriptionHelpFormatter
 
@@ -121,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     option("input", help="an image, or a folder")
     option("output_dir", nargs="?", default="output/segmented", help="default: %(default)s")
     option("--bundle", default="unsam", help="default: %(default)s")
-    option("--weights", help="a short name such as he, or a path; by default those that come with the bundle")
+    option("--weights", help=_WEIGHTS_HELP)
     option = add(
         "train",
         "train a bundle",
@@ -143,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("bundle")
     option("overlays", nargs="*", help="configurations that the weights were trained with")
-    option("--weights", help="a short name such as he, or a path; by default those that come with the bundle")
+    option("--weights", help=_WEIGHTS_HELP)
     option("--output_dir", help="default: output/<bundle>_evaluated")
     option = add(
         "label",
@@ -224,9 +228,14 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
 
 
 def _weights(arguments: argparse.Namespace) -> list[str]:
-    if arguments.weights is None:
+    """Return the weights that are named; without a name those that ``nucsam train`` wrote, if none ship."""
+    folder = Path(bundle_root(arguments.bundle))
+    if arguments.weights is not None:
+        return ["--checkpoint", _short(find_weights(folder, arguments.weights))]
+    trained = trained_weights(Path(f"output/{arguments.bundle}"))
+    if trained is None or any((folder / "models").glob("*.safetensors")):
         return []
-    return ["--checkpoint", _short(find_weights(Path(bundle_root(arguments.bundle)), arguments.weights))]
+    return ["--checkpoint", str(trained)]
 
 
 def _script(name: str) -> str:

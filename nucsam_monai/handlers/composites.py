@@ -4,6 +4,7 @@ A composite is attached like a single handler. In a configuration it is an item 
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from nucsam_monai.handlers.training_state import NOT_COMPARED, TrainingState
 from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.lock import FolderLock
+from nucsam_monai.utils.paths import trained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,7 @@ class TrainingHandlers(_Handlers):
         sampler = _domain_sampler(data_loader)
         parser = current_parser()
         self.best_weights = best_weights
+        self.bundle = run.bundle
         self.lock = FolderLock(best_weights.path.parent)
         self.state = TrainingState(
             best_weights.path.with_name(f"{stage or 'training'}_state.safetensors"),
@@ -179,9 +182,13 @@ class TrainingHandlers(_Handlers):
         )
 
     def end(self, engine: Engine) -> None:
-        """Save weights if none were saved yet, and release the folder."""
+        """Save weights if none were saved yet, log how to segment with them, and release the folder."""
         self.best_weights.save_last(engine)
         self.lock.release()
+        weights = trained_weights(self.best_weights.path.parent)
+        if weights is not None and self.bundle is not None:
+            command = ["nucsam", "segment", "images", "--bundle", self.bundle, "--weights", str(weights)]
+            logger.info("segment with these weights: %s", shlex.join(command))
 
 
 class ValidationHandlers(_Handlers):

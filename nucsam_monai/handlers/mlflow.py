@@ -133,6 +133,12 @@ class TrackedRun:
         return {name: parser.get_parsed_content(name) for name in names if name in parser} if parser else {}
 
     @property
+    def bundle(self) -> str | None:
+        """Name of the bundle whose configuration built this object, if it can segment."""
+        folder = None if self._bundle_root is None else Path(self._bundle_root)
+        return folder.name if folder and (folder / "configs" / "inference.json").is_file() else None
+
+    @property
     def is_open(self) -> bool:
         """Whether a run is under way that can be written to."""
         return self._is_open

@@ -29,6 +29,7 @@ from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_table
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.files import atomic_path
+from nucsam_monai.utils.names import counted
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def write_confusion(pair: Evaluation, places: Places) -> None:
 
 def _facts(experiment: Experiment, commits: Sequence[str], results: Results) -> str:
     images = {dataset: count for (_, dataset), count in results.images.items()}
-    data = ", ".join(f"{name} ({count} images)" for name, count in images.items()) or "nothing yet"
+    data = ", ".join(f"{name} ({counted(count, 'image')})" for name, count in images.items()) or "nothing yet"
     tested = f"; tested on {data}" if experiment.test_metrics else ""
     seeds = ", ".join(map(str, experiment.seeds))
     return (

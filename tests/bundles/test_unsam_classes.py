@@ -83,6 +83,8 @@ def test_inference_names_the_class_of_every_nucleus(training: Training) -> None:
     assert set(found["typed"].table["class_id"]) <= {0, 1}
     assert (found["typed"].instances > 0).all()
     assert found["bright"].class_names == found["mean"].class_names == ("nucleus",)
+    assert segmenter.class_names == ("nucleus",)  # without a domain
+    assert Segmenter(UNSAM.folder, training.weights, "cpu", {"domain": "typed"}).class_names == CLASS_NAMES
 
 
 @pytest.mark.parametrize(
