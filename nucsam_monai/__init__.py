@@ -1,13 +1,15 @@
 """Nuclei segmentation with SAM: published methods as MONAI bundles.
 
 The package is imported by bundle configurations, so this module stays light: importing it loads neither
-torch nor MONAI. ``$nucsam_monai.bundle_root('unsam')`` is how a configuration finds its own folder.
+torch nor MONAI; it asks OpenMP, which comes with torch, for threads that sleep while they wait.
+``$nucsam_monai.bundle_root('unsam')`` is how a configuration finds its own folder.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from nucsam_monai.utils.exit import is_bundle_run, shorten_errors_of_bundle_runs
 from nucsam_monai.utils.paths import bundle_root
+from nucsam_monai.utils.threads import collector_paused, wait_passively
 
 if TYPE_CHECKING:
     from nucsam_monai.segmenter import Segmenter, load
@@ -20,14 +22,19 @@ __all__ = ["Segmenter", "__version__", "bundle_root", "load"]
 def __getattr__(name: str) -> Any:
     """Return what needs torch, which is imported with it."""
     if name in ("Segmenter", "load"):
-        from nucsam_monai import segmenter
+        with collector_paused():
+            from nucsam_monai import segmenter
 
         return getattr(segmenter, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'.")
 
 
+wait_passively()
 shorten_errors_of_bundle_runs()
 if is_bundle_run():
-    from nucsam_monai.engines.configuration import restore_paths
+    with collector_paused():
+        from nucsam_monai.engines.bundle import limit_threads
+        from nucsam_monai.engines.configuration import restore_paths
 
     restore_paths()
+    limit_threads()

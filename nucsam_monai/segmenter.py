@@ -1,4 +1,4 @@
-"""The front door: load a bundle, keep it ready, and segment arrays, files and images.
+"""Load a bundle, keep it ready, and segment arrays, files and images.
 
 Example::
 
@@ -15,6 +15,7 @@ import base64
 import inspect
 import json
 import logging
+import os
 import pydoc
 import re
 from collections import OrderedDict
@@ -56,6 +57,7 @@ from nucsam_monai.utils.image_source import ArrayImage
 from nucsam_monai.utils.nucleus import paint_nuclei
 from nucsam_monai.utils.paths import bundle_root, find_weights, weights_there
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
+from nucsam_monai.utils.threads import POLICY
 
 if TYPE_CHECKING:
     from nucsam_monai.wsi import SlideOptions, SlideResult
@@ -310,7 +312,7 @@ class Segmenter:
             return self._pipeline({}).batch(image)["image"].to(self.device)
 
     def value(self, key: str) -> Any:
-        """Return what a key of the configuration stands for."""
+        """Return the value of a key of the configuration."""
         with self._lock, _own_errors():
             return self._values.get_parsed_content(key)
 
@@ -383,14 +385,15 @@ class Segmenter:
                 for network in networks.values():
                     network.eval()
                 self._networks = networks
-                logger.info(
-                    "%s: weights of %s on %s", self.folder.name, self.value("checkpoint"), self.device
-                )
+                where = str(self.device)
+                if self.device.type == "cpu":
+                    where += f", {torch.get_num_threads()} threads (OMP_WAIT_POLICY {os.environ.get(POLICY)})"
+                logger.info("%s: weights of %s on %s", self.folder.name, self.value("checkpoint"), where)
             return self._networks
 
 
 class _Pipeline:
-    """Run what the evaluator of ``inference.json`` does with an image, without reading and writing files."""
+    """Run the steps of ``inference.json``'s evaluator on an image, without reading or writing files."""
 
     def __init__(self, parser: ConfigParser) -> None:
         preprocessing = parser.get_parsed_content("preprocessing")
@@ -420,7 +423,7 @@ class _Pipeline:
     def infer(
         self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None = None
     ) -> Any:
-        """Return what the inferer finds in one image, before the post-processing."""
+        """Return the inferer's output for one image, before post-processing."""
         batch = self.batch(image, **({} if domain is None else {"domain": domain}))
         if statistics is not None:
             mean, std = statistics
@@ -479,7 +482,7 @@ class SegmentedImage(NucleiPrediction):
         return write_prediction(self, pixels, folder, stem, overlay_px=overlay_px)
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show: the overlay and what was found."""
+        """Return HTML for notebooks: the overlay and the summary."""
         picture = base64.b64encode(encode_png(self.overlay())).decode("ascii")
         return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
 
@@ -516,7 +519,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def keys_behind(config: Mapping[str, Any], starts: Iterable[str]) -> frozenset[str]:
-    """Return those of the keys ``starts`` that a configuration has, and all keys that these refer to."""
+    """Return the keys ``starts`` that exist in a configuration, and all keys that they refer to."""
     known: set[str] = set()
     left = {key for key in starts if key in config}
     while left:
@@ -593,7 +596,7 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise our own error in place of the one that MONAI wraps it in."""
+    """Raise our own error instead of the one that MONAI wraps it in."""
     try:
         yield
     except RuntimeError as error:

@@ -9,13 +9,13 @@ and by its box. Prints a Markdown table of the mean IoU of mask and truth, and o
 
 import sys
 from collections import defaultdict
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nucsam_monai import load
+import nucsam_monai
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data import load_items
 from nucsam_monai.data.converters.progress import with_progress
@@ -60,7 +60,7 @@ def main(
         seed: of nuclei and clicks.
         output: JSON file for the results.
     """
-    segmenter, generator = load(bundle, weights), np.random.default_rng(seed)
+    segmenter, generator = nucsam_monai.load(bundle, weights), np.random.default_rng(seed)
     ious: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for item in with_progress(load_items(dataset_dir, split), "measuring", "image"):
         pixels, truth = read_image(item["image"]), read_label_map(item["instances"])
@@ -78,7 +78,7 @@ def main(
     sys.stdout.write("\n".join(lines) + "\n")
     if output is not None:
         facts: dict[str, Any] = {"bundle": bundle, "weights": weights, "split": split, "seed": seed}
-        machine = {"processor": processor_name(), "torch": torch.__version__}
+        machine = {"processor": processor_name(), "torch": version("torch")}
         write_json(output, {**facts, **machine, "ious": {key: dict(value) for key, value in ious.items()}})
 
 

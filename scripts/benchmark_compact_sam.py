@@ -20,18 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
-from nucsam_monai.networks.sam import SAM_VARIANTS
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.machine import processor_name
 from nucsam_monai.utils.paths import bundle_root
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigWorkflow
 
 _EPOCH_CROPS = 256
 
@@ -91,6 +91,8 @@ def main(
         seed: of weights, batches and augmentation.
         candidates: names in ``CANDIDATES``.
     """
+    import torch
+
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     if unknown := set(candidates) - set(CANDIDATES):
@@ -111,13 +113,17 @@ def train_and_measure(
     candidate: Candidate, dataset_dir: str, cpu_seconds: float, seed: int
 ) -> dict[str, Any]:
     """Train a candidate; return its size, its crops and the metrics of every dataset's validation images."""
+    from monai.bundle import ConfigWorkflow
+
+    from nucsam_monai.networks.sam import SAM_VARIANTS
+
     SAM_VARIANTS["candidate"] = dataclasses.replace(
         SAM_VARIANTS["hybrid"], name="candidate", **candidate.variant
     )
     configs = Path(bundle_root(candidate.bundle)) / "configs"
     keys = {**candidate.keys, **({"sam_variant": "candidate"} if candidate.bundle == "unsam" else {})}
 
-    def train(epochs: int) -> tuple[ConfigWorkflow, float]:
+    def train(epochs: int) -> "tuple[ConfigWorkflow, float]":
         """Train for some epochs without validation; return the workflow and its CPU seconds."""
         with TemporaryDirectory() as folder:
             workflow = ConfigWorkflow(

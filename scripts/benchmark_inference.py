@@ -8,24 +8,22 @@ Example:
     python scripts/benchmark_inference.py --methods promptnucseg --variants vit_b --repeats 1 --output vit_b.json
 """
 
-import datetime
 import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import monai
-import torch
-from inference_benchmark.pipelines import METHODS, STAGES, Pipeline
-from inference_benchmark.scene import draw_benchmark_image
-from sam_benchmark.machine import commit, versions
+from benchmarking import markdown_table, origin
+from inference_benchmark import METHODS, STAGES
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
-from nucsam_monai.utils.machine import processor_name
+
+if TYPE_CHECKING:
+    from inference_benchmark.pipelines import Pipeline
 
 Choice = str | tuple[str, ...] | list[str]
 
@@ -64,6 +62,12 @@ def main(
     chosen = [methods] if isinstance(methods, str) else list(methods)
     if unknown := sorted(set(chosen) - set(METHODS)):
         raise ConfigurationError(f"methods: found {unknown}, expected some of {METHODS}.")
+    import monai
+    import torch
+    from inference_benchmark.pipelines import Pipeline
+    from inference_benchmark.scene import draw_benchmark_image
+
+    monai.data.set_track_meta(False)
     torch.set_num_threads(threads)
     cases = [
         (method, variant)
@@ -92,19 +96,7 @@ def main(
     print(as_markdown(report))
 
 
-def origin(device: str, threads: int) -> dict[str, Any]:
-    """Return what the numbers come from."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "processor": processor_name(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "threads": threads,
-        "versions": versions(),
-    }
-
-
-def measure(pipeline: Pipeline, repeats: int) -> dict[str, Any]:
+def measure(pipeline: "Pipeline", repeats: int) -> dict[str, Any]:
     """Return the seconds of every stage and the share of merging and writing."""
     pipeline.run()
     runs = [pipeline.run() for _ in range(repeats)]
@@ -141,18 +133,16 @@ def as_markdown(report: dict[str, Any]) -> str:
         ]
         for row in report["rows"]
     ]
-    lines = [titles, ["---"] * 3 + ["---:"] * (len(titles) - 3), *rows]
     where = report["gpu"] or f"{report['processor']}, {report['threads']} thread(s)"
     return "\n".join(
         [
             f"{image['side_px']} x {image['side_px']} px, {image['nuclei']} synthetic nuclei; random weights, answers "
             f"replaced by nearly true ones; {where}, {report['precision']}, torch {report['versions']['torch']}.",
             "",
-            *("| " + " | ".join(line) + " |" for line in lines),
+            markdown_table(titles, rows, 3),
         ]
     )
 
 
 if __name__ == "__main__":
-    monai.data.set_track_meta(False)
     sys.exit(run_command(main))

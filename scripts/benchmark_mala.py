@@ -8,24 +8,20 @@ Example:
 """
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
-from nucsam_monai.networks.fine_tuning import KERNEL_SIDES, convolve_dynamically, nest_kernels
-from nucsam_monai.utils.machine import processor_name
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
-from scripts.kept_memory import kept_storages
-from tests.oracles.dynamic_convolution import convolve as unfolded_convolution
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies next to the tests
+from scripts.benchmarking import origin, take_turns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAPS = ((4, 14), (1, 16), (25, 14), (1, 64))
 """Number of maps and their side in cells: one image's windows and its global grid at 256 and at 1024 px."""
@@ -43,18 +39,25 @@ def main(
         device: of the computation.
         output: JSON file for the results.
     """
+    import torch
+
     torch.set_num_threads(threads)
     results = [measure(count, side, rank, repeats, device) for count, side in MAPS]
     for row in results:
         print(json.dumps(row))
     if output is not None:
-        name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
-        machine = {"processor": name, "torch": torch.__version__, "threads": threads}
-        write_json(output, {"rank": rank, "repeats": repeats, "machine": machine, "maps": results})
+        write_json(
+            output, {"rank": rank, "repeats": repeats, "machine": origin(device, threads), "maps": results}
+        )
 
 
 def measure(count: int, side: int, rank: int, repeats: int, device: str) -> dict[str, Any]:
     """Measure forward and backward pass of both contenders, taking turns."""
+    import torch
+
+    from nucsam_monai.networks.fine_tuning import KERNEL_SIDES, convolve_dynamically, nest_kernels
+    from tests.oracles.dynamic_convolution import convolve as unfolded_convolution
+
     generator = torch.Generator().manual_seed(0)
     cells = torch.randn(count, side, side, rank, generator=generator).to(device).requires_grad_()
     kernels = [
@@ -68,32 +71,20 @@ def measure(count: int, side: int, rank: int, repeats: int, device: str) -> dict
     row: dict[str, Any] = {"maps": count, "side": side}
     reference = contenders["unfolded"]()
     row["max_difference"] = (contenders["ours"]() - reference).abs().max().item()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
-        for name, convolve in contenders.items():
-            elapsed = seconds(convolve, [cells, *kernels], device)
-            if repeat:  # the first time warms up
-                times[name].append(elapsed)
-    for name, convolve in contenders.items():
-        row[name] = {
-            "median_ms": round(1e3 * statistics.median(times[name]), 3),
-            "min_ms": round(1e3 * min(times[name]), 3),
-            "kept_mib": round(kept_bytes(convolve, [cells, *kernels]) / 2**20, 2),
-        }
+    inputs = [cells, *kernels]
+    steps = {
+        name: partial(lambda convolve: torch.autograd.grad(convolve().sum(), inputs), convolve)
+        for name, convolve in contenders.items()
+    }
+    for name, times in take_turns(steps, repeats, device).items():
+        row[name] = {**times, "kept_mib": round(kept_bytes(contenders[name], inputs) / 2**20, 2)}
     return row
 
 
-def seconds(convolve: Callable[[], Tensor], inputs: list[Tensor], device: str) -> float:
-    """Return the wall time of one forward and backward pass."""
-    start = time.perf_counter()
-    torch.autograd.grad(convolve().sum(), inputs)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def kept_bytes(convolve: Callable[[], Tensor], inputs: list[Tensor]) -> int:
+def kept_bytes(convolve: "Callable[[], Tensor]", inputs: "list[Tensor]") -> int:
     """Return the bytes that autograd keeps for the backward pass, the inputs not counted."""
+    from scripts.kept_memory import kept_storages
+
     with kept_storages() as kept:
         result = convolve()
     total = sum(size for address, size in kept.items() if address not in {each.data_ptr() for each in inputs})

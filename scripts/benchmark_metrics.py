@@ -6,11 +6,7 @@ Example::
 """
 
 import json
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +14,7 @@ from typing import Any
 
 import fire
 import numpy as np
-import scipy
 
-import nucsam_monai
 from nucsam_monai.metrics import (
     DetectionScore,
     EvaluationSample,
@@ -37,9 +31,9 @@ from nucsam_monai.metrics import (
 )
 from nucsam_monai.metrics.detection import PointMatcher
 from nucsam_monai.utils.files import atomic_path
-from nucsam_monai.utils.machine import processor_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references live next to the tests
+from scripts.benchmarking import origin, seconds, take_turns
 from tests.oracles import metrics_instance as slow_instance
 from tests.oracles import metrics_points as slow_points
 
@@ -71,27 +65,8 @@ def _discs(size_px: int, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
 
 
 def milliseconds(function: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Return the fastest and the median time of ``repeats`` calls after one that is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append((time.perf_counter() - start) * 1e3)
-    return {"min_ms": round(min(times), 3), "median_ms": round(statistics.median(times), 3)}
-
-
-def machine() -> dict[str, Any]:
-    """Describe where the numbers come from."""
-    return {
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "nucsam_monai": nucsam_monai.__version__,
-    }
+    """Return the times of ``repeats`` calls after one that is not counted."""
+    return take_turns({"": function}, repeats)[""]
 
 
 def measure(y: np.ndarray, y_pred: np.ndarray, match: PointMatcher) -> tuple[InstanceMetrics, DetectionScore]:
@@ -157,9 +132,9 @@ def benchmark_references(size_px: int, seed: int, row: dict[str, Any]) -> dict[s
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = function()
-    return round((time.perf_counter() - start) * 1e3, 1), result
+    results: list[Any] = []
+    wall, _ = seconds(lambda: results.append(function()))
+    return round(wall * 1e3, 1), results[0]
 
 
 def main(
@@ -179,7 +154,7 @@ def main(
             they take about a minute and MONAI 5 GB; 0 leaves them out.
         output: path of the JSON file.
     """
-    report: dict[str, Any] = {"machine": machine(), "seed": seed, "repeats": repeats, "sizes": []}
+    report: dict[str, Any] = {"machine": origin(), "seed": seed, "repeats": repeats, "sizes": []}
     for name, value in report["machine"].items():
         print(f"{name}: {value}")
     for size_px in [sizes] if isinstance(sizes, int) else sizes:
@@ -204,7 +179,7 @@ def _print_times(row: dict[str, Any]) -> None:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print AJI + AJI+ + PQ + detection of all sizes beside the references."""
+    """Print AJI + AJI+ + PQ + detection of all sizes next to the references."""
     print("\nAJI + AJI+ + PQ + detection, fastest of the repeats, in milliseconds per image")
     print("(hungarian: with the pairing of the published protocol; the references run once, MONAI: PQ only)")
     titles = ("size", "nuclei", "ours", "hungarian", "slow reference", "MONAI PQ")

@@ -1,32 +1,28 @@
 """Time CFR-SAM's refinement of masks and measure its memory: all masks at once, in chunks, and only around nuclei.
 
 All contenders get the same random weights, image and coarse masks: discs of a nucleus' size. Memory is the largest sum
-of tensors that live at once, beside the inputs. The difference is that of the logits inside of the boxes.
+of tensors that live at once, besides the inputs. The difference is that of the logits inside of the boxes.
 
 Example:
     python scripts/benchmark_refinement.py --sam_variant vit_b --prompts 8,32 --output refinement.json
 """
 
 import json
-import statistics
 import sys
-import time
-import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
-from nucsam_monai.networks.cfrsam.refinement import BoundaryRefinement, refine_in_boxes, refine_in_chunks
-from nucsam_monai.networks.sam import sam_variant as find_variant
-from nucsam_monai.utils.machine import processor_name
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # where the package lies that this file is part of
+from scripts.benchmarking import origin, take_turns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(
@@ -53,6 +49,8 @@ def main(
         device: of the computation.
         output: JSON file for the results.
     """
+    import torch
+
     torch.set_num_threads(threads)
     counts = [prompts] if isinstance(prompts, int) else list(prompts)
     options = {
@@ -61,16 +59,16 @@ def main(
         "nucleus_px": nucleus_px,
         "margin_px": margin_px,
     }
-    results = [measure(count, **options, repeats=repeats, device=device) for count in counts]
+    with torch.no_grad():
+        results = [measure(count, **options, repeats=repeats, device=device) for count in counts]
     for row in results:
         print(json.dumps(row))
     if output is not None:
-        name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
-        machine = {"processor": name, "torch": str(torch.__version__), "threads": threads}
-        write_json(output, {**options, "repeats": repeats, "machine": machine, "results": results})
+        write_json(
+            output, {**options, "repeats": repeats, "machine": origin(device, threads), "results": results}
+        )
 
 
-@torch.no_grad()
 def measure(
     count: int,
     *,
@@ -82,6 +80,13 @@ def measure(
     device: str,
 ) -> dict[str, Any]:
     """Measure all contenders on ``count`` masks of one image, taking turns."""
+    import torch
+    from torch.nn import functional as F
+
+    from nucsam_monai.networks.cfrsam.refinement import BoundaryRefinement, refine_in_boxes, refine_in_chunks
+    from nucsam_monai.networks.sam import sam_variant as find_variant
+    from scripts.kept_memory import PeakMemory
+
     torch.manual_seed(0)
     variant = find_variant(sam_variant)
     channels, scale = variant.embed_channels, variant.patch // 4
@@ -102,76 +107,21 @@ def measure(
     inside = F.interpolate((coarse > 0).float(), scale_factor=scale) > 0
     difference = (contenders["in_boxes"]() - contenders["at_once"]())[inside].abs().max().item()
     row: dict[str, Any] = {"prompts": count, "max_difference": difference}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, refine in contenders.items():
-            times[name].append(seconds(refine, device))
-    for name, refine in contenders.items():
+    for name, times in take_turns(contenders, repeats, device, warm_up=False).items():
         with PeakMemory() as memory:
-            refine()
-        row[name] = {
-            "median_ms": round(1e3 * statistics.median(times[name]), 2),
-            "min_ms": round(1e3 * min(times[name]), 2),
-            "peak_mib": round(memory.peak_bytes / 2**20, 2),
-        }
+            contenders[name]()
+        row[name] = {**times, "peak_mib": round(memory.peak_bytes / 2**20, 2)}
     return row
 
 
-def disc_logits(count: int, side: int, diameter: float) -> Tensor:
+def disc_logits(count: int, side: int, diameter: float) -> "Tensor":
     """Return coarse logits ``(count, 1, side, side)`` of discs at random places."""
+    import torch
+
     centres = side * torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     away = torch.stack([torch.hypot(rows - y, columns - x) for y, x in centres])
     return (diameter / 2 - away).clamp(-4, 4)[:, None]
-
-
-def seconds(refine: Callable[[], Tensor], device: str) -> float:
-    """Return the wall time of one refinement."""
-    start = time.perf_counter()
-    refine()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-class PeakMemory(TorchDispatchMode):
-    """The largest number of bytes that results of operations occupy at once inside the ``with`` block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self._uses: Counter[int] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count the storages of what it returns."""
-        result = func(*args, **(kwargs or {}))
-        given = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf, given)
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        return result
-
-    def _count(self, tensor: Tensor, given: set[int]) -> None:
-        storage = tensor.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address in given and address not in self._uses:
-            return  # a view of an input of the block
-        if not self._uses[address]:
-            self.live_bytes += size
-        self._uses[address] += 1
-        weakref.finalize(tensor, self._forget, address, size)
-
-    def _forget(self, address: int, size: int) -> None:
-        self._uses[address] -= 1
-        if not self._uses[address]:
-            del self._uses[address]
-            self.live_bytes -= size
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ enlarged and reduced in the same way.
 import io
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nucsam_monai import load
+import nucsam_monai
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data import load_items
 from nucsam_monai.data.converters.progress import with_progress
@@ -74,7 +74,7 @@ def main(
         split: whose images are measured; ``all`` takes those of every split.
         output: JSON file for the results.
     """
-    segmenter = load(bundle, weights)
+    segmenter = nucsam_monai.load(bundle, weights)
     splits = ["training", "validation", "test"] if split == "all" else split
     scores: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in CHANGES}
     for item in with_progress(load_items(dataset_dir, splits), "measuring", "image"):
@@ -103,7 +103,7 @@ def main(
     sys.stdout.write("\n".join(lines) + "\n")
     if output is not None:
         facts: dict[str, Any] = {"bundle": bundle, "weights": weights, "split": split}
-        machine = {"processor": processor_name(), "torch": torch.__version__}
+        machine = {"processor": processor_name(), "torch": version("torch")}
         write_json(output, {**facts, **machine, "aji_and_pq": means})
 
 

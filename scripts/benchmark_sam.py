@@ -11,10 +11,11 @@ import datetime
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarking import commit, describe_machine, versions
 from sam_benchmark.cases import (
     IMPLEMENTATIONS,
     MATRIX,
@@ -26,8 +27,6 @@ from sam_benchmark.cases import (
     select_cases,
 )
 from sam_benchmark.isolation import NoResultError, run_isolated
-from sam_benchmark.machine import commit, describe_machine, matrix_product_peak, versions
-from sam_benchmark.measure import peak_memory, time_contenders
 from sam_benchmark.report import markdown as as_markdown
 from sam_benchmark.report import text_table
 
@@ -108,7 +107,27 @@ def main(
     cases = select_cases(selection) if preset is None else _preset(preset)
     report = _open_report(Path(output), settings)
     wanted = [case for case in cases if fresh or case.key not in report["cases"]]
+    _measure(wanted, report, Path(output), settings, selection)
+    measured_cases = {case.key: report["cases"][case.key] for case in cases}
+    print(text_table(measured_cases))
+    if markdown is not None:
+        with atomic_path(markdown) as temporary:
+            temporary.write_text(as_markdown(report))
+    if any(case.get("skipped", "").startswith("failed") for case in measured_cases.values()):
+        raise SystemExit("Some cases failed; their errors stand above.")
+
+
+def _measure(
+    wanted: Sequence[Case],
+    report: dict[str, Any],
+    output: Path,
+    settings: Settings,
+    selection: Mapping[str, Sequence[Any]],
+) -> None:
+    """Measure cases one after another; every one is in the report and on the disk before the next begins."""
     if wanted:
+        from sam_benchmark.machine import matrix_product_peak
+
         peaks = {
             precision: run_isolated(matrix_product_peak, precision, settings, timeout_seconds=300)
             for precision in selection["precisions"]
@@ -120,17 +139,12 @@ def main(
         report["cases"][case.key] = {"case": as_dict(case), **origin, **measured}
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n")
-    measured_cases = {case.key: report["cases"][case.key] for case in cases}
-    print(text_table(measured_cases))
-    if markdown is not None:
-        with atomic_path(markdown) as temporary:
-            temporary.write_text(as_markdown(report))
-    if any(case.get("skipped", "").startswith("failed") for case in measured_cases.values()):
-        raise SystemExit("Some cases failed; their errors stand above.")
 
 
 def measure_case(case: Case, settings: Settings, implementations: Any, precisions: Any) -> dict[str, Any]:
     """Return the results of all contenders, or why there are none."""
+    from sam_benchmark.measure import peak_memory, time_contenders
+
     taking_part = contenders(case, implementations, precisions)
     limit = settings.timeout_seconds
     try:
@@ -152,7 +166,7 @@ def _open_report(path: Path, settings: Settings) -> dict[str, Any]:
     """Return the report in ``path`` if it is of this machine, or a new one.
 
     Raises:
-        ConfigurationError: the file's results are of another machine or seed and cannot stand beside new ones.
+        ConfigurationError: the file's results are of another machine or seed and cannot be shown next to new ones.
     """
     # The CUDA driver must not be started in the process that others are forked from.
     machine = run_isolated(describe_machine, settings.device, settings.threads, timeout_seconds=300)
@@ -197,5 +211,4 @@ def _free_memory_gb() -> float:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sys.exit(run_command(main))

@@ -7,28 +7,21 @@ Example:
 """
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
-
-import torch
-from torch import Tensor
 
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
-from nucsam_monai.networks import unet3plus
-from nucsam_monai.networks.unet3plus import UNet3Plus, UNet3PlusOptions, convolve_enlarged
-from nucsam_monai.utils.machine import processor_name
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
-from scripts.kept_memory import kept_storages
-from tests.oracles.enlarged_convolution import enlarge_then_convolve
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies next to the tests
+from scripts.benchmarking import origin, take_turns
 
-CONTENDERS = {"enlarged first": enlarge_then_convolve, "ours": convolve_enlarged}
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(
@@ -51,51 +44,47 @@ def main(
         device: of the computation.
         output: JSON file for the results.
     """
+    import torch
+
+    from nucsam_monai.networks.unet3plus import UNet3Plus, UNet3PlusOptions, convolve_enlarged
+    from scripts.kept_memory import kept_storages
+    from tests.oracles.enlarged_convolution import enlarge_then_convolve
+
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network = UNet3Plus(3, 2, UNet3PlusOptions(filters=tuple(filters), dropout=0.0)).to(device)
     images = torch.rand(batch_size, 3, image_size, image_size, device=device)
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    outputs, kept = {}, {}
-    for repeat in range(repeats + 1):
-        for name, convolve in CONTENDERS.items():
-            with patch.object(unet3plus, "convolve_enlarged", convolve):
-                if repeat:  # the first time warms up
-                    times[name].append(seconds(network, images))
-                    continue
-                with kept_storages() as storages:
-                    outputs[name] = network(images).detach()
-                kept[name] = sum(storages.values())
-    one, other = outputs.values()
+    contenders = {"enlarged first": enlarge_then_convolve, "ours": convolve_enlarged}
+    outputs, kept = [], {}
+    for name, convolve in contenders.items():
+        with (
+            patch("nucsam_monai.networks.unet3plus.convolve_enlarged", convolve),
+            kept_storages() as storages,
+        ):
+            outputs.append(network(images).detach())
+        kept[name] = sum(storages.values())
+    steps = {name: partial(step, network, images, convolve) for name, convolve in contenders.items()}
     results: dict[str, Any] = {
-        name: {
-            "median_ms": round(1e3 * statistics.median(times[name]), 1),
-            "min_ms": round(1e3 * min(times[name]), 1),
-            "kept_mib": round(kept[name] / 2**20, 1),
-        }
-        for name in CONTENDERS
+        name: {**times, "kept_mib": round(kept[name] / 2**20, 1)}
+        for name, times in take_turns(steps, repeats, device).items()
     }
+    one, other = outputs
     results["max_relative_difference"] = ((one - other).abs().max() / one.abs().max()).item()
     print(json.dumps(results))
     if output is not None:
-        name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
         setting = {
             "filters": list(filters),
             "image_size": image_size,
             "batch_size": batch_size,
             "repeats": repeats,
         }
-        machine = {"processor": name, "torch": torch.__version__, "threads": threads}
-        write_json(output, {**setting, "machine": machine, "results": results})
+        write_json(output, {**setting, "machine": origin(device, threads), "results": results})
 
 
-def seconds(network: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """Return the wall time of one forward and backward pass."""
-    start = time.perf_counter()
-    network(images).square().mean().backward()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def step(network: "Callable[[Tensor], Tensor]", images: "Tensor", convolve: Callable[..., Any]) -> None:
+    """Take one forward and backward pass with one of the convolutions."""
+    with patch("nucsam_monai.networks.unet3plus.convolve_enlarged", convolve):
+        network(images).square().mean().backward()
 
 
 if __name__ == "__main__":

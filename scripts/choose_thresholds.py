@@ -13,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nucsam_monai import load
+import nucsam_monai
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data import load_items
 from nucsam_monai.data.converters.progress import with_progress
@@ -48,9 +47,11 @@ def main(
         marker_thresholds: of the distance map.
         min_scores: of the nuclei that are kept.
     """
-    segmenter = load(bundle, weights)
+    import torch
+
+    segmenter = nucsam_monai.load(bundle, weights)
     if "diameter" in segmenter.config:  # the thresholds are those of the images' own scale
-        segmenter = load(bundle, weights, diameter=None)
+        segmenter = nucsam_monai.load(bundle, weights, diameter=None)
     inferer = segmenter.value("inferer")
     maps: list[Maps] = []
     for item in with_progress(load_items(dataset_dir, split), "segmenting", "image"):

@@ -13,8 +13,6 @@ from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data import load_items
 from nucsam_monai.data.converters.progress import with_progress
 from nucsam_monai.data.label_files import read_image, read_instances
-from nucsam_monai.handlers.evaluation import write_report
-from nucsam_monai.inferers import otsu_foreground
 from nucsam_monai.metrics import foreground_metrics, instance_metrics
 from nucsam_monai.utils.instances import connected_components
 
@@ -29,6 +27,9 @@ def main(
         output_dir: where ``per_image.csv``, ``summary.csv`` and ``summary.json`` go.
         splits: the splits to evaluate.
     """
+    from nucsam_monai.handlers.evaluation import write_report
+    from nucsam_monai.inferers import otsu_foreground
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if dataset_dir is None:
         from nucsam_monai.data.demo import demo_dataset_dir

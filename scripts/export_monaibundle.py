@@ -12,12 +12,9 @@ import sys
 from pathlib import Path
 
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.apps.monailabel.settings import find_bundle
-from nucsam_monai.apps.monailabel.stock_app import export_for_stock_app
-from nucsam_monai.segmenter import Scalar, Segmenter
 
 
-def main(bundle: str, checkpoint: str, output_dir: str, **settings: Scalar) -> None:
+def main(bundle: str, checkpoint: str, output_dir: str, **settings: bool | int | float | str | None) -> None:
     """Copy a bundle.
 
     Args:
@@ -26,6 +23,10 @@ def main(bundle: str, checkpoint: str, output_dir: str, **settings: Scalar) -> N
         output_dir: the folder ``model`` of the app.
         settings: what the weights were trained with, as ``--sam_variant vit_b``.
     """
+    from nucsam_monai.apps.monailabel.settings import find_bundle
+    from nucsam_monai.apps.monailabel.stock_app import export_for_stock_app
+    from nucsam_monai.segmenter import Segmenter
+
     export_for_stock_app(
         Segmenter(find_bundle(bundle), checkpoint, settings=settings), Path(output_dir) / bundle
     )

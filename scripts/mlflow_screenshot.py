@@ -21,8 +21,6 @@ from pathlib import Path
 from experiments.tracking import MLFLOW_EXPERIMENT
 
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
-from nucsam_monai.handlers.tracking_store import connect
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
 
@@ -89,6 +87,8 @@ def runs_page(address: str, store: str) -> str:
     Raises:
         ConfigurationError: the store has none.
     """
+    from nucsam_monai.handlers.tracking_store import connect
+
     found = connect(store).get_experiment_by_name(MLFLOW_EXPERIMENT)
     if found is None:
         raise ConfigurationError(f"{store}: no experiments. Run one with: nucsam experiment first.")
@@ -101,6 +101,8 @@ def parent_of(experiment: str, store: str) -> str:
     Raises:
         ConfigurationError: the store has no such experiment.
     """
+    from nucsam_monai.handlers.tracking_store import connect
+
     client = connect(store)
     found = client.get_experiment_by_name(MLFLOW_EXPERIMENT)
     condition = f"tags.experiment = '{experiment}' and tags.workflow = 'benchmark'"
@@ -122,6 +124,8 @@ def main(
         width: of the page in pixels.
         height: of the page in pixels.
     """
+    from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
+
     uri = resolve_tracking_uri(tracking_uri() if store is None else store) or ""
     with served(uri) as address, atomic_path(Path(str(output))) as temporary:
         page = f"{runs_page(address, uri)}/{parent_of(experiment, uri)}"

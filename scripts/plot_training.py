@@ -7,11 +7,7 @@ Example:
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from mlflow.tracking import MlflowClient
-
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.handlers import tracking_uri
 from nucsam_monai.utils.files import atomic_path
 
 
@@ -24,6 +20,11 @@ def main(output: str, runs: dict[str, str], metric: str = "val_dice", store: str
         metric: the validation metric of the second panel.
         store: tracking URI; the project's own by default.
     """
+    import matplotlib.pyplot as plt
+    from mlflow.tracking import MlflowClient
+
+    from nucsam_monai.handlers import tracking_uri
+
     client = MlflowClient(store or tracking_uri())
     figure, (losses, metrics) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for label, run in runs.items():

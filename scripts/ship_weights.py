@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nucsam_monai.apps.command_line import run_command
-from nucsam_monai.networks.sam import write_half
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +25,8 @@ def main(checkpoint: str | Sequence[str], output: str, **settings: Any) -> None:
         output: the file to write.
         settings: values of keys of ``inference.json``, chosen on validation images.
     """
+    from nucsam_monai.networks.sam import write_half
+
     write_half([checkpoint] if isinstance(checkpoint, str) else checkpoint, output, settings)
     content = Path(output).read_bytes()
     logger.info("%s: %.1f MB, sha256 %s", output, len(content) / 1e6, hashlib.sha256(content).hexdigest())

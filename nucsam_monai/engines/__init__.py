@@ -1,4 +1,4 @@
-"""What MONAI's engines need for these methods beyond what they bring."""
+"""Extend MONAI's engines: batches, schedules, exports, and what configurations call."""
 
 from nucsam_monai.engines.batch import (
     PrepareCFRSAMBatch,

@@ -1,4 +1,4 @@
-"""What the configurations of bundles call: set-up, devices, choices and starting weights.
+"""Serve the configurations of bundles: set-up, devices, choices and starting weights.
 
 Expressions in a configuration only call functions; what decides something has its name and its test here.
 """
@@ -39,6 +39,9 @@ from nucsam_monai.networks.sam import load_trained, read_header, start_trunk, wi
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
 from nucsam_monai.utils.paths import project_root
+from nucsam_monai.utils.threads import sensible_threads
+
+logger = logging.getLogger(__name__)
 
 Option = TypeVar("Option")
 
@@ -94,10 +97,21 @@ def header_with(header: Mapping[str, str], *names: str) -> dict[str, str]:
     return with_settings(header, settings_named(names))
 
 
+def limit_threads() -> None:
+    """Give this process no more threads on the CPU than it has cores for, and say how many.
+
+    Commands that start with MONAI load PyTorch before anything of this package could choose how its threads wait.
+    """
+    threads, reason = sensible_threads()
+    if threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+    logger.info("%d threads on the CPU (%s).", torch.get_num_threads(), reason)
+
+
 def default_device() -> torch.device:
     """Return the GPU of this process among those of one machine, which is the first one unless ``LOCAL_RANK`` is set.
 
-    Where there is no GPU it is the CPU.
+    Without a GPU it is the CPU.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -115,7 +129,7 @@ def local_device() -> torch.device:
 
 
 def is_secondary() -> bool | None:
-    """Return True in every process but the first, else None: what ``disable`` of a progress bar takes."""
+    """Return True in every process but the first, else None, for a progress bar's ``disable``."""
     return dist.get_rank() > 0 or None
 
 
@@ -191,7 +205,7 @@ def _collating(collate_fn: Collate | None) -> dict[str, Any]:
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_epochs: int, epochs: int) -> WarmupCosineSchedule:
-    """Return a learning rate that rises from a tenth and then falls to zero along a cosine."""
+    """Return a schedule that warms up from a tenth of the learning rate, then decays to zero along a cosine."""
     return WarmupCosineSchedule(optimizer, warmup_epochs, epochs, warmup_multiplier=0.1)
 
 
@@ -223,7 +237,7 @@ def domains_of(items: Iterable[Mapping[str, Any]]) -> str:
 def classes_of_domains(
     network: UNSAM, dataset_dir: str | Path, instances: InstanceRule = "components"
 ) -> dict[str, list[str]]:
-    """Return the names of the classes of every domain that the network draws several masks of.
+    """Return the class names of every domain for which the network predicts several masks.
 
     Args:
         network: with one query per class in such domains.
@@ -248,7 +262,7 @@ def classes_of_domains(
 
 
 def classes_key(class_names: Sequence[str]) -> str | None:
-    """Return the key of the nuclei's classes in an item, None where there is only one class."""
+    """Return the key of the nuclei's classes in an item, None with a single class."""
     return "classes" if len(class_names) > 1 else None
 
 
@@ -263,7 +277,7 @@ def comparable_classes(trained: Sequence[str], of_dataset: Sequence[str]) -> Seq
 
 
 def trained_part(checkpoint: str | None, part: str, *, without: bool = False) -> str | None:
-    """Return the weights file of a part of a network, None for a workflow that does without the part."""
+    """Return the weights file of a part of a network, None for a workflow that does not need the part."""
     return None if without else weights_file(checkpoint, part)
 
 
@@ -273,7 +287,7 @@ def trained_model(folder: str, trained: Iterable[Any]) -> str | None:
 
 
 def trains_prompt_encoder(finetune: str, sam_checkpoint: str | None) -> bool:
-    """Return whether the prompt encoder is trained: everything is, and no SAM weights give it a start."""
+    """Return whether the prompt encoder is trained: if everything is and there are no SAM weights to start from."""
     return finetune == "all" and sam_checkpoint is None
 
 
@@ -305,13 +319,13 @@ def start(
 
 
 def start_classes(path: str | None, prompter: Prompter, header: Mapping[str, str]) -> None:
-    """Start from a prompter of other classes if there is a file, see :func:`start_from_other_classes`."""
+    """Start from a prompter of other classes if a file is given, see :func:`start_from_other_classes`."""
     if path:
         start_from_other_classes(path, prompter, header)
 
 
 def start_encoder(path: str | None, segmentor: Segmentor) -> None:
-    """Start from the encoder of a UN-SAM training if there is a file, see :func:`start_from_unsam`."""
+    """Start from the encoder of a UN-SAM training if a file is given, see :func:`start_from_unsam`."""
     if path:
         start_from_unsam(path, segmentor)
 
@@ -330,6 +344,6 @@ def require_recipe(recipe: str | None, name: str) -> None:
 
 
 def compile_if(wanted: bool, modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Compile the modules if that is wanted."""
+    """Compile the modules if ``wanted``."""
     if wanted:
         compile_modules(modules, device)

@@ -1,4 +1,4 @@
-"""Whole slides with the configuration of a bundle."""
+"""Segment whole slides with the configuration of a bundle."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

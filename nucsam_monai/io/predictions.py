@@ -27,7 +27,7 @@ def write_prediction(
     """Write the label image, the polygons, the table and the overlay of one image.
 
     Everything is checked before the first file is written, and the files appear together, complete or not at all.
-    Outlines in the overlay are coloured by class, or by nucleus where there is only one class.
+    Outlines in the overlay are coloured by class, or by nucleus with a single class.
 
     Args:
         prediction: the nuclei; none at all is fine.
@@ -75,7 +75,7 @@ def prediction_files(stem: str) -> dict[str, str]:
 
 
 def _check(prediction: NucleiPrediction, image: np.ndarray, stem: str) -> None:
-    """Refuse what would fail between two files."""
+    """Refuse input that would fail after some files are written."""
     if stem in ("", ".", "..") or Path(stem).name != stem or "\\" in stem or "\0" in stem:
         raise ConfigurationError(f"stem: expected a plain file name without folders, found {stem!r}.")
     check_same_plane(image, prediction.instances)

@@ -75,7 +75,7 @@ def write_json(path: Path | str, document: object) -> None:
 
 
 def _plain(value: object, path: Path | str) -> object:
-    """Return ``value`` in the types that JSON has."""
+    """Convert ``value`` to JSON types."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Parts that the losses of several methods share."""
+"""Share the parts that several losses are built from."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -70,7 +70,7 @@ class NucleusMaskLoss(nn.Module):
 
 
 def target_at(logits: Tensor, target: Tensor) -> Tensor:
-    """Return a mask in float32 at the size of the logits: 1 in every cell of which it covers half or more.
+    """Return a mask in float32 at the size of the logits: 1 in every cell that it covers by half or more.
 
     A single pixel in place of the cell would move the mask: the first by 1.5 px at a fourth of the size, the one that
     is nearest to the centre still by 0.5 px.
@@ -141,8 +141,8 @@ class HoVerNetBranchLoss(nn.Module):
 class DistanceInstanceLoss(nn.Module):
     """A loss of the foreground plus cross-entropy and smooth L1 of the distance map.
 
-    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy pulls hard where the answer is far off,
-    its smooth L1 makes the values right, on which the markers' threshold relies.
+    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy has large gradients where the output is
+    far off, its smooth L1 makes the values accurate, on which the markers' threshold relies.
 
     Args:
         mask: the loss of the foreground's logits against a binary target ``(B, 1, H, W)``; Dice + cross-entropy where
@@ -194,7 +194,7 @@ class DistanceInstanceLoss(nn.Module):
         return foreground + self.distance_weight * self.of_distance(logits[:, -1:], target[:, 1:])
 
     def of_distance(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the part of the distance map alone: its logits ``(B, 1, h, w)`` against ``(B, 1, H, W)``."""
+        """Return the loss of the distance map alone: its logits ``(B, 1, h, w)`` against ``(B, 1, H, W)``."""
         target = cell_means(logits, target)
         depth = F.smooth_l1_loss(logits.sigmoid(), target, beta=self.beta)
         return F.binary_cross_entropy_with_logits(logits, target) + self.l1_weight * depth

@@ -139,15 +139,18 @@ class HoVerNetBranches(nn.Module):
                 "Tile the image."
             )
         branches: dict[str, Tensor] = self.network(image)
-        if self.training:
-            return branches
-        nucleus = branches[HoVerNet.Branch.NP.value].float()
-        distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
-        maps = [nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)]
-        if HoVerNet.Branch.NC.value in branches:
-            types = branches[HoVerNet.Branch.NC.value].float().softmax(dim=1)
-            maps.append(torch.logit(types[:, 1:], eps=1e-6))
-        return torch.cat(maps, dim=1)
+        return branches if self.training else maps_of_branches(branches)
+
+
+def maps_of_branches(branches: Mapping[str, Tensor]) -> Tensor:
+    """Join the branches of HoVer-Net to ``(B, 3 + classes, H, W)``, see :class:`HoVerNetBranches`."""
+    nucleus = branches[HoVerNet.Branch.NP.value].float()
+    distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
+    maps = [nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)]
+    if HoVerNet.Branch.NC.value in branches:
+        types = branches[HoVerNet.Branch.NC.value].float().softmax(dim=1)
+        maps.append(torch.logit(types[:, 1:], eps=1e-6))
+    return torch.cat(maps, dim=1)
 
 
 class _FinestOutput(nn.Module):

@@ -14,6 +14,7 @@ from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
 from nucsam_monai.systems.cdnet import CDNET
+from nucsam_monai.systems.cellvit import CELLVIT
 from nucsam_monai.systems.cppnet import CPPNET
 from nucsam_monai.systems.dcan import DCAN
 from nucsam_monai.systems.dist import DIST
@@ -21,6 +22,7 @@ from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
 from nucsam_monai.systems.hovernet import HOVERNET
 from nucsam_monai.systems.stardist import STARDIST
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
+from nucsam_monai.systems.unets import UNETS
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
 from nucsam_monai.transforms.targets import NucleusCentroidsd
 from nucsam_monai.utils.errors import ConfigurationError
@@ -40,6 +42,8 @@ SYSTEMS: Mapping[str, System] = {
     "dist": DIST,
     "cdnet": CDNET,
     **ENCODER_SYSTEMS,
+    **UNETS,
+    "cellvit-*": CELLVIT,
 }
 """A key that ends in ``-*`` stands for variants, as of the encoder in ``deeplabv3plus-resnet50``."""
 

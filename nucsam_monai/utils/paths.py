@@ -55,7 +55,7 @@ def bundles() -> list[Path]:
 
 
 def find_weights(folder: Path, weights: str | Path) -> Path:
-    """Return the weights that a short name or a path stands for.
+    """Return the weights file for a short name or a path.
 
     Args:
         folder: of the bundle.
@@ -76,7 +76,7 @@ def find_weights(folder: Path, weights: str | Path) -> Path:
 
 
 def weights_there(folder: Path) -> str:
-    """Return a sentence on the weights in a bundle's folder."""
+    """Describe the weights in a bundle's folder in a sentence."""
     files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
     weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
     if not weights:

@@ -51,7 +51,7 @@ class BundleOptions:
 
 @dataclass(frozen=True)
 class DatasetUse:
-    """A dataset folder and what of it is used.
+    """Describe a dataset folder and which part of it is used.
 
     Attributes:
         name: its name in tables.

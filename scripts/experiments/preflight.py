@@ -4,9 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from monai.bundle import ConfigParser
+from typing import TYPE_CHECKING, Any
 
 from experiments.description import BundleOptions, DatasetUse, Experiment, read_printed
 from experiments.steps import (
@@ -16,6 +14,7 @@ from experiments.steps import (
     Places,
     SlideRun,
     config_paths,
+    evaluation_configurations,
     slide_configurations,
 )
 from nucsam_monai.data import read_dataset
@@ -23,8 +22,11 @@ from nucsam_monai.data.converters import CONVERTERS
 from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
 DEMO = "demo"
-"""The folder of the demo data below that of all data; it is drawn where it is asked for."""
+"""The folder of the demo data below that of all data; it is drawn when it is needed."""
 
 _SAM_SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
 WEIGHT_SOURCES: Mapping[str, str] = {
@@ -139,8 +141,7 @@ def _bundle_problems(grid: Grid) -> Iterator[str]:
     for training in (*grid.pretrainings, *grid.trainings):
         yield from option_problems(training.bundle, training.options, ("train", *training.options.overlays))
     for pair in _tested(grid):
-        names = ("train", "evaluate", *pair.options.overlays)
-        yield from option_problems(pair.bundle, pair.options, names)
+        yield from option_problems(pair.bundle, pair.options, evaluation_configurations(pair))
 
 
 def _slide_problems(grid: Grid, places: Places) -> Iterator[str]:
@@ -173,13 +174,18 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
     except ConfigurationError as error:
         yield str(error)
         return
+    except LookupError:  # of MONAI: a configuration changes an entry of a list that is not there
+        yield f"bundle '{bundle}': {', '.join(names)} do not fit together. Is one missing, such as shared_encoder?"
+        return
     for key in options.settings:
         if key not in parser:
             yield f"bundle '{bundle}': unknown key '{key}'{_nearest(key, parser.get())}"
 
 
 @lru_cache(maxsize=64)
-def _parser(files: tuple[str, ...]) -> ConfigParser:
+def _parser(files: tuple[str, ...]) -> "ConfigParser":
+    from monai.bundle import ConfigParser
+
     return ConfigParser(ConfigParser.load_config_files(list(files)))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import joblib  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
@@ -19,7 +20,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiments.description import Experiment, read_experiment
 from experiments.preflight import check, draw_demo
-from experiments.report import Report, write_confusion, write_report
 from experiments.steps import (
     DONE_FILE,
     Evaluation,
@@ -36,12 +36,13 @@ from experiments.steps import (
 )
 from experiments.tables import Results
 from experiments.tracking import ExperimentTracking
-from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
-from nucsam_monai.handlers.run_facts import git_facts
 from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 from nucsam_monai.utils.files import known_sha256_of_file
 from nucsam_monai.utils.paths import project_root
+
+if TYPE_CHECKING:
+    from experiments.report import Report
 
 try:
     import fcntl
@@ -150,6 +151,8 @@ def run_steps(
 
 def _mark_done(step: Step, places: Places, arguments: Sequence[str], seconds: float) -> None:
     """Write what is known of a finished step; its file says that the folder is complete."""
+    from nucsam_monai.handlers.run_facts import git_facts
+
     folder = folder_of(step, places)
     facts = {"step": str(step), "command": shlex.join(arguments), "seconds": round(seconds, 1)}
     if isinstance(step, Training):
@@ -187,11 +190,11 @@ def run_experiment(
     jobs: int = 1,
     command: str = "",
     run: CommandRunner = run_command,
-) -> Report:
-    """Train what is missing, evaluate every pair, measure what is asked for, and write the report.
+) -> "Report":
+    """Train what is missing, evaluate every pair, measure what is requested, and write the report.
 
     Finished steps are taken from ``places.output_dir``, whichever experiment made them. Stopped at any point, the
-    next call goes on: a training behind its last epoch, an evaluation from its beginning.
+    next call continues: a training after its last epoch, an evaluation from its beginning.
 
     Args:
         experiment: what is to be done.
@@ -204,6 +207,8 @@ def run_experiment(
         ConfigurationError: something is missing before the start, or steps failed; the report of the others is
             written all the same.
     """
+    from experiments.report import Report, write_report  # its figures take a second to load
+
     draw_demo(experiment, places)
     grid = expand(experiment)
     check(experiment, grid, places)
@@ -333,7 +338,7 @@ def main(
     only_plan: bool = False,
     **unknown: object,
 ) -> str:
-    """Run an experiment, or go on with it, and write its report.
+    """Run or continue an experiment, and write its report.
 
     Args:
         file: a YAML or JSON file, see docs/experiments.md.
@@ -353,6 +358,8 @@ def main(
     """
     if unknown:
         raise ConfigurationError(f"unknown option --{next(iter(unknown))}; see --help.")
+    from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
+
     experiment = read_experiment(file, form, _names(datasets), _names(train_datasets))
     places = Places(
         data_dir=_absolute(data_dir),
@@ -370,6 +377,8 @@ def main(
 
 def _finish(pair: Evaluation, places: Places, tracker: ExperimentTracking | None) -> None:
     """Add to a finished pair what its command did not make, and record it; nothing is done twice."""
+    from experiments.report import write_confusion
+
     write_confusion(pair, places)
     if tracker is not None:
         tracker.log_pair(pair)

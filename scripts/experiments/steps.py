@@ -210,7 +210,7 @@ def _trained_together(experiment: Experiment, dataset: DatasetUse, protocol: str
 
 
 def _each_once(trainings: list[Training]) -> list[Training]:
-    """Return the trainings without repetitions; settings are no keys of a dictionary, so they are compared."""
+    """Return the trainings without repetitions; settings cannot be keys of a dictionary, so they are compared."""
     found: list[Training] = []
     for training in trainings:
         if training not in found:
@@ -379,8 +379,7 @@ def prepare(step: Step, places: Places, tracking: Tracking | None = None) -> lis
     else:
         pair = step.evaluation if isinstance(step, Measurement) else step
         run, bundle = ("cost" if isinstance(step, Measurement) else "evaluating"), pair.bundle
-        names = ("train", *pair.options.overlays[: _count_before_test(pair)], "evaluate")
-        names += pair.options.overlays[_count_before_test(pair) :]
+        names = evaluation_configurations(pair)
         document = _evaluation_settings(pair, places, folder)
         document |= _cost_settings(pair, places) if isinstance(step, Measurement) else _outputs(pair, folder)
     settings = folder / SETTINGS_FILE
@@ -599,6 +598,8 @@ def _cost_settings(pair: Evaluation, places: Places) -> dict[str, Any]:
     return document
 
 
-def _count_before_test(pair: Evaluation) -> int:
-    """Return how many overlays are those of the training; the others come after ``evaluate.json``."""
-    return len(pair.options.overlays) - len(pair.method.test_options.overlays)
+def evaluation_configurations(pair: Evaluation) -> tuple[str, ...]:
+    """Return the names of a test's configurations: overlays of the training come before ``evaluate``, others after."""
+    overlays = pair.options.overlays
+    of_training = len(overlays) - len(pair.method.test_options.overlays)
+    return ("train", *overlays[:of_training], "evaluate", *overlays[of_training:])

@@ -19,7 +19,7 @@ COST = "cost"
 
 LOWER_IS_BETTER = ("hd", "hd95", "trainable_m", "frozen_m", "total_m", "gmacs")
 NOT_SHARES = ("hd", "hd95", *COST_METRICS)
-"""Metrics that are no share of one, so that per cent make no sense."""
+"""Metrics that are not shares of one, so that percentages make no sense."""
 
 PART = ":"
 """Stands between a metric and the class or tissue it is of."""
@@ -443,6 +443,6 @@ def _escaped(text: str) -> str:
 
 
 def not_run(printed: Printed, experiment: Experiment) -> Sequence[str]:
-    """Return the rows of the printed table that no method of the experiment stands beside."""
+    """Return the rows of the printed table without a method of the experiment."""
     rows = {method.printed or method.name for method in experiment.methods}
     return [row for row in printed.values if row not in rows]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.description import Experiment
 from experiments.slides import PICTURES, slide_folder, slide_summary
@@ -18,15 +18,16 @@ from experiments.steps import (
     Tracking,
     Training,
     folder_of,
+    read_done,
     weights_files,
     weights_of,
 )
 from experiments.tables import Results, read_summary
-from nucsam_monai.handlers import TrackedRun
-from nucsam_monai.handlers.run_facts import environment_facts, scalar_metrics
-from nucsam_monai.handlers.tracking_store import connect, experiment_id
 from nucsam_monai.io import write_json, write_table
 from nucsam_monai.utils.paths import bundle_root, project_root
+
+if TYPE_CHECKING:
+    from nucsam_monai.handlers import TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,13 @@ class ExperimentTracking:
         self.client: Any = None
         self.parent_id = ""
         if places.tracking_uri is not None:
+            from nucsam_monai.handlers.tracking_store import connect, experiment_id
+
             self.client = connect(places.tracking_uri)
             self.experiment_id = experiment_id(self.client, MLFLOW_EXPERIMENT, places.tracking_uri)
 
     def open(self) -> Tracking | None:
-        """Begin the parent run, or go on with it; return what trainings need to know of it."""
+        """Begin or continue the parent run; return what trainings need to know of it."""
         if self.client is None:
             return None
         self.parent_id = self._earlier_parent() or self._new_parent()
@@ -93,7 +96,21 @@ class ExperimentTracking:
             self._log_metrics(self.parent_id, values)
             if report.is_dir():
                 self.client.log_artifacts(self.parent_id, str(report), artifact_path="report")
+                self._describe(report)
             self.client.set_terminated(self.parent_id, status)
+        from nucsam_monai.handlers.run_page import where_to_look
+
+        logger.info("MLflow: %s", where_to_look(str(self.places.tracking_uri), self.experiment_id))
+
+    def _describe(self, report: Path) -> None:
+        """Show the report and the answers of all methods on the page of the parent run."""
+        from nucsam_monai.handlers.run_page import described, picture
+
+        text = (report / "results.md").read_text(encoding="utf-8").partition("\n![")[0]
+        sheets = sorted(report.glob("sheet_*.png"))
+        pictures = [picture(self.parent_id, f"report/{sheet.name}") for sheet in sheets[:1]]
+        for name, value in described("\n\n".join([*pictures, text])).items():
+            self.client.set_tag(self.parent_id, name, value)
 
     def log_pair(self, pair: Evaluation) -> None:
         """Record a finished pair as a child run, unless it is one already."""
@@ -112,6 +129,7 @@ class ExperimentTracking:
             run.log_artifacts([folder / name for name in _ARTIFACTS.split()])
             if training is not None:
                 run.log_artifacts([folder_of(training, self.places) / CURVES_FILE])
+            run.describe(str(read_done(pair, self.places)["command"]), folder)
             # The tag comes last: a child that was cut off has none, and is written again.
             run.log_tags({_PAIR_TAG: folder.name})
 
@@ -127,8 +145,10 @@ class ExperimentTracking:
             run.log_artifacts([folder / name for name in PICTURES])
             run.log_tags({_PAIR_TAG: name})
 
-    def _run(self, name: str, pair: Evaluation, tags: Mapping[str, Any]) -> TrackedRun:
+    def _run(self, name: str, pair: Evaluation, tags: Mapping[str, Any]) -> "TrackedRun":
         """Return a run below the parent's with the settings and weights of a pair."""
+        from nucsam_monai.handlers import TrackedRun
+
         training = pair.training
         weights: dict[str, Path] = {} if training is None else weights_of(training, self.places)
         if (checkpoint := self.places.checkpoint(pair.method, pair.dataset)) is not None:
@@ -200,7 +220,7 @@ class ExperimentTracking:
             version = self.client.create_model_version(name, source=source, run_id=child.info.run_id)
             self.client.set_registered_model_alias(name, self.experiment.full_name, version.version)
 
-    def _log_training_data(self, run: TrackedRun, training: Training) -> None:
+    def _log_training_data(self, run: "TrackedRun", training: Training) -> None:
         for dataset in training.datasets:
             path = self.places.dataset_folder(dataset)
             alone = len(training.datasets) == 1
@@ -242,6 +262,8 @@ class ExperimentTracking:
         return str(run.info.run_id) if run.info.lifecycle_stage == "active" else None
 
     def _new_parent(self) -> str:
+        from nucsam_monai.handlers.run_facts import environment_facts
+
         tags = environment_facts(project_root()) | {
             "workflow": "benchmark",
             "experiment": self.experiment.full_name,
@@ -264,6 +286,8 @@ class ExperimentTracking:
 
     def _log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
+
+        from nucsam_monai.handlers.run_facts import scalar_metrics
 
         known = {name: value for name, value in scalar_metrics(metrics).items() if not math.isnan(value)}
         points: Sequence[Metric] = [Metric(name, value, 0, 0) for name, value in known.items()]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from inference_benchmark import STAGES
 from inference_benchmark.clock import StageClock
 from inference_benchmark.scene import BenchmarkImage
 from nucsam_monai.inferers import DetectedPoints, select_points
@@ -20,14 +21,6 @@ from nucsam_monai.networks.sam import ImageEncoder
 from nucsam_monai.segmenter import Segmenter, read_inference_config
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.prediction import NucleiPrediction
-
-STAGES = ("read", "prompter", "encoder", "decoder", "merge", "write")
-"""``decoder`` is all of a network behind SAM's encoder, ``merge`` everything from its answers to instances."""
-
-METHODS = sorted(
-    file.parents[1].name for file in Path(bundle_root("unsam")).parent.glob("*/configs/inference.json")
-)
-"""The bundles that can infer."""
 
 TILE_PX = 256
 _STAND_IN = "stand-in"
@@ -42,7 +35,7 @@ class Pipeline:
     stage.
 
     Args:
-        method: one of :data:`METHODS`.
+        method: name of a bundle that can infer.
         variant: of SAM.
         image: what is segmented.
         output_dir: where the results are written.

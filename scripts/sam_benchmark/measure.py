@@ -4,11 +4,11 @@ import re
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking import seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,19 +129,8 @@ def _interleaved_times(runners: dict[str, Runner], settings: Settings) -> dict[s
         names = list(runners)
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(seconds(runners[name].step, runners[name].device))
+            times[name].append(seconds(runners[name].step, runners[name].device.type)[0])
     return times
-
-
-def seconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Return the wall time of one call, everything on the GPU finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 class _GpuMemory:
@@ -184,7 +173,7 @@ def _weight_bytes(sam: SAM) -> int:
 
 
 def _memory_reason(error: BaseException, settings: Settings) -> str:
-    """Return why a contender is left out; an error that is not about memory goes on."""
+    """Return why a contender is left out; an error that is not about memory is raised."""
     signs = ("allocate", "out of memory", "bad_alloc", "primitive")
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
         return f"needs more than {settings.memory_gb:g} GB of memory"

@@ -78,7 +78,7 @@ def test_models_lists_every_bundle_and_weights_file(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("train unsam compakt", "unsam: there is no configuration 'compakt'. Expected one of compact"),
+        ("train unsam compakt", "unsam: found no configuration 'compakt'. Expected one of compact"),
         ("segment a --bundle nothing", "bundle 'nothing': no configs/metadata.json found"),
         ("segment a --weights nothing", "weights 'nothing': neither a file nor a short name"),
     ],
@@ -100,7 +100,7 @@ def test_the_command_answers_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_has_seen_enough_is_not_an_error() -> None:
     command = [sys.executable, "-m", "nucsam_monai.apps.nucsam", "models"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

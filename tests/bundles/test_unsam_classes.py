@@ -88,7 +88,7 @@ def test_inference_names_the_class_of_every_nucleus(training: Training) -> None:
 @pytest.mark.parametrize(
     ("queries", "found"), [({"typed": 3}, "3 for domain 'typed'"), (2, "2 for domain 'bright'")]
 )
-def test_queries_that_are_no_classes_are_refused(
+def test_queries_that_are_not_classes_are_refused(
     training: Training, queries: Any, found: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError) as error:

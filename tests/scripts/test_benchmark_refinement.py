@@ -4,6 +4,7 @@ import fire
 import torch
 
 from scripts import benchmark_refinement
+from scripts.kept_memory import PeakMemory
 
 
 def test_all_ways_of_refining_are_measured_and_agree(tmp_path, capsys):
@@ -22,7 +23,7 @@ def test_all_ways_of_refining_are_measured_and_agree(tmp_path, capsys):
 
 def test_the_peak_counts_what_lives_at_once():
     kept = torch.zeros(100)
-    with benchmark_refinement.PeakMemory() as memory:
+    with PeakMemory() as memory:
         for _ in range(3):
             (kept + 1).mul_(2)  # in place: 400 bytes
         first = kept + 1

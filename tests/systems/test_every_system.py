@@ -21,7 +21,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction
 
 SIDES = {"swin_unetr": 64, "pretrained_unet": 64}
 """Sides of the smallest images of those that do not learn with 32 px; encoders by name do not either."""
-ENCODERS = {"segformer-*": "segformer-mit_b0"}
+ENCODERS = {"segformer-*": "segformer-mit_b0", "cellvit-*": "cellvit-vit_b"}
 """Of the systems on an encoder by name those that are tested with another one than timm's for tests."""
 TOO_LARGE = {"hovernet"}
 """Those that have no small size: other tests train what stands around their network."""

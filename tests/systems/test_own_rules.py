@@ -19,7 +19,7 @@ from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from tests.bundles.promptnucseg_runs import CLASS_NAMES, write_typed_dataset
 from tests.oracles import star_polygons
 
-CHANNELS = {"hovernet": 3, "stardist": 33, "cppnet": 33, "dcan": 2, "dist": 1, "cdnet": 11}
+CHANNELS = {"hovernet": 3, "cellvit-*": 3, "stardist": 33, "cppnet": 33, "dcan": 2, "dist": 1, "cdnet": 11}
 
 
 def discs(*places: tuple[int, int, int], side: int = 64) -> np.ndarray:

