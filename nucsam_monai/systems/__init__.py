@@ -6,6 +6,7 @@ from nucsam_monai.systems.registry import (
     build_network,
     classes_of,
     default_rule,
+    evaluated_classes,
     own_loss,
     own_targets,
     read_classes_of,
@@ -13,6 +14,7 @@ from nucsam_monai.systems.registry import (
     system_named,
     trained_classes,
     trained_rule,
+    true_classes,
 )
 from nucsam_monai.systems.system import (
     Order,
@@ -40,6 +42,7 @@ __all__ = [
     "class_votes",
     "classes_of",
     "default_rule",
+    "evaluated_classes",
     "own_loss",
     "own_targets",
     "read_classes_of",
@@ -48,4 +51,5 @@ __all__ = [
     "system_named",
     "trained_classes",
     "trained_rule",
+    "true_classes",
 ]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from monai.transforms import Compose, CopyItemsd, Lambdad
+from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Lambdad
 from torch import nn
 
 from nucsam_monai.data import class_names as classes_of_dataset
@@ -24,6 +24,7 @@ from nucsam_monai.systems.stardist import STARDIST
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
 from nucsam_monai.systems.unets import UNETS
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
+from nucsam_monai.transforms.targets import NucleusCentroidsd
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
 
@@ -126,6 +127,19 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
 def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
     """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none."""
     return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
+
+
+def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> list[str]:
+    """Return the classes in which a network and a dataset agree; only "nucleus" if they differ."""
+    typed = len(class_names) > 1 and classes_of_dataset(dataset_dir) == list(class_names)
+    return list(class_names) if typed else [*_NO_CLASSES]
+
+
+def true_classes(class_names: Sequence[str]) -> Steps:
+    """Return what adds the class of each true nucleus, for metrics of several classes."""
+    if len(class_names) == 1:
+        return []
+    return [NucleusCentroidsd("instances"), DeleteItemsd(["classes", "mask", "points"])]
 
 
 def read_classes_of(class_names: Sequence[str]) -> Steps:

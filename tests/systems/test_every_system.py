@@ -158,3 +158,28 @@ def test_an_encoder_starts_from_a_file_and_refuses_another(tmp_path: Path) -> No
         start_trunk(network, str(tmp_path / "other.safetensors"))
     with pytest.raises(CheckpointError, match="imagenet"):
         start_trunk(network, "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("hovernet", (None, 33.63)),
+        ("stardist", (0.50, 7.80)),
+        ("cppnet", (0.50, 7.81)),
+        ("dcan", (0.50, 7.80)),
+        ("dist", (0.50, 7.79)),
+        ("cdnet", (0.50, 7.81)),
+        ("unet-resnet50", (25.71, 32.52)),
+        ("unetpp-resnet50", (41.65, 48.99)),
+        ("fpn-resnet50", (23.86, 26.12)),
+        ("deeplabv3plus-resnet50", (24.27, 26.68)),
+        ("segformer-resnet50", (23.78, 24.84)),
+    ],
+)
+def test_sizes_are_those_of_the_table(name: str, millions: tuple[float | None, float]) -> None:
+    for size, expected in zip(("small", "standard"), millions, strict=True):
+        if expected is not None:
+            with torch.device("meta"):
+                network = systems.build_network(name, size)
+            found = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+            assert found == pytest.approx(expected, abs=0.006)

@@ -1,6 +1,7 @@
 """What systems learn, and that their rules find the nuclei again in maps that are right."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from nucsam_monai.systems.cdnet import direction_difference
 from nucsam_monai.systems.cppnet import refined_rays
 from nucsam_monai.systems.stardist import RAYS, paint_stars, ray_lengths, star_polygon
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
+from tests.bundles.promptnucseg_runs import CLASS_NAMES, write_typed_dataset
 from tests.oracles import star_polygons
 
 CHANNELS = {"hovernet": 3, "cellvit-*": 3, "stardist": 33, "cppnet": 33, "dcan": 2, "dist": 1, "cdnet": 11}
@@ -175,6 +177,16 @@ def test_items_get_the_target_with_or_without_classes() -> None:
         typed({**item, "classes": {}})
     assert len(systems.read_classes_of(("a", "b"))) == 1
     assert systems.read_classes_of(("nucleus",)) == []
+
+
+def test_classes_are_measured_where_network_and_dataset_agree(tmp_path: Path) -> None:
+    dataset = write_typed_dataset(tmp_path)
+    assert systems.classes_of("hovernet", dataset) == list(CLASS_NAMES)
+    assert systems.classes_of("stardist", dataset) == ["nucleus"]
+    assert systems.evaluated_classes(CLASS_NAMES, dataset) == list(CLASS_NAMES)
+    assert systems.evaluated_classes(("other", "classes"), dataset) == ["nucleus"]
+    assert systems.true_classes(("nucleus",)) == []
+    assert len(systems.true_classes(CLASS_NAMES)) == 2
 
 
 @pytest.mark.parametrize("rule", ["components", "watershed", "distance"])
