@@ -20,10 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
-from nucsam_monai.handlers.run_facts import without_passwords
-from nucsam_monai.handlers.run_page import PORT, runs_page
-from nucsam_monai.handlers.tracking_store import connect
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 _START_S = 90.0
@@ -36,6 +32,11 @@ def experiment_pages(store: str, server: str) -> dict[str, str]:
         store: resolved tracking URI.
         server: address of the server that shows it.
     """
+    from nucsam_monai.handlers.run_page import (
+        runs_page,
+    )  # they import torch, and the help comes at once without
+    from nucsam_monai.handlers.tracking_store import connect
+
     client = connect(store)
     latest: dict[str, tuple[int, str]] = {}
     for experiment in client.search_experiments():
@@ -96,6 +97,8 @@ def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
 
 def show(store: str, server: str, *, browser: bool) -> None:
     """Print the address of every experiment and open the one with the latest run."""
+    from nucsam_monai.handlers.run_facts import without_passwords
+
     pages = experiment_pages(store, server)
     for name, page in pages.items():
         sys.stdout.write(f"{name:<24}{without_passwords(page)}\n")
@@ -112,9 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "nucsam mlflow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", help="tracking URI or path of a database; default: that of the trainings")
-    parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s")
+    parser.add_argument("--port", type=int, help="default: 5000, that of the addresses that runs log")
     parser.add_argument("--no_browser", action="store_true", help="only print the addresses")
     given = parser.parse_args(arguments)
+    from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
+    from nucsam_monai.handlers.run_page import PORT
+
     try:
         if importlib.util.find_spec("mlflow") is None:
             raise ConfigurationError("MLflow is not installed. Run: pip install mlflow")
@@ -124,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if store.startswith("http"):
             show(store, store, browser=not given.no_browser)
             return 0
-        with served(store, given.port) as (server, process):
+        with served(store, PORT if given.port is None else given.port) as (server, process):
             show(store, server, browser=not given.no_browser)
             sys.stdout.write("Ctrl+C stops the server.\n")
             sys.stdout.flush()
