@@ -1,4 +1,4 @@
-"""The front door: load a bundle, keep it ready, and segment arrays, files and images.
+"""Load a bundle, keep it ready, and segment arrays, files and images.
 
 Example::
 
@@ -156,7 +156,9 @@ class Segmenter:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes."""
+        """The names of the classes; where domains have their own, those of the domain in the settings."""
+        if "classes" in self.config:
+            return tuple(self.value("classes").get(self.value("domain"), ("nucleus",)))
         return tuple(self.value("class_names")) if "class_names" in self.config else ("nucleus",)
 
     @property
@@ -312,7 +314,7 @@ class Segmenter:
             return self._pipeline({}).batch(image)["image"].to(self.device)
 
     def value(self, key: str) -> Any:
-        """Return what a key of the configuration stands for."""
+        """Return the value of a key of the configuration."""
         with self._lock, _own_errors():
             return self._values.get_parsed_content(key)
 
@@ -393,7 +395,7 @@ class Segmenter:
 
 
 class _Pipeline:
-    """Run what the evaluator of ``inference.json`` does with an image, without reading and writing files."""
+    """Run the steps of ``inference.json``'s evaluator on an image, without reading or writing files."""
 
     def __init__(self, parser: ConfigParser) -> None:
         preprocessing = parser.get_parsed_content("preprocessing")
@@ -423,7 +425,7 @@ class _Pipeline:
     def infer(
         self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None = None
     ) -> Any:
-        """Return what the inferer finds in one image, before the post-processing."""
+        """Return the inferer's output for one image, before post-processing."""
         batch = self.batch(image, **({} if domain is None else {"domain": domain}))
         if statistics is not None:
             mean, std = statistics
@@ -482,7 +484,7 @@ class SegmentedImage(NucleiPrediction):
         return write_prediction(self, pixels, folder, stem, overlay_px=overlay_px)
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show: the overlay and what was found."""
+        """Return HTML for notebooks: the overlay and the summary."""
         picture = base64.b64encode(encode_png(self.overlay())).decode("ascii")
         return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
 
@@ -519,7 +521,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def keys_behind(config: Mapping[str, Any], starts: Iterable[str]) -> frozenset[str]:
-    """Return those of the keys ``starts`` that a configuration has, and all keys that these refer to."""
+    """Return the keys ``starts`` that exist in a configuration, and all keys that they refer to."""
     known: set[str] = set()
     left = {key for key in starts if key in config}
     while left:
@@ -596,7 +598,7 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise our own error in place of the one that MONAI wraps it in."""
+    """Raise our own error instead of the one that MONAI wraps it in."""
     try:
         yield
     except RuntimeError as error:

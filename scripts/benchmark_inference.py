@@ -39,6 +39,7 @@ def main(
     device: str = "cpu",
     threads: int = 1,
     seed: int = 0,
+    options: dict[str, Any] | None = None,
     markdown: str | None = None,
 ) -> None:
     """Measure every method with every SAM variant, print a table and write everything as JSON.
@@ -54,6 +55,7 @@ def main(
         device: ``cpu`` or ``cuda``.
         threads: of torch on the CPU.
         seed: of image and weights.
+        options: values of other keys of ``inference.json``, for the bundles that have them.
         markdown: file for the table in Markdown.
 
     Raises:
@@ -79,6 +81,7 @@ def main(
         report = {
             **origin(device, threads),
             "precision": precision,
+            "options": options or {},
             "image": {"side_px": side_px, "nuclei": len(image.truth), "seed": seed},
             "weights": "random; answers replaced by nearly true ones",
             "rows": [],
@@ -86,7 +89,8 @@ def main(
         for method, variant in cases:
             print(f"{method} {variant}", file=sys.stderr, flush=True)
             torch.manual_seed(seed)
-            pipeline = Pipeline(method, variant, image, Path(folder) / "out", precision, torch.device(device))
+            place = (Path(folder) / "out", precision, torch.device(device))
+            pipeline = Pipeline(method, variant, image, *place, options or {})
             report["rows"].append({"method": method, "sam_variant": variant, **measure(pipeline, repeats)})
             # After every case, as a long run may be interrupted.
             write_json(Path(output), report)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.io import write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies beside the tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the slow reference lies next to the tests
 from scripts.benchmarking import origin, take_turns
 
 if TYPE_CHECKING:

@@ -179,7 +179,7 @@ def _print_times(row: dict[str, Any]) -> None:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print AJI + AJI+ + PQ + detection of all sizes beside the references."""
+    """Print AJI + AJI+ + PQ + detection of all sizes next to the references."""
     print("\nAJI + AJI+ + PQ + detection, fastest of the repeats, in milliseconds per image")
     print("(hungarian: with the pairing of the published protocol; the references run once, MONAI: PQ only)")
     titles = ("size", "nuclei", "ours", "hungarian", "slow reference", "MONAI PQ")

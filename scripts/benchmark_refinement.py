@@ -1,7 +1,7 @@
 """Time CFR-SAM's refinement of masks and measure its memory: all masks at once, in chunks, and only around nuclei.
 
 All contenders get the same random weights, image and coarse masks: discs of a nucleus' size. Memory is the largest sum
-of tensors that live at once, beside the inputs. The difference is that of the logits inside of the boxes.
+of tensors that live at once, besides the inputs. The difference is that of the logits inside of the boxes.
 
 Example:
     python scripts/benchmark_refinement.py --sam_variant vit_b --prompts 8,32 --output refinement.json

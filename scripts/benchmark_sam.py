@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,24 @@ def main(
     cases = select_cases(selection) if preset is None else _preset(preset)
     report = _open_report(Path(output), settings)
     wanted = [case for case in cases if fresh or case.key not in report["cases"]]
+    _measure(wanted, report, Path(output), settings, selection)
+    measured_cases = {case.key: report["cases"][case.key] for case in cases}
+    print(text_table(measured_cases))
+    if markdown is not None:
+        with atomic_path(markdown) as temporary:
+            temporary.write_text(as_markdown(report))
+    if any(case.get("skipped", "").startswith("failed") for case in measured_cases.values()):
+        raise SystemExit("Some cases failed; their errors stand above.")
+
+
+def _measure(
+    wanted: Sequence[Case],
+    report: dict[str, Any],
+    output: Path,
+    settings: Settings,
+    selection: Mapping[str, Sequence[Any]],
+) -> None:
+    """Measure cases one after another; every one is in the report and on the disk before the next begins."""
     if wanted:
         from sam_benchmark.machine import matrix_product_peak
 
@@ -120,13 +139,6 @@ def main(
         report["cases"][case.key] = {"case": as_dict(case), **origin, **measured}
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n")
-    measured_cases = {case.key: report["cases"][case.key] for case in cases}
-    print(text_table(measured_cases))
-    if markdown is not None:
-        with atomic_path(markdown) as temporary:
-            temporary.write_text(as_markdown(report))
-    if any(case.get("skipped", "").startswith("failed") for case in measured_cases.values()):
-        raise SystemExit("Some cases failed; their errors stand above.")
 
 
 def measure_case(case: Case, settings: Settings, implementations: Any, precisions: Any) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def _open_report(path: Path, settings: Settings) -> dict[str, Any]:
     """Return the report in ``path`` if it is of this machine, or a new one.
 
     Raises:
-        ConfigurationError: the file's results are of another machine or seed and cannot stand beside new ones.
+        ConfigurationError: the file's results are of another machine or seed and cannot be shown next to new ones.
     """
     # The CUDA driver must not be started in the process that others are forked from.
     machine = run_isolated(describe_machine, settings.device, settings.threads, timeout_seconds=300)

@@ -37,6 +37,7 @@ from nucsam_monai.metrics import (
     matching_radius_px,
 )
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.names import counted
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +79,20 @@ def read_per_image(path: Path) -> list[dict[str, Any]]:
 def summary_text(report: DatasetEvaluation) -> str:
     """Return the values of all images, and of every class, as lines to print."""
     overall = report.summary[-1]
-    level = f"{100 * report.bootstrap.confidence:g} % interval over {report.units} {report.unit}s"
-    lines = [f"{overall.name}: {overall.images} images", f"{'metric':<22}{'value':>9}   {level}"]
+    level = f"{100 * report.bootstrap.confidence:g} % interval over {counted(report.units, report.unit)}"
+    lines = [f"{overall.name}: {counted(overall.images, 'image')}", f"{'metric':<22}{'value':>9}   {level}"]
     if report.units < FEW_UNITS:
         lines[0] += f" (intervals over fewer than {FEW_UNITS} {report.unit}s are too narrow)"
     skipped = {entry.metric: entry for entry in report.skipped}
     for name, found in {**overall.estimates, **report.tissue_means}.items():
-        note = f"   {skipped[name].images} images without ({skipped[name].reason})" if name in skipped else ""
+        note = (
+            f"   {counted(skipped[name].images, 'image')} without ({skipped[name].reason})"
+            if name in skipped
+            else ""
+        )
         lines.append(_line(name, found.value, found.ci_low, found.ci_high) + note)
     for entry in report.per_class:
-        lines.append(f"class {entry.name}: in {entry.images} images")
+        lines.append(f"class {entry.name}: in {counted(entry.images, 'image')}")
         lines += [_line(name, e.value, e.ci_low, e.ci_high) for name, e in entry.estimates.items()]
     return "\n".join(lines)
 
@@ -110,7 +115,7 @@ def comparison_text(rows: Sequence[Mapping[str, Any]], other: Path) -> str:
     lines = [f"difference to {other} (Wilcoxon signed-rank test is the one to rely on)"]
     lines += [
         _line(row["metric"], row["mean_difference"], row["ci_low"], row["ci_high"])
-        + f"   {row['pairs']} {row['unit']}s, Wilcoxon p {row['wilcoxon_p']:.3g}, t-test p {row['t_p']:.3g}"
+        + f"   {counted(row['pairs'], row['unit'])}, Wilcoxon p {row['wilcoxon_p']:.3g}, t-test p {row['t_p']:.3g}"
         for row in rows
     ]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs MONAI Label 0.8.5 beside this project, in an environment of its own: .venv-label, or the folder given.
+# Installs MONAI Label 0.8.5 next to this project, in an environment of its own: .venv-label, or the folder given.
 # What is installed already stays, so that it can be run again.
 #
 #   bash scripts/install_label.sh [folder]
@@ -22,7 +22,7 @@ if [ ! -x "$target/bin/python" ]; then
     exit 1
 fi
 
-wanted="$(cat requirements.txt requirements-label.txt scripts/install_label.sh | cksum)"
+wanted="$(cat requirements.txt requirements-label.txt pyproject.toml scripts/install_label.sh | cksum)"
 stamp="$target/.nucsam_label_installed"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     echo "MONAI Label is installed in $target"

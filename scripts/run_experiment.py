@@ -7,7 +7,7 @@ Examples::
     python scripts/run_experiment.py scripts/experiments/unsam/table_2.yaml --datasets dsb2018,monuseg --jobs 2
     python scripts/run_experiment.py scripts/experiments/unsam/table_2.yaml --form paper --weights_dir weights
 
-The same command again goes on where it stopped. See docs/experiments.md.
+The same command again continues where it stopped. See docs/experiments.md.
 """
 
 import sys

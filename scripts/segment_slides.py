@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
         other.add_argument("output_dir", type=Path)
         other.set_defaults(command=command)
         if name == "merge":
-            other.add_argument("--outputs", help=f"in place of those that were asked for: {known}")
+            other.add_argument("--outputs", help=f"in place of the requested ones: {known}")
     evaluate = commands.add_parser("evaluate", help="compare a slide's nuclei with the truth")
     evaluate.add_argument("folder", type=Path)
     evaluate.add_argument("truth", type=Path)

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "networks": {"utils"},
     "losses": {"utils", "networks"},
     "inferers": {"utils", "networks"},
+    "systems": {"utils", "data", "transforms", "networks", "losses"},
     "metrics": {"utils"},
     "io": {"utils"},
     "wsi": {"utils", "io"},
@@ -103,3 +104,21 @@ def test_nothing_is_unpickled() -> None:
                     assert "weights_only=True" in call, f"{file}: {call}"
                 assert "allow_pickle=True" not in call, f"{file}: {call}"
         assert "pickle" not in {module.split(".")[0] for module in imported_modules(file)}, file
+
+
+@pytest.mark.parametrize("folder", ["nucsam_monai", "scripts"])
+def test_no_function_is_longer_than_a_page(folder: str) -> None:
+    for file in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+                length = node.end_lineno - node.lineno + 1
+                if body is not node.body:
+                    length -= node.body[0].end_lineno - node.body[0].lineno + 1
+                assert length <= 60, f"{file}: {node.name} has {length} lines besides its docstring"
+
+
+def test_the_package_has_no_asserts() -> None:
+    for file in sorted(PACKAGE.rglob("*.py")):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        assert not [node.lineno for node in nodes if isinstance(node, ast.Assert)], file

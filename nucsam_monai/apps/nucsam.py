@@ -1,4 +1,4 @@
-"""The command ``nucsam``.
+"""Run the command ``nucsam``.
 
 Each of its commands stands for one that could be typed in full; ``--show_command`` prints that one and stops.
 Arguments are read by argparse, not by Fire, because Fire would turn a folder called ``2024`` into a number.
@@ -21,10 +21,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
-from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder
+from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder, trained_weights
 
 _SCRIPTS = {
     "slides": ("segment_slides.py", "segment whole slides, or show how far that is"),
@@ -32,8 +34,16 @@ _SCRIPTS = {
     "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
     "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
 }
-_VIEW = ["-m", "nucsam_monai.apps.viewer"]
+_SERVERS = {
+    "view": ("viewer", "look at results in a browser"),
+    "mlflow": ("mlflow_server", "look at the tracked runs in a browser"),
+}
+_WEIGHTS_HELP = (
+    "a short name such as he, or a path; by default those that come with the bundle, "
+    "else those that nucsam train wrote to output/<bundle>"
+)
 _OF_TOOLS = "evaluate_predictions.py"
+_FORM = argparse.RawDescriptionHelpFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +84,8 @@ def command_of(given: Sequence[str]) -> list[str]:
         return [_script(_SCRIPTS[name][0]), *given[1:]]
     if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
         return [_script(_OF_TOOLS), *given[1:]]
-    if name == "view":
-        return [*_VIEW, *given[1:]]
+    if name in _SERVERS:
+        return ["-m", f"nucsam_monai.apps.{_SERVERS[name][0]}", *given[1:]]
     arguments, further = _parser().parse_known_args(given)
     if further and not arguments.takes_keys:
         _parser().error(f"unknown argument {further[0]}")
@@ -83,26 +93,28 @@ def command_of(given: Sequence[str]) -> list[str]:
     return [*build(arguments), *further] if arguments.takes_keys else build(arguments)
 
 
+def _add_command(
+    commands: Any, name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False
+) -> Callable:
+    """Add a command and return the function that adds its options."""
+    keys = "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.{keys}",
+        epilog=f"example: {example}",
+        formatter_class=_FORM,
+        allow_abbrev=False,
+    )
+    command.set_defaults(build=build, takes_keys=takes_keys)
+    return command.add_argument
+
+
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("nucsam", description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser("nucsam", description=__doc__, formatter_class=_FORM)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False) -> Callable:
-        keys = (
-            "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
-        )
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.{keys}",
-            epilog=f"example: {example}",
-            formatter_class=form,
-            allow_abbrev=False,
-        )
-        command.set_defaults(build=build, takes_keys=takes_keys)
-        return command.add_argument
-
+    add = partial(_add_command, commands)
     option = add(
         "segment",
         "find the nuclei of an image or of a folder of images",
@@ -113,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     option("input", help="an image, or a folder")
     option("output_dir", nargs="?", default="output/segmented", help="default: %(default)s")
     option("--bundle", default="unsam", help="default: %(default)s")
-    option("--weights", help="a short name such as he, or a path; by default those that come with the bundle")
+    option("--weights", help=_WEIGHTS_HELP)
     option = add(
         "train",
         "train a bundle",
@@ -135,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("bundle")
     option("overlays", nargs="*", help="configurations that the weights were trained with")
-    option("--weights", help="a short name such as he, or a path; by default those that come with the bundle")
+    option("--weights", help=_WEIGHTS_HELP)
     option("--output_dir", help="default: output/<bundle>_evaluated")
     option = add(
         "label",
@@ -148,10 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--port", default="8000", help="default: %(default)s")
     option("--settings", help="a JSON file with options of the bundles, such as their weights")
     add("models", "list the bundles and the weights that come with them", "nucsam models", _models)
-    option = add("mlflow", "show the tracked runs in a browser", "nucsam mlflow", _mlflow)
-    option("--port", default="5000", help="default: %(default)s")
-    commands.add_parser("view", help="look at results in a browser", add_help=False)
-    for name, (_, text) in _SCRIPTS.items():
+    for name, (_, text) in {**_SERVERS, **_SCRIPTS}.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
 
@@ -181,14 +190,6 @@ def _label(arguments: argparse.Namespace) -> list[str]:
     return ["-m", "monailabel.main", "start_server", "--app", str(app), *place, *conf]
 
 
-def _mlflow(arguments: argparse.Namespace) -> list[str]:
-    store = os.environ.get("MLFLOW_TRACKING_URI")
-    address = f"http://127.0.0.1:{arguments.port}/#/experiments?workflowType=machine_learning"
-    sys.stderr.write(f"{address}\n")
-    place = ["--backend-store-uri", store] if store else []
-    return ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", arguments.port, *place]
-
-
 def _models(arguments: argparse.Namespace) -> list[str]:
     for folder in bundles():
         metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
@@ -212,7 +213,7 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
         if not file.is_file():
             known = sorted(other.stem for other in folder.glob("*.json") if other.stem != "metadata")
             raise ConfigurationError(
-                f"{bundle}: there is no configuration '{file.stem}'. Expected one of {', '.join(known)}."
+                f"{bundle}: found no configuration '{file.stem}'. Expected one of {', '.join(known)}."
             )
     paths = [_short(file) for file in files]
     return [
@@ -227,9 +228,14 @@ def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str
 
 
 def _weights(arguments: argparse.Namespace) -> list[str]:
-    if arguments.weights is None:
+    """Return the weights that are named; without a name those that ``nucsam train`` wrote, if none ship."""
+    folder = Path(bundle_root(arguments.bundle))
+    if arguments.weights is not None:
+        return ["--checkpoint", _short(find_weights(folder, arguments.weights))]
+    trained = trained_weights(Path(f"output/{arguments.bundle}"))
+    if trained is None or any((folder / "models").glob("*.safetensors")):
         return []
-    return ["--checkpoint", _short(find_weights(Path(bundle_root(arguments.bundle)), arguments.weights))]
+    return ["--checkpoint", str(trained)]
 
 
 def _script(name: str) -> str:

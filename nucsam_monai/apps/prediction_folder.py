@@ -1,4 +1,4 @@
-"""A folder of label maps that some tool predicted for the images of a dataset."""
+"""Read a folder of label maps that any tool predicted for the images of a dataset."""
 
 import logging
 import re
@@ -70,7 +70,7 @@ def read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read a label map and check its size.
 
     Raises:
-        ImageReadError: the file is no label map, or of another size than the image.
+        ImageReadError: the file is not a label map, or its size differs from the image's.
     """
     return _of_shape(read_label_map(path), path, shape)
 
@@ -104,7 +104,7 @@ def read_samples(
 
     Raises:
         DatasetError: a file of the dataset is missing or damaged.
-        ImageReadError: a prediction is no label map, or of another size than its image.
+        ImageReadError: a prediction is not a label map, or its size differs from its image's.
     """
     for item in items:
         true = read_instances(item["instances"])

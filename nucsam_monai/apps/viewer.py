@@ -153,7 +153,7 @@ class Result(ABC):
 
 
 class ImageResult(Result):
-    """What the inference of a bundle, or ``NucleiPrediction.save``, wrote of one image.
+    """Read what the inference of a bundle, or ``NucleiPrediction.save``, wrote for one image.
 
     Args:
         geojson: the file with the nuclei.
@@ -218,7 +218,7 @@ class ImageResult(Result):
 
 
 class SlideResult(Result):
-    """What the segmentation of a slide wrote; needs the extra ``slides``.
+    """Read what the segmentation of a slide wrote; needs the extra ``slides``.
 
     Args:
         folder: of the slide's outputs.
@@ -321,7 +321,7 @@ def _number(query: dict[str, list[str]], name: str, default: float) -> float:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the page's requests."""
+    """Answer the page's requests."""
 
     def __init__(self, results: Sequence[Result], *arguments: Any) -> None:
         self.results = results

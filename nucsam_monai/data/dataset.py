@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nucsam_monai.data.protocols import UNUSED, Protocol, protocols_from_json
+from nucsam_monai.data.protocols import UNUSED, Protocol, is_list_of_texts, protocols_from_json
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 
@@ -30,11 +30,11 @@ REQUIRED_ITEM_KEYS = ("image", "instances", "domain", "id")
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """What is known about a dataset as a whole.
+    """Describe a dataset as a whole.
 
     Attributes:
         name: name of the dataset, for example ``"monuseg"``.
-        domain: the domain that its items carry; domain-conditioned methods tell datasets apart by it.
+        domain: the domain that its items carry; domain-conditioned methods distinguish datasets by it.
         modality: stain or microscopy, in words.
         magnification: objective magnification (``40.0`` for 40x); None where mixed or unknown.
         mpp: micrometres per pixel; None where mixed or unknown.
@@ -72,7 +72,7 @@ def _metadata_from_json(content: Mapping[str, Any], file: Path) -> DatasetMetada
     numbers: dict[str, Any] = {key: content.get(key) for key in ("magnification", "mpp")}
     wrong += [key for key, value in numbers.items() if not _is_number_or_none(value)]
     class_names = content.get("class_names")
-    if not _is_list_of_texts(class_names) or not class_names:
+    if not is_list_of_texts(class_names) or not class_names:
         wrong.append("class_names")
     wrong += [key for key in ("source", "conversion") if not isinstance(content.get(key, {}), dict)]
     protocols = protocols_from_json(content.get("protocols", {}), str(file))
@@ -97,13 +97,9 @@ def _is_number_or_none(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder that was read.
+    """Hold the content of a dataset folder.
 
     Attributes:
         folder: absolute path of the folder.

@@ -90,7 +90,7 @@ def protocols_from_json(content: Any, where: str) -> dict[str, Protocol]:
         raise DatasetError(f"{where}: 'protocols' is not an object.")
     protocols = {}
     for name, entry in content.items():
-        if not isinstance(entry, dict) or not all(_is_ids(entry.get(split)) for split in SPLITS):
+        if not isinstance(entry, dict) or not all(is_list_of_texts(entry.get(split)) for split in SPLITS):
             raise DatasetError(f"{where}: protocol '{name}' is not an object with lists of ids.")
         protocols[name] = Protocol(
             **{split: tuple(entry[split]) for split in SPLITS},
@@ -100,5 +100,6 @@ def protocols_from_json(content: Any, where: str) -> dict[str, Protocol]:
     return protocols
 
 
-def _is_ids(value: Any) -> bool:
+def is_list_of_texts(value: Any) -> bool:
+    """Return whether a value of a JSON document is a list of texts."""
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

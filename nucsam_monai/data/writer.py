@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleJob:
-    """A sample that is still to be decoded, perhaps in another process.
+    """Describe a sample that is still to be decoded, possibly in another process.
 
     Attributes:
         sample_id: file name of the sample without suffix.
@@ -161,7 +161,7 @@ def _classes_by_new_id(
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """How much one split holds."""
+    """Count the images and nuclei of one split."""
 
     images: int = 0
     nuclei: int = 0
@@ -295,7 +295,7 @@ class DatasetWriter:
 
     @property
     def counts(self) -> dict[str, SplitCounts]:
-        """Images and nuclei per split so far, and of the unused ones where there are any."""
+        """Images and nuclei per split so far, and of the unused ones if there are any."""
         return {
             part: SplitCounts(len(items), self._nuclei[part])
             for part, items in self._items.items()

@@ -1,4 +1,4 @@
-"""What MONAI's engines need for these methods beyond what they bring."""
+"""Extend MONAI's engines: batches, schedules, exports, and what configurations call."""
 
 from nucsam_monai.engines.batch import (
     PrepareCFRSAMBatch,
@@ -19,6 +19,7 @@ from nucsam_monai.engines.bundle import (
     classes_of_domains,
     comparable_classes,
     compile_if,
+    configured_method,
     default_device,
     demo_folder,
     distributed,
@@ -51,7 +52,6 @@ from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.engines.export import export_network
 from nucsam_monai.engines.image_folder import ReadableImages, inference_items
 from nucsam_monai.engines.results_folder import ResultsFolder
-from nucsam_monai.engines.slides import configured_method
 from nucsam_monai.engines.training_nuclei import FoundInTraining
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How items are joined to batches, and what of a batch goes to the network and to the loss."""
+"""Collate items into batches, and hand a batch to the network and to the loss."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def collate_end_to_end(items: Items) -> dict[str, Any]:
 
 
 class _Batch:
-    """A batch whose tensors are moved when they are asked for.
+    """Hold a batch whose tensors are moved to the device on access.
 
     Args:
         data: the collated batch.
@@ -112,7 +112,7 @@ class _Batch:
         return self.data[key].to(**self.place)
 
     def converted(self, key: str) -> Tensor:
-        """Return a tensor on the device, in the type asked for."""
+        """Return a tensor on the device, converted to a type."""
         return self.data[key].to(**self.place, **self.cast)
 
     def prompts(self) -> NucleusPrompts:
@@ -182,7 +182,7 @@ class PreparePointsBatch(_Prepare):
 
 
 class PrepareDomainBatch(PreparePointsBatch):
-    """Hand over the batch's domain as well, as ``domain``."""
+    """Also hand over the batch's domain, as ``domain``."""
 
     def named(self, batch: _Batch) -> dict[str, Any]:
         """Return ``domain`` and ``points``.

@@ -1,4 +1,4 @@
-"""What the configurations of bundles call: set-up, devices, choices and starting weights.
+"""Serve the configurations of bundles: set-up, devices, choices and starting weights.
 
 Expressions in a configuration only call functions; what decides something has its name and its test here.
 """
@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import monai
 import torch
@@ -23,7 +23,12 @@ from torch.utils.data import Dataset, Sampler
 from nucsam_monai.data import domain_classes
 from nucsam_monai.data.demo import demo_dataset_dir
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
-from nucsam_monai.engines.configuration import check_options, settings_named
+from nucsam_monai.engines.configuration import (
+    changed_keys,
+    check_options,
+    current_parser,
+    settings_named,
+)
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
 from nucsam_monai.inferers.precision import AutocastInferer
 from nucsam_monai.networks import (
@@ -43,6 +48,9 @@ from nucsam_monai.utils.threads import sensible_threads
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from nucsam_monai.wsi.cluster import MethodSource
+
 Option = TypeVar("Option")
 
 Collate = str | Callable[[Any], Any]
@@ -53,6 +61,8 @@ COLLATES: Mapping[str, Callable[[Any], Any]] = {
     "end_to_end": collate_end_to_end,
 }
 """How items are joined to batches, by the names that configurations use."""
+
+_NOT_OF_THE_NETWORK = ("bundle_root", "input", "output_dir", "domain", "mpp", "imports", "initialize", "run")
 
 
 def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: bool = False) -> None:
@@ -111,7 +121,7 @@ def limit_threads() -> None:
 def default_device() -> torch.device:
     """Return the GPU of this process among those of one machine, which is the first one unless ``LOCAL_RANK`` is set.
 
-    Where there is no GPU it is the CPU.
+    Without a GPU it is the CPU.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -129,7 +139,7 @@ def local_device() -> torch.device:
 
 
 def is_secondary() -> bool | None:
-    """Return True in every process but the first, else None: what ``disable`` of a progress bar takes."""
+    """Return True in every process but the first, else None, for a progress bar's ``disable``."""
     return dist.get_rank() > 0 or None
 
 
@@ -205,7 +215,7 @@ def _collating(collate_fn: Collate | None) -> dict[str, Any]:
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_epochs: int, epochs: int) -> WarmupCosineSchedule:
-    """Return a learning rate that rises from a tenth and then falls to zero along a cosine."""
+    """Return a schedule that warms up from a tenth of the learning rate, then decays to zero along a cosine."""
     return WarmupCosineSchedule(optimizer, warmup_epochs, epochs, warmup_multiplier=0.1)
 
 
@@ -237,7 +247,7 @@ def domains_of(items: Iterable[Mapping[str, Any]]) -> str:
 def classes_of_domains(
     network: UNSAM, dataset_dir: str | Path, instances: InstanceRule = "components"
 ) -> dict[str, list[str]]:
-    """Return the names of the classes of every domain that the network draws several masks of.
+    """Return the class names of every domain for which the network predicts several masks.
 
     Args:
         network: with one query per class in such domains.
@@ -262,7 +272,7 @@ def classes_of_domains(
 
 
 def classes_key(class_names: Sequence[str]) -> str | None:
-    """Return the key of the nuclei's classes in an item, None where there is only one class."""
+    """Return the key of the nuclei's classes in an item, None with a single class."""
     return "classes" if len(class_names) > 1 else None
 
 
@@ -277,7 +287,7 @@ def comparable_classes(trained: Sequence[str], of_dataset: Sequence[str]) -> Seq
 
 
 def trained_part(checkpoint: str | None, part: str, *, without: bool = False) -> str | None:
-    """Return the weights file of a part of a network, None for a workflow that does without the part."""
+    """Return the weights file of a part of a network, None for a workflow that does not need the part."""
     return None if without else weights_file(checkpoint, part)
 
 
@@ -287,7 +297,7 @@ def trained_model(folder: str, trained: Iterable[Any]) -> str | None:
 
 
 def trains_prompt_encoder(finetune: str, sam_checkpoint: str | None) -> bool:
-    """Return whether the prompt encoder is trained: everything is, and no SAM weights give it a start."""
+    """Return whether the prompt encoder is trained: if everything is and there are no SAM weights to start from."""
     return finetune == "all" and sam_checkpoint is None
 
 
@@ -319,13 +329,13 @@ def start(
 
 
 def start_classes(path: str | None, prompter: Prompter, header: Mapping[str, str]) -> None:
-    """Start from a prompter of other classes if there is a file, see :func:`start_from_other_classes`."""
+    """Start from a prompter of other classes if a file is given, see :func:`start_from_other_classes`."""
     if path:
         start_from_other_classes(path, prompter, header)
 
 
 def start_encoder(path: str | None, segmentor: Segmentor) -> None:
-    """Start from the encoder of a UN-SAM training if there is a file, see :func:`start_from_unsam`."""
+    """Start from the encoder of a UN-SAM training if a file is given, see :func:`start_from_unsam`."""
     if path:
         start_from_unsam(path, segmentor)
 
@@ -344,6 +354,29 @@ def require_recipe(recipe: str | None, name: str) -> None:
 
 
 def compile_if(wanted: bool, modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Compile the modules if that is wanted."""
+    """Compile the modules if ``wanted``."""
     if wanted:
         compile_modules(modules, device)
+
+
+def configured_method(domain: str | None = None) -> "MethodSource":
+    """Return the network of the configuration being read, with the changes to its ``inference.json``.
+
+    Args:
+        domain: of the slides, for methods with domains.
+
+    Raises:
+        ConfigurationError: called outside of a bundle's configuration.
+    """
+    from nucsam_monai.wsi.cluster import MethodSource  # needs the extra ``slides``
+
+    parser = current_parser()
+    if parser is None or "bundle_root" not in parser:
+        raise ConfigurationError(
+            "bundle_root: not found. Put the bundle's inference.json first in --config_file."
+        )
+    folder = Path(parser.get_parsed_content("bundle_root"))
+    changed = changed_keys(parser, folder / "configs" / "inference.json")
+    settings = {key: parser.get_parsed_content(key) for key in changed if key not in _NOT_OF_THE_NETWORK}
+    checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
+    return MethodSource(str(folder), checkpoint, tuple(settings.items()), domain, (), device)

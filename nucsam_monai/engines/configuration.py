@@ -1,4 +1,4 @@
-"""The configuration of a bundle while it is read: its parser, its unknown keys, its settings."""
+"""Inspect a bundle's configuration while it is read: its parser, unknown keys and settings."""
 
 import inspect
 import json
@@ -28,7 +28,7 @@ _OPTION = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 
 
 def restore_paths(arguments: Sequence[str] | None = None, parser: ConfigParser | None = None) -> None:
-    """Give paths and names of the command line back to the configuration as they were typed.
+    """Restore paths and names of the command line in the configuration as they were typed.
 
     ``monai.bundle`` reads ``2024``, ``1e5``, ``a,b``, ``True`` and ``plate #1`` as Python values, ignores ``None`` and
     turns ``#`` into ``::``. This runs while the first line of ``imports`` is evaluated, before anything reads a path.
@@ -63,7 +63,7 @@ def typed_options(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def literal(text: str) -> str:
-    r"""Return a text for a configuration in which MONAI would read references or keys into it.
+    r"""Escape a text in which MONAI would see references or keys.
 
     Example:
         >>> literal("plate 1"), literal("plate #1")
@@ -96,7 +96,7 @@ def check_options() -> None:
 def check_keys(parser: ConfigParser) -> None:
     """Refuse overrides that nothing reads, for example misspelt options of the command line.
 
-    A key is known if a configuration file of the bundle has it, or has a value in its place that is no section; if
+    A key is known if a configuration file of the bundle has it, or has a value that is not a section in its place; if
     the configuration refers to it; or if it is an argument of the component that it belongs to.
 
     Raises:
@@ -149,7 +149,7 @@ def _files_in_use(parser: ConfigParser) -> list[dict[str, Any]]:
 
 
 def _paths(config: Any, start: str = "") -> Iterator[str]:
-    """Yield the path of every key, without those inside of lists."""
+    """Yield the path of every key outside of lists."""
     if not isinstance(config, Mapping):
         return
     for name, value in config.items():
@@ -176,7 +176,7 @@ def _is_argument(path: str, config: Mapping[str, Any]) -> bool:
 
 
 def recorded_settings(parser: ConfigParser) -> dict[str, Any]:
-    """Return the settings of a configuration by their keys, as far as they have been read by now.
+    """Return those settings of a configuration that have been read so far, by key.
 
     These are the scalars and lists of scalars at the top level, and the constants among the arguments of components
     outside of lists, nested by their path.
@@ -202,12 +202,12 @@ def _is_run(component: Mapping[str, Any]) -> bool:
 
 
 def executed_configuration(parser: ConfigParser) -> dict[str, Any]:
-    """Return a configuration as it was merged from its files and overrides, without what may hold a password."""
+    """Return a configuration merged from its files and overrides, without keys that may hold a password."""
     return {key: value for key, value in parser.get().items() if key not in ("tracking_uri", "_meta_")}
 
 
 def deciding_settings(parser: ConfigParser, apart: Collection[str]) -> dict[str, str]:
-    """Return the settings that decide a result, by their path; files and datasets by what they hold, not where.
+    """Return the settings that determine a result, by path; files and datasets are identified by content.
 
     Args:
         parser: of the configuration.
@@ -237,7 +237,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _content_of(path: Path) -> str:
-    """Return the digest of what a path leads to: a file, datasets or the weights in a folder; empty if to nothing."""
+    """Return the digest of a file, or of the datasets or weights in a folder; empty if there are none."""
     if not (path.suffix or len(path.parts) > 1):
         return ""  # a word, such as the name of a variant
     files = [path] if path.is_file() else []
@@ -272,7 +272,7 @@ def _is_constant(raw: Any) -> bool:
 
 
 def settings_named(names: Iterable[str]) -> dict[str, Any]:
-    """Return the values of keys of the configuration that is being read; none outside of one."""
+    """Return values of the configuration that is being read; none outside of one."""
     parser = current_parser()
     return {} if parser is None else {name: parser.get_parsed_content(name) for name in names}
 

@@ -1,4 +1,4 @@
-"""Which domain trains when: Algorithm 1 of UN-SAM (one domain after the other) or all of them mixed."""
+"""Schedule the domains of a training: one after the other (UN-SAM, Algorithm 1) or mixed."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ Schedule = Literal["sequential", "interleaved", "mixed"]
 
 
 class DomainBatchSampler(Sampler[list[int]]):
-    """Batches of the images of several domains, drawn anew and repeatably in every epoch.
+    """Draw batches of images of several domains, different but reproducible in every epoch.
 
     ``sequential`` and ``interleaved`` give batches of one domain each. ``sequential`` trains ``epochs`` epochs
     on the first domain, then as many on the next (UN-SAM, Algorithm 1). ``interleaved`` takes all batches of
     all domains in every epoch; each step draws one of the domains that have batches left, as the authors'
     released code does. ``mixed`` draws every batch from all images, for networks without domains; batch
-    normalisation then sees the same mixture all along.
+    normalisation then sees the same mixture throughout.
 
     The batches of an epoch depend on ``seed`` and the epoch alone, so a resumed run sees the same ones. With
     several processes every step has one domain, and each process takes its share of a batch that is
@@ -139,7 +139,7 @@ class DomainBatchSampler(Sampler[list[int]]):
         return [order[start : start + self._global_batch] for start in range(0, wanted, self._global_batch)]
 
     def _share(self, batch: list[int]) -> list[int]:
-        """Return this process's part of a batch; a short batch wraps around so that nobody waits."""
+        """Return this process's share of a batch; a short batch wraps around so that no process waits."""
         rank, processes = rank_and_processes()
         even = math.ceil(len(batch) / processes) * processes
         return [batch[i % len(batch)] for i in range(rank, even, processes)]

@@ -1,4 +1,4 @@
-"""The images that a user wants segmented, of which one may be broken."""
+"""Read the images to segment; a broken one is reported and skipped."""
 
 import logging
 from collections import Counter
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def inference_items(
     source: str | Path, output_dir: str | Path, domain: str | None = None
 ) -> list[dict[str, str]]:
-    """List what is to be segmented.
+    """List the images to segment.
 
     Args:
         source: an image, a folder of images, a dataset folder or a folder of several; of datasets the test
@@ -66,16 +66,16 @@ def _dataset_name(item: Mapping[str, str]) -> str:
 
 
 class ReadableImages(IterableDataset):
-    """Transformed items, one after the other; an image that cannot be read is reported and passed over.
+    """Yield transformed items; an image that cannot be read is reported and skipped.
 
     Args:
         data: the items.
         transform: loads and prepares an item.
-        results: says which items are left, and is told of images that cannot be read.
+        results: knows which items are left, and records images that cannot be read.
 
     Raises:
         ImageReadError: at the end without ``results``, if not a single image could be read.
-        ConfigurationError: several worker processes of a loader, of which each would yield every image.
+        ConfigurationError: several worker processes of a loader, each of which would yield every image.
     """
 
     def __init__(

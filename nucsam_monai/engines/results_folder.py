@@ -1,4 +1,4 @@
-"""The folder that an inference writes to: which of its images are finished, and which failed."""
+"""Track in an inference's output folder which images are finished and which failed."""
 
 import json
 import logging
@@ -35,10 +35,10 @@ _NAMED = 3
 
 
 class ResultsFolder:
-    """Remember what is finished, so that an inference that was stopped goes on where it was.
+    """Remember what is finished, so that a stopped inference continues where it was.
 
     An image is finished if it is in the journal of the folder, its results are there, and it has not changed since.
-    The journal also says with which settings and weights the results were made; with others nothing is mixed.
+    The journal also records settings and weights, so that results of different ones are never mixed.
 
     Args:
         folder: of the results.
@@ -48,8 +48,8 @@ class ResultsFolder:
     Example:
         In a bundle, together with ``"results": "@results"`` of the images and of the writer::
 
-            "results": {"_target_": "nucsam_monai.engines.ResultsFolder", "folder": "@output_dir",
-                        "items": "@dataset#data", "overwrite": "@overwrite"},
+            "results": "$nucsam_monai.engines.ResultsFolder(@output_dir, @dataset#data, @overwrite)",
+            "handlers": ["$nucsam_monai.handlers.InferenceHandlers(@results, @overlay_px)"],
             "run": ["$@evaluator.run()", "$@results.finish()"]
     """
 
@@ -72,7 +72,7 @@ class ResultsFolder:
         engine.add_event_handler(Events.STARTED, self.start)
 
     def start(self, _engine: Engine | None = None) -> None:
-        """Find out what is left, and whether it can be written.
+        """Determine which images are left, and check that results can be written.
 
         Raises:
             ConfigurationError: the folder holds results of other settings or weights.
@@ -106,11 +106,11 @@ class ResultsFolder:
             )
 
     def add(self, name: str, nuclei: int, files: Sequence[Path]) -> None:
-        """Note that the results of an image are written."""
+        """Record that the results of an image are written."""
         self._note(name, {"nuclei": nuclei, "files": [file.name for file in files]})
 
     def fail(self, name: str, reason: str) -> None:
-        """Note that an image could not be segmented."""
+        """Record that an image could not be segmented."""
         self._note(name, {"error": reason})
 
     def finish(self) -> None:
@@ -138,11 +138,11 @@ class ResultsFolder:
         if failed:
             raise FailedImagesError(
                 f"{len(failed)} of {len(self.items)} images could not be segmented; all are in {summary} with the "
-                f"reason, and another start tries only them. The first: {next(iter(failed.values()))}"
+                f"reason, and starting again retries only these. The first: {next(iter(failed.values()))}"
             )
 
     def _probe(self) -> None:
-        """Write something and remove it, with the folder if that is new: an image may still stop the inference."""
+        """Write and remove a test file, with the folder if it is new: an image may still stop the inference."""
         is_new = not self.folder.exists()
         with naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ class ResultsFolder:
             self.folder.rmdir()
 
     def _check_space(self) -> None:
-        """Refuse a disk on which not even the results of the largest image have room; they are about as large."""
+        """Refuse a disk without room for the results of the largest image, which are about as large as the image."""
         paths = [Path(item["image"]) for item in self.items]
         sizes = [path.stat().st_size for path in paths if path.is_file()]
         free = shutil.disk_usage(self.folder).free
@@ -199,7 +199,7 @@ class ResultsFolder:
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what says that an image is the same as before."""
+    """Return the facts by which an unchanged image is recognised."""
     path = Path(item["image"]).absolute()
     state = path.stat() if path.is_file() else None
     return {

@@ -1,4 +1,4 @@
-"""The nuclei that the first stage finds in the images that the second one trains on."""
+"""Find nuclei with the first stage in the images that the second stage trains on."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class FoundInTraining(Mapping[str, FoundNuclei]):
-    """Nuclei by the path of their image: empty until :meth:`find` has looked for them.
+    """Hold nuclei by the path of their image; empty until :meth:`find` has run.
 
-    CFR-SAM trains its second stage on the points of the trained first one. The images are searched once and whole,
-    as in inference; :class:`~nucsam_monai.transforms.AugmentWithFoundd` moves the points with the pixels then.
+    CFR-SAM trains its second stage on the points of the trained first one. The whole images are searched once, as in
+    inference; :class:`~nucsam_monai.transforms.AugmentWithFoundd` then moves the points with the pixels.
 
     Example:
         In a bundle, between the stages::
@@ -42,12 +42,12 @@ class FoundInTraining(Mapping[str, FoundNuclei]):
     def find_for(
         self, prompts: str, images: Iterable[Mapping[str, Any]], finder: PointFinder, precision: str = "auto"
     ) -> None:
-        """Look for the nuclei if the training takes ``prompts`` that were found; see :meth:`find`."""
+        """Find the nuclei if the training uses detected ``prompts``; see :meth:`find`."""
         if prompts in ("predicted", "mixed"):
             self.find(images, finder, precision)
 
     def find(self, images: Iterable[Mapping[str, Any]], finder: PointFinder, precision: str = "auto") -> None:
-        """Look for the nuclei of all images and forget those found before.
+        """Find the nuclei of all images, replacing those found before.
 
         Args:
             images: batches of one normalised ``image`` ``(1, 3, H, W)`` and its ``image_path``.

@@ -1,10 +1,12 @@
-"""Handlers for Ignite engines beyond those of MONAI."""
+"""Extend MONAI's Ignite handlers: training, evaluation, tracking, weights."""
 
 from nucsam_monai.handlers.composites import (
     EvaluationHandlers,
+    InferenceHandlers,
     TrainingHandlers,
     ValidationHandlers,
     evaluation_facts,
+    evaluation_tags,
     run_tags,
 )
 from nucsam_monai.handlers.decollate import DecollateNuclei, DecollatePoints, DecollatePrediction
@@ -46,6 +48,7 @@ __all__ = [
     "EvaluationReport",
     "FinalValidation",
     "GradientClipping",
+    "InferenceHandlers",
     "MLflowTracker",
     "NamedMetricsHandler",
     "NetworkEpoch",
@@ -62,6 +65,7 @@ __all__ = [
     "dice_metric",
     "embedding_cache_log",
     "evaluation_facts",
+    "evaluation_tags",
     "five_thresholds_metrics",
     "instance_metrics",
     "mask_metric",

@@ -1,9 +1,10 @@
-"""Handlers that every training, validation and evaluation has, each list under one name.
+"""Bundle the handlers that every training, validation, evaluation and inference has.
 
-A composite is attached like one handler. In a configuration it stands in a list, so that more can be added.
+A composite is attached like a single handler. In a configuration it is an item of a list, so that more can be added.
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from nucsam_monai.engines.bundle import header_of
+from nucsam_monai.engines.bundle import domains_of, header_of
 from nucsam_monai.engines.configuration import current_parser, deciding_settings, settings_named
 from nucsam_monai.engines.domain_schedule import DomainBatchSampler
+from nucsam_monai.engines.results_folder import ResultsFolder
+from nucsam_monai.handlers.evaluation import PredictionWriter
 from nucsam_monai.handlers.mlflow import MLflowTracker, TrackedRun, move_to_front
 from nucsam_monai.handlers.training import (
     DomainScheduleHandler,
@@ -31,6 +34,7 @@ from nucsam_monai.handlers.training_state import NOT_COMPARED, TrainingState
 from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.lock import FolderLock
+from nucsam_monai.utils.paths import trained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +42,14 @@ _TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "s
 
 
 class Handler(Protocol):
-    """What can be attached to an engine."""
+    """Declare what can be attached to an engine."""
 
     def attach(self, engine: Engine) -> None:
         """Register at the engine's events."""
 
 
 class _Handlers:
-    """Handlers that are attached together, in their order."""
+    """Attach handlers together, in their order."""
 
     def __init__(self, handlers: Iterable[Handler | None]) -> None:
         self.handlers = [handler for handler in handlers if handler is not None]
@@ -57,10 +61,10 @@ class _Handlers:
 
 
 class TrainingHandlers(_Handlers):
-    """Everything that a training does besides its steps.
+    """Do everything in a training besides its steps.
 
-    It is tracked, seeds every epoch, bounds the gradient, shows and logs its progress, validates, schedules the
-    learning rate and keeps a state to resume from.
+    Track it, seed every epoch, clip the gradient, show and log progress, validate, schedule the learning rate and
+    save a state to resume from.
 
     Args:
         run: tracks the training.
@@ -114,13 +118,10 @@ class TrainingHandlers(_Handlers):
             "early_stopping": early_stopping,
             **(parts or {}),
         }
-        sampler = data_loader.batch_sampler
-        if not isinstance(sampler, DomainBatchSampler):
-            raise ConfigurationError(
-                f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
-            )
+        sampler = _domain_sampler(data_loader)
         parser = current_parser()
         self.best_weights = best_weights
+        self.bundle = run.bundle
         self.lock = FolderLock(best_weights.path.parent)
         self.state = TrainingState(
             best_weights.path.with_name(f"{stage or 'training'}_state.safetensors"),
@@ -139,9 +140,7 @@ class TrainingHandlers(_Handlers):
                 *extra,
                 GradientClipping(network, max_grad_norm),
                 weight_averaging,
-                ProgressBar(
-                    desc=f"training the {stage}" if stage else "training", persist=True, disable=hide_progress
-                ),
+                _progress(f"training the {stage}" if stage else "training", hide_progress),
                 _loss_log(f"{stage or 'train'}_loss"),
                 None
                 if val_interval is None
@@ -168,7 +167,7 @@ class TrainingHandlers(_Handlers):
             self.lock.acquire()
 
     def stop(self, engine: Engine, error: BaseException) -> None:
-        """Leave the folder, and tell somebody who stopped the training what is kept; the tracker raises then."""
+        """Release the folder, and log what is saved if a user stopped the training; the tracker raises then."""
         self.lock.release()
         if isinstance(error, Exception):
             return
@@ -176,20 +175,24 @@ class TrainingHandlers(_Handlers):
             logger.warning("the training stops in epoch %d, before anything was kept.", engine.state.epoch)
             return
         logger.warning(
-            "the training stops in epoch %d; %s holds it after epoch %d. Go on with --resume True.",
+            "the training stops in epoch %d; %s holds it after epoch %d. Continue with --resume True.",
             engine.state.epoch,
             self.state.path,
             self.state.epoch,
         )
 
     def end(self, engine: Engine) -> None:
-        """Make sure that there are weights, and leave the folder."""
+        """Save weights if none were saved yet, log how to segment with them, and release the folder."""
         self.best_weights.save_last(engine)
         self.lock.release()
+        weights = trained_weights(self.best_weights.path.parent)
+        if weights is not None and self.bundle is not None:
+            command = ["nucsam", "segment", "images", "--bundle", self.bundle, "--weights", str(weights)]
+            logger.info("segment with these weights: %s", shlex.join(command))
 
 
 class ValidationHandlers(_Handlers):
-    """Everything that a validation within a training does besides its steps: measure, log, track, save weights.
+    """Do everything in a validation besides its steps: measure, log, track, save the best weights.
 
     Args:
         measure: handlers that turn outputs into metrics, in their order.
@@ -213,7 +216,7 @@ class ValidationHandlers(_Handlers):
 
 
 class EvaluationHandlers(_Handlers):
-    """Everything that an evaluation does besides its steps: measure, report, show its progress, track.
+    """Do everything in an evaluation besides its steps: measure, report, show progress, track.
 
     Args:
         measure: handlers that turn outputs into metrics and tables, in their order.
@@ -239,11 +242,45 @@ class EvaluationHandlers(_Handlers):
         super().__init__(
             [
                 *measure,
-                ProgressBar(desc=description, persist=True, disable=hide_progress),
+                _progress(description, hide_progress),
                 StatsHandler(iteration_log=False),
                 tracker,
             ]
         )
+
+
+class InferenceHandlers(_Handlers):
+    """Do everything in an inference besides its steps: write results, show progress, log.
+
+    Args:
+        results: the folder that is written to.
+        overlay_px: longest side of the overlays; 0 writes none.
+        hide_progress: True shows no progress bar.
+    """
+
+    def __init__(self, results: ResultsFolder, overlay_px: int, hide_progress: bool | None = None) -> None:
+        super().__init__(
+            [
+                PredictionWriter(results.folder, overlay_px, results),
+                _progress("segmenting", hide_progress),
+                StatsHandler(iteration_log=False),
+            ]
+        )
+
+
+def _domain_sampler(data_loader: DataLoader) -> DomainBatchSampler:
+    """Return the sampler of a training's batches."""
+    sampler = data_loader.batch_sampler
+    if not isinstance(sampler, DomainBatchSampler):
+        raise ConfigurationError(
+            f"data_loader: its batches come from {type(sampler).__name__}, expected a DomainBatchSampler."
+        )
+    return sampler
+
+
+def _progress(description: str, hide: bool | None) -> ProgressBar:
+    """Return a progress bar that stays when its engine has finished."""
+    return ProgressBar(desc=description, persist=True, disable=hide)
 
 
 def _loss_log(name: str) -> StatsHandler:
@@ -270,11 +307,11 @@ def evaluation_facts(
     checkpoint: Mapping[str, str | None] | str | None,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says of an evaluation besides its numbers.
+    """Return the facts that ``summary.json`` holds besides the numbers of an evaluation.
 
     Args:
         bundle: its name.
-        checkpoint: the evaluated weights, by name where there are several.
+        checkpoint: the evaluated weights, by name if there are several.
         settings: keys of the configuration whose values are listed, besides data, splits and seed.
     """
     always = ("dataset_dir", "splits", "split_protocol")
@@ -302,3 +339,23 @@ def run_tags(
     """
     dataset = domains if isinstance(domains, str) else "+".join(domains)
     return {"bundle": bundle, "stage": stage, "dataset": dataset, "split": split, "protocol": protocol}
+
+
+def evaluation_tags(
+    bundle: str,
+    items: Iterable[Mapping[str, Any]],
+    splits: str | Sequence[str],
+    protocol: str,
+    stage: str | None = None,
+) -> dict[str, str | None]:
+    """Return the tags of a tracked evaluation, see :func:`run_tags`.
+
+    Args:
+        bundle: its name.
+        items: the images, with ``domain``.
+        splits: the parts of the dataset.
+        protocol: how the network was trained for them.
+        stage: which of several networks is evaluated.
+    """
+    split = splits if isinstance(splits, str) else "+".join(splits)
+    return run_tags(bundle, domains_of(items), protocol, stage, split)

@@ -1,5 +1,6 @@
-"""From the outputs of point detectors and prompted networks to one item per image."""
+"""Split batches and outputs of point detectors and prompted networks into one item per image."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,26 @@ from nucsam_monai.engines.batch import POINT_KEYS, PROMPT_KEYS
 from nucsam_monai.inferers import select_points
 
 
-class DecollatePoints:
-    """Take the place of MONAI's decollation in an evaluator of a nuclei prompter, whose batches are one image.
+class _Decollation(ABC):
+    """Replace MONAI's decollation in an evaluator, which itself needs ``decollate: false``.
 
-    After the model ``engine.state.batch`` and ``engine.state.output`` are lists of one item. The output's
-    ``pred`` holds the selected points ``(n, 4)`` as x, y, class id and score, its ``label`` the true ones
-    ``(G, 3)`` as x, y and class id, both float64. The evaluator itself needs ``decollate: false``.
+    After the model ``engine.state.batch`` and ``engine.state.output`` are lists with one item per image.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.decollate)
+
+    @abstractmethod
+    def decollate(self, engine: Engine) -> None:
+        """Replace batch and output by their items."""
+
+
+class DecollatePoints(_Decollation):
+    """Decollate the batches of one image of a nuclei prompter, see :class:`~nucsam_monai.engines.PreparePrompterBatch`.
+
+    The output's ``pred`` holds the selected points ``(n, 4)`` as x, y, class id and score, its ``label`` the true
+    ones ``(G, 3)`` as x, y and class id, both float64.
 
     Args:
         mask_filter: drop points where the auxiliary mask sees no nucleus.
@@ -28,10 +43,6 @@ class DecollatePoints:
     def __init__(self, *, mask_filter: bool = False, radius_px: float = 12.0) -> None:
         self.mask_filter = mask_filter
         self.radius_px = radius_px
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator with :class:`~nucsam_monai.engines.PreparePrompterBatch`."""
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.decollate)
 
     def decollate(self, engine: Engine) -> None:
         """Replace batch and output by their items."""
@@ -51,16 +62,8 @@ class DecollatePoints:
         )
 
 
-class DecollatePrediction:
-    """Take the place of MONAI's decollation in an evaluator whose inferer returns a ``NucleiPrediction``.
-
-    After the model ``engine.state.batch`` and ``engine.state.output`` are lists of one item; the output's ``pred``
-    is the prediction. The evaluator itself needs ``decollate: false``.
-    """
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator with batches of one image."""
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.decollate)
+class DecollatePrediction(_Decollation):
+    """Decollate batches of one image whose inferer returns a ``NucleiPrediction``, the output's ``pred``."""
 
     def decollate(self, engine: Engine) -> None:
         """Replace batch and output by their items."""
@@ -68,22 +71,17 @@ class DecollatePrediction:
         engine.state.batch = decollate_batch(engine.state.batch)
 
 
-class DecollateNuclei:
-    """Take the place of MONAI's decollation in an evaluator whose batches hold one row per prompt.
+class DecollateNuclei(_Decollation):
+    """Decollate batches with one row per prompt, see :class:`~nucsam_monai.engines.PrepareNucleusBatch`.
 
-    After the model ``engine.state.batch`` and ``engine.state.output`` are lists with one item per image. An
-    output's ``pred`` holds the masks ``(n, S, S)`` of the image's n prompts, bool at the size of the ground
-    truth in ``label``, which is bool as well. The evaluator itself needs ``decollate: false``.
+    An output's ``pred`` holds the masks ``(n, S, S)`` of the image's n prompts, bool at the size of the ground
+    truth in ``label``, which is bool as well.
 
     Example:
         In a bundle configuration, in front of the handlers that look at items::
 
             {"_target_": "nucsam_monai.handlers.DecollateNuclei"}
     """
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator with :class:`~nucsam_monai.engines.PrepareNucleusBatch`."""
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.decollate)
 
     def decollate(self, engine: Engine) -> None:
         """Replace batch and output by their items."""

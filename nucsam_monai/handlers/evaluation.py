@@ -1,4 +1,4 @@
-"""Reports and files of an evaluation and of an inference."""
+"""Write the reports and files of an evaluation and of an inference."""
 
 import logging
 from collections import Counter
@@ -49,7 +49,7 @@ class EvaluationReport:
 
     Args:
         output_dir: where the files go.
-        facts: what else ``summary.json`` says of the evaluation: weights, split, seed.
+        facts: further entries of ``summary.json``: weights, split, seed.
         overlays_per_domain: images with an overlay.
         prefix: of the metrics' names, taken off in the tables.
     """
@@ -159,7 +159,7 @@ class NucleiEvaluation:
         class_names: classes that are measured; with only one the classes of predictions do not count.
         radius_px: distance within which a centroid counts as detected.
         output_dir: where tables and overlays go; None writes no files.
-        facts: what else ``summary.json`` says of the evaluation.
+        facts: further entries of ``summary.json``.
         overlays_per_domain: the first images of every domain get an overlay.
         prefix: of the metrics' names in the engine's state.
     """
@@ -216,7 +216,7 @@ class NucleiEvaluation:
     def _sample(
         self, item: Mapping[str, Any], true: np.ndarray, prediction: NucleiPrediction
     ) -> EvaluationSample:
-        """Join what the item says of an image and what was predicted."""
+        """Combine an item's facts with the prediction."""
         ids, table = np.unique(true[true > 0]).tolist(), prediction.table
         with_classes = len(self.settings.class_names) > 1
         predicted = table["id"].tolist()
@@ -237,7 +237,7 @@ class NucleiEvaluation:
 
 
 class LabelMapWriter:
-    """Write the label map of every image of an evaluation, and the class of every nucleus where there are classes.
+    """Write the label map of every image of an evaluation, and the class of every nucleus if there are classes.
 
     The files are ``<domain>_<id>.tif`` and ``<domain>_<id>.json`` (``{instance id: class id}``). The evaluator's
     items hold ``id`` and ``domain``; its outputs a ``NucleiPrediction`` under ``pred``.
@@ -250,7 +250,7 @@ class LabelMapWriter:
         self.output_dir = Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator, behind the handler that splits batches into items where there is one."""
+        """Attach to the evaluator, behind the handler that splits batches into items, if any."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
@@ -273,7 +273,7 @@ class PredictionWriter:
     Args:
         output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
         overlay_px: longest side of the overlay; 0 writes none.
-        results: of the same folder, is told what is written.
+        results: of the same folder, records what is written.
     """
 
     def __init__(

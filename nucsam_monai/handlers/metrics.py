@@ -1,4 +1,4 @@
-"""The Ignite side of metrics and validation losses: several named scalars per handler."""
+"""Attach metrics and validation losses to Ignite engines, several named scalars per handler."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -45,12 +45,12 @@ def dice_metric(
 
 
 def instance_metrics() -> "NamedMetricsHandler":
-    """Return the handler of the metrics of instances, for example ``val_aji`` and ``val_pq``."""
+    """Return the handler of the instance metrics, for example ``val_aji`` and ``val_pq``."""
     return NamedMetricsHandler(InstanceSegmentationMetric())
 
 
 def weighted_metrics() -> "NamedMetricsHandler":
-    """Return the handler of the foreground's metrics weighted by the size of the images."""
+    """Return the handler of the foreground metrics weighted by image size."""
     return NamedMetricsHandler(WeightedForegroundMetric())
 
 
@@ -66,7 +66,7 @@ def working_size_metrics(
 
     Args:
         size_px: see :class:`~nucsam_monai.metrics.cumulative.WorkingSizeMetric`.
-        smooth: likewise. With neither there is no handler.
+        smooth: see there too. With neither there is no handler.
         threshold: of the probability.
     """
     if size_px is None and smooth is None:
@@ -189,7 +189,7 @@ def _label_maps(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], lis
 def _class_maps(
     names: Sequence[str], outputs: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 where there is none."""
+    """Return predicted and true maps ``(1 + C, H, W)``: of all nuclei and of each class, -1 where an image lacks it."""
     predicted, true = _label_maps(outputs)
     for index, output in enumerate(outputs):
         prediction, label = output["pred"], output["label"]
@@ -213,7 +213,7 @@ def _probabilities(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], 
 
 
 class ValidationLoss:
-    """Mean mask loss of each domain and the mean of the domains, computed from probabilities.
+    """Compute the mean mask loss of each domain, and the mean of the domains, from probabilities.
 
     After the epoch ``engine.state.metrics`` holds ``val_loss`` and ``val_loss_<domain>``. Every domain counts
     alike, however many images it has.
@@ -231,7 +231,7 @@ class ValidationLoss:
     def attach(self, engine: Engine) -> None:
         """Attach to a validator whose outputs hold ``label`` and ``pred``, with its foreground.
 
-        Where there is one channel per class, they hold each one's ``probability`` as well.
+        With one channel per class, they hold each one's ``probability`` as well.
         """
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
@@ -250,7 +250,7 @@ class ValidationLoss:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             if item["domain"] not in self.domains:
                 raise ConfigurationError(
-                    f"validation image '{item['id']}': domain '{item['domain']}' is none of {self.domains}."
+                    f"validation image '{item['id']}': domain '{item['domain']}' is not one of {self.domains}."
                 )
             label = output["label"]
             found = output["probability"] if len(label) > 1 else output["pred"].foreground[None]
@@ -259,7 +259,7 @@ class ValidationLoss:
             self._sums[:, self.domains.index(item["domain"])] += torch.tensor([float(value), 1.0])
 
     def finish(self, engine: Engine) -> None:
-        """Put the means over the images of all processes into the engine's metrics."""
+        """Store the means over the images of all processes in the engine's metrics."""
         sums = self._sums.clone()
         if dist.is_available() and dist.is_initialized():
             sums = sums.to(engine.state.device)

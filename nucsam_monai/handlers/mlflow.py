@@ -1,4 +1,4 @@
-"""One MLflow run of one job, and the handler that writes an engine's epochs to it."""
+"""Track a job as an MLflow run, and write an engine's epochs to it."""
 
 import atexit
 import json
@@ -15,10 +15,12 @@ import torch.distributed
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.handlers import MLFlowHandler
+from monai.utils import get_seed
 
 from nucsam_monai.engines.configuration import current_parser, executed_configuration, recorded_settings
 from nucsam_monai.handlers.run_facts import (
     MAX_TEXT_LENGTH,
+    command,
     dataset_facts,
     device_name,
     environment_facts,
@@ -27,6 +29,7 @@ from nucsam_monai.handlers.run_facts import (
     tracked_name,
     weights_facts,
 )
+from nucsam_monai.handlers.run_page import described, description, run_name, where_to_look
 from nucsam_monai.handlers.tracking_store import connect, experiment_id, resolve_tracking_uri
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import project_root
@@ -39,20 +42,20 @@ _BATCH = 100  # MLflow's limit of parameters or tags per request
 
 
 def status_after(error: BaseException) -> str:
-    """Return the status of a run that ended with ``error``: failed by itself, or stopped from outside."""
+    """Return the status of a run that ended with ``error``: failed, or stopped from outside."""
     return FAILED if isinstance(error, Exception) else KILLED
 
 
 class TrackedRun:
-    """An MLflow run that exists from its first use to its end; a resumed training continues its own run.
+    """Track an MLflow run from its first use to its end; a resumed training continues its own run.
 
     Building the object touches nothing, so that a configuration that fails while it is parsed leaves no run
     behind. :meth:`open` makes the experiment and the run, with parameters and tags; :meth:`close` uploads the
     artifacts and ends it. Opened again after that, it is a new run: two evaluations are two runs.
 
     All methods do nothing where tracking is off, where MLflow is not installed (one warning), and on all but
-    the first process of distributed training. Once the run is open, a store that fails costs a warning and
-    the points, never the training.
+    the first process of distributed training. Once the run is open, a failing store costs a warning and
+    the values, never the training.
 
     It is also a context manager for Python drivers, and children name it as their parent.
 
@@ -68,14 +71,14 @@ class TrackedRun:
             configuration that builds this object, with everything that overrides it, and uploads that configuration
             as ``configuration.json``.
         weights: name to path of weights that the run starts from; their SHA-256 become tags.
-        name: name of the run; by default ``<bundle>-<dataset>-<timestamp>``.
+        name: name of the run; by default that of :func:`~nucsam_monai.handlers.run_page.run_name`.
         parent_run_id: the run that this one is nested under.
         more_tags: tags besides ``tags``, for those who start the workflow.
         dataset_dir: the data, for the handlers of the run's engines; None takes that of the configuration.
         split_protocol: the named split in use, for them as well; None takes that of the configuration.
 
     Raises:
-        ConfigurationError: the workflow or the tracking URI is not permitted.
+        ConfigurationError: the workflow or the tracking URI is not allowed.
 
     Example:
         >>> with TrackedRun("nucsam/unsam", "off", workflow="benchmark") as benchmark:
@@ -109,13 +112,16 @@ class TrackedRun:
         own = self._own_settings("dataset_dir", "split_protocol", "bundle_root")
         self.dataset_dir = dataset_dir or own.get("dataset_dir")
         self.split_protocol = split_protocol or own.get("split_protocol")
-        self.configurations = [f"{own['bundle_root']}/configs"] if "bundle_root" in own else []
+        self._bundle_root = own.get("bundle_root")
+        self.configurations = [f"{self._bundle_root}/configs"] if self._bundle_root else []
         self.weights = dict(weights or {})
         self.name = name
         self.parent_run_id = parent_run_id
         self.client: Any = None
         self.run_id: str | None = None
+        self._experiment_id = ""
         self._is_open = False
+        self._is_described = False
         self._has_owner = False
         self._artifacts: list[Path] = []
         self._interrupted: tuple[str, int, dict[str, Any]] | None = None
@@ -127,26 +133,32 @@ class TrackedRun:
         return {name: parser.get_parsed_content(name) for name in names if name in parser} if parser else {}
 
     @property
+    def bundle(self) -> str | None:
+        """Name of the bundle whose configuration built this object, if it can segment."""
+        folder = None if self._bundle_root is None else Path(self._bundle_root)
+        return folder.name if folder and (folder / "configs" / "inference.json").is_file() else None
+
+    @property
     def is_open(self) -> bool:
         """Whether a run is under way that can be written to."""
         return self._is_open
 
     @property
     def has_owner(self) -> bool:
-        """Whether somebody has claimed the end of the run that is open or comes next, see :meth:`claim`."""
+        """Whether the end of the current or next run is claimed, see :meth:`claim`."""
         return self._has_owner
 
     def claim(self) -> None:
-        """Declare that the caller closes the run, so that nobody else does at an earlier end."""
+        """Declare that the caller closes the run, so that no other handler ends it earlier."""
         self._has_owner = True
 
     def take_up(self, run_id: str, epoch: int, changed: Mapping[str, Any]) -> None:
-        """Continue the run of an interrupted training when this one is opened next.
+        """Continue the run of an interrupted training when this one is next opened.
 
         Args:
             run_id: of the run; one that is not in this store is replaced by a new one.
             epoch: the last one that was completed.
-            changed: settings that are others from now on; they are recorded as ``after_epoch_<epoch>.<setting>``.
+            changed: settings that change from here on; they are recorded as ``after_epoch_<epoch>.<setting>``.
         """
         self._interrupted = (run_id, epoch, dict(changed))
 
@@ -169,25 +181,26 @@ class TrackedRun:
             identifier = experiment_id(self.client, self.experiment, self.uri)
             continued = self._continued(identifier)
             run = continued or self.client.create_run(identifier, run_name=self.name or self._default_name())
+            self._experiment_id = identifier
         except MlflowException as error:
             raise ConfigurationError(
                 f"tracking_uri '{self.uri}': can't begin a run of '{self.experiment}': {error} "
-                "Correct it, or pass --tracking_uri off to go on without tracking."
+                "Correct it, or pass --tracking_uri off to continue without tracking."
             ) from error
         self.run_id = run.info.run_id
         self._is_open = True
+        self._is_described = False
         self._artifacts = []
         atexit.register(self._abandon)
         self.log_tags(tags)
         self._log_params(continued=continued is not None)
         self._interrupted = None
-        self._interrupted = None
         logger.info("MLflow run '%s' of '%s' in %s", run.info.run_name, self.experiment, self.uri)
 
     def close(self, status: str = FINISHED) -> None:
-        """Upload the artifacts that exist by now and end the run; nothing where it is not open.
+        """Upload the artifacts that exist, describe the run, end it, and log where to look at it.
 
-        Of a run that was killed nothing is uploaded: who stops a process gives it seconds, and it may be resumed.
+        Nothing is uploaded for a killed run: a process that is stopped has only seconds, and it may be resumed.
 
         Args:
             status: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``.
@@ -196,7 +209,26 @@ class TrackedRun:
             return
         if status != KILLED:
             self.log_artifacts(self._artifacts)
+            if not self._is_described:
+                uploaded = [path.parent for path in self._artifacts if path.name == "overlays"]
+                self.describe(command(), uploaded[0] if uploaded else None)
         self._end(status)
+        if self.parent_run_id is None:
+            logger.info("MLflow: %s", where_to_look(str(self.uri), self._experiment_id))
+
+    def describe(self, command: str, folder: str | Path | None = None) -> None:
+        """Write what MLflow shows on the run's page; :meth:`close` does it with this process's command.
+
+        Args:
+            command: what was run.
+            folder: of an evaluation, whose overlays are artifacts of the run.
+        """
+        if not self._is_open:
+            return
+        with self._writing("description"):
+            metrics = self.client.get_run(self.run_id).data.metrics
+            self.log_tags(described(description(str(self.run_id), metrics, command, folder)))
+        self._is_described = True
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Record every scalar of ``metrics`` at ``step`` (an epoch, by convention of this package)."""
@@ -269,12 +301,12 @@ class TrackedRun:
             self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def add_artifacts(self, paths: Sequence[str | Path]) -> None:
-        """Name files and folders to upload when the run ends; those that don't exist then are passed over."""
+        """Add files and folders to upload when the run ends; those that don't exist then are skipped."""
         if self._is_open:
             self._artifacts += [path for path in map(Path, paths) if path not in self._artifacts]
 
     def log_artifacts(self, paths: Sequence[str | Path]) -> None:
-        """Upload files, and folders under their own names, now; those that don't exist are passed over."""
+        """Upload files, and folders under their own names, now; those that don't exist are skipped."""
         if not self._is_open:
             return
         for path in map(Path, paths):
@@ -295,12 +327,11 @@ class TrackedRun:
         self.close(FINISHED if error is None else status_after(error))
 
     def _default_name(self) -> str:
-        bundle = str(self.tags.get("bundle") or self.experiment.rsplit("/", maxsplit=1)[-1])
-        parts = [bundle, str(self.tags.get("dataset") or ""), time.strftime("%Y%m%d-%H%M%S")]
-        return "-".join(part for part in parts if part)
+        tags = {"bundle": self.experiment.rsplit("/", maxsplit=1)[-1], **self.tags}
+        return run_name(tags, self.tags.get("seed", get_seed()), self._bundle_root)
 
     def _continued(self, experiment: str) -> Any:
-        """Return the interrupted run, under way again, if this store has it."""
+        """Return the interrupted run, running again, if this store has it."""
         from mlflow.exceptions import MlflowException
 
         if self._interrupted is None:
@@ -351,7 +382,7 @@ class TrackedRun:
             self.client.set_terminated(self.run_id, status)
 
     def _abandon(self) -> None:
-        """End a run that nobody closed; the interpreter is leaving, so nothing is uploaded any more."""
+        """End a run that was not closed; the interpreter is exiting, so nothing more is uploaded."""
         if self._is_open:
             self._end(KILLED)
 
@@ -414,7 +445,7 @@ class MLflowTracker:
         run: the run, the same object for all engines of a job.
         owner: whether the end of this engine is the end of the run.
         artifacts: files and folders to upload when the run ends: executed configurations, ``metadata.json``,
-            tables per image, overlays. What doesn't exist by then is passed over.
+            tables per image, overlays. What doesn't exist by then is skipped.
         dataset_dir: dataset folder that is recorded as an input of the run, or a folder of several.
         split: the part of it that the engine uses; by default ``training`` for a trainer, ``validation`` for
             a validator, ``test`` for an evaluator that runs alone.
@@ -476,29 +507,34 @@ class MLflowTracker:
             self._record_facts(engine)
 
     def note_learning_rates(self, engine: Engine) -> None:
-        """Note the learning rate of every parameter group that the epoch begins with.
+        """Note every parameter group's learning rate at the start of the epoch.
 
-        They are recorded when it has ended: an epoch that was interrupted comes again when the training is resumed.
+        They are recorded at its end: an interrupted epoch is repeated when the training is resumed.
         """
         optimizer = getattr(engine, "optimizer", None)
         if isinstance(optimizer, torch.optim.Optimizer):
             self._rates = {f"lr_group_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
 
     def add_losses(self, engine: Engine) -> None:
-        """Add the losses of one iteration to the epoch's sums, on their device, so without waiting for it."""
+        """Add the losses of one iteration to the epoch's sums on their device, without synchronisation."""
         for name, value in losses_of(engine.state.output).items():
             self._loss_sums[name] = self._loss_sums[name] + value if name in self._loss_sums else value
             self._loss_counts[name] = self._loss_counts.get(name, 0) + 1
 
     def finish_epoch(self, engine: Engine) -> None:
-        """Record the epoch's mean losses and all scalar metrics of the engine at its epoch."""
+        """Record the epoch's mean losses and all scalar metrics of the engine at its epoch.
+
+        ``epoch_seconds`` is what the steps of a training took, without its validation.
+        """
         means = {name: float(total) / self._loss_counts[name] for name, total in self._loss_sums.items()}
         self._loss_sums, self._loss_counts = {}, {}
+        if isinstance(engine, Trainer) and (seconds := engine.state.times[Events.EPOCH_COMPLETED.name]):
+            means["epoch_seconds"] = seconds
         if not self._points_are_stock:
             self.run.log_metrics({**self._rates, **means, **engine.state.metrics}, step=engine.state.epoch)
 
     def finish(self, _engine: Engine) -> None:
-        """End the run as FINISHED where this engine's end is its end."""
+        """End the run as FINISHED if this engine owns it."""
         if self._ends_run:
             self.run.close()
 
@@ -524,12 +560,12 @@ class MLflowTracker:
                 self.run.log_dataset(folder, split=split, context=context, protocol=self.split_protocol)
 
     def _hand_over(self, stock: MLFlowHandler) -> bool:
-        """Make a stock handler of the same experiment write to our run; tell whether it does."""
+        """Make a stock handler of the same experiment write to our run; return whether it does."""
         same_store = resolve_tracking_uri(stock.client.tracking_uri) == self.run.uri
         if not same_store or stock.experiment_name != self.run.experiment:
             return False
         if stock.cur_run is None or stock.cur_run.info.run_id == self._recorded_run_id:
-            # Left to itself it would continue an unfinished run of the experiment, whoever's that is.
+            # Otherwise it would continue any unfinished run of the experiment.
             stock.cur_run = self.run.client.get_run(self.run.run_id)
         return stock.cur_run.info.run_id == self.run.run_id
 

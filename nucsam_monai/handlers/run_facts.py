@@ -1,4 +1,4 @@
-"""What identifies a run: versions, source revision, seed, weights, dataset, and its parameters as text."""
+"""Collect what identifies a run: versions, source revision, seed, weights, dataset and parameters."""
 
 import hashlib
 import json
@@ -30,13 +30,13 @@ _NOT_IN_A_NAME = re.compile(r"[^\w.\- /]")
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """One split of a dataset folder as MLflow records it.
+    """Identify one split of a dataset folder as MLflow records it.
 
     Attributes:
         name: the ``name`` in ``dataset.json``, else the folder's name.
         split: which part of the folder was used.
         sha256: 64 hexadecimal digits over the split's name and ``dataset.json``, or over the sorted list of
-            file names and sizes where there is no ``dataset.json``.
+            file names and sizes without a ``dataset.json``.
         items: number of items of the split, or of files.
         directory: absolute path of the folder.
         protocol: the named split that ``split`` belongs to; None where the dataset has none.
@@ -67,7 +67,7 @@ def tracked_name(name: str) -> str:
 
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten nested settings to ``{"section.key": text}``; what is no scalar or list of scalars is left out.
+    """Flatten nested settings to ``{"section.key": text}``; what is not a scalar or list of scalars is left out.
 
     Example:
         >>> flatten_params({"optimizer": {"lr": 0.001, "betas": [0.9, 0.999]}})
@@ -92,10 +92,10 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def environment_facts(checkout: Path) -> dict[str, str]:
-    """Return the tags that say what ran: command, versions, the seed if one was set, and the source revision.
+    """Return tags that identify what ran: command, versions, seed if set, and source revision.
 
     Args:
-        checkout: folder whose git revision is asked for; a folder outside git has none.
+        checkout: folder whose git revision is returned; a folder outside git has none.
     """
     import mlflow
 
@@ -109,7 +109,17 @@ def environment_facts(checkout: Path) -> dict[str, str]:
 
 def command() -> str:
     """Return the command that started this process, without the passwords in addresses."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1", shlex.join(sys.orig_argv))
+    return without_passwords(shlex.join(sys.orig_argv))
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose addresses have lost their user and password.
+
+    Example:
+        >>> without_passwords("https://me:secret@host/")
+        'https://host/'
+    """
+    return re.sub(r"(://)[^/@\s]+@", r"\1", text)
 
 
 def git_facts(folder: Path) -> dict[str, str]:
@@ -218,7 +228,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what a read-only git command prints, ``None`` where it fails."""
+    """Return the output of a read-only git command, ``None`` if it fails."""
     git = shutil.which("git")
     if git is None:
         return None

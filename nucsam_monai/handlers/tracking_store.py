@@ -1,4 +1,4 @@
-"""Where MLflow writes: the tracking URI, a new local database, the experiment and its artifact folder.
+"""Choose where MLflow writes: tracking URI, local database, experiment and artifact folder.
 
 MLflow is imported when a store is opened, never with this module, so that the package works without it.
 """
@@ -50,7 +50,7 @@ def tracking_uri() -> str:
 
 
 def resolve_tracking_uri(location: str | Path | None) -> str | None:
-    """Turn what a user gave as the place of the tracking store into a URI that MLflow takes.
+    """Turn a user's tracking store into a URI that MLflow accepts.
 
     Args:
         location: a URI, a path of an SQLite database (``x.db``), a folder (its database is ``mlflow.db``), or
@@ -61,7 +61,7 @@ def resolve_tracking_uri(location: str | Path | None) -> str | None:
         The URI, with an absolute path for SQLite, or ``None`` where tracking is off.
 
     Raises:
-        ConfigurationError: a file store (MLflow 3.13 and later refuse it), a file that is no SQLite database,
+        ConfigurationError: a file store (MLflow 3.13 and later refuse it), a file that is not an SQLite database,
             or text that is neither a path nor a URI.
 
     Example:
@@ -119,7 +119,7 @@ def connect(uri: str) -> Any:
     except (MlflowException, OSError) as error:
         raise ConfigurationError(
             f"tracking_uri '{uri}': MLflow can't open it: {error} "
-            "Correct it, or pass --tracking_uri off to go on without tracking."
+            "Correct it, or pass --tracking_uri off to continue without tracking."
         ) from error
 
 
@@ -127,7 +127,7 @@ def create_database(database: Path) -> None:
     """Make a new SQLite tracking database with MLflow's tables.
 
     The tables are made in a temporary file that is then linked to the final name. Linking fails where the
-    name is taken, so of several processes the first one wins and all go on with the same complete database.
+    name is taken, so of several processes the first one wins and all use the same complete database.
     """
     import mlflow
 
@@ -147,9 +147,9 @@ def create_database(database: Path) -> None:
 
 
 def experiment_id(client: Any, experiment: str, uri: str) -> str:
-    """Return the id of an experiment, which is created where it is missing.
+    """Return the id of an experiment, creating it if it is missing.
 
-    A new experiment in a local database keeps its artifacts in ``mlruns/<experiment>`` beside the database; a
+    A new experiment in a local database keeps its artifacts in ``mlruns/<experiment>`` next to the database; a
     server decides for itself.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a training does between its steps: schedules, stopping, validation, bounds, timing."""
+"""Handle what happens between training steps: schedules, stopping, validation, clipping, timing."""
 
 import copy
 import logging
@@ -27,9 +27,9 @@ class DomainScheduleHandler:
     """Start every epoch with its own batches and seeds, and every domain with a new optimizer.
 
     All randomness of an epoch follows from the seed, the epoch's number and the process, so that a resumed training
-    goes on exactly as an uninterrupted one, and processes augment their images independently. When a sequential
-    training turns to the next domain, the optimizer and the learning rate start anew and a common embedding kept per
-    domain is handed on (UN-SAM, Algorithm 1).
+    continues exactly like an uninterrupted one, and processes augment their images independently. When a sequential
+    training turns to the next domain, the optimizer and the learning rate are reset and a common embedding kept per
+    domain is passed on (UN-SAM, Algorithm 1).
 
     Ignite compares the count of iterations with the epoch's length to find out whether a training is done and
     at which epoch to resume it; when domains differ in size, it would stop too early and resume at a wrong
@@ -39,8 +39,8 @@ class DomainScheduleHandler:
     Args:
         sampler: gives the batches.
         data_loader: the loader that uses ``sampler``.
-        optimizer: starts anew with each domain.
-        lr_scheduler: starts anew with each domain.
+        optimizer: reset at the start of each domain.
+        lr_scheduler: reset at the start of each domain.
         network: a network with ``bypass.inherit``, or any other.
         seed: seed of the random transforms.
 
@@ -60,7 +60,7 @@ class DomainScheduleHandler:
     ) -> None:
         if data_loader.persistent_workers:
             raise ConfigurationError(
-                "data_loader: persistent_workers is true, expected false: every epoch seeds its workers anew."
+                "data_loader: persistent_workers is true, expected false: every epoch reseeds its workers."
             )
         self.sampler = sampler
         self.data_loader = data_loader
@@ -99,15 +99,15 @@ class DomainScheduleHandler:
 
 
 class PhasedMetric:
-    """A metric of a validator whose values compare within one domain and one stage of a training.
+    """Read a validator's metric, whose values compare only within one domain and one stage of a training.
 
     With a sequential schedule the metric is that of the domain in training: the best epoch of the first domain has
-    not seen the last one. In the same way the mask of a network that trains its parts one after the other says
-    nothing while another part learns.
+    not seen the last one. In the same way the mask of a network that trains its parts one after the other is
+    meaningless while another part trains.
 
     Args:
         name: in the validator's metrics.
-        sampler: the schedule of the domains, where there is one.
+        sampler: the schedule of the domains, if any.
         network: what is trained; its ``stage`` counts if it has one.
     """
 
@@ -122,12 +122,12 @@ class PhasedMetric:
 
     @property
     def domain_name(self) -> str | None:
-        """The domain in training; None where all train together."""
+        """The domain in training; None if all train together."""
         return None if self.sampler is None or self.domain is None else self.sampler.domains[self.domain]
 
     @property
     def last_epoch_of_domain(self) -> int | None:
-        """The last epoch of the domain in training, counted from 1; None where all train together."""
+        """The last epoch of the domain in training, counted from 1; None if all train together."""
         return (
             None if self.sampler is None or self.domain is None else (self.domain + 1) * self.sampler.epochs
         )
@@ -138,10 +138,10 @@ class PhasedMetric:
         return self._name if self.domain_name is None else f"{self._name}_{self.domain_name}"
 
     def enter(self, epoch: int) -> bool:
-        """Return whether another domain or stage than that of the last call trains in ``epoch``, counted from 1."""
+        """Return whether the domain or stage of ``epoch``, counted from 1, differs from that of the last call."""
         domain = None if self.sampler is None else self.sampler.domain_of_epoch(epoch - 1)
         stage = getattr(self.network, "stage", None)
-        # Without a stage of before the comparison goes on: it starts, or its state was written without stages.
+        # Without an earlier stage the comparison continues: it starts, or its state was written without stages.
         changed = domain != self.domain or (self.stage is not None and stage != self.stage)
         self.domain, self.stage = domain, stage
         return changed
@@ -161,28 +161,28 @@ class PhasedMetric:
         return float(metrics[self.name])
 
     def state_dict(self) -> dict[str, int | str | None]:
-        """Return the phase, as far as there are any."""
+        """Return the phase, if the training has phases."""
         domain = {} if self.sampler is None else {"domain": self.domain}
         return {**domain, **({} if self.stage is None else {"stage": self.stage})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the phase of an interrupted training."""
+        """Restore the phase of an interrupted training."""
         self.domain, self.stage = state.get("domain"), state.get("stage")
 
 
 class StagedNetwork(Protocol):
-    """A network that trains in stages.
+    """Declare a network that trains in stages.
 
     Attributes:
-        stage: the present one.
-        fixed_stages: those that end by their epochs alone, because validations do not show what they train.
+        stage: the current stage.
+        fixed_stages: stages that end by their epochs alone, because validations do not reflect what they train.
     """
 
     stage: str
     fixed_stages: Sequence[str]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train from now on what the stage of the 0-based ``epoch`` foresees."""
+        """Switch to the training stage of the 0-based ``epoch``."""
 
     def check_epochs(self, epochs: int) -> None:
         """Refuse a number of epochs that ends before the last stage starts."""
@@ -191,11 +191,11 @@ class StagedNetwork(Protocol):
 class NetworkEpoch:
     """Call ``network.begin_epoch`` with the 0-based number of every epoch that starts.
 
-    The number is the trainer's own, so that a resumed training goes on in the stage it was in.
+    The number is the trainer's own, so that a resumed training continues in its stage.
 
     Args:
-        network: the network itself, not what wraps it for several processes.
-        epochs: of the whole training; the network may refuse it. None asks nothing.
+        network: the network itself, without its distributed wrapper.
+        epochs: of the whole training; the network may refuse it. None skips the check.
 
     Raises:
         ConfigurationError: so few epochs that a part of the network would never be trained.
@@ -211,25 +211,25 @@ class NetworkEpoch:
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
 
     def begin(self, engine: Engine) -> None:
-        """Tell the network the epoch that ``engine.state.epoch`` counts from 1."""
+        """Pass the network its 0-based epoch; ``engine.state.epoch`` counts from 1."""
         self.network.begin_epoch(engine.state.epoch - 1)
 
 
 class EarlyStopping:
     """Stop the training after ``patience`` validations without a new best metric.
 
-    MONAI's ``EarlyStopHandler`` neither keeps its count over an interruption nor can be switched off by a value.
+    MONAI's ``EarlyStopHandler`` loses its count when a training is interrupted, and no value switches it off.
     Here the count is a part of :class:`~nucsam_monai.handlers.TrainingState`, and a training that was stopped
     stops at once when it is resumed.
 
     Every domain of a sequential schedule and every stage of a network starts the comparison again. In a sequential
-    training the metric is that of the domain in training, and instead of the training its turn ends.
+    training the metric is that of the domain in training, and its turn ends instead of the training.
 
     Args:
         validator: the engine that validates within the training.
         patience: validations without improvement; None never stops.
-        metric: name in the validator's metrics, higher is better. A NaN is no improvement.
-        sampler: the schedule of the domains, where there is one.
+        metric: name in the validator's metrics, higher is better. A NaN is not an improvement.
+        sampler: the schedule of the domains, if any.
         network: what is trained; its ``stage`` counts if it has one, apart from its ``fixed_stages``.
 
     Raises:
@@ -263,12 +263,12 @@ class EarlyStopping:
         self._trainer: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the trainer; the validator is attached to as well."""
+        """Attach to the trainer and to the validator."""
         self._trainer = engine
         self.validator.add_event_handler(Events.EPOCH_COMPLETED, self.compare)
 
     def compare(self, validator: Engine) -> None:
-        """Count a validation that ended.
+        """Count a finished validation.
 
         Raises:
             ConfigurationError: the validator has no such metric.
@@ -285,12 +285,12 @@ class EarlyStopping:
         self._stop_if_exhausted()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs to go on counting."""
+        """Return what a resumed training needs to continue counting."""
         counted = {"best": self.best, "without_improvement": self.without_improvement}
         return {**counted, **self.followed.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the count of an interrupted training."""
+        """Restore the count of an interrupted training."""
         self.best, self.without_improvement = float(state["best"]), int(state["without_improvement"])
         self.followed.load_state_dict(state)
         self._stop_if_exhausted()
@@ -316,10 +316,10 @@ class EarlyStopping:
 
 
 class FinalValidation(ValidationHandler):
-    """MONAI's :class:`~monai.handlers.ValidationHandler` that also validates when the training is over.
+    """Validate like MONAI's :class:`~monai.handlers.ValidationHandler`, and once more after the last epoch.
 
-    Weights are kept of epochs that were validated; a training of fewer epochs than the interval would leave none,
-    and the last epochs of a longer one would never be considered. The arguments are those of MONAI's handler.
+    Weights are saved only of validated epochs: a training shorter than the interval would save none, and the last
+    epochs of a longer one would never be considered. The arguments are those of MONAI's handler.
 
     Example:
         Epochs 4, 8 and 10 of ten::
@@ -343,7 +343,7 @@ class FinalValidation(ValidationHandler):
 class GradientClipping:
     """Scale the gradient of a network down to a largest norm.
 
-    For trainers without ``amp``: there the gradient still carries the scaler's factor when it is clipped.
+    For trainers without ``amp``: with it the gradient still carries the scaler's factor when it is clipped.
 
     Args:
         network: whose gradient is bounded.
@@ -367,10 +367,10 @@ _TIMED_STEPS = 3  # of the first epoch: enough to tell minutes from hours
 
 
 class EmbeddingCacheLog:
-    """Say early how long the first epoch takes, and after every epoch what came from the embedding cache.
+    """Log early how long the first epoch takes, and after every epoch what came from the embedding cache.
 
-    The first epoch is the slow one: the encoder runs for every image. Images that come again are read, so
-    later epochs are faster, the more so the more of their augmented copies are known.
+    The first epoch is slow, because the encoder runs for every image. Later epochs are faster the more of their
+    augmented copies are in the cache.
 
     Args:
         cache: the cache that the network in training uses.
@@ -385,13 +385,13 @@ class EmbeddingCacheLog:
         self._announced = False
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, in front of the handler that validates: its images count for themselves."""
+        """Attach to the trainer, before the handler that validates, whose images are counted separately."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.announce)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
 
     def start(self, _engine: Engine) -> None:
-        """Note the time and the counts at the start of an epoch."""
+        """Record the time and the counts at the start of an epoch."""
         self._started = time.perf_counter()
         self._before = (self.cache.hits, self.cache.misses)
 
@@ -415,7 +415,7 @@ class EmbeddingCacheLog:
         self._compare_size()
 
     def report(self, engine: Engine) -> None:
-        """Log what the epoch took and how many of its images SAM had to see."""
+        """Log how long the epoch took and how many of its images SAM had to encode."""
         logger.info(
             "embedding cache: epoch %d took %s; SAM ran for %d images, %d were in the cache.",
             engine.state.epoch,
@@ -425,7 +425,7 @@ class EmbeddingCacheLog:
         )
 
     def _compare_size(self) -> None:
-        """Log how large the cache will be, with a warning if that is more than it may be."""
+        """Log how large the cache will get, as a warning if that exceeds its limit."""
         if self.images is None or not self.cache.entry_bytes:
             return
         needed = self.images * self.cache.entry_bytes
@@ -450,7 +450,7 @@ class EmbeddingCacheLog:
 def embedding_cache_log(
     cache: EmbeddingCache | None, items: Sized | None = None, copies: int | None = None
 ) -> EmbeddingCacheLog | None:
-    """Return the log of a cache, None where there is none.
+    """Return the log of a cache, None without a cache.
 
     Args:
         cache: the cache that the network in training uses.
@@ -463,7 +463,7 @@ def embedding_cache_log(
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration for people: seconds, or minutes from two minutes on.
+    """Format a duration: seconds, or minutes from two minutes on.
 
     Example:
         >>> _duration(90), _duration(600)

@@ -1,4 +1,4 @@
-"""Going on with a training that was interrupted."""
+"""Save and resume the state of a training."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from nucsam_monai.utils.exit import unstopped
 logger = logging.getLogger(__name__)
 
 _FORMAT = "nucsam_monai.training_state.1"
-_HINT = "Resume with the options of the interrupted training, or delete the file to start anew."
+_HINT = "Resume with the options of the interrupted training, or delete the file to start from the beginning."
 
 MAY_CHANGE = (
     "epochs",
@@ -63,14 +63,14 @@ NOT_COMPARED = (
 
 
 class TrainingState:
-    """Write everything that an interrupted training needs after every epoch, and take it up again.
+    """Save everything needed to resume a training after every epoch, and restore it.
 
     The file holds the trained tensors of the network and the states of optimizer, learning rate and
-    whatever else has ``state_dict`` and ``load_state_dict``. An epoch that was under way is done again.
+    whatever else has ``state_dict`` and ``load_state_dict``. An interrupted epoch is repeated.
     Together with :class:`~nucsam_monai.handlers.DomainScheduleHandler`, which seeds every epoch by its
     number, the resumed training gives the same weights as an uninterrupted one (bit for bit on a CPU).
 
-    The length of the training and its learning rate may be others when it is resumed: the rate of every epoch is that
+    The length of the training and its learning rate may change when it is resumed: the rate of every epoch is that
     of an uninterrupted training with the present settings. See :data:`MAY_CHANGE`; any other change is refused.
 
     Args:
@@ -78,7 +78,7 @@ class TrainingState:
         network: its parameters that require a gradient and all its buffers are kept.
         parts: named objects with ``state_dict`` and ``load_state_dict``; their states hold tensors, numbers,
             texts, mappings and lists of these.
-        resume: take up the training in ``path``; where there is none it starts from the beginning.
+        resume: continue the training in ``path``; without that file it starts from the beginning.
         settings: returns the settings that decide the weights, when the engine has started.
         run: the tracked run, which a resumed training continues.
 
@@ -136,7 +136,7 @@ class TrainingState:
         self.epoch = engine.state.epoch
 
     def take_up(self, engine: Engine) -> None:
-        """Load the state into network and parts and set the engine behind the last completed epoch."""
+        """Load the state into network and parts, and continue after the last completed epoch."""
         self._settings = dict(self.settings())
         if not self.resume:
             return
@@ -166,7 +166,7 @@ class TrainingState:
             logger.info("all %d epochs are trained; more need a larger --epochs.", engine.state.max_epochs)
 
     def _changed(self, old: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-        """Return the settings that have changed as they may.
+        """Return the settings that have changed, all of which may.
 
         Raises:
             ConfigurationError: others have changed.
@@ -194,13 +194,13 @@ class TrainingState:
         if header.get("format") != _FORMAT:
             raise CheckpointError(
                 f"{self.path}: its format is '{header.get('format', 'not named')}', expected '{_FORMAT}'. "
-                "Delete the file to start anew."
+                "Delete the file to start from the beginning."
             )
         try:
             epoch, document = int(header["epoch"]), dict(json.loads(header["parts"]))
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path}: damaged training state ({error!r}). Delete the file to start anew."
+                f"{self.path}: damaged training state ({error!r}). Delete the file to start from the beginning."
             ) from error
         if set(document) != set(self.parts):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The weights of a training: averaged, shared between processes, saved when best, exported."""
+"""Average, share between processes, save and export the weights of a training."""
 
 import logging
 import math
@@ -29,14 +29,14 @@ class BestWeightsSaver:
 
     A training whose epochs could not be compared, because the metric was NaN, saves its last weights when it ends.
 
-    The file of the training before is kept under the name ``<stem>.previous<suffix>``.
+    The file of the previous training is kept under the name ``<stem>.previous<suffix>``.
 
     Args:
         network: whose trained tensors are saved.
         path: the ``.safetensors`` file.
         header: describes the training, see :func:`nucsam_monai.networks.sam.save_trained`.
         metric: name in the validator's metrics.
-        sampler: the schedule of the domains, where there is one.
+        sampler: the schedule of the domains, if any.
         mode: ``min`` where lower is better, ``max`` where higher is.
 
     Raises:
@@ -108,12 +108,12 @@ class BestWeightsSaver:
             save_trained(self.path, self.network, {**self.header, "epoch": str(epoch), **facts})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs to go on comparing."""
+        """Return what a resumed training needs to continue comparing."""
         state = {"best": self.best, "domain": self.followed.domain, "owns_file": self.owns_file}
         return {**state, **self.followed.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the comparison of an interrupted training."""
+        """Restore the comparison of an interrupted training."""
         self.best = self._worst if state["best"] is None else float(state["best"])
         self.followed.load_state_dict(state)
         self.owns_file = bool(state["owns_file"])
@@ -134,11 +134,11 @@ ParamList = tuple[Tensor, ...] | list[Tensor]
 
 
 class WeightAveraging:
-    """Keep an average of a network's parameters and buffers beside it, updated after every step.
+    """Keep an average of a network's parameters and buffers, updated after every step.
 
     Weights move far at first, and an average of few steps would still hold them: in the first epochs it may be a
     copy, or the share of what stays may grow with the steps. Name it among the parts of
-    :class:`~nucsam_monai.handlers.TrainingState`, so that a resumed training goes on averaging.
+    :class:`~nucsam_monai.handlers.TrainingState`, so that a resumed training continues averaging.
 
     Args:
         network: what is trained, on its device and without a wrapper of distributed training.
@@ -175,7 +175,7 @@ class WeightAveraging:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
 
     def update(self, engine: Engine) -> None:
-        """Take the weights of this step into the average."""
+        """Update the average with the weights of this step."""
         if self._average is None:
             return
         if engine.state.epoch <= self.copy_epochs:
@@ -183,11 +183,11 @@ class WeightAveraging:
         self._average.update_parameters(self.network)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the average and how many steps are in it."""
+        """Return the average and its number of steps."""
         return {} if self._average is None else self._average.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the average of an interrupted training."""
+        """Restore the average of an interrupted training."""
         if self._average is not None:
             self._average.load_state_dict(state)
 
@@ -206,7 +206,7 @@ class SharedStatistics:
     saves the weights, so all of them have to validate with its statistics. Alone, there is nothing to share.
 
     Args:
-        network: the network itself, not what wraps it for several processes.
+        network: the network itself, without its distributed wrapper.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -225,7 +225,7 @@ class SharedStatistics:
 
 
 class SAMExport:
-    """Write the whole SAM of the best epoch when a training ends, one that was only resumed to its end too.
+    """Write the whole SAM of the best epoch when a training ends, even if it was only resumed for that.
 
     The file is what every bundle takes as ``sam_checkpoint``: the tensors that were trained, as they were in
     the best epoch, and those that were not.

@@ -117,7 +117,7 @@ class AutomaticMaskInferer(Inferer):
 def instances_of_records(
     records: Sequence[Mapping[str, Any]], shape: tuple[int, int], max_area_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint what ``SamAutomaticMaskGenerator`` found.
+    """Paint the masks of ``SamAutomaticMaskGenerator``.
 
     Args:
         records: its answer with ``output_mode="uncompressed_rle"``. Of masks with the same predicted IoU the

@@ -1,4 +1,4 @@
-"""From clicks and boxes to nuclei, with every tile encoded once."""
+"""Segment nuclei from clicks and boxes; every tile is encoded once."""
 
 import hashlib
 import logging
@@ -32,7 +32,7 @@ _MARGIN_PX = 3
 
 @dataclass(frozen=True)
 class Clicks:
-    """What somebody marked in an image, in pixels, pixel centres at integers.
+    """Hold what a user marked in an image, in pixels with pixel centres at integers.
 
     Attributes:
         foreground: ``(n, 2)`` float64 (x, y), one click on each of n nuclei.
@@ -105,7 +105,7 @@ def _centres(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _TwiceTheSize(ImageSource):
-    """An image at twice its size, of which regions with even numbers are read."""
+    """Show an image at twice its size; regions with even bounds are read."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
@@ -122,10 +122,10 @@ class _TwiceTheSize(ImageSource):
 
 
 class ClickSegmenter:
-    """One nucleus for each click and each box.
+    """Segment one nucleus for each click and each box.
 
     An image larger than the network's tiles is covered by tiles that overlap by half, and each click goes to
-    the one in whose middle it lies. What the encoder says of a tile is kept under the digest of its pixels: a
+    the one in whose middle it lies. A tile's encoding is kept under the digest of its pixels: a
     second click on the same image, uploaded again or not, costs a decoding only.
 
     Args:
@@ -158,7 +158,7 @@ class ClickSegmenter:
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
 
     def segment(self, source: ImageSource, clicks: Clicks) -> list[Nucleus | None]:
-        """Return the nuclei of the clicks and then of the boxes, in their order; None where the mask is empty.
+        """Return the nuclei of the clicks, then of the boxes, in order; None for an empty mask.
 
         Where two of them meet, every pixel goes to one: that is how a second click splits what one mask took
         for a single nucleus.
@@ -253,8 +253,8 @@ class ClickSegmenter:
     def _of_boxes(self, embedding: Any, boxes: NDArray[np.float64], tiling: Tiling) -> list[Nucleus | None]:
         """Return the nucleus in each box of one tile.
 
-        The network is asked with the box and with a click in its middle, because most bundles never saw a box in
-        training; of both masks the one counts whose own box is more like the drawn one.
+        The network is prompted with the box and with a click in its middle, because most bundles never saw a box in
+        training; of both masks the one whose box is closer to the drawn box is taken.
         """
         if not len(boxes):
             return []
@@ -294,7 +294,7 @@ def _nuclei(cropped: CroppedMasks) -> list[Nucleus | None]:
 
 
 def _best_in_box(candidates: Sequence[Nucleus | None], box: Sequence[float]) -> Nucleus | None:
-    """Cut the masks off a little beyond the box, and return the one whose part in the middle fills it best."""
+    """Crop the masks to a little more than the box, and return the one whose central part fills it best."""
     middle = (round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2))
     x0, y0, x1, y1 = (int(side) for side in (box[0], box[1], np.ceil(box[2]) + 1, np.ceil(box[3]) + 1))
     frame = Nucleus(

@@ -18,7 +18,7 @@ from nucsam_monai.inferers.masks import (
 )
 from nucsam_monai.inferers.precision import PRECISIONS, autocast
 from nucsam_monai.inferers.tiling import Tiling, plan_tiles
-from nucsam_monai.networks.mask_rcnn import Detections
+from nucsam_monai.networks.detector import Detections
 from nucsam_monai.networks.sam.cropped_masks import crop_masks
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
@@ -27,7 +27,7 @@ Detector = Callable[[Tensor], Sequence[Detections]]
 
 
 class DetectionInferer(Inferer):
-    """Detect nuclei tile by tile; better ones are painted over worse ones.
+    """Detect nuclei tile by tile; those with higher scores are painted over the others.
 
     A nucleus that reaches the edge of its tile is taken from the neighbour, which sees it whole if it is not larger
     than the overlap; else its parts remain.

@@ -124,7 +124,7 @@ def one_mask_per_prompt(masks: NucleusMasks) -> NucleusMasks:
 
 
 def best_first(masks: NucleusMasks) -> NucleusMasks:
-    """Sort the masks by falling predicted IoU, and equal ones by prompt."""
+    """Sort the masks by descending predicted IoU, ties by prompt."""
     return masks.take(np.lexsort((masks.prompts, -masks.iou)))
 
 

@@ -62,7 +62,7 @@ class ImagePoints(NamedTuple):
     def in_tiles(
         self, prompts: NDArray[np.int64], origins: NDArray[np.int64], tile_px: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return what a network is prompted with: points, or the corners of boxes, cut to their tiles.
+        """Return the prompts of a network: points, or the corners of boxes, clipped to their tiles.
 
         Args:
             prompts: ``(N,)`` rows.
@@ -174,8 +174,8 @@ def select_points(
     """Keep one anchor point per nucleus, the most certain first (PromptNucSeg, nuclei prompter and inference).
 
     An anchor counts if background is not its likeliest class. Points are clipped to the image; the mask filter
-    (MAPF) removes those that lie where the auxiliary mask sees no nucleus; of points close to each other only the
-    best stays.
+    (MAPF) removes those that lie where the auxiliary mask sees no nucleus; of points close together only the
+    best is kept.
 
     Args:
         output: of the network for one image.
@@ -256,7 +256,7 @@ class PointFinder:
     """Find one point per nucleus of a whole image, or the classes of nuclei whose points are given.
 
     A prompter may normalise over its whole input, so that a point depends on all of the image. For a part of a larger
-    image that must not be: then it looks at the tiles that the segmenter sees.
+    image that is not acceptable: there it sees the segmenter's tiles.
 
     Args:
         prompter: the network, on the device of the images.
@@ -297,7 +297,7 @@ class PointFinder:
         """Return the nuclei of one normalised image ``(1, 3, H, W)``, the most certain first."""
         if self.in_tiles:
             tiling = plan_tiles(image.shape[-2:], self.tile_px, self.overlap_px)
-            # One by one: what a network answers depends in its last bits on how many images it is asked about.
+            # One by one: a network's output depends in its last bits on the number of images in the batch.
             outputs = (
                 (tile, self.prompter(tiling.cut(image, np.array([tile])), with_mask=self.mask_filter))
                 for tile in range(len(tiling))
@@ -309,7 +309,7 @@ class PointFinder:
 
     @torch.no_grad()
     def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
-        """Return given points with what the anchor point nearest to each says: class, and size if it has one.
+        """Return given points with the class, and size if predicted, of the nearest anchor point.
 
         Args:
             image: one normalised image ``(1, 3, H, W)``.
@@ -386,7 +386,7 @@ class TilePointFinder:
     def _proposals(
         self, encoded: Iterable[EncodedTiles], *, with_mask: bool
     ) -> Iterator[tuple[int, PrompterOutput]]:
-        """Yield every tile with what the prompter proposes in it."""
+        """Yield every tile with the prompter's proposals."""
         for batch in encoded:
             output = self.network.propose(batch.embeddings[0], with_mask=with_mask)
             for slot, tile in enumerate(batch.tiles.tolist()):
@@ -398,7 +398,7 @@ class TilePointFinder:
 def _points_of_tiles(
     outputs: Iterable[tuple[int, PrompterOutput]], tiling: Tiling, *, mask_filter: bool, radius: float
 ) -> DetectedPoints:
-    """Return the nuclei of an image from what the prompter says of each tile, the most certain first.
+    """Return the nuclei of an image from the prompter's output for each tile, the most certain first.
 
     Every pixel belongs to the tile in which it is farthest from the tile's inner edges; a tile's points in the
     pixels of others are left to those. Of points close to each other on both sides of a seam the better one stays.
@@ -428,7 +428,7 @@ def point_finder(
     overlap_px: int,
     in_tiles: bool = False,
 ) -> PointFinder | TilePointFinder:
-    """Return what finds the points of a network: in whole images, or in tiles if the encoder is shared.
+    """Return the point finder of a network: on whole images, or on tiles if the encoder is shared.
 
     Args:
         network: both of its parts are trained.

@@ -31,7 +31,7 @@ _FULLEST = 0.6
 
 
 class Look(NamedTuple):
-    """Say what a look at an image shows.
+    """Hold what a look at an image shows.
 
     Attributes:
         nuclei: number of nuclei found.
@@ -124,14 +124,14 @@ class ScaledInferer(Inferer):
         return seen[scale] if scale in seen else maps_at(scale)
 
     def _look(self, maps: Tensor) -> Look:
-        """Return what maps of the image's size show."""
+        """Judge the nuclei's scale by maps of the image's size."""
         if self.instances == "distance" and maps.shape[1] == 2:
             return _look_of(maps)
         # Without a distance map touching nuclei are one, and their size says nothing.
         return Look(1, TARGET_DIAMETER_PX, 1.0, 0.0, float(maps.shape[-2] * maps.shape[-1]))
 
     def _told_scale(self) -> float:
-        """Return the scale that follows from what the user says."""
+        """Return the scale that follows from the user's settings."""
         if self.mpp is not None:
             return float(np.clip(self.mpp / TRAINED_MPP, *_SCALES))
         if self.diameter is None or KNOWN_DIAMETERS_PX[0] <= float(self.diameter) <= KNOWN_DIAMETERS_PX[1]:
@@ -163,11 +163,11 @@ class ScaledInferer(Inferer):
 def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
     """Return the factor by which an image is best resized before it is segmented.
 
-    Small nuclei are enlarged to the target, and an image of whose nuclei the network is certain stays as it is. Else
-    the scale counts at which it is surest, with two demands. An enlarged image shows more nuclei on the same area,
-    since few certain ones among many lost are no gain. A reduced one shows several nuclei, on no less of the image
-    than before and not nearly everywhere, since what is reduced too far looks like one large nucleus. An image without
-    nuclei, neither as it is nor at twice its size, is not looked at again.
+    Small nuclei are enlarged to the target, and an image whose nuclei the network is certain of stays as it is.
+    Otherwise the scale of the highest confidence is chosen, under two conditions. An enlarged image shows more
+    nuclei on the same area, since a few certain ones among many lost are not a gain. A reduced one shows several
+    nuclei, on no less of the image than before and not nearly everywhere, since what is reduced too far looks like
+    one large nucleus. An image without nuclei, neither as it is nor at twice its size, is not looked at again.
 
     Args:
         native: the look at the image as it is.
@@ -197,7 +197,7 @@ def choose_scale(native: Look, look: Callable[[float], Look]) -> float:
 
 
 def _look_of(maps: Tensor) -> Look:
-    """Return what foreground and distance map ``(1, 2, H, W)`` show."""
+    """Judge the nuclei's scale by foreground and distance map ``(1, 2, H, W)``."""
     area = float(maps.shape[-2] * maps.shape[-1])
     foreground, distance = maps[0].float().cpu().numpy()
     instances = distance_instances(foreground, distance)
@@ -210,7 +210,7 @@ def _look_of(maps: Tensor) -> Look:
 
 
 def _join(looks: list[Look]) -> Look:
-    """Return what several windows show together, each counting by its nuclei."""
+    """Combine the looks of several windows, each weighted by its nuclei."""
     area = sum(look.area_px for look in looks)
     seen = [look for look in looks if look.nuclei]
     nuclei = sum(look.nuclei for look in seen)

@@ -78,7 +78,7 @@ class ResizeInferer(Inferer):
 
 
 def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInferer | ResizeInferer:
-    """Return what fits images to a network's working size.
+    """Return the inferer that fits images to a network's working size.
 
     Args:
         fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training, see
@@ -99,7 +99,7 @@ class SemanticInferer(Inferer):
     Args:
         inferer: :class:`TileInferer` or :class:`ResizeInferer`.
         domains: the domains the network was trained on; None for networks without domains.
-        unseen_domain: the branch that answers for any other domain: one of ``domains``, or ``"mean"`` for the
+        unseen_domain: the branch for any other domain: one of ``domains``, or ``"mean"`` for the
             mean probability of several. By default ``"monuseg"`` if it was trained (H&E at 40x, the nearest
             domain of most histology), else ``"mean"``.
         mean_domains: the branches that ``"mean"`` averages; all by default.
@@ -168,7 +168,7 @@ class SemanticInferer(Inferer):
             return self.inferer(inputs, probability, **kwargs)
 
     def branches(self, domain: str | None) -> list[dict[str, str]]:
-        """Return the network arguments whose answers are averaged for an image of ``domain``."""
+        """Return the network arguments whose outputs are averaged for an image of ``domain``."""
         if self.domains is None:
             return [{}]
         if len(self.domains) == 1:
@@ -177,7 +177,7 @@ class SemanticInferer(Inferer):
             if domain is not None and domain not in self._announced:
                 self._announced.add(domain)
                 logger.warning(
-                    "domain '%s' was not trained; '%s' answers instead.", domain, self.unseen_domain
+                    "domain '%s' was not trained; '%s' is used instead.", domain, self.unseen_domain
                 )
             domain = self.unseen_domain
         return [{"domain": name} for name in (self.mean_domains if domain == "mean" else (str(domain),))]

@@ -29,8 +29,13 @@ from nucsam_monai.io.overlay import (
     write_png,
 )
 from nucsam_monai.io.points_file import Point, points_by_id, read_points, require_inside
-from nucsam_monai.io.predictions import write_prediction
-from nucsam_monai.io.table import nuclei_rows, write_evaluation, write_json, write_table
+from nucsam_monai.io.predictions import (
+    nuclei_rows,
+    write_evaluation,
+    write_json,
+    write_prediction,
+    write_table,
+)
 
 __all__ = [
     "LABEL_MAP_SUFFIXES",

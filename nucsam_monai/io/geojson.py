@@ -267,7 +267,7 @@ def _polygons_of(masks: Sequence[np.ndarray], origins: Sequence[tuple[int, int]]
 
 
 def _assemble(rings: _BoundaryRings, mask: np.ndarray, origin: tuple[int, int]) -> list[Polygon]:
-    """Return the polygons of one mask; only where its rings leave open what belongs together, look at its parts."""
+    """Return the polygons of one mask; its parts are used only if the rings are ambiguous."""
     exteriors, holes = ([ring.tolist() for ring in kind] for kind in (rings.exteriors, rings.holes))
     if rings.touch_at_corners or (holes and len(exteriors) > 1):
         count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)

@@ -30,7 +30,7 @@ SEGMENTING_BYTES = 80
 """Bytes of memory for each pixel of an image that is segmented as a whole; bundles were measured at 45 to 76."""
 
 _ALWAYS_SEGMENTED = 1 << 20
-"""Pixels of an image that is segmented whatever the system says of its free memory."""
+"""Pixels of an image that is segmented regardless of the reported free memory."""
 
 IntensityRange = tuple[float, float]
 """The values that become black and white."""
@@ -94,7 +94,7 @@ SUPPORTED_SUFFIXES = tuple(_FORMAT_OF_SUFFIX)
 def read_image(
     path: Path | str, *, max_pixels: int = MAX_PIXELS, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Read one image as RGB; of PNG, JPEG, BMP, TIFF and WebP the content tells which it is.
+    """Read one image as RGB; PNG, JPEG, BMP, TIFF and WebP are recognised by their content.
 
     Rows are y and columns are x for every format, and an EXIF orientation is applied; see
     :mod:`nucsam_monai.io.decoders`. Alpha is dropped.
@@ -135,7 +135,7 @@ def read_image(
 def read_image_to_segment(
     path: Path | str, max_pixels: int | None = None, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Read an image that is segmented as a whole, see :func:`read_image`, if there is memory enough for that.
+    """Read an image to be segmented as a whole, see :func:`read_image`, if there is enough memory.
 
     Args:
         path: a file with one of :data:`SUPPORTED_SUFFIXES`.
@@ -204,7 +204,7 @@ def find_images(path: Path | str) -> list[Path]:
     others = Counter(file.suffix.lower() or "no suffix" for file in files if _image_suffix(file) is None)
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        logger.warning("%s: skipped %d files that are no supported images: %s", path, others.total(), kinds)
+        logger.warning("%s: skipped %d files that are not supported images: %s", path, others.total(), kinds)
     return images
 
 
@@ -237,7 +237,7 @@ def output_stems(paths: Iterable[Path | str]) -> dict[Path, str]:
 
 
 def _format_of(path: Path, expected: str) -> str:
-    """Return the format to read a file as; refuse one that is missing, empty, or not what its name says."""
+    """Return the format of a file; refuse one that is missing, empty, or whose name does not match its content."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -260,9 +260,9 @@ def to_rgb_uint8(
 ) -> np.ndarray:
     """Convert the pixels of one image to RGB uint8.
 
-    uint8 is kept, and booleans become 0 and 255. Of every other type, whose files do not say how dark black and how
-    bright white is, a straight line maps ``intensity_range`` to 0..255; without one the percentiles 0.1 and 99.9 of
-    all values, so that a few hot pixels do not take the contrast. All channels have the same line, so that colours
+    uint8 is kept, and booleans become 0 and 255. For every other type, whose files do not define black and
+    white, a linear function maps ``intensity_range`` to 0..255; without one the percentiles 0.1 and 99.9 of
+    all values, so that a few hot pixels do not take the contrast. All channels have the same function, so that colours
     keep their proportions. Grey is repeated in the three channels.
 
     Args:
@@ -342,7 +342,7 @@ def _contrast(pixels: np.ndarray) -> IntensityRange:
 
 @lru_cache(maxsize=256)
 def _say_once(folder: Path, dtype: str) -> None:
-    """Say how values become grey levels, once for the images of one type in a folder."""
+    """Log how values become grey levels, once for the images of one type in a folder."""
     logger.info(
         "%s: pixels of type %s do not say what is black and white: the percentiles %g and %g of each image are. "
         "intensity_range sets other values.",

@@ -62,7 +62,7 @@ def read_npy_header(file: IO[bytes]) -> _NpyHeader:
 
 
 def _decode_image(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
-    """Decode a PNG, TIFF or BMP image, told by its content; public datasets have misnamed files.
+    """Decode a PNG, TIFF or BMP image, recognised by its content; public datasets have misnamed files.
 
     Returns:
         ``(H, W)`` or ``(H, W, C)`` without alpha; of a palette image the indices.
@@ -307,7 +307,7 @@ def _read(path: Path | str, decoder: _Decoder, max_pixels: int) -> NDArray[np.in
 
 
 def decode_label_map(content: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
-    """Decode a map of ids that was read before, out of an archive for example; see :func:`read_label_map`.
+    """Decode a map of ids that is in memory, for example from an archive; see :func:`read_label_map`.
 
     Args:
         content: bytes of the file.

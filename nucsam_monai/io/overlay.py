@@ -30,7 +30,7 @@ PALETTE = np.array(
 TRUE_POSITIVE = (0, 150, 255)
 FALSE_POSITIVE = (235, 95, 0)
 MISSED = (240, 225, 0)
-"""RGB of nuclei that were found, invented and missed; told apart by red-green and blue-yellow blind eyes."""
+"""RGB of nuclei that were found, invented and missed; distinguishable to the colour-blind (red-green, blue-yellow)."""
 
 OVERLAY_PX = 2048
 """Longest side of an overlay by default: outlines are for a look, a large image as PNG takes tens of megabytes."""
@@ -88,7 +88,7 @@ def overlay_image(
 def draw_prediction(
     prediction: NucleiPrediction, image: np.ndarray, longest_px: int | None = None
 ) -> np.ndarray:
-    """Draw the outlines of nuclei, coloured by class, or by nucleus where there is only one class.
+    """Draw the outlines of nuclei, coloured by class, or by nucleus with a single class.
 
     Args:
         prediction: the nuclei.

@@ -99,7 +99,7 @@ def points_by_id(
 
 
 def require_inside(points: Sequence[Point], height_px: int, width_px: int, image: str) -> None:
-    """Make sure that all points lie in their image.
+    """Check that all points lie in their image.
 
     Raises:
         DatasetError: one does not.

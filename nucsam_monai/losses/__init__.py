@@ -1,4 +1,4 @@
-"""Losses of the papers, MONAI's own ones reused."""
+"""Compute the losses of the papers, with MONAI's where they fit."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
 from nucsam_monai.losses.common import DistanceInstanceLoss, HoVerNetBranchLoss, SummedLosses

@@ -1,4 +1,4 @@
-"""The loss of CFR-SAM: SAM's loss on coarse and refined masks, and cross-entropy on their boundaries."""
+"""Compute CFR-SAM's loss: SAM's loss on coarse and refined masks, and cross-entropy on their boundaries."""
 
 from typing import Literal, NamedTuple
 
@@ -125,7 +125,7 @@ def inner_boundaries(masks: Tensor) -> Tensor:
 def sobel_boundaries(masks: Tensor, foreground: Tensor, prompts_per_image: Tensor) -> Tensor:
     """Return the Sobel magnitude of each image's foreground, divided by its maximum, inside each mask.
 
-    Borders are repeated outwards, so that the image's border is no boundary; without an edge all is 0.
+    Borders are repeated outwards, so that the image's border is not a boundary; without an edge all is 0.
 
     Args:
         masks: ``(N, H, W)`` binary.

@@ -1,4 +1,4 @@
-"""Parts that the losses of several methods share."""
+"""Provide the parts that several losses are built from."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -70,7 +70,7 @@ class NucleusMaskLoss(nn.Module):
 
 
 def target_at(logits: Tensor, target: Tensor) -> Tensor:
-    """Return a mask in float32 at the size of the logits: 1 in every cell of which it covers half or more.
+    """Return a mask in float32 at the size of the logits: 1 in every cell that it covers by half or more.
 
     A single pixel in place of the cell would move the mask: the first by 1.5 px at a fourth of the size, the one that
     is nearest to the centre still by 0.5 px.
@@ -96,10 +96,11 @@ def cell_means(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class HoVerNetBranchLoss(nn.Module):
-    """MONAI's loss of the nucleus and distance branches (HoVer-Net, section 3.1), from one target tensor.
+    """MONAI's loss of HoVer-Net's branches (section 3.1), from one target tensor.
 
     The target is the mask followed by the maps: ``ComputeHoVerMapsd(keys="instances")`` and
-    ``ConcatItemsd(keys=["label", "hover_instances"], name="label")``.
+    ``ConcatItemsd(keys=["label", "hover_instances"], name="label")``. Where the network has the branch of types, the
+    map of classes follows, 0 in the background and k + 1 in a nucleus of class k.
     """
 
     def __init__(self) -> None:
@@ -111,31 +112,37 @@ class HoVerNetBranchLoss(nn.Module):
 
         Args:
             output: of :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` in training mode.
-            target: ``(B, 3, H, W)`` of mask, horizontal and vertical distance in -1..1.
+            target: ``(B, 3, H, W)`` of mask, horizontal and vertical distance in -1..1; ``(B, 4, H, W)`` with types.
 
         Raises:
-            ConfigurationError: not three channels.
+            ConfigurationError: another number of channels.
         """
-        if target.ndim != 4 or target.shape[1] != 3:
+        types_key = HoVerNet.Branch.NC.value
+        channels = 4 if types_key in output else 3
+        if target.ndim != 4 or target.shape[1] != channels:
             raise ConfigurationError(
-                f"target: found shape {tuple(target.shape)}, expected (B, 3, H, W) of mask and distances. "
-                "Join the label with what ComputeHoVerMapsd returns."
+                f"target: found shape {tuple(target.shape)}, expected (B, {channels}, H, W) of mask and distances, and "
+                "with types the classes. Join the label with what ComputeHoVerMapsd returns."
             )
         nucleus = target[:, :1].float()
         nucleus_key, distance_key = HoVerNet.Branch.NP.value, HoVerNet.Branch.HV.value
         found = {key: output[key].float() for key in (nucleus_key, distance_key)}
         expected = {
             nucleus_key: torch.cat([1 - nucleus, nucleus], dim=1),
-            distance_key: target[:, 1:].float(),
+            distance_key: target[:, 1:3].float(),
         }
+        if types_key in output:
+            found[types_key] = output[types_key].float()
+            types = F.one_hot(target[:, 3].long(), found[types_key].shape[1])
+            expected[types_key] = types.movedim(-1, 1).float()
         return self.branches(found, expected)
 
 
 class DistanceInstanceLoss(nn.Module):
     """A loss of the foreground plus cross-entropy and smooth L1 of the distance map.
 
-    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy pulls hard where the answer is far off,
-    its smooth L1 makes the values right, on which the markers' threshold relies.
+    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy has large gradients where the output is
+    far off, its smooth L1 makes the values accurate, on which the markers' threshold relies.
 
     Args:
         mask: the loss of the foreground's logits against a binary target ``(B, 1, H, W)``; Dice + cross-entropy where
@@ -187,7 +194,7 @@ class DistanceInstanceLoss(nn.Module):
         return foreground + self.distance_weight * self.of_distance(logits[:, -1:], target[:, 1:])
 
     def of_distance(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the part of the distance map alone: its logits ``(B, 1, h, w)`` against ``(B, 1, H, W)``."""
+        """Return the loss of the distance map alone: its logits ``(B, 1, h, w)`` against ``(B, 1, H, W)``."""
         target = cell_means(logits, target)
         depth = F.smooth_l1_loss(logits.sigmoid(), target, beta=self.beta)
         return F.binary_cross_entropy_with_logits(logits, target) + self.l1_weight * depth

@@ -1,4 +1,4 @@
-"""The loss of eU-Net3+: generalised Dice and focal loss with equal weights."""
+"""Compute eU-Net3+'s loss: generalised Dice and focal loss with equal weights."""
 
 from typing import Literal
 

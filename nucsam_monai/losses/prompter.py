@@ -1,4 +1,4 @@
-"""The loss of the nuclei prompter: regression and classification of matched anchors, and a mask."""
+"""Compute the nuclei prompter's loss: regression and classification of matched anchors, and a mask."""
 
 import logging
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def match_anchors(
     classes: NDArray[np.integer],
     distance_weight: float = 0.1,
 ) -> AnchorMatching:
-    """Give every nucleus of one image an anchor of its own at the lowest total cost.
+    """Assign every nucleus of one image a separate anchor at the lowest total cost.
 
     The cost of a pair is ``alpha * ||p - b|| - q[c]`` (PromptNucSeg, section on the nuclei prompter; CFR-SAM,
     Eq. 1, with the sign changed). It is computed in float64, whatever the network computes in. A cost that is
@@ -222,7 +222,7 @@ class PrompterLoss(nn.Module):
         return [torch.from_numpy(matching.anchors) for matching in matched]
 
     def _regression(self, errors: Tensor) -> Tensor:
-        """Return the error per nucleus of the global batch; without nuclei it is 0 and has a gradient of 0."""
+        """Return the error per nucleus of the global batch; without nuclei 0 with a gradient of 0."""
         count = torch.tensor(float(len(errors)), device=errors.device)
         if dist.is_available() and dist.is_initialized():
             # gradients are averaged over the processes, hence the mean number and not the total

@@ -1,4 +1,4 @@
-"""The losses of PromptNucSeg's segmenter: alone, with an auxiliary head, and with the prompter."""
+"""Compute the losses of PromptNucSeg's segmenter: alone, with an auxiliary head, and with the prompter."""
 
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ class NucleusTargets(NamedTuple):
 
     Attributes:
         masks: ``(N, S, S)`` binary, any type.
-        classes: ``(N,)`` int64 class ids from 0; None where there are no classes.
+        classes: ``(N,)`` int64 class ids from 0; None without classes.
         dense: ``(B, 3, h, w)`` of :class:`~nucsam_monai.transforms.DenseNucleid`, of the images; None where only
             prompted masks are taught.
     """

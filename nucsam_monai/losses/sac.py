@@ -1,4 +1,4 @@
-"""The losses of SAC: focal + Dice or Dice + cross-entropy on the mask, cross-entropy on the generator."""
+"""Compute SAC's losses: focal + Dice or Dice + cross-entropy on the mask, cross-entropy on the generator."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The loss of UN-SAM: focal + Dice on the masks, cross-entropy on the self-written hint."""
+"""Compute UN-SAM's loss: focal + Dice on the masks, cross-entropy on the self-generated hint."""
 
 from typing import Literal, get_args
 

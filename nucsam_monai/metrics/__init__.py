@@ -1,4 +1,4 @@
-"""Metrics of nuclei segmentation on NumPy label maps; importing this package loads neither torch nor MONAI.
+"""Measure nuclei segmentation on NumPy label maps; importing this package loads neither torch nor MONAI.
 
 The MONAI classes that accumulate these values over a dataset are in :mod:`nucsam_monai.metrics.cumulative`.
 """

@@ -27,7 +27,7 @@ def maximum_weight_assignment(
         weights: ``(k,)`` gain of each possible pair, > 0; pairs that aren't listed are impossible.
 
     Returns:
-        Indices into the possible pairs, in rising order.
+        Indices into the possible pairs, in ascending order.
     """
     settled, open_pairs = _settle_dominant_pairs(rows, columns, weights)
     for component in _components(rows, columns, open_pairs):

@@ -1,4 +1,4 @@
-"""Panoptic quality of each class: bPQ and mPQ by the PanNuke protocol, mPQ+ of the CoNIC challenge.
+"""Compute the panoptic quality of each class: bPQ and mPQ by the PanNuke protocol, mPQ+ of the CoNIC challenge.
 
 mPQ is computed image by image, averaged tissue by tissue, then over the folds; mPQ+ pools the counts of a whole
 dataset first.
@@ -35,7 +35,7 @@ class ClassMatches(NamedTuple):
 def match_per_class(
     pair: LabelPair, y_classes: NDArray[np.int64], y_pred_classes: NDArray[np.int64], class_count: int
 ) -> ClassMatches:
-    """Match the instances of every class on its own: same class on both sides and IoU > 0.5.
+    """Match the instances of every class separately: same class on both sides and IoU > 0.5.
 
     Args:
         pair: the two label maps.
@@ -61,7 +61,7 @@ def binary_panoptic_quality(y: Labels, y_pred: ArrayLike | None = None) -> float
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         bPQ in [0, 1]; NaN if ``y`` has no nucleus.
@@ -82,15 +82,15 @@ def class_panoptic_quality(
     y_pred_classes: Mapping[int, int],
     class_count: int,
 ) -> NDArray[np.float64]:
-    """Return the panoptic quality of one image for each class on its own.
+    """Return the panoptic quality of one image for each class separately.
 
     A nucleus found with the wrong class is a miss of its class and a false positive of the other.
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         y_classes: ``{id in y: class id}`` with class ids from 0; ids that the map lacks are ignored.
-        y_pred_classes: ``{id in y_pred: class id}``, likewise.
+        y_pred_classes: ``{id in y_pred: class id}``.
         class_count: number of classes.
 
     Returns:
@@ -132,13 +132,13 @@ def image_mpq(class_pq: ArrayLike) -> float:
 
 
 class PanNukeImage(NamedTuple):
-    """What one image adds to the summary.
+    """Hold the contribution of one image to the summary.
 
     Attributes:
         tissue: the tissue it shows.
         bpq: from :func:`binary_panoptic_quality`.
         class_pq: ``(classes,)`` from :func:`class_panoptic_quality`.
-        fold: the test fold that it was predicted in; "" where there is one set only.
+        fold: the test fold that it was predicted in; "" for a single set.
     """
 
     tissue: str
@@ -294,8 +294,8 @@ class PooledQuality:
     Attributes:
         mpq_plus: mean of ``pq`` over the classes that occur in the ground truth; NaN if none does.
         dq: detection quality of each class; NaN where the ground truth has no nucleus of it.
-        sq: segmentation quality, likewise.
-        pq: panoptic quality, likewise.
+        sq: segmentation quality, of the same shape.
+        pq: panoptic quality, of the same shape.
         counts: the pooled counts of each class.
     """
 

@@ -1,4 +1,4 @@
-"""MONAI metrics that collect one row of named values per image and average over the images.
+"""Collect one row of named values per image in MONAI metrics, and average over the images.
 
 They are separate from the package's ``__init__`` because they load torch and MONAI.
 """
@@ -291,7 +291,7 @@ class WorkingSizeMetric(LabelMapMetric):
 class PromptedMaskMetric(LabelMapMetric):
     """Mean IoU of the masks of an image's prompts, each against its own nucleus, and its distance from 1.
 
-    Called with lists of ``(n, H, W)`` masks, one per prompt: masks that overlap cannot be told apart in a
+    Called with lists of ``(n, H, W)`` masks, one per prompt: overlapping masks cannot be distinguished in a
     label map. Images without prompts have NaN rows and are left out of the means.
 
     Example:

@@ -1,4 +1,4 @@
-"""Detection and classification scores from centroids, and the pairing of points within a radius.
+"""Score detection and classification by centroids, and pair points within a radius.
 
 Two protocols are in use. Both count over a whole dataset before they divide; images without nuclei add only false
 detections. They give different class scores: a nucleus that is found with the wrong class costs twice in
@@ -34,7 +34,7 @@ _TIE_WEIGHT = 1e-9
 
 
 class Centroids(NamedTuple):
-    """Ids of the ``n`` instances of a label map in rising order, ``(n,)``, and centroids ``(n, 2)`` as x, y."""
+    """Ids of the ``n`` instances of a label map in ascending order, ``(n,)``, and centroids ``(n, 2)`` as x, y."""
 
     ids: NDArray[Any]
     xy: NDArray[np.float64]
@@ -85,7 +85,7 @@ def centroids_xy(instances: ArrayLike) -> Centroids:
         instances: ``(H, W)`` integer ids >= 0, 0 = background.
 
     Returns:
-        Ids in rising order and, for each, the mean column (x) and row (y) of its pixels; the centre of the
+        Ids in ascending order and, for each, the mean column (x) and row (y) of its pixels; the centre of the
         top left pixel is (0, 0).
 
     Raises:
@@ -118,7 +118,7 @@ def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: fl
         radius_px: pairs at this distance still count; > 0.
 
     Returns:
-        ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in rising order.
+        ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in ascending order.
 
     Raises:
         ConfigurationError: the points or the radius are not such values, or there are more than
@@ -158,7 +158,7 @@ def match_points(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> ND
         radius_px: pairs at this distance still count; > 0.
 
     Returns:
-        ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in rising order.
+        ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in ascending order.
 
     Raises:
         ConfigurationError: the points or the radius are not such values.
@@ -465,7 +465,7 @@ class HovernetDetection(DetectionAccumulator):
 class GreedyDetection(DetectionAccumulator):
     """The protocol of point detectors: class by class, the most confident prediction chooses first.
 
-    In falling score order (equal scores: in the order given) every prediction takes the nearest ground truth of
+    In descending score order (equal scores: in the order given) every prediction takes the nearest ground truth of
     its class within the radius that is still free. ``detection`` is the same without regard to classes.
 
     Args:

@@ -1,4 +1,4 @@
-"""From the ground truth and the predictions of a whole dataset to one report."""
+"""Evaluate the predictions of a whole dataset and report the result."""
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ def evaluate(
 
     Args:
         samples: ground truth and prediction of every image.
-        class_names: names of the classes; one where there are no classes.
+        class_names: names of the classes; one name without classes.
         radius_px: distance within which a centroid counts as detected, see
             :func:`nucsam_monai.metrics.matching_radius_px`; None leaves detection out.
         protocols: which families of metrics to measure: ``"foreground"`` (Dice, IoU, Hausdorff distance),
@@ -71,7 +71,7 @@ def evaluate(
 
     Raises:
         ConfigurationError: there is no sample, an image occurs twice, its label maps don't fit each other, its
-            classes are missing, or an option is not permitted.
+            classes are missing, or an option is not allowed.
 
     Example:
         >>> truth = np.array([[1, 1, 0, 2]])
@@ -86,7 +86,7 @@ def evaluate(
 def evaluation_of(
     measured: Iterable[ImageMeasurement], settings: EvaluationSettings, bootstrap: Bootstrap | None = None
 ) -> DatasetEvaluation:
-    """Summarise images that were measured one by one, where no iterable of samples is at hand.
+    """Summarise images that were measured one by one, when there is no iterable of samples.
 
     Args:
         measured: of every image, by :func:`nucsam_monai.metrics.measure_image`.

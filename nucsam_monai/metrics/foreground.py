@@ -1,4 +1,4 @@
-"""Pixel metrics of the binary foreground of one image; foreground is every id > 0.
+"""Compute pixel metrics of the binary foreground of one image; foreground is every id > 0.
 
 Empty images score instead of being skipped:
 
@@ -110,7 +110,7 @@ def foreground_metrics(y: Labels, y_pred: ArrayLike | None = None) -> Foreground
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -126,7 +126,7 @@ def foreground_counts(y: Labels, y_pred: ArrayLike | None = None) -> ForegroundC
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -141,7 +141,7 @@ def dice(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         Dice in [0, 1]; 1 if both foregrounds are empty, 0 if one is.
@@ -163,7 +163,7 @@ def iou(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         IoU in [0, 1]; 1 if both foregrounds are empty, 0 if one is.
@@ -179,7 +179,7 @@ def precision_recall(y: Labels, y_pred: ArrayLike | None = None) -> PrecisionRec
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         Both in [0, 1]; both 1 if both foregrounds are empty, both 0 if one is.
@@ -230,7 +230,7 @@ def hausdorff_distance(y: Labels, y_pred: ArrayLike | None = None, percentile: f
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         percentile: 0 < percentile <= 100, linearly interpolated; None is the maximum. 95 gives HD95.
 
     Returns:
@@ -300,7 +300,7 @@ def weighted_scores(y: Labels, y_pred: ArrayLike | None = None) -> WeightedScore
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         Both in [0, 1]; NaN for an image without pixels.
@@ -337,7 +337,7 @@ def smoothed_overlap(y: Labels, y_pred: ArrayLike | None = None, smooth: float =
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         smooth: the constant, > 0, in pixels.
 
     Raises:

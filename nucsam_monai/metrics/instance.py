@@ -1,4 +1,4 @@
-"""Instance metrics of one image: AJI, AJI+, panoptic quality, object F1, average precision and Dice 2.
+"""Compute instance metrics of one image: AJI, AJI+, panoptic quality, object F1, average precision and Dice 2.
 
 All of them read the contingency table of a :class:`~nucsam_monai.metrics.LabelPair`. Ids may have gaps and any
 size, and an image needs no background pixel. Empty images:
@@ -98,12 +98,12 @@ def aggregated_jaccard_index(y: Labels, y_pred: ArrayLike | None = None) -> floa
 
     Every ground-truth nucleus takes the prediction with the highest IoU as its partner, the one with the
     lowest id where several tie. Intersections and unions of all partners are summed; nuclei without an
-    overlap and predictions that are nobody's partner add their area to the union. A prediction may be the
+    overlap and unmatched predictions add their area to the union. A prediction may be the
     partner of several nuclei, as in the widely used evaluation code.
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         AJI in [0, 1]; NaN if ``y`` has no instance.
@@ -143,7 +143,7 @@ def aggregated_jaccard_index_plus(y: Labels, y_pred: ArrayLike | None = None) ->
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         AJI+ in [0, 1]; NaN if ``y`` has no instance.
@@ -175,7 +175,7 @@ def panoptic_quality(y: Labels, y_pred: ArrayLike | None = None, match_iou: floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
 
     Returns:
@@ -201,7 +201,7 @@ def instance_metrics(y: Labels, y_pred: ArrayLike | None = None, match_iou: floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         match_iou: IoU above which a pair counts as detected in DQ, SQ and PQ; 0 <= match_iou < 1.
 
     Raises:
@@ -223,7 +223,7 @@ def matched_ids(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
 
     Raises:
@@ -282,7 +282,7 @@ def object_scores(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
         thresholds: each 0 < threshold <= 1.
 
     Raises:
@@ -312,7 +312,7 @@ def dice2(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Returns:
         Dice 2 in [0, 1]; 0 if nothing overlaps, NaN if ``y`` has no instance.

@@ -1,4 +1,4 @@
-"""Everything that is measured on one image of an evaluation."""
+"""Measure one image of an evaluation by every requested protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,9 +38,9 @@ class EvaluationSample:
     Attributes:
         id: name of the image, unique within its domain.
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background.
-        y_pred: ``(H, W)`` prediction, likewise.
+        y_pred: ``(H, W)`` prediction in the same format.
         y_classes: ``{id in y: class id}``, class ids from 0.
-        y_pred_classes: ``{id in y_pred: class id}``, likewise.
+        y_pred_classes: ``{id in y_pred: class id}``.
         scores: ``{id in y_pred: confidence}``; without, all predictions are equally confident.
         probability: ``(H, W)`` predicted foreground probability; with it Dice and IoU are also measured as means
             over five thresholds.
@@ -65,7 +65,7 @@ class EvaluationSample:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured.
+    """Choose what is measured.
 
     Attributes:
         class_names: names of the classes; only one for data without classes.
@@ -80,7 +80,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class ImageMeasurement:
-    """What one image gives.
+    """Hold the measurements of one image.
 
     Attributes:
         texts: id and whatever else describes the image.

@@ -1,4 +1,4 @@
-"""Compare nuclei that are known by their outlines, such as those of a slide, without painting them."""
+"""Compare nuclei given as outlines, such as those of a slide, without rasterising whole images."""
 
 from pathlib import Path
 from typing import Any

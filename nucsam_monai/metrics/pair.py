@@ -1,4 +1,4 @@
-"""Two label maps of one image, and everything that several metrics count on them."""
+"""Compute once what several metrics need of two label maps of one image."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +60,11 @@ class LabelPair:
     Args:
         y: ``(H, W)`` ground truth; integers >= 0 of any dtype, 0 = background, or a bool mask (one object). Ids
             may have gaps and any size.
-        y_pred: ``(H, W)`` prediction, likewise.
+        y_pred: ``(H, W)`` prediction in the same format.
 
     Attributes:
         y: the ground truth as an array, not copied; a bool mask becomes uint8.
-        y_pred: the prediction, likewise.
+        y_pred: the prediction in the same format.
 
     Raises:
         ConfigurationError: a map is not two-dimensional, is not of integers or bool, or the shapes differ.
@@ -194,7 +194,7 @@ def contingency_table(y: Labels, y_pred: ArrayLike | None = None) -> Contingency
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction, likewise; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -212,7 +212,7 @@ def maximum_iou_assignment(table: ContingencyTable) -> NDArray[np.int64]:
         table: areas and overlaps of the two label maps.
 
     Returns:
-        Indices into the table's overlapping pairs, in rising order. Every pair has IoU > 0; instances
+        Indices into the table's overlapping pairs, in ascending order. Every pair has IoU > 0; instances
         without a pair are unmatched.
     """
     overlaps = table.overlap_areas_px

@@ -1,4 +1,4 @@
-"""Is one method better than another on the same images?"""
+"""Test whether one method is better than another on the same images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -58,11 +58,11 @@ def compare(
 
     Two tests are reported. Per-image scores of segmentation are bounded, skewed and full of outliers, so the
     Wilcoxon signed-rank test, which uses only the signs and ranks of the differences, is the one to rely on. The
-    paired t-test asks for the mean difference; it is right where there are many pairs or the differences are
+    paired t-test asks for the mean difference; it is right with many pairs or if the differences are
     roughly normal, and is given because published p-values are often of this kind. Ties (differences of exactly 0)
     are dropped by Wilcoxon; where all pairs tie, both p-values are 1.
 
-    Images of one slide or patient resemble each other and are no independent pairs. Where the images have a
+    Images of one slide or patient resemble each other and are not independent pairs. Where the images have a
     ``group``, the values of each group are therefore averaged first and the groups are the pairs. A p-value says
     nothing about the size of a difference: report the difference with its interval too.
 

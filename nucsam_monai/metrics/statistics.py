@@ -1,4 +1,4 @@
-"""From one row per image to values of a set of images, each with a bootstrap confidence interval.
+"""Aggregate one row per image into values of a set of images with bootstrap confidence intervals.
 
 A mean is a sum divided by a count, a pooled PQ or F1 a function of summed counts, a mean over tissues a function
 of one sum and one count per tissue. All of them are resampled in the same way: images (or whole groups of
@@ -64,7 +64,7 @@ def nan_std(values: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are computed: by the percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
+    """Configure the intervals: the percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
 
     With fewer than about ten units the interval is too narrow; say how many there were.
 
@@ -108,7 +108,7 @@ class Statistic:
     Attributes:
         names: ``m`` names of the values.
         sums: ``(images, k)`` what every image adds.
-        function: from ``(n, k)`` total sums to ``(n, m)`` values; NaN where there is no value.
+        function: from ``(n, k)`` total sums to ``(n, m)`` values; NaN without a value.
     """
 
     names: tuple[str, ...]
@@ -168,7 +168,7 @@ def f1_mean_pr_statistic(precision: NDArray[np.float64], recall: NDArray[np.floa
 
     Args:
         precision: ``(images,)``, NaN is left out.
-        recall: likewise.
+        recall: see ``precision``.
     """
     parts = [mean_statistic("precision", precision), mean_statistic("recall", recall)]
 

@@ -80,7 +80,7 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class SkippedImages:
-    """How many images have no value of a metric and are left out of its mean."""
+    """Count the images without a value of a metric, which are left out of its mean."""
 
     metric: str
     images: int
@@ -89,7 +89,7 @@ class SkippedImages:
 
 @dataclass(frozen=True)
 class DatasetEvaluation:
-    """What an evaluation of a whole dataset found.
+    """Hold the result of an evaluation of a whole dataset.
 
     Attributes:
         settings: what was measured.
@@ -177,7 +177,7 @@ def table_statistics(rows: Sequence[Mapping[str, Any]]) -> list[Statistic]:
 def summarise(
     rows: Sequence[Mapping[str, Any]], by: str, statistics: Sequence[Statistic], bootstrap: Bootstrap
 ) -> list[SubsetSummary]:
-    """Return the values of every subset of the images, and of all images where there are several subsets.
+    """Return the values of every subset of the images, and of all images if there are several subsets.
 
     Args:
         rows: one mapping per image.

@@ -1,12 +1,15 @@
-"""Networks of the methods."""
+"""Define the networks of the methods."""
 
 from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam.network import CFRSAM, CFRSAMOutput, PromptedCFRSAM
 from nucsam_monai.networks.compilation import compile_modules
+from nucsam_monai.networks.detector import Detections, Detector
+from nucsam_monai.networks.detectors import DETECTORS, build_detector, paper_encoder
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.mask_rcnn import MaskRCNN
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
 from nucsam_monai.networks.options import parameter_groups
+from nucsam_monai.networks.pointnu_net import PointNuNet
 from nucsam_monai.networks.prompter import Prompter, PrompterOutput, start_from_other_classes
 from nucsam_monai.networks.promptnucseg import (
     DenselyTaughtSegmentor,
@@ -22,15 +25,19 @@ from nucsam_monai.networks.promptnucseg import (
     weights_file,
 )
 from nucsam_monai.networks.sac import SAC, SACOutput
+from nucsam_monai.networks.sparse_inst import SparseInst
 from nucsam_monai.networks.unsam import UNSAM, UNSAMOutput, trained_domains, trained_unsam
 
 __all__ = [
     "CFRSAM",
+    "DETECTORS",
     "SAC",
     "UNSAM",
     "Baseline",
     "CFRSAMOutput",
     "DenselyTaughtSegmentor",
+    "Detections",
+    "Detector",
     "EUNet3P",
     "EUNet3POutput",
     "EndToEnd",
@@ -38,18 +45,22 @@ __all__ = [
     "MaskPrediction",
     "MaskRCNN",
     "NucleusPrompts",
+    "PointNuNet",
     "PromptNucSeg",
     "PromptedCFRSAM",
     "Prompter",
     "PrompterOutput",
     "SACOutput",
     "Segmentor",
+    "SparseInst",
     "TaughtPrediction",
     "UNSAMOutput",
+    "build_detector",
     "compile_modules",
     "default_fusion",
     "learning_parameters",
     "load_networks",
+    "paper_encoder",
     "parameter_groups",
     "start_from_other_classes",
     "start_from_unsam",

@@ -1,7 +1,7 @@
 """Networks to compare the methods with: MONAI's, and U-Net 3+, behind one interface."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -16,7 +16,9 @@ from nucsam_monai.utils.errors import ConfigurationError
 Size = Literal["small", "standard"]
 
 
-class _Built(NamedTuple):
+class Built(NamedTuple):
+    """A network, and the number that the sides of its images must be multiples of."""
+
     network: nn.Module
     side_multiple: int
 
@@ -43,10 +45,13 @@ class Baseline(nn.Module):
     For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
 
     Args:
-        name: see above.
+        name: see above; of any system where ``built`` is given.
         size: ``small`` for quick trials, ``standard`` for comparisons.
         outputs: logits per pixel: 2 for learned instances, see
             :class:`~nucsam_monai.losses.DistanceInstanceLoss`.
+        built: the network of a system of :data:`nucsam_monai.systems.SYSTEMS`, which
+            :func:`nucsam_monai.systems.build_network` builds; None for those above.
+        class_names: of the nuclei that the network tells apart; one where it tells none.
 
     Raises:
         ConfigurationError: an unknown name or size, or another number of outputs than HoVer-Net's one.
@@ -56,21 +61,22 @@ class Baseline(nn.Module):
         torch.Size([1, 1, 64, 64])
     """
 
-    def __init__(self, name: str, size: Size = "standard", outputs: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: Size = "standard",
+        outputs: int = 1,
+        built: Built | None = None,
+        class_names: Sequence[str] = ("nucleus",),
+    ) -> None:
         super().__init__()
-        if name not in _BUILDERS or size not in get_args(Size):
-            raise ConfigurationError(
-                f"baseline '{name}' of size '{size}': expected one of {', '.join(_BUILDERS)} and one of "
-                f"{', '.join(get_args(Size))}."
-            )
+        if built is None:
+            built = _named(name, size, outputs)
         self.name = name
-        if name == "hovernet" and outputs != 1:
-            raise ConfigurationError(
-                f"hovernet: found {outputs} outputs, expected 1: its own maps part nuclei."
-            )
         self.size = size
         self.outputs = outputs
-        self.network, self.side_multiple = _BUILDERS[name](size == "small", outputs)
+        self.class_names = tuple(class_names)
+        self.network, self.side_multiple = built
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         """Segment a batch of images.
@@ -96,24 +102,30 @@ class Baseline(nn.Module):
     def header(self) -> dict[str, str]:
         """What a weights file says of this network and must say of the one it is loaded into."""
         options = {"size": self.size} | ({"outputs": self.outputs} if self.outputs > 1 else {})
-        return {"method": self.name, "sam_variant": "none", "options": json.dumps(options)}
+        classes = {"class_names": json.dumps(self.class_names)} if len(self.class_names) > 1 else {}
+        return {"method": self.name, "sam_variant": "none", "options": json.dumps(options), **classes}
 
 
 class HoVerNetBranches(nn.Module):
-    """HoVer-Net with its nucleus branch and its maps of horizontal and vertical distances.
+    """HoVer-Net: nucleus branch, maps of horizontal and vertical distances, and for several classes that of types.
 
     Images have exactly 256 x 256 px, as MONAI's fast mode has it; the decoder pads, so that the output has the
-    same size. Nuclear types are left out.
+    same size.
 
     In training the output is MONAI's dictionary, for ``monai.apps.pathology.losses.HoVerNetLoss``. In
     evaluation it is ``(B, 3, 256, 256)``: the logit of nucleus, and the two maps so that a sigmoid turns them
     into 0..1 with 0.5 at a nucleus's centre; then tiles blend like any probability, and
-    :class:`~nucsam_monai.transforms.HoVerNetInstancesd` parts touching nuclei.
+    :class:`~nucsam_monai.transforms.HoVerNetInstancesd` parts touching nuclei. With several classes a logit of each
+    follows, whose sigmoid is its probability.
+
+    Args:
+        classes: of nuclei; with one there is no branch of types.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 1) -> None:
         super().__init__()
-        self.network = HoVerNet(mode=HoVerNet.Mode.FAST, decoder_padding=True)
+        types = classes + 1 if classes > 1 else 0  # the background is one
+        self.network = HoVerNet(mode=HoVerNet.Mode.FAST, decoder_padding=True, out_classes=types)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         """Segment images ``(B, 3, 256, 256)``; see the class.
@@ -127,11 +139,18 @@ class HoVerNetBranches(nn.Module):
                 "Tile the image."
             )
         branches: dict[str, Tensor] = self.network(image)
-        if self.training:
-            return branches
-        nucleus = branches[HoVerNet.Branch.NP.value].float()
-        distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
-        return torch.cat([nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)], dim=1)
+        return branches if self.training else maps_of_branches(branches)
+
+
+def maps_of_branches(branches: Mapping[str, Tensor]) -> Tensor:
+    """Join the branches of HoVer-Net to ``(B, 3 + classes, H, W)``, see :class:`HoVerNetBranches`."""
+    nucleus = branches[HoVerNet.Branch.NP.value].float()
+    distances = branches[HoVerNet.Branch.HV.value].float().clamp(-0.999, 0.999)
+    maps = [nucleus[:, 1:] - nucleus[:, :1], 2 * torch.atanh(distances)]
+    if HoVerNet.Branch.NC.value in branches:
+        types = branches[HoVerNet.Branch.NC.value].float().softmax(dim=1)
+        maps.append(torch.logit(types[:, 1:], eps=1e-6))
+    return torch.cat(maps, dim=1)
 
 
 class _FinestOutput(nn.Module):
@@ -145,37 +164,37 @@ class _FinestOutput(nn.Module):
         return self.network(image)[-1]
 
 
-def _unet(small: bool, outputs: int) -> _Built:
+def _unet(small: bool, outputs: int) -> Built:
     channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
     strides = (2,) * (len(channels) - 1)
     network = UNet(
         2, in_channels=3, out_channels=outputs, channels=channels, strides=strides, num_res_units=2
     )
-    return _Built(network, 2 ** len(strides))
+    return Built(network, 2 ** len(strides))
 
 
-def _unetpp(small: bool, outputs: int) -> _Built:
+def _unetpp(small: bool, outputs: int) -> Built:
     features = (16, 16, 32, 64, 128, 16) if small else (32, 32, 64, 128, 256, 32)
     network = BasicUNetPlusPlus(2, in_channels=3, out_channels=outputs, features=features)
     # Heads that only deep supervision needs: weights without a gradient stop distributed training.
     network.final_conv_0_1 = network.final_conv_0_2 = network.final_conv_0_3 = nn.Identity()
-    return _Built(_FinestOutput(network), 16)
+    return Built(_FinestOutput(network), 16)
 
 
-def _attention_unet(small: bool, outputs: int) -> _Built:
+def _attention_unet(small: bool, outputs: int) -> Built:
     channels = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512)
     strides = (2,) * (len(channels) - 1)
     network = AttentionUnet(2, in_channels=3, out_channels=outputs, channels=channels, strides=strides)
-    return _Built(network, 2 ** len(strides))
+    return Built(network, 2 ** len(strides))
 
 
-def _unet3p(small: bool, outputs: int) -> _Built:
+def _unet3p(small: bool, outputs: int) -> Built:
     compact = UNet3PlusOptions(filters=(16, 32, 64, 128, 256), activation="relu", pool="max", dropout=0.0)
     network = UNet3Plus(3, outputs, compact if small else ORIGINAL_UNET3PLUS)
-    return _Built(network, network.stride)
+    return Built(network, network.stride)
 
 
-def _nnunet(small: bool, outputs: int) -> _Built:
+def _nnunet(small: bool, outputs: int) -> Built:
     filters = (16, 32, 64, 128) if small else (32, 64, 128, 256, 512, 512)
     strides = (1, *(2,) * (len(filters) - 1))
     network = DynUNet(
@@ -187,18 +206,25 @@ def _nnunet(small: bool, outputs: int) -> _Built:
         upsample_kernel_size=strides[1:],
         filters=filters,
     )
-    return _Built(network, 2 ** (len(filters) - 1))
+    return Built(network, 2 ** (len(filters) - 1))
 
 
-def _swin_unetr(small: bool, outputs: int) -> _Built:
+def _swin_unetr(small: bool, outputs: int) -> Built:
     network = SwinUNETR(in_channels=3, out_channels=outputs, feature_size=12 if small else 24, spatial_dims=2)
-    return _Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
+    return Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
 
 
-def _hovernet(small: bool, _outputs: int) -> _Built:
+def build_hovernet(small: bool, outputs: int = 1, classes: int = 1) -> Built:
+    """Build HoVer-Net, with the branch of types for several classes.
+
+    Raises:
+        ConfigurationError: another size or number of outputs than its one.
+    """
     if small:
         raise ConfigurationError("hovernet: found size 'small', expected 'standard', its only one.")
-    return _Built(HoVerNetBranches(), 256)
+    if outputs != 1:
+        raise ConfigurationError(f"hovernet: found {outputs} outputs, expected 1: its own maps part nuclei.")
+    return Built(HoVerNetBranches(classes), 256)
 
 
 class PretrainedUNet(nn.Module):
@@ -221,17 +247,27 @@ class PretrainedUNet(nn.Module):
         return F.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def _pretrained_unet(_small: bool, outputs: int) -> _Built:
-    return _Built(PretrainedUNet(outputs), 32)
+def _pretrained_unet(_small: bool, outputs: int) -> Built:
+    return Built(PretrainedUNet(outputs), 32)
 
 
-_BUILDERS: Mapping[str, Callable[[bool, int], _Built]] = {
+DENSE_BUILDERS: Mapping[str, Callable[[bool, int], Built]] = {
     "unet": _unet,
     "unetpp": _unetpp,
     "attention_unet": _attention_unet,
     "unet3p": _unet3p,
     "nnunet": _nnunet,
     "swin_unetr": _swin_unetr,
-    "hovernet": _hovernet,
     "pretrained_unet": _pretrained_unet,
 }
+
+
+def _named(name: str, size: str, outputs: int) -> Built:
+    """Build a network of the table by its name."""
+    builders = {**DENSE_BUILDERS, "hovernet": build_hovernet}
+    if name not in builders or size not in get_args(Size):
+        raise ConfigurationError(
+            f"baseline '{name}' of size '{size}': expected one of {', '.join(builders)} and one of "
+            f"{', '.join(get_args(Size))}."
+        )
+    return builders[name](size == "small", outputs)

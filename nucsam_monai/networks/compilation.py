@@ -1,4 +1,4 @@
-"""``torch.compile`` for the modules of a network where most of the time goes, and the networks that no graph holds."""
+"""Compile the most expensive modules of a network, and refuse networks that cannot be exported as a graph."""
 
 from collections.abc import Iterable
 
@@ -52,7 +52,7 @@ def refuse_export(reason: str) -> None:
     """Refuse to become a part of a graph that is traced or exported.
 
     Call it where steps depend on what was found in an image: a traced graph would keep what its example showed, and
-    give wrong masks for every other image without a word.
+    silently give wrong masks for every other image.
 
     Args:
         reason: what depends on the image, and what to do.

@@ -1,4 +1,4 @@
-"""SAM-guided eU-Net3+: a U-Net 3+ whose coarsest features are gated by those of a frozen SAM."""
+"""Define SAM-guided eU-Net3+: a U-Net 3+ whose coarsest features are gated by those of a frozen SAM."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ class XGFBOptions:
 
 
 class ChannelGate(nn.Module):
-    """Weigh the channels of a map by what it and SAM's features show on average.
+    """Weight the channels of a map by the spatial means of the map and of SAM's features.
 
     Args:
         channels: of the map.
@@ -69,7 +69,7 @@ class ChannelGate(nn.Module):
 class XGatedFusionBlock(nn.Module):
     """X-GFB: a channel gate, then attention of all positions to all (eU-Net3+, section on the fusion block).
 
-    One head as wide as the map, neither positions nor normalisation: SAM speaks through the gate.
+    One head as wide as the map, neither positions nor normalisation: SAM contributes through the gate.
 
     Args:
         channels: of the map.
@@ -221,7 +221,7 @@ class SAMInputOptions:
 
 
 class EUNet3POutput(NamedTuple):
-    """What the losses need.
+    """Hold the outputs that the losses need.
 
     Attributes:
         logits: ``(B, 2, H, W)`` of background and nucleus, and the distance map's as a third where it is learned.
@@ -240,14 +240,14 @@ class EUNet3P(nn.Module):
     ``released``. U-Net 3+ itself is :data:`~nucsam_monai.networks.unet3plus.ORIGINAL_UNET3PLUS`.
 
     Args:
-        sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; not looked at with ``fusion: none``.
+        sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; unused with ``fusion: none``.
         fusion: see :data:`Fusion`.
         advanced: let SAM gate every level of the encoder (authors' code).
         unet: values of :class:`~nucsam_monai.networks.unet3plus.UNet3PlusOptions`.
         xgfb: values of :class:`~nucsam_monai.networks.eunet3p.XGFBOptions`.
         sam: values of :class:`SAMInputOptions`.
         sam_checkpoint: SAM weights in the official layout; without them SAM is random, the same each time.
-        embedding_cache: keeps SAM's features of images that come again.
+        embedding_cache: keeps SAM's features of images that recur.
         outputs: logits per pixel in evaluation: 2 for learned instances, of nucleus and of the distance map.
 
     Raises:
@@ -346,9 +346,9 @@ class EUNet3P(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into.
+        """Return the header of a weights file, which must agree with the network it is loaded into.
 
-        Left out is the dropout, which only training knows.
+        Dropout is left out, as only training uses it.
         """
         unet = asdict(self.unet_options)
         del unet["dropout"]
@@ -398,9 +398,9 @@ class EUNet3P(nn.Module):
 
 
 def default_fusion(sam_checkpoint: str | None) -> Fusion:
-    """Return the paper's fusion where there are SAM weights, and ``none`` where there are none.
+    """Return the paper's fusion if there are SAM weights, else ``none``.
 
-    A random SAM knows nothing of images: it would cost time and guide nobody.
+    Features of a random SAM would cost time and give no guidance.
     """
     if sam_checkpoint is not None:
         return "xgfb"

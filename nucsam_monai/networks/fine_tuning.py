@@ -1,4 +1,4 @@
-"""Fine-tune SAM: the adapters of its encoder, and what of SAM is trained with each."""
+"""Fine-tune SAM: the adapters of its encoder, and which parts of SAM are trained with each."""
 
 import logging
 import math
@@ -103,7 +103,7 @@ class BottleneckAdapters(BlockAdapter):
         return attended + self.attention(attended)
 
     def beside_mlp(self, normed: Tensor) -> Tensor:
-        """Return what is added beside the MLP; ``normed`` is ``(B, h, w, C)`` after the block's LN2."""
+        """Return what is added parallel to the MLP; ``normed`` is ``(B, h, w, C)`` after the block's LN2."""
         return self.scale * self.mlp(normed)
 
 
@@ -133,7 +133,7 @@ def nest_kernels(kernels: Sequence[Tensor]) -> Tensor:
 
 
 def convolve_dynamically(cells: Tensor, kernels: Tensor) -> Tensor:
-    """Give each cell the sum of its K x K neighbourhood, weighted by the cell's kernel.
+    """Compute for each cell the sum of its K x K neighbourhood, weighted by the cell's kernel.
 
     All channels share the kernel. Beyond its border a map is mirrored without the border cell repeated. Small
     maps are multiplied by a matrix of cells by cells, a few times as many products as necessary, but in one fast
@@ -211,6 +211,34 @@ MALAKernel = Literal["learnable", "static", "none"]
 """Where the kernels come from: predicted for every token, one per channel for all tokens, or no local part."""
 
 
+@dataclass(frozen=True)
+class MALAOptions:
+    """Size and start of MALA.
+
+    Attributes:
+        kernel: see :data:`MALAKernel`; ``static`` and ``none`` are the paper's ablation.
+        rank: channels r inside; the paper compares 16 to 128.
+        dropout: share of channels dropped in training.
+        init: ``zero_last`` starts from plain SAM (last layer zero), ``torch_default`` does not.
+
+    Raises:
+        ConfigurationError: an unknown ``kernel`` or ``init``, or a rank below 1.
+    """
+
+    kernel: MALAKernel = "learnable"
+    rank: int = 64
+    dropout: float = 0.1
+    init: Literal["zero_last", "torch_default"] = "zero_last"
+
+    def __post_init__(self) -> None:
+        if self.kernel not in get_args(MALAKernel):
+            raise ConfigurationError(f"MALA kernel '{self.kernel}': expected one of {get_args(MALAKernel)}.")
+        if self.init not in ("zero_last", "torch_default"):
+            raise ConfigurationError(f"MALA init '{self.init}': expected 'zero_last' or 'torch_default'.")
+        if self.rank < 1:
+            raise ConfigurationError(f"MALA rank {self.rank}: expected 1 or more.")
+
+
 class MALA(nn.Module):
     """One adapter: down to ``rank`` channels, local convolutions, and up again (CFR-SAM, section on MALA).
 
@@ -223,51 +251,33 @@ class MALA(nn.Module):
 
     Args:
         width: encoder width d.
-        rank: channels r inside.
-        kernel: see :data:`MALAKernel`; ``static`` and ``none`` are the paper's ablation.
-        dropout: share of channels dropped in training.
-        init: ``zero_last`` starts from plain SAM (last layer zero), ``torch_default`` does not.
-
-    Raises:
-        ConfigurationError: an unknown ``kernel`` or ``init``, or a rank below 1.
+        options: size and start.
 
     Example:
-        >>> sum(parameter.numel() for parameter in MALA(768).parameters())
+        >>> sum(parameter.numel() for parameter in MALA(768, MALAOptions()).parameters())
         154259
     """
 
-    def __init__(
-        self,
-        width: int,
-        rank: int = 64,
-        kernel: MALAKernel = "learnable",
-        dropout: float = 0.1,
-        init: Literal["zero_last", "torch_default"] = "zero_last",
-    ) -> None:
+    def __init__(self, width: int, options: MALAOptions) -> None:
         super().__init__()
-        if kernel not in get_args(MALAKernel):
-            raise ConfigurationError(f"MALA kernel '{kernel}': expected one of {get_args(MALAKernel)}.")
-        if init not in ("zero_last", "torch_default"):
-            raise ConfigurationError(f"MALA init '{init}': expected 'zero_last' or 'torch_default'.")
-        if rank < 1:
-            raise ConfigurationError(f"MALA rank {rank}: expected a number from 1 on.")
-        self.kernel = kernel
+        self.kernel = options.kernel
+        rank = options.rank
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.gamma = nn.Parameter(torch.full((width,), 1e-6))
         self.gamma_x = nn.Parameter(torch.ones(width))
         self.down = nn.Linear(width, rank)
-        if kernel == "learnable":
+        if self.kernel == "learnable":
             # The layers that predict the three sizes see the same input, so they are one.
             self.predict = nn.Conv2d(rank, sum(side * side for side in KERNEL_SIDES), 3, padding=1)
-        elif kernel == "static":
+        elif self.kernel == "static":
             self.depthwise = nn.ModuleList(
                 nn.Conv2d(rank, rank, side, padding=side // 2, padding_mode="reflect", groups=rank)
                 for side in KERNEL_SIDES
             )
         self.mix = nn.Linear(rank, rank)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(options.dropout)
         self.up = nn.Linear(rank, width)
-        if init == "zero_last":
+        if options.init == "zero_last":
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
 
@@ -302,23 +312,13 @@ class BlockMALA(BlockAdapter):
 
     Args:
         width: encoder width d.
-        rank: see :class:`MALA`.
-        kernel: see :class:`MALA`.
-        dropout: see :class:`MALA`.
-        init: see :class:`MALA`.
+        options: of both.
     """
 
-    def __init__(
-        self,
-        width: int,
-        rank: int = 64,
-        kernel: MALAKernel = "learnable",
-        dropout: float = 0.1,
-        init: Literal["zero_last", "torch_default"] = "zero_last",
-    ) -> None:
+    def __init__(self, width: int, options: MALAOptions) -> None:
         super().__init__()
-        self.attention = MALA(width, rank, kernel, dropout, init)
-        self.block = MALA(width, rank, kernel, dropout, init)
+        self.attention = MALA(width, options)
+        self.block = MALA(width, options)
 
     def windows(self, attended: Tensor) -> Tensor:
         """Adapt the attention's output ``(B * windows, side, side, d)``."""
@@ -354,79 +354,57 @@ class LoRAOptions:
 
 @dataclass(frozen=True)
 class MSAOptions:
-    """Bottleneck adapters of Med-SA: hidden width, factor beside the MLP, and start."""
+    """Bottleneck adapters of Med-SA: hidden width, factor of the parallel adapter, and start."""
 
     ratio: float = 0.25
     scale: float = 0.5
     init: Literal["zero_last", "torch_default"] = "zero_last"
 
 
-@dataclass(frozen=True)
-class MALAOptions:
-    """MALA: see :class:`MALA`; the paper compares ranks 16 to 128."""
-
-    kernel: MALAKernel = "learnable"
-    rank: int = 64
-    dropout: float = 0.1
-    init: Literal["zero_last", "torch_default"] = "zero_last"
-
-
 def build_adapters(
     kind: FineTuning,
     variant: SAMVariant,
-    *,
-    rank: int | Literal["d/4"] | None = None,
-    ratio: float = 0.25,
-    scale: float = 0.5,
-    init: Literal["zero_last", "torch_default"] = "zero_last",
-    kernel: MALAKernel = "learnable",
-    dropout: float = 0.1,
+    options: LoRAOptions | MSAOptions | MALAOptions | None = None,
 ) -> nn.ModuleList | None:
-    """Build one adapter per encoder block, or none where this way of fine-tuning has none.
+    """Build one adapter per encoder block, or none if this kind of fine-tuning has none.
 
     Args:
-        kind: the way of fine-tuning.
+        kind: the kind of fine-tuning.
         variant: the sizes of SAM.
-        rank: of ``lora``, by default ``d/4``, see :class:`LoRAOptions`. Of ``mala``, by default 64.
-        ratio: of ``msa``, see :class:`BottleneckAdapters`.
-        scale: of ``msa``.
-        init: of ``msa`` and ``mala``.
-        kernel: of ``mala``, see :class:`~nucsam_monai.networks.fine_tuning.MALA`.
-        dropout: of ``mala``.
+        options: of this kind; None for its defaults.
 
     Raises:
         ConfigurationError: an unknown ``kind`` or a value that the adapter refuses.
 
     Example:
         >>> from nucsam_monai.networks.sam import sam_variant
-        >>> adapters = build_adapters("lora", sam_variant("vit_b"), rank=4)
+        >>> adapters = build_adapters("lora", sam_variant("vit_b"), LoRAOptions(rank=4))
         >>> len(adapters), sum(parameter.numel() for parameter in adapters.parameters())
         (12, 147456)
     """
     _require_known(kind)
+    depth = range(variant.depth)
     if kind == "lora":
-        rank = rank if isinstance(rank, int) else max(1, variant.width // 4)
-        return nn.ModuleList(LoRA(variant.width, rank) for _ in range(variant.depth))
+        lora = options if isinstance(options, LoRAOptions) else LoRAOptions()
+        rank = max(1, variant.width // 4) if lora.rank == "d/4" else lora.rank
+        return nn.ModuleList(LoRA(variant.width, rank) for _ in depth)
     if kind == "msa":
-        return nn.ModuleList(
-            BottleneckAdapters(variant.width, ratio, scale, init) for _ in range(variant.depth)
-        )
+        msa = options if isinstance(options, MSAOptions) else MSAOptions()
+        return nn.ModuleList(BottleneckAdapters(variant.width, msa.ratio, msa.scale, msa.init) for _ in depth)
     if kind == "mala":
-        rank = rank if isinstance(rank, int) else 64
-        return nn.ModuleList(
-            BlockMALA(variant.width, rank, kernel, dropout, init) for _ in range(variant.depth)
-        )
+        mala = options if isinstance(options, MALAOptions) else MALAOptions()
+        return nn.ModuleList(BlockMALA(variant.width, mala) for _ in depth)
     return None
 
 
 def freeze_for(
     kind: FineTuning, sam: SAM, *, train_prompt_encoder: bool = False, pretrained: bool = True
 ) -> None:
-    """Let those parameters of ``sam`` require a gradient that learn in this way of fine-tuning.
+    """Set ``requires_grad`` of SAM's parameters for this kind of fine-tuning.
 
     Args:
-        kind: the way of fine-tuning; ``full`` trains the prompt encoder as well.
-        sam: changed in place; adapters are no part of it and always learn.
+        kind: the kind of fine-tuning; ``full`` trains the prompt encoder as well.
+        sam: changed in place; adapters are not part of it and always train.
         train_prompt_encoder: train the prompt encoder. SAC freezes it by its text, but counts it as trained in
             its parameter table.
         pretrained: whether ``sam`` has trained weights; a random encoder that stays frozen is warned of.
@@ -446,11 +424,11 @@ def freeze_for(
 
 
 def warn_of_frozen_encoder(option: str, remedy: str) -> None:
-    """Warn of an encoder without weights that does not learn either.
+    """Warn of a randomly initialised encoder that is frozen.
 
     Args:
-        option: what freezes it, with its value.
-        remedy: what to do other than giving weights.
+        option: the option that freezes it, with its value.
+        remedy: the alternative to giving weights.
     """
     logger.warning(
         "no SAM weights: with %s the encoder is randomly initialised and frozen, so the model cannot learn. "

@@ -1,8 +1,6 @@
-"""Mask R-CNN for nuclei: torchvision's network with anchors of a nucleus' size ("Mask R-CNN", He et al., 2017)."""
+"""Define Mask R-CNN for nuclei: torchvision's network with small anchors ("Mask R-CNN", He et al., 2017)."""
 
-import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,58 +9,51 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import masks_to_boxes
 
-from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
+from nucsam_monai.networks.detector import Detections, Detector
+from nucsam_monai.utils.errors import ConfigurationError
 
-Encoder = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+_ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 _ANCHORS_PX = (8, 16, 32, 64, 128)
 """Side of the anchors on each level of the pyramid; the paper's begin at 32, above most nuclei."""
 
 
-class Detections(NamedTuple):
-    """The objects that were found in one image, the best first.
-
-    Attributes:
-        masks: ``(n, 1, S, S)`` probabilities.
-        scores: ``(n,)``.
-        class_ids: ``(n,)`` int64 from 0.
-    """
-
-    masks: Tensor
-    scores: Tensor
-    class_ids: Tensor
-
-
-class MaskRCNN(nn.Module):
+class MaskRCNN(Detector):
     """Find nuclei as boxes, and draw the mask of each.
 
     Images are taken as they are: normalised before, and of the size that the network was trained on.
 
     Args:
         class_names: of the nuclei.
-        encoder: with a feature pyramid of five levels.
+        encoder: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``, with a feature pyramid of five levels.
         rois_per_image: regions that the heads learn from in an image, a quarter of them nuclei if there are as many.
         most: objects per image that are kept.
         min_score: objects below it are dropped.
         overlap: intersection over union of boxes of one class above which the worse one is dropped.
+
+    Raises:
+        ConfigurationError: an unknown encoder.
 
     Example:
         >>> sum(p.numel() for p in MaskRCNN().parameters())
         43975515
     """
 
+    method = "maskrcnn"
+    paper_encoder = "resnet50"
+
     def __init__(
         self,
         class_names: Sequence[str] = ("nucleus",),
-        encoder: Encoder = "resnet50",
+        encoder: str = "resnet50",
         rois_per_image: int = 512,
         most: int = 500,
         min_score: float = 0.05,
         overlap: float = 0.5,
     ) -> None:
-        super().__init__()
-        self.class_names = tuple(class_names)
-        self.encoder = encoder
+        if encoder not in _ENCODERS:
+            raise ConfigurationError(f"encoder '{encoder}': expected one of {', '.join(_ENCODERS)}.")
+        super().__init__(class_names, encoder)
         self.network = TorchvisionMaskRCNN(
             resnet_fpn_backbone(
                 backbone_name=encoder, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
@@ -82,39 +73,22 @@ class MaskRCNN(nn.Module):
         )
         self.network.transform._skip_resize = True
 
-    def forward(
-        self, image: Tensor, masks: Sequence[Tensor] = (), class_ids: Sequence[Tensor] = ()
-    ) -> dict[str, Tensor] | list[Detections]:
-        """Return the losses in training, and what was found in evaluation.
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder with its pyramid."""
+        return self.network.backbone
 
-        Args:
-            image: ``(B, 3, S, S)``, normalised.
-            masks: in training ``(n, S, S)`` of each image; n may be 0.
-            class_ids: in training ``(n,)`` of each image.
+    def learn(self, image: Tensor, masks: Sequence[Tensor], class_ids: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return torchvision's losses."""
+        losses: dict[str, Tensor] = self.network(list(image), list(map(_target, masks, class_ids)))
+        return losses
 
-        Raises:
-            ConfigurationError: the network is exported.
-        """
-        refuse_export(WHY_NO_EXPORT)
-        images = list(image)
-        if self.training:
-            losses: dict[str, Tensor] = self.network(images, list(map(_target, masks, class_ids)))
-            return losses
+    def find(self, image: Tensor) -> list[Detections]:
+        """Return what is found in each image."""
         return [
             Detections(found["masks"].float(), found["scores"].float(), found["labels"] - 1)
-            for found in self.network(images)
+            for found in self.network(list(image))
         ]
-
-    @property
-    def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
-        options = {"encoder": self.encoder}
-        return {
-            "method": "maskrcnn",
-            "sam_variant": "none",
-            "options": json.dumps(options),
-            "class_names": json.dumps(self.class_names),
-        }
 
 
 def _target(masks: Tensor, class_ids: Tensor) -> dict[str, Tensor]:

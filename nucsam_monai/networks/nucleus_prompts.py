@@ -1,4 +1,4 @@
-"""What goes into a segmenter that is prompted nucleus by nucleus, and what comes out."""
+"""Define the inputs and outputs of segmenters that are prompted nucleus by nucleus."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -83,7 +83,7 @@ def boxes_of(prompts: NucleusPrompts) -> Tensor:
 
 
 def padding_prompt(prompts: NucleusPrompts) -> NucleusPrompts:
-    """Return one prompt of padding on the first image in place of none.
+    """Return one padding prompt on the first image, for batches without prompts.
 
     Decoding it and dropping the result keeps every trained tensor in the graph of a batch without nuclei.
     """

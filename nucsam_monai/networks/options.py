@@ -1,4 +1,4 @@
-"""Options of a network from a bundle's JSON: an unknown name, type or choice is refused, never ignored."""
+"""Read a network's options from a bundle's JSON; an unknown name, type or choice is refused, never ignored."""
 
 from collections.abc import Mapping
 from types import NoneType, UnionType
@@ -29,7 +29,7 @@ def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: st
         name: the configuration's key, for messages.
 
     Raises:
-        ConfigurationError: an unknown name, or a value of another type or outside the permitted choice.
+        ConfigurationError: an unknown name, or a value of another type or choice.
 
     Example:
         >>> from dataclasses import dataclass
@@ -51,7 +51,7 @@ def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: st
 
 
 def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return what learns in a network as the groups of an optimizer, parts of it with a learning rate of their own.
+    """Return the trained parameters of a network in groups with separate learning rates for an optimizer.
 
     Args:
         network: the network.
@@ -59,14 +59,14 @@ def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]
         factors: share of ``lr`` by the start of the parameters' names, for example ``{"image_encoder.trunk": 0.5}``.
 
     Raises:
-        ConfigurationError: no parameter that learns has such a name.
+        ConfigurationError: no trained parameter has such a name.
     """
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in (*factors, "")}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             groups[next((part for part in factors if name.startswith(part)), "")].append(parameter)
     if empty := [part for part in factors if not groups[part]]:
-        raise ConfigurationError(f"lr_factors: no parameter that learns is called '{empty[0]}...'.")
+        raise ConfigurationError(f"lr_factors: no trained parameter is called '{empty[0]}...'.")
     return [{"params": members, "lr": lr * factors.get(part, 1.0)} for part, members in groups.items()]
 
 

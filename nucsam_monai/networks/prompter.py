@@ -1,4 +1,4 @@
-"""The nuclei prompter of PromptNucSeg and CFR-SAM: one point and one class per nucleus, from anchor points."""
+"""Define the nuclei prompter of PromptNucSeg and CFR-SAM: one point and one class per nucleus, from anchor points."""
 
 import json
 import logging
@@ -131,7 +131,7 @@ class CompactBackbone(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut.
+    """Apply two convolutions and add the shortcut.
 
     Args:
         before: channels of the input.
@@ -160,7 +160,7 @@ class ResidualBlock(nn.Module):
 
 
 def _convolution(before: int, after: int, kernel: int) -> list[nn.Module]:
-    """Return a convolution of kernel 3, or one of kernel 4 that halves, with what follows it."""
+    """Return a convolution of kernel 3, or a halving one of kernel 4, with its normalisation and activation."""
     stride = 2 if kernel == 4 else 1
     return [
         nn.Conv2d(before, after, kernel, stride, padding=1, bias=False),
@@ -245,7 +245,7 @@ class EmbeddingPyramid(nn.Module):
 
     Transposed convolutions enlarge, each halving the channels; maximum pooling reduces.
 
-    An encoder that gives finer maps of its own spares the convolutions.
+    With an encoder that also returns finer maps the convolutions are not needed.
 
     Args:
         channels: of the embedding, a multiple of 4.
@@ -353,7 +353,7 @@ def _point_head(channels: int, out_channels: int, dropout: float) -> nn.Sequenti
 
 
 class NucleiMaskHead(nn.Module):
-    """A mask of all nuclei from a feature pyramid of its own (PromptNucSeg, auxiliary task).
+    """Predict a mask of all nuclei from a separate feature pyramid (PromptNucSeg, auxiliary task).
 
     The authors' code pads the last 1 x 1 convolution and stretches the larger map, which displaces the mask
     by up to a few pixels; here nothing is padded.
@@ -387,7 +387,7 @@ _SMALLEST_SIDE = 32  # the coarsest stage has one cell then
 
 @dataclass(frozen=True)
 class PrompterOptions:
-    """What the prompter is made of; the defaults are the paper's for PanNuke.
+    """Options of the prompter; the defaults are the paper's for PanNuke.
 
     Attributes:
         backbone: ``convnext_small``; ``compact``, a small residual network for training from scratch on a CPU; or
@@ -420,7 +420,7 @@ class PrompterOptions:
         """Refuse numbers without a meaning.
 
         Raises:
-            ConfigurationError: one is outside of what is permitted.
+            ConfigurationError: one is out of range.
         """
         if not 1 <= self.levels <= 4:
             raise ConfigurationError(f"options.levels {self.levels}: expected 1 to 4 levels of the pyramid.")
@@ -438,7 +438,7 @@ class PrompterOutput(NamedTuple):
     Attributes:
         points: ``(B, M, 2)`` float32 as (x, y) in pixels; they may lie outside of the image.
         class_logits: ``(B, M, C + 1)`` float32; the last class is background.
-        mask_logits: ``(B, 1, H, W)`` float32 of "any nucleus"; None where it was not asked for.
+        mask_logits: ``(B, 1, H, W)`` float32 of "any nucleus"; None if not requested.
         sizes: ``(B, M, 2)`` float32 width and height in pixels; None without that head.
     """
 
@@ -463,11 +463,11 @@ class EmbeddingShape(NamedTuple):
 
 
 class AnchorFeatures(NamedTuple):
-    """What the heads are given.
+    """Hold the inputs of the heads.
 
     Attributes:
         points: ``(B, M, 2)`` float32, the anchors after the first offset, as (x, y) in pixels.
-        vectors: ``(B, M, channels)``, what the image says there.
+        vectors: ``(B, M, channels)``, the image features there.
     """
 
     points: Tensor
@@ -475,7 +475,7 @@ class AnchorFeatures(NamedTuple):
 
 
 class Prompter(nn.Module):
-    """One point and class per nucleus (PromptNucSeg, section on the nuclei prompter; CFR-SAM, stage 1).
+    """Predict one point and class per nucleus (PromptNucSeg, section on the nuclei prompter; CFR-SAM, stage 1).
 
     A grid of anchor points covers the image. Each is moved by a first offset, described by samples of the
     feature pyramid, moved by a second offset and classified. Offsets are plain pixels. In distributed
@@ -595,8 +595,8 @@ class Prompter(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
-        # Weights of a network without sizes do not say so: that option came later.
+        """Header of a weights file, which must agree with the network it is loaded into."""
+        # Weights of a network without sizes lack the entry: that option came later.
         left_out = {"dropout"} if self.options.sizes else {"dropout", "sizes"}
         options = {name: value for name, value in asdict(self.options).items() if name not in left_out}
         return {
@@ -681,12 +681,12 @@ _CLASS_LAYER = "classification.3."
 
 
 def start_from_other_classes(path: Path | str, prompter: Prompter, header: Mapping[str, str]) -> None:
-    """Load a prompter's weights into one that tells other classes apart.
+    """Load a prompter's weights into one of other classes.
 
     Everything but the last layer of the classification is taken over as it is. In that layer background stays
     background, classes of the same name stay themselves, and every other class begins as the mean of the trained
     ones, its bias lowered so that together they are as probable as the trained ones were: nuclei are found from the
-    first step on, and what is left to learn is to tell them apart.
+    first step on, and only their classes remain to be learned.
 
     Args:
         path: ``prompter.safetensors`` of a training.

@@ -68,6 +68,8 @@ class Segmentor(nn.Module):
         finetune: values of :class:`FineTuneOptions`.
         classes: number of classes that a head on a token of its own tells apart (the paper's ablation; the
             method takes classes from the prompter); 0 is no such head.
+        decode_window: side in cells of the part of the embedding that each prompt is decoded on, see
+            :func:`~nucsam_monai.networks.sam.decode_window.decode_in_windows`; 0 takes all, as the paper does.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
             :func:`~nucsam_monai.networks.sam.decoder.start_localised`.
 
@@ -91,6 +93,7 @@ class Segmentor(nn.Module):
         *,
         finetune: Mapping[str, Any] | None = None,
         classes: int = 0,
+        decode_window: int = 0,
         sam_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
@@ -105,6 +108,7 @@ class Segmentor(nn.Module):
             image_size,
             sam_checkpoint,
             activation_checkpointing=self.options.activation_checkpointing,
+            decode_window=decode_window,
         )
         self.class_head = ClassHead(self.variant.embed_channels, classes) if classes else None
         if sam_checkpoint is None:
@@ -354,6 +358,7 @@ class PromptNucSeg(nn.Module):
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`.
         finetune: values of :class:`~nucsam_monai.networks.promptnucseg.FineTuneOptions`.
         segmentor_classifies: give the segmentor a class head (the paper's ablation).
+        decode_window: of the segmentor.
         backbone_checkpoint: ImageNet weights of the prompter's backbone.
         sam_checkpoint: weights of SAM.
 
@@ -376,6 +381,7 @@ class PromptNucSeg(nn.Module):
         prompter: Mapping[str, Any] | None = None,
         finetune: Mapping[str, Any] | None = None,
         segmentor_classifies: bool = False,
+        decode_window: int = 0,
         backbone_checkpoint: str | None = None,
         sam_checkpoint: str | None = None,
     ) -> None:
@@ -386,6 +392,7 @@ class PromptNucSeg(nn.Module):
             image_size,
             finetune=finetune,
             classes=len(class_names) if segmentor_classifies else 0,
+            decode_window=decode_window,
             sam_checkpoint=sam_checkpoint,
         )
         variant = self.segmentor.variant

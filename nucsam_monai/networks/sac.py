@@ -1,4 +1,4 @@
-"""SAC: SAM, adapted by LoRA and prompted by points that a small U-Net proposes, the whole model."""
+"""Define SAC, the whole model: SAM adapted by LoRA and prompted by points that a small U-Net proposes."""
 
 import copy
 import json
@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.compilation import refuse_export
+from nucsam_monai.networks.dense.unet import OriginalUNet
 from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
@@ -26,7 +27,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(OriginalUNet):
     """U-Net (Ronneberger et al., 2015) with batch normalisation (SAC, section on the prompt generator).
 
     With its defaults it has the 7,763,041 parameters that SAC's parameter table adds to SAM: 32 to 256
@@ -43,19 +44,7 @@ class UNetGenerator(nn.Module):
     """
 
     def __init__(self, in_channels: int = 3, channels: int = 32, levels: int = 4) -> None:
-        super().__init__()
-        widths = [channels * 2**level for level in range(levels)]
-        self.down = nn.ModuleList(
-            _double_convolution(before, after)
-            for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
-        )
-        self.pool = nn.MaxPool2d(2)
-        self.bottom = _double_convolution(widths[-1], 2 * widths[-1])
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2) for width in reversed(widths)
-        )
-        self.up = nn.ModuleList(_double_convolution(2 * width, width) for width in reversed(widths))
-        self.head = nn.Conv2d(channels, 1, kernel_size=1)
+        super().__init__(in_channels, 1, channels, levels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``(B, 1, H, W)`` from RGB images ``(B, 3, H, W)`` in [0, 1].
@@ -69,27 +58,7 @@ class UNetGenerator(nn.Module):
                 f"generator: found an image of {image.shape[-2]} x {image.shape[-1]} px, expected sides that "
                 f"are multiples of {step} px. Pad the image or set generator.input_size."
             )
-        skips = []
-        features = image
-        for block in self.down:
-            skips.append(block(features))
-            features = self.pool(skips[-1])
-        features = self.bottom(features)
-        for upsample, block in zip(self.upsample, self.up, strict=True):
-            features = block(cat([upsample(features), skips.pop()], dim=1))
-        return self.head(features)
-
-
-def _double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return two times convolution 3 x 3 without bias, batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+        return super().forward(image)
 
 
 SelectionRule = Literal["O", "R"]
@@ -147,7 +116,7 @@ def select_points(
         K = 2 * ``count`` points, first those on nuclei, on the device of ``probability``.
 
     Raises:
-        ConfigurationError: an unknown rule, ``count`` or ``tau`` outside of what is permitted, or a call while
+        ConfigurationError: an unknown rule, ``count`` or ``tau`` out of range, or a call while
             a graph is exported.
 
     Example:
@@ -261,7 +230,7 @@ class GeneratorOptions:
 
     Attributes:
         n_points: points on nuclei, and as many on background; with 0 there is no generator.
-        n_points_test: the same in evaluation where it shall differ. 0 leaves a network that was trained with
+        n_points_test: the same in evaluation if it differs. 0 leaves a network that was trained with
             auto points to the points of the user, or to none (SAC, Table 4).
         selection: ``O`` centroids, ``R`` random pixels.
         tau: probability from which on a pixel can be chosen; None is 0.5 for ``O`` and 0.9 for ``R``.
@@ -303,7 +272,7 @@ class GeneratorOptions:
         return _DEFAULT_TAU[self.selection] if self.tau is None else self.tau
 
     def stage(self, epoch: int) -> Stage:
-        """Return what the 0-based ``epoch`` trains."""
+        """Return the training stage of the 0-based ``epoch``."""
         if self.n_points and self.training == "pretrain":
             return "generator" if epoch < self.pretrain_epochs else "segmenter"
         if self.n_points and self.training == "warmup" and epoch < self.warmup_epochs:
@@ -312,7 +281,7 @@ class GeneratorOptions:
 
 
 class AutoPrompter(nn.Module):
-    """Where nuclei are by a small U-Net, and the points that are chosen from it (SAC, auto-prompting).
+    """Locate nuclei with a small U-Net and choose points from its output (SAC, auto-prompting).
 
     Args:
         options: of the generator.
@@ -334,7 +303,7 @@ class AutoPrompter(nn.Module):
         return options.n_points_test
 
     def freeze(self, frozen: bool) -> None:
-        """Stop learning, statistics included, or go on; the weights still count as trained ones."""
+        """Freeze the generator, statistics included, or unfreeze it; its weights count as trained either way."""
         self.frozen = frozen
         self.train(self.training)
 
@@ -359,7 +328,7 @@ class AutoPrompter(nn.Module):
             return self.unet(rgb)
 
     def choose(self, probability: Tensor, image_size: tuple[int, int]) -> PointPrompts:
-        """Choose points without a gradient; in training others in every step.
+        """Choose points without a gradient; in training they differ in every step.
 
         Args:
             probability: ``(B, 1, h, w)`` probability of nucleus, or the ground truth.
@@ -376,7 +345,7 @@ class AutoPrompter(nn.Module):
 
 @dataclass(frozen=True)
 class SAMOptions:
-    """SAM itself; ``finetune: false`` is vanilla SAM, of which nothing learns.
+    """Options of SAM itself; ``finetune: false`` is vanilla SAM, entirely frozen.
 
     SAC freezes the prompt encoder by its text, but counts it as trained in its parameter table.
     """
@@ -387,12 +356,12 @@ class SAMOptions:
 
 
 class SACOutput(NamedTuple):
-    """What the losses need.
+    """Hold the outputs that the losses need.
 
     Attributes:
         mask_logits: ``(B, outputs, 4g, 4g)``; None while the generator trains alone.
         generator_logits: ``(B, 1, H, W)``, or at ``generator.input_size``; None where the generator is not
-            asked, or does not learn any more.
+            run, or no longer trains.
         prompts: the points that SAM was prompted with, those of the user first.
     """
 
@@ -402,7 +371,7 @@ class SACOutput(NamedTuple):
 
 
 class SAC(nn.Module):
-    """One mask of all nuclei from one prompt of many points ("Segment Any Cell", section on the method).
+    """Predict one mask of all nuclei from one prompt of many points ("Segment Any Cell", section on the method).
 
     Points are chosen from the generator's output without a gradient, and the generator sees nothing but the
     image: it learns from its own loss only, and SAM from that of the mask only.
@@ -410,14 +379,14 @@ class SAC(nn.Module):
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
         image_size: side of the working image in pixels.
-        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
+        adapter: the kind of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         sam: values of :class:`SAMOptions`.
         lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
         generator: values of :class:`~nucsam_monai.networks.sac.GeneratorOptions`.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
-        outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and a
-            hyper-networks of its own beside those of SAM's mask, of which they start as copies.
+        outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and
+            hyper-networks of its own, initialised as copies of those of SAM's mask.
 
     Raises:
         ConfigurationError: an unknown option or value.
@@ -430,7 +399,7 @@ class SAC(nn.Module):
     """
 
     fixed_stages: tuple[Stage, ...] = ("generator", "truth")
-    """Stages whose masks say little of what is trained: those of a SAM that does not learn, or of other points."""
+    """Stages whose masks tell little about the trained parts: SAM is frozen, or the points differ."""
 
     def __init__(
         self,
@@ -453,9 +422,8 @@ class SAC(nn.Module):
         self.msa_options = read_options(MSAOptions, msa, "msa")
         self.generator_options = read_options(GeneratorOptions, generator, "generator")
         self.variant = find_variant(sam_variant)
-        self.adapters = build_adapters(
-            adapter, self.variant, rank=self.lora_options.rank, **asdict(self.msa_options)
-        )
+        adapter_options = self.lora_options if adapter == "lora" else self.msa_options
+        self.adapters = build_adapters(adapter, self.variant, adapter_options)
         self.sam = build_sam(
             self.variant,
             image_size,
@@ -468,7 +436,7 @@ class SAC(nn.Module):
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train from now on what ``generator.training`` foresees for the 0-based ``epoch``."""
+        """Switch to what ``generator.training`` trains in the 0-based ``epoch``."""
         self.stage: Stage = self.generator_options.stage(epoch)
         if self.generator is not None:
             self.generator.freeze(self.stage == "segmenter")
@@ -534,7 +502,7 @@ class SAC(nn.Module):
         return PointPrompts(*joined), logits
 
     def decode(self, image: Tensor, prompts: PointPrompts) -> Tensor:
-        """Return the mask logits of images that are prompted with all their points.
+        """Return the mask logits of images prompted with all their points.
 
         They are ``(B, outputs, 4g, 4g)``, with a fine map ``(B, outputs, 8g, 8g)``.
         """
@@ -561,7 +529,7 @@ class SAC(nn.Module):
         return torch.cat([found.logits, distance], dim=1)
 
     def encode(self, image: Tensor) -> EncoderFeatures:
-        """Return what the image encoder says of ``(B, 3, S, S)`` images."""
+        """Encode ``(B, 3, S, S)`` images."""
         return self.sam.encode(image, adapters=self.adapters)
 
     def decode_clicks(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
@@ -576,9 +544,9 @@ class SAC(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into.
+        """Return the header of a weights file, which must agree with the network it is loaded into.
 
-        Left out is what only training or only evaluation knows: the schedule and ``n_points_test``.
+        Left out are settings of training or evaluation alone: the schedule and ``n_points_test``.
         """
         generator = self.generator_options
         options: dict[str, Any] = {
@@ -619,7 +587,7 @@ class SAC(nn.Module):
         )
 
     def _build_distance(self) -> tuple[nn.Parameter | None, nn.Module | None, nn.Module | None]:
-        """Build what draws the distance map, where it is wanted, as copies of what draws the mask.
+        """Build the distance map's output layers, if needed, as copies of the mask's.
 
         Returns:
             The token, its hyper-network for the up-scaled embedding, and that for the fine map of variants that have
@@ -638,7 +606,7 @@ class SAC(nn.Module):
         return token, copy.deepcopy(decoder.output_hypernetworks_mlps[0]), copy.deepcopy(fine)
 
     def _freeze(self, *, pretrained: bool) -> None:
-        """Leave a gradient to what learns; the generator always counts as trained."""
+        """Freeze the parts that do not train; the generator always counts as trained."""
         if not self.sam_options.finetune:
             if self.adapter != "none" or self.sam_options.train_prompt_encoder:
                 raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""U-Net 3+ (Huang et al., 2020) with the changes of eU-Net3+ as options."""
+"""Define U-Net 3+ (Huang et al., 2020) with the changes of eU-Net3+ as options."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -266,7 +266,7 @@ class UNet3Plus(nn.Module):
         return 2 ** (len(self.stages) - 1)
 
     def require_size(self, image: Tensor) -> None:
-        """Refuse images ``(B, C, H, W)`` whose sides are no multiples of ``stride``.
+        """Refuse images ``(B, C, H, W)`` whose sides are not multiples of ``stride``.
 
         Raises:
             ConfigurationError: they are not.
@@ -286,7 +286,7 @@ class UNet3Plus(nn.Module):
             guide: what changes them; a changed map is also what the next level sees.
 
         Raises:
-            ConfigurationError: sides that are no multiples of ``stride``.
+            ConfigurationError: sides that are not multiples of ``stride``.
         """
         self.require_size(image)
         maps: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""UN-SAM: prompt-free segmentation of nuclei in several domains, the whole model."""
+"""Define UN-SAM, the whole model: prompt-free segmentation of nuclei in several domains."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class BlockBypass(BlockAdapter):
-    """The bypass of one block as one domain sees it: ``scale * specific(common(LN(x)))`` beside the MLP."""
+    """Add one domain's bypass to a block: ``scale * specific(common(LN(x)))`` parallel to the MLP."""
 
     def __init__(self, common: nn.Module, specific: nn.Module, scale: float) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class BlockBypass(BlockAdapter):
         self.scale = scale
 
     def beside_mlp(self, normed: Tensor) -> Tensor:
-        """Return what is added beside the MLP; ``normed`` is ``(B, h, w, d)`` after the block's LN2."""
+        """Return what is added parallel to the MLP; ``normed`` is ``(B, h, w, d)`` after the block's LN2."""
         return self.scale * self.specific(self.common(normed))
 
 
 class DomainBypass(nn.Module):
-    """The bypasses of all blocks and domains; :meth:`of_domain` gives the encoder those of one domain.
+    """Hold the bypasses of all blocks and domains; :meth:`of_domain` returns those of one domain.
 
     Args:
         depth: number of encoder blocks.
@@ -63,7 +63,7 @@ class DomainBypass(nn.Module):
         scale: factor of the bypass.
         init: ``zero_last`` starts from plain SAM (last specific layer zero), ``torch_default`` does not.
         common_scope: ``shared`` keeps one common embedding that trains on through all domains;
-            ``per_domain`` stores one copy per domain, which :meth:`inherit` hands on.
+            ``per_domain`` stores one copy per domain, which :meth:`inherit` passes on.
 
     Raises:
         ConfigurationError: an unknown ``init`` or ``common_scope``.
@@ -114,7 +114,7 @@ class DomainBypass(nn.Module):
     def inherit(self, domain: int) -> None:
         """Copy the common embedding of domain ``domain - 1`` to ``domain`` (UN-SAM, Algorithm 1).
 
-        With one shared embedding there is nothing to hand on.
+        With one shared embedding nothing is copied.
         """
         if self.common_scope == "per_domain" and domain > 0:
             self.common[domain].load_state_dict(self.common[domain - 1].state_dict())
@@ -238,7 +238,7 @@ def thresholded_hint(logits: Tensor, tau: float) -> Tensor:
 
 
 class DomainQueryDecoder(nn.Module):
-    """SAM's two-way transformer and up-scaling, asked by the queries of one domain.
+    """Decode masks with SAM's two-way transformer and up-scaling from the queries of one domain.
 
     SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own. Queries
     are kept domain by domain: a row of one common table would get a gradient of zero instead of none while
@@ -299,7 +299,7 @@ class DomainQueryDecoder(nn.Module):
         tokens = queries.expand(batch, -1, -1)
         if prompt_tokens is not None:
             tokens = torch.cat([tokens, prompt_tokens.to(tokens.dtype)], dim=1)
-        # Each image is asked once, so it counts as a prompt with a dense embedding of its own.
+        # Each image is decoded once, so it counts as a prompt with a dense embedding of its own.
         tokens, cells = run_two_way(
             self.transformer,
             embedding.flatten(2).mT.contiguous(),
@@ -324,7 +324,7 @@ class DomainQueryDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
-        """Take over SAM's transformer, up-scaling and the hyper-network of its single-mask token.
+        """Copy SAM's transformer, up-scaling and the hyper-network of its single-mask token.
 
         Args:
             sam_decoder: SAM's mask decoder with its official weights.
@@ -347,7 +347,7 @@ def _kernels(mlps: nn.Module, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """DT-Encoder: which parts learn and how the bypass is built (ablation switch E is ``bypass``)."""
+    """DT-Encoder: which parts train and how the bypass is built (ablation switch E is ``bypass``)."""
 
     bypass: bool = True
     trainable: Literal["bypass", "all"] = "bypass"
@@ -381,7 +381,7 @@ class SelfPromptOptions:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """DQ-Decoder: whose queries are asked (ablation switch D is ``domain_queries``).
+    """DQ-Decoder: whose queries are used (ablation switch D is ``domain_queries``).
 
     ``query_init: sam`` needs a SAM checkpoint to copy from. Domains that ``queries_per_domain`` does not name
     have one query. Without domain queries one set, started from SAM's mask token, serves all domains.
@@ -394,7 +394,7 @@ class DecoderOptions:
 
 
 class UNSAMOutput(NamedTuple):
-    """What the losses need.
+    """Hold the outputs that the losses need.
 
     Attributes:
         mask_logits: ``(B, n_q, S, S)``, one channel per mask of the domain.
@@ -416,7 +416,7 @@ class UNSAM(nn.Module):
         spgen: values of :class:`SelfPromptOptions`.
         decoder: values of :class:`DecoderOptions`.
         sam_checkpoint: official SAM weights to start from; without them everything is random.
-        embedding_cache: keeps what the frozen part of the encoder returns. With the bypass, which changes
+        embedding_cache: keeps the outputs of the encoder's frozen part. With the bypass, which changes
             every block in training, it has no effect; it serves the ablation ``encoder.bypass: false``.
 
     Raises:
@@ -478,7 +478,7 @@ class UNSAM(nn.Module):
 
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
-            domain: one of ``domains``; the first where it is not given.
+            domain: one of ``domains``; the first by default.
             points: coordinates ``(B, K, 2)`` in pixels (x, y) and labels ``(B, K)`` (1 nucleus,
                 0 background, -1 padding) for the ablation that prompts by hand.
 
@@ -508,7 +508,7 @@ class UNSAM(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Header of a weights file, which must agree with the network it is loaded into."""
         options = {
             "encoder": asdict(self.encoder_options),
             "spgen": asdict(self.spgen_options),
@@ -623,10 +623,10 @@ def trained_unsam(
     spgen: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
 ) -> UNSAM:
-    """Build the network that a weights file belongs to, without loading its weights.
+    """Build the network of a weights file, without loading the weights.
 
     Args:
-        checkpoint: the file. Where there is none, as for tools that only look at a bundle, the network is the small one
+        checkpoint: the file. Without it, as for tools that only inspect a bundle, the network is the small one
             of the bundle's ``train.json``.
         domains: names of the training domains.
         image_size: side of the working image in pixels.
@@ -660,7 +660,7 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
 
     Args:
         checkpoint: the file.
-        default: what to return where there is no such file; tools that only look at a bundle have no weights.
+        default: returned if there is no such file; tools that only inspect a bundle have no weights.
 
     Raises:
         CheckpointError: the file is missing and there is no default, or it is damaged or not of UN-SAM.

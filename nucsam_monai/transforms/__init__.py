@@ -1,4 +1,4 @@
-"""Dictionary transforms beyond MONAI's own."""
+"""Extend MONAI's dictionary transforms: augmentation, prompts, targets, instances."""
 
 from nucsam_monai.transforms.augmentation import (
     AugmentedCopiesd,

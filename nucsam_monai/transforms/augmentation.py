@@ -1,4 +1,4 @@
-"""Augment images as microscopes, stains and cameras change them, together with their instance maps."""
+"""Augment images and their instance maps the way microscopes, stains and cameras vary."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -37,7 +37,7 @@ def microscopy_augmentation(
     instances: InstanceRule = "components",
     fit: Fit = "tile",
 ) -> list[MapTransform]:
-    """Return random crops and changes of colour for images of any microscope, stain and magnification.
+    """Return random crops and colour changes for images of any microscope, stain and magnification.
 
     Args:
         size_px: side of a crop.
@@ -130,7 +130,7 @@ def _resized(window: NDArray[Any], size_px: int, interpolation: Interpolation) -
 class RandStainJitterd(RandomizableTransform, MapTransform):
     """Vary the amounts of haematoxylin, eosin and DAB in images on a bright ground.
 
-    The colours are taken apart as by Ruifrok and Johnston (2001). Images on a dark ground, which no stain absorbs,
+    The stains are separated as by Ruifrok and Johnston (2001). Images on a dark ground, which no stain absorbs,
     are left alone.
 
     Args:
@@ -398,7 +398,7 @@ class RandGridShuffled(RandomizableTransform, MapTransform):
     """Cut image and instances into ``n x n`` cells of equal size and exchange these at random.
 
     Parts of a nucleus in different cells are scattered. Each becomes a separate nucleus with the class of
-    the whole, as at the border of a crop; the item's ``classes_key`` gains their ids where there are classes.
+    the whole, as at the border of a crop; the item's ``classes_key`` gains their ids if there are classes.
     Rows and columns that are left over at the bottom and right stay where they are, as cells of their own. An
     image of fewer pixels than cells along a side stays as it is.
 
@@ -486,7 +486,7 @@ class AugmentedCopiesd(Randomizable, Transform):
     Args:
         transforms: dictionary transforms that take all their randomness from MONAI's ``set_random_state``.
         copies: of each item; None draws from so many that none comes again.
-        id_key: what tells the items apart.
+        id_key: the key that identifies the items.
         seed: another seed makes other copies.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Lists of transforms that several configurations share, each under one name."""
+"""Bundle the transforms that several configurations share, each list under one name."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -147,7 +147,7 @@ def distance_targets(instances: InstanceRule) -> Steps:
 
 
 def hovernet_targets(wanted: bool) -> Steps:
-    """Add HoVer-Net's maps to ``label`` behind the foreground if that is ``wanted``."""
+    """Add HoVer-Net's maps to ``label`` behind the foreground if ``wanted``."""
     if not wanted:
         return []
     return [
@@ -157,17 +157,17 @@ def hovernet_targets(wanted: bool) -> Steps:
 
 
 def nucleus_sizes(wanted: bool) -> Steps:
-    """Add the sizes of the nuclei if they are ``wanted``, as for prompts by boxes."""
+    """Add the sizes of the nuclei if ``wanted``, as for prompts by boxes."""
     return [NucleusSizesd("instances")] if wanted else []
 
 
 def foreground_of_all(wanted: bool) -> Steps:
-    """Add the mask of all nuclei under ``foreground`` if it is ``wanted``."""
+    """Add the mask of all nuclei under ``foreground`` if ``wanted``."""
     return [ForegroundMaskd("instances", output_key="foreground")] if wanted else []
 
 
 def expert_points(wanted: bool, max_points: int | None = 256, seed: int | None = None) -> Steps:
-    """Prompt with points on nuclei of the ground truth if that is ``wanted``, see :class:`NucleusPointsd`."""
+    """Prompt with points on nuclei of the ground truth if ``wanted``, see :class:`NucleusPointsd`."""
     return [NucleusPointsd("instances", max_points=max_points, seed=seed)] if wanted else []
 
 
@@ -185,7 +185,7 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
 
 
 def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant") -> Steps:
-    """Bring image and label map to the size a network is trained at, as inference does it.
+    """Bring image and label map to the size a network is trained at, as inference does.
 
     Args:
         size_px: side of the result.

@@ -1,4 +1,4 @@
-"""Turn the maps that networks give into instances."""
+"""Turn the output maps of networks into instances."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
@@ -45,7 +45,7 @@ class ProbabilityToInstancesd(MapTransform):
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
             :func:`~nucsam_monai.utils.instances.distance_instances`.
-        min_distance_px: for ``watershed``: nuclei that touch are told apart when their centres are further
+        min_distance_px: for ``watershed``: touching nuclei are split when their centres are further
             apart than this, about the radius of the smallest nucleus.
         distance_rule: for ``distance``: values of :class:`~nucsam_monai.utils.instances.DistanceRule` other than the
             threshold.
@@ -146,7 +146,7 @@ class LabelMapToPredictiond(MapTransform):
 
 
 class HoVerNetInstancesd(MapTransform):
-    """Part touching nuclei where the distance maps jump, by a watershed (HoVer-Net, section 3.2).
+    """Split touching nuclei where the distance maps jump, by a watershed (HoVer-Net, section 3.2).
 
     The steps and their numbers are MONAI's, which has them from the authors. Images where the maps say nothing,
     such as those without nuclei, get the 8-connected components of the foreground.

@@ -31,7 +31,7 @@ _POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
 
 
 class ExpertPointsd(MapTransform):
-    """Add the points that a file holds for an image; an image that it does not name stays without.
+    """Add the points that a file holds for an image; an image that it does not name gets none.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64 (1 nucleus,
     0 background).
@@ -91,7 +91,7 @@ class NucleusPointsd(Randomizable, MapTransform):
         """Return the item with the points added."""
         item = dict(data)
         for key in self.key_iterator(item):
-            found = nucleus_points(convert_to_numpy(item[key])[0])
+            found = nucleus_points(whole_ids(item[key]))
             count = max(len(found), 1) if self.max_points is None else self.max_points
             if len(found) > count:
                 random = self.R if self.seed is None else np.random.RandomState(self.seed)
@@ -116,11 +116,11 @@ class _PointPrompt(NamedTuple):
 
 
 class NucleusPromptsd(Randomizable, MapTransform):
-    """Draw some nuclei of a crop, one point in each, and K points in their neighbours (PromptNucSeg, training).
+    """Prompt some nuclei of a crop by one point each, with K negative points in their neighbours (PromptNucSeg).
 
     Every nucleus of the crop gets one point. A chosen nucleus is prompted by its own; its negatives are the
-    nearest points of all other nuclei, chosen or not. Some may be prompted by a box instead, drawn as carelessly as a
-    user draws: its sides are moved at random.
+    nearest points of all other nuclei, chosen or not. Some may be prompted by a box instead, whose sides are moved at
+    random, as a user draws imprecisely.
 
     Args:
         keys: the instance map ``(1, H, W)``; of several only the last one's prompts stay.
@@ -220,7 +220,7 @@ def random_points(instances: np.ndarray, random: np.random.RandomState) -> np.nd
 
     Args:
         instances: ``(H, W)`` label map; 0 is background.
-        random: the source of randomness, asked for n numbers.
+        random: the random number generator, called for n numbers.
 
     Example:
         >>> random_points(np.array([[0, 0, 5]]), np.random.RandomState(0))
@@ -282,7 +282,7 @@ def prompt_with_neighbours(points: np.ndarray, chosen: np.ndarray, negatives: in
 
 
 class FoundNuclei(NamedTuple):
-    """The nuclei that a detector found in one image.
+    """Hold the nuclei that a detector found in one image.
 
     Attributes:
         points: ``(n, k, 2)`` float32 as (x, y) in pixels: the point of each nucleus, and for a detector of boxes

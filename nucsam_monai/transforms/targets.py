@@ -51,7 +51,7 @@ class ForegroundMaskd(MapTransform):
 
 
 class NucleusDistanced(MapTransform):
-    """Add the distance map that parts touching nuclei, float32 ``(1, H, W)``; see :func:`nucleus_distance`.
+    """Add the distance map that separates touching nuclei, float32 ``(1, H, W)``; see :func:`nucleus_distance`.
 
     Being relative to each nucleus, the map is the same at every magnification: it may be computed once per image,
     kept, and be cropped and resized with it.
@@ -105,7 +105,7 @@ class DistanceTargetd(MapTransform):
 
 
 def nucleus_distance(instances: np.ndarray) -> np.ndarray:
-    """Return how deep in its nucleus each pixel lies: 1 at the deepest place of every nucleus, 0 outside.
+    """Return each pixel's relative depth in its nucleus: 1 at the deepest pixel, 0 outside.
 
     This is the Euclidean distance to the nearest pixel outside of the nucleus, divided by its maximum in that nucleus
     (Naylor et al., "Segmentation of Nuclei in Histopathology Images by Deep Regression of the Distance Map", 2019,
@@ -175,7 +175,7 @@ class NucleusCentroidsd(MapTransform):
 
 
 def nucleus_centroids(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the centre of mass of each nucleus, or its pixel nearest to it where that lies outside.
+    """Return the centre of mass of each nucleus, or its nearest pixel if the centre lies outside.
 
     Args:
         instances: ``(H, W)`` integers, 0 = background.
@@ -218,7 +218,7 @@ def _pixel_nearest_to_centroid(instances: np.ndarray, nucleus: np.void) -> tuple
 
 
 def whole_ids(label_map: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Return a ``(1, H, W)`` label map as ``(H, W)`` int64; what resampled it may have left floating-point numbers."""
+    """Return a ``(1, H, W)`` label map as ``(H, W)`` int64; resampling may have left floating-point numbers."""
     return np.rint(convert_to_numpy(label_map)[0]).astype(np.int64)
 
 
@@ -295,7 +295,7 @@ class DenseNucleid(MapTransform):
     """Add the mask of all nuclei and, from each nucleus's centre, the horizontal and vertical distance of its pixels.
 
     The target of HoVer-Net (Graham et al., 2019, section 3.1) in cells of several pixels; the pixel in the middle of
-    a cell speaks for it, as in the losses of masks.
+    a cell represents it, as in the losses of masks.
 
     Args:
         keys: the instance map ``(1, H, W)``.

@@ -1,4 +1,4 @@
-"""Define the one family of errors that a user of this package meets.
+"""Define the family of errors that this package raises for wrong input.
 
 A message says what was found, where, what was expected and what to do, for example::
 

@@ -1,4 +1,4 @@
-"""End a command with one sentence where its user gave a wrong value or stopped it, instead of tracebacks."""
+"""End a command with one sentence instead of a traceback if its user gave a wrong value or stopped it."""
 
 import logging
 import os
@@ -50,7 +50,7 @@ class _Stopping:
     """Handle the signals that ask a process to stop: its engines end their runs, and its exit code names the signal.
 
     Attributes:
-        process: the one that is asked.
+        process: the one that receives the signal.
         protected: blocks under :func:`unstopped` that are being executed.
         waiting: the signal that waits for their end.
     """
@@ -81,7 +81,7 @@ _stopping = _Stopping()
 
 @contextmanager
 def unstopped() -> Iterator[None]:
-    """Let a signal that stops the process wait until the block has ended, for example until a file is written."""
+    """Delay a signal that stops the process until the block has ended, for example until a file is written."""
     _stopping.protected += 1
     try:
         yield
@@ -102,7 +102,7 @@ def _print_sentence(kind: type[BaseException], error: BaseException, traceback: 
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a record says more than that one of our errors, or the end, is on its way to the user."""
+    """Return whether a log record says more than our own error message or the end of the process."""
     if record.getMessage().startswith("Engine run resuming from iteration 0"):
         return False  # Ignite says so of MONAI's engines at every start
     if record.levelno < logging.ERROR or record.name.startswith("nucsam_monai"):

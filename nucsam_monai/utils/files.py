@@ -1,4 +1,4 @@
-"""Write files that are complete or not there: write next to the target, flush, rename."""
+"""Write files that are complete or absent: write next to the target, flush, rename."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ _JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    r"""Give a temporary path next to ``path`` that becomes ``path`` when the block ends without an error.
+    r"""Yield a temporary path next to ``path``, renamed to ``path`` when the block ends without an error.
 
     The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
     folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
@@ -50,7 +50,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path | str, names: Mapping[str, str]) -> Iterator[dict[str, Path]]:
-    """Give temporary paths of files that appear in ``folder`` together, when the block ends without an error.
+    """Yield temporary paths of files that appear in ``folder`` together when the block ends without an error.
 
     Args:
         folder: made if missing.
@@ -74,7 +74,7 @@ def atomic_files(folder: Path | str, names: Mapping[str, str]) -> Iterator[dict[
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Give a temporary folder next to ``path`` that becomes ``path`` when the block ends without an error.
+    """Yield a temporary folder next to ``path``, renamed to ``path`` when the block ends without an error.
 
     Raises:
         FileExistsError: ``path`` exists and is not an empty folder.
@@ -94,7 +94,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, numbers: Container[int | None] | None = None) -> Iterator[None]:
-    """Turn errors of the operating system into one that names what can't be written.
+    """Turn errors of the operating system into one that names the file or folder that can't be written.
 
     Args:
         path: the file or folder.
@@ -137,7 +137,7 @@ def _sha256_at(path: Path, size: int, modified_ns: int) -> str:
 
 
 def is_junk(name: str) -> bool:
-    """Tell whether a path with forward slashes is a file that an operating system left behind.
+    """Return whether a path with forward slashes is a file that an operating system left behind.
 
     Example:
         >>> is_junk("__MACOSX/stage1_train/._a.png"), is_junk("images/a.png")

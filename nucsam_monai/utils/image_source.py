@@ -16,7 +16,7 @@ class Region(NamedTuple):
 
 
 class ImageSource(ABC):
-    """An image of which any region can be read.
+    """Read any region of an image.
 
     Attributes:
         width: in pixels.

@@ -1,4 +1,4 @@
-"""Turn a foreground into instances: its components, these cut along necks, or parted by a learned distance map."""
+"""Turn a foreground into instances: its components, these cut along necks, or split by a learned distance map."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,7 +21,7 @@ _SMOOTHING_PX = 1.0  # a ragged outline gives the distance transform several max
 
 @dataclass(frozen=True)
 class DistanceRule:
-    """Thresholds of the parting of a foreground by a learned distance map. Lengths are pixels of the map.
+    """Thresholds for splitting a foreground by a learned distance map. Lengths are in pixels of the map.
 
     Attributes:
         threshold: a pixel is foreground from this probability on.
@@ -41,7 +41,7 @@ class DistanceRule:
 def distance_instances(
     foreground: np.ndarray, distance: np.ndarray, rule: DistanceRule = DistanceRule()
 ) -> np.ndarray:
-    """Part a foreground into nuclei: one per marker, flooded from the deepest pixels outwards.
+    """Split a foreground into nuclei: one per marker, flooded from the deepest pixels outwards.
 
     Markers are the 8-connected parts of the foreground that lie deep in their nucleus. A component of the foreground
     with several of them is flooded from there by a watershed on the distance map; one with a single marker or none is
@@ -65,12 +65,12 @@ def distance_instances(
     mask = foreground >= rule.threshold
     components = connected_components(mask)
     deep = connected_components(mask & (distance > rule.marker_threshold))
-    markers = _without_small(deep, rule.min_marker_px)
+    markers = without_small(deep, rule.min_marker_px)
     seeds = np.nonzero(markers)
     owners = np.zeros(markers.max(initial=0) + 1, dtype=np.int32)
     owners[markers[seeds]] = components[seeds]
     instances = _flood(components, markers, _occur_twice(owners[1:], components), distance)
-    instances = _without_small(instances, rule.min_area_px)
+    instances = without_small(instances, rule.min_area_px)
     if rule.min_score > 0:
         instances = _kept(instances, distance_scores(instances, foreground, distance) >= rule.min_score)
     return instances
@@ -102,7 +102,7 @@ def distance_scores(instances: np.ndarray, foreground: np.ndarray, distance: np.
 
 
 def check_instance_rule(instances: str, min_distance_px: int) -> None:
-    """Refuse what :func:`instances_of_foreground` does not know.
+    """Refuse a rule that :func:`instances_of_foreground` does not know.
 
     Raises:
         ConfigurationError: an unknown rule, or a distance below one pixel.
@@ -135,7 +135,7 @@ def instances_of_foreground(
 
 
 def watershed_instances(foreground: np.ndarray, min_distance_px: int = MIN_DISTANCE_PX) -> np.ndarray:
-    """Cut every 8-connected component where the way from one centre of it to another is narrowest.
+    """Cut every 8-connected component at the narrowest places between its centres.
 
     The centres are the maxima of the distance to the background, smoothed by a Gaussian of one pixel; from
     them a watershed floods the component. A component with one centre or none stays whole.
@@ -169,7 +169,7 @@ def watershed_instances(foreground: np.ndarray, min_distance_px: int = MIN_DISTA
     markers = np.zeros_like(components)
     marking = divided[owners]
     markers[rows[marking], columns[marking]] = np.arange(1, np.count_nonzero(marking) + 1)
-    return _without_small(_flood(components, markers, divided, height))
+    return without_small(_flood(components, markers, divided, height))
 
 
 def _flood(
@@ -178,14 +178,14 @@ def _flood(
     """Replace the components that are ``divided`` by the parts that their markers reach, the highest pixels first.
 
     The ids of the result differ, but have gaps. A watershed takes a third of a second per million pixels, so it visits
-    what it has to part alone.
+    only the components that are split.
     """
     inside = divided[components]
     pieces = watershed(-height, np.where(inside, markers, 0), connectivity=2, mask=inside)
     return np.where(inside, components.max(initial=0) + pieces, components)
 
 
-def _without_small(label_map: np.ndarray, min_area_px: int = 1) -> np.ndarray:
+def without_small(label_map: np.ndarray, min_area_px: int = 1) -> np.ndarray:
     """Return the nuclei of at least this area as an int32 label map with ids 1..n."""
     return _kept(label_map, np.bincount(label_map.ravel(), minlength=1)[1:] >= min_area_px)
 

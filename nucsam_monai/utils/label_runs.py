@@ -49,7 +49,7 @@ def label_runs(*maps: NDArray[Any]) -> LabelRuns:
 
 
 def rank_ids(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the non-zero ids in rising order and, for every value, its id's rank; -1 for background.
+    """Return the non-zero ids in ascending order and, for every value, its id's rank; -1 for background.
 
     Args:
         values: ``(k,)`` integers >= 0.
@@ -127,7 +127,7 @@ def majority_values(instances: NDArray[Any], values: NDArray[Any]) -> dict[int, 
         values: ``(H, W)`` integers >= 0, 0 = no class.
 
     Returns:
-        ``{instance id: value}`` in rising order of the ids; an instance without any vote is left out.
+        ``{instance id: value}`` in ascending order of the ids; an instance without any vote is left out.
 
     Example:
         >>> majority_values(np.array([[1, 1, 7, 9]]), np.array([[2, 0, 3, 0]]))

@@ -1,4 +1,4 @@
-"""Keep a second process out of a folder, and say who is in it."""
+"""Keep a second process out of a folder, and name the one that uses it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ LOCK_NAME = ".training.lock"
 
 
 class FolderLock:
-    """A file in a folder that names the process that works there; processes on other hosts see it as well.
+    """Lock a folder by a file that names the process using it, visible to other hosts too.
 
     The lock of a process of this host that no longer runs is taken over, as after a crash or a power cut.
 
@@ -32,7 +32,7 @@ class FolderLock:
         self._held = False
 
     def acquire(self) -> None:
-        """Take the folder.
+        """Lock the folder.
 
         Raises:
             ConfigurationError: another process works in it.
@@ -54,16 +54,16 @@ class FolderLock:
                     self._take_over(own)
 
     def release(self) -> None:
-        """Leave the folder to others."""
+        """Release the folder."""
         if self._held:
             self.path.unlink(missing_ok=True)
             self._held = False
 
     def _take_over(self, own: dict[str, Any]) -> None:
-        """Remove the lock of a process that is gone, or of this process.
+        """Remove the lock of a process that has ended, or of this process.
 
         Raises:
-            ConfigurationError: its process runs, or nobody can tell.
+            ConfigurationError: its process runs, or that cannot be determined.
         """
         try:
             holder = dict(json.loads(self.path.read_text(encoding="utf-8")))
@@ -82,7 +82,7 @@ class FolderLock:
 
 
 def _runs_elsewhere(process: Any) -> bool:
-    """Return whether a process of this host runs that is not this one."""
+    """Return whether another process of this host is running."""
     if not isinstance(process, int):
         return True
     if process == os.getpid():

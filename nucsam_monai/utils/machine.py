@@ -1,4 +1,4 @@
-"""Ask the machine for the name of its processor and for its free memory."""
+"""Query the name of the processor and the free memory of this machine."""
 
 import platform
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """Return the model of the processor, or its architecture where the system does not tell."""
+    """Return the model of the processor, or its architecture if the system does not report it."""
     cpuinfo = Path("/proc/cpuinfo")
     model = (
         re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
@@ -15,7 +15,7 @@ def processor_name() -> str:
 
 
 def free_memory_bytes() -> int | None:
-    """Return the memory that processes may still take here, None where the system does not tell.
+    """Return the memory that processes can still allocate, None if the system does not report it.
 
     It is what the system has, or what the control group (a container, a batch job) may still take if that is less.
     """

@@ -16,7 +16,7 @@ def check_fit(fit: Fit) -> None:
 
 
 def distinct_names(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Return the names, at least one and no two the same.
+    """Return the names after checking that there is at least one and none occurs twice.
 
     Args:
         names: a list; a single string is refused, it would be taken letter by letter.
@@ -37,7 +37,7 @@ def distinct_names(names: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def counted(number: int, what: str) -> str:
-    """Return a number of things in words.
+    """Format a count with its noun.
 
     Example:
         >>> counted(1, "image"), counted(2, "image")

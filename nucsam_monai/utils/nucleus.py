@@ -1,4 +1,4 @@
-"""Handle nuclei one by one, each cut out by its box, as prompts give them and regions are put together from them."""
+"""Handle nuclei one by one, each cropped to its box, as prompted networks return them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,11 +41,11 @@ class Nucleus:
         return int(np.count_nonzero(self.mask))
 
     def moved(self, x: int, y: int) -> "Nucleus":
-        """Return the nucleus ``x`` columns and ``y`` rows further."""
+        """Return the nucleus shifted by ``x`` columns and ``y`` rows."""
         return replace(self, x=self.x + x, y=self.y + y)
 
     def halved(self) -> "Nucleus":
-        """Return the nucleus in an image of half the size: the pixels of which it covers at least half."""
+        """Return the nucleus in an image of half the size: the pixels that it covers by at least half."""
         x0, y0, x1, y1 = self.box
         mask = np.pad(self.mask, ((y0 % 2, y1 % 2), (x0 % 2, x1 % 2)))
         covered = mask.reshape(mask.shape[0] // 2, 2, mask.shape[1] // 2, 2).sum(axis=(1, 3))
@@ -56,13 +56,13 @@ class Nucleus:
         return int(np.count_nonzero(self.part_of(other) & other.part_of(self)))
 
     def part_of(self, other: "Nucleus") -> NDArray[np.bool_]:
-        """Return the piece of the mask in the box that both have in common, a view; it may be empty."""
+        """Return a view of the mask in the intersection of both boxes; it may be empty."""
         x0, y0 = max(self.x, other.x), max(self.y, other.y)
         x1, y1 = (min(own, its) for own, its in zip(self.box[2:], other.box[2:], strict=True))
         return self.mask[y0 - self.y : max(y1, y0) - self.y, x0 - self.x : max(x1, x0) - self.x]
 
     def trimmed(self) -> "Nucleus":
-        """Return the same pixels in the smallest box; ``(0, 0)`` where there are none."""
+        """Return the same pixels in the smallest box; ``(0, 0)`` if there are none."""
         rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
         if not len(rows):
             return replace(self, mask=np.zeros((0, 0), dtype=np.bool_))
@@ -76,7 +76,7 @@ class Nucleus:
         return replace(self, x=x, y=y, mask=self.part_of(other) & other.part_of(self)).trimmed()
 
     def cut_off(self, width: int, height: int) -> "Nucleus":
-        """Return the part in columns 0..width - 1 and rows 0..height - 1; ``(0, 0)`` where there is none."""
+        """Return the part in columns 0..width - 1 and rows 0..height - 1; ``(0, 0)`` if there is none."""
         x0, y0, x1, y1 = self.box
         if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
             return self
@@ -114,7 +114,7 @@ def boxes_of(nuclei: Sequence[Nucleus]) -> NDArray[np.int64]:
 
 
 def component_at(nucleus: Nucleus, x: int, y: int) -> Nucleus:
-    """Return the 8-connected part of a mask that is at a pixel, or nearest to it where none is.
+    """Return the 8-connected component of a mask at a pixel, or the nearest one.
 
     Args:
         nucleus: with at least one pixel.
@@ -130,7 +130,7 @@ def component_at(nucleus: Nucleus, x: int, y: int) -> Nucleus:
 
 
 def split_by_clicks(nuclei: Sequence[Nucleus], clicks: NDArray[np.int64]) -> list[Nucleus]:
-    """Give every pixel that several nuclei claim to one of them.
+    """Assign every pixel that several nuclei claim to one of them.
 
     Pixels that one nucleus alone claims, and the pixels at the clicks, stay with their nucleus; from these the
     claimed area is flooded from its middle to its rim, so that the border runs along the neck between the

@@ -55,7 +55,7 @@ def bundles() -> list[Path]:
 
 
 def find_weights(folder: Path, weights: str | Path) -> Path:
-    """Return the weights that a short name or a path stands for.
+    """Return the weights file for a short name or a path.
 
     Args:
         folder: of the bundle.
@@ -75,8 +75,19 @@ def find_weights(folder: Path, weights: str | Path) -> Path:
     return Path(weights)
 
 
+def trained_weights(folder: Path) -> Path | None:
+    """Return the weights that a training wrote into a folder: a file, or the folder of its two parts.
+
+    None if the training is not finished, or was none.
+    """
+    parts = [folder / f"{part}.safetensors" for part in ("prompter", "segmentor")]
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    return folder if all(part.is_file() for part in parts) else None
+
+
 def weights_there(folder: Path) -> str:
-    """Return a sentence on the weights in a bundle's folder."""
+    """Describe the weights in a bundle's folder in a sentence."""
     files = sorted(file for part in ("models", "output") for file in (folder / part).rglob("*.safetensors"))
     weights = [str(file.relative_to(folder)) for file in files if "state" not in file.stem]
     if not weights:

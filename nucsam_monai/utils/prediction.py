@@ -1,4 +1,4 @@
-"""Hold the nuclei of an image in the one type that every inferer returns and every writer, metric and server takes."""
+"""Hold the nuclei of an image: the type that every inferer returns and every writer, metric and server takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ class NucleiPrediction:
 
     @property
     def summary(self) -> str:
-        """The result in words, for example ``37 nuclei, 256 x 256 px``; with several classes their counts too."""
+        """Summary in words, for example ``37 nuclei, 256 x 256 px``; with several classes their counts too."""
         height, width = self.instances.shape
         words = f"{len(self)} {'nucleus' if len(self) == 1 else 'nuclei'}"
         if len(self.class_names) > 1 and len(self):
@@ -123,7 +123,7 @@ def prediction_from_instances(
 
 
 def _check_maps(instances: np.ndarray, foreground: np.ndarray | None) -> None:
-    """Refuse what is not a label map, and a foreground of another shape."""
+    """Refuse an array that is not a label map, and a foreground of another shape."""
     if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
         raise ConfigurationError(
             "instances: expected a (H, W) map of integers, "

@@ -1,4 +1,4 @@
-"""Resize label maps so that no label moves against its image: the one rule of the whole package."""
+"""Resize label maps so that labels stay aligned with their image."""
 
 from collections.abc import Sequence
 from typing import Any

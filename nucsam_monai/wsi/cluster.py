@@ -72,6 +72,18 @@ class MethodSource:
         return method_of(segmenter, self.domain, **dict(self.options))
 
 
+def load_in_workers(client: Any, source: MethodSource) -> None:
+    """Have every worker load the network, and do not wait; an error appears when a slide needs it."""
+    from distributed import fire_and_forget
+
+    for worker in client.scheduler_info()["workers"]:
+        fire_and_forget(client.submit(_load, source, workers=[worker], pure=False))
+
+
+def _load(source: MethodSource) -> None:
+    _loaded(source)
+
+
 def segment_slide_on(
     client: Any,
     path: Path,

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.wsi.cluster import MethodSource, connect, segment_slide_on
+from nucsam_monai.wsi.cluster import MethodSource, connect, load_in_workers, segment_slide_on
 from nucsam_monai.wsi.ranks import Ranks
 from nucsam_monai.wsi.readers import SlideError
 from nucsam_monai.wsi.resume import known_result, remember
@@ -55,16 +55,19 @@ def segment_slides(
     """
     paths, output_dir = slides_of(Path(slides)), Path(output_dir)
     known = {} if overwrite else {path: known_result(path, output_dir, source, options) for path in paths}
+    done = {path: result for path, result in known.items() if result}
     # A network is loaded, and workers are started, only if there is something left to do.
-    method = None if all(known.get(path) for path in paths) else source.load()
+    left = any(path not in done for path in paths)
     with ExitStack() as files:
-        several = method and (workers > 1 or scheduler is not None)
+        several = left and (workers > 1 or scheduler is not None)
         client = connect(files, workers, scheduler) if several else None
+        if client is not None:
+            load_in_workers(client, source)  # while this process loads it as well
+        method = source.load() if left else None
 
         def segment(path: Path) -> SlideResult:
-            if result := known.get(path):
-                return result
-            assert method is not None  # noqa: S101 - it is loaded if a slide is not known
+            if method is None or path in done:
+                return done[path]
             if client is None:
                 result = segment_slide(path, output_dir, method, options, overwrite=overwrite)
             else:

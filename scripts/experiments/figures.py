@@ -158,7 +158,7 @@ def _shares(experiment: Experiment) -> list[str]:
 
 
 def _panels(count: int, width: float = _PANEL_WIDTH) -> tuple[Figure, list[Axes]]:
-    # A figure without pyplot: no window system is asked for, and threads do not share it.
+    # A figure without pyplot: no window system is needed, and threads do not share it.
     with mpl.rc_context({"font.size": 8}):
         columns, rows = min(count, _PANELS_IN_A_ROW), -(-count // _PANELS_IN_A_ROW)
         figure = Figure(figsize=(width * columns, _PANEL_HEIGHT * rows), layout="constrained")

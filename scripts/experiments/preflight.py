@@ -14,6 +14,7 @@ from experiments.steps import (
     Places,
     SlideRun,
     config_paths,
+    evaluation_configurations,
     slide_configurations,
 )
 from nucsam_monai.data import read_dataset
@@ -25,14 +26,18 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 DEMO = "demo"
-"""The folder of the demo data below that of all data; it is drawn where it is asked for."""
+"""The folder of the demo data below that of all data; it is drawn when it is needed."""
 
 _SAM_SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
+_TORCH_SERVER = "https://download.pytorch.org/models"
 WEIGHT_SOURCES: Mapping[str, str] = {
     "sam_vit_b_01ec64.pth": f"{_SAM_SERVER}/sam_vit_b_01ec64.pth",
     "sam_vit_l_0b3195.pth": f"{_SAM_SERVER}/sam_vit_l_0b3195.pth",
     "sam_vit_h_4b8939.pth": f"{_SAM_SERVER}/sam_vit_h_4b8939.pth",
-    "convnext_small-0c510722.pth": "https://download.pytorch.org/models/convnext_small-0c510722.pth",
+    "convnext_small-0c510722.pth": f"{_TORCH_SERVER}/convnext_small-0c510722.pth",
+    "vgg19-dcbb9e9d.pth": f"{_TORCH_SERVER}/vgg19-dcbb9e9d.pth",
+    "vit_base_r50_s16_224.orig_in21k.safetensors": "model.safetensors of https://huggingface.co/timm/"
+    "vit_base_r50_s16_224.orig_in21k, renamed",
 }
 """Where the weights that the papers start from are published."""
 
@@ -140,8 +145,7 @@ def _bundle_problems(grid: Grid) -> Iterator[str]:
     for training in (*grid.pretrainings, *grid.trainings):
         yield from option_problems(training.bundle, training.options, ("train", *training.options.overlays))
     for pair in _tested(grid):
-        names = ("train", "evaluate", *pair.options.overlays)
-        yield from option_problems(pair.bundle, pair.options, names)
+        yield from option_problems(pair.bundle, pair.options, evaluation_configurations(pair))
 
 
 def _slide_problems(grid: Grid, places: Places) -> Iterator[str]:
@@ -170,12 +174,16 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
         if missing:
             yield f"bundle '{bundle}': no configuration {', '.join(missing)}"
             return
-        parser = _parser(tuple(files))
+        # evaluate.json may name another network, which takes the keys of train.json in place of what its weights say.
+        parser, of_training = _parser(tuple(files)), _parser((files[0],))
     except ConfigurationError as error:
         yield str(error)
         return
+    except LookupError:  # of MONAI: a configuration changes an entry of a list that is not there
+        yield f"bundle '{bundle}': {', '.join(names)} do not fit together. Is one missing, such as shared_encoder?"
+        return
     for key in options.settings:
-        if key not in parser:
+        if key not in parser and key not in of_training:
             yield f"bundle '{bundle}': unknown key '{key}'{_nearest(key, parser.get())}"
 
 

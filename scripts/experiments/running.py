@@ -191,10 +191,10 @@ def run_experiment(
     command: str = "",
     run: CommandRunner = run_command,
 ) -> "Report":
-    """Train what is missing, evaluate every pair, measure what is asked for, and write the report.
+    """Train what is missing, evaluate every pair, measure what is requested, and write the report.
 
     Finished steps are taken from ``places.output_dir``, whichever experiment made them. Stopped at any point, the
-    next call goes on: a training behind its last epoch, an evaluation from its beginning.
+    next call continues: a training after its last epoch, an evaluation from its beginning.
 
     Args:
         experiment: what is to be done.
@@ -338,7 +338,7 @@ def main(
     only_plan: bool = False,
     **unknown: object,
 ) -> str:
-    """Run an experiment, or go on with it, and write its report.
+    """Run or continue an experiment, and write its report.
 
     Args:
         file: a YAML or JSON file, see docs/experiments.md.

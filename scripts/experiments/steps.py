@@ -210,7 +210,7 @@ def _trained_together(experiment: Experiment, dataset: DatasetUse, protocol: str
 
 
 def _each_once(trainings: list[Training]) -> list[Training]:
-    """Return the trainings without repetitions; settings are no keys of a dictionary, so they are compared."""
+    """Return the trainings without repetitions; settings cannot be keys of a dictionary, so they are compared."""
     found: list[Training] = []
     for training in trainings:
         if training not in found:
@@ -258,12 +258,14 @@ class Places:
     def weights(self, options: BundleOptions) -> dict[str, Path]:
         """Return the weights files that settings name, by key.
 
-        These are the texts under keys that end with ``checkpoint``, apart from expressions.
+        These are the texts under keys that end with ``checkpoint`` or ``trunk_weights``, apart from expressions.
         """
         return {
             key: self.weights_dir / value
             for key, value in options.settings.items()
-            if key.endswith("checkpoint") and isinstance(value, str) and not value.startswith(_EXPRESSIONS)
+            if key.endswith(("checkpoint", "trunk_weights"))
+            and isinstance(value, str)
+            and not value.startswith(_EXPRESSIONS)
         }
 
     def checkpoint(self, method: Method, dataset: DatasetUse) -> Path | None:
@@ -318,6 +320,7 @@ Step = Training | Evaluation | Measurement | SlideRun
 
 DONE_FILE = "done.json"
 SETTINGS_FILE = "settings.json"
+CURVES_FILE = "curves.csv"
 LABEL_MAPS = "label_maps"
 _HASH_LENGTH = 10
 
@@ -379,8 +382,7 @@ def prepare(step: Step, places: Places, tracking: Tracking | None = None) -> lis
     else:
         pair = step.evaluation if isinstance(step, Measurement) else step
         run, bundle = ("cost" if isinstance(step, Measurement) else "evaluating"), pair.bundle
-        names = ("train", *pair.options.overlays[: _count_before_test(pair)], "evaluate")
-        names += pair.options.overlays[_count_before_test(pair) :]
+        names = evaluation_configurations(pair)
         document = _evaluation_settings(pair, places, folder)
         document |= _cost_settings(pair, places) if isinstance(step, Measurement) else _outputs(pair, folder)
     settings = folder / SETTINGS_FILE
@@ -599,6 +601,8 @@ def _cost_settings(pair: Evaluation, places: Places) -> dict[str, Any]:
     return document
 
 
-def _count_before_test(pair: Evaluation) -> int:
-    """Return how many overlays are those of the training; the others come after ``evaluate.json``."""
-    return len(pair.options.overlays) - len(pair.method.test_options.overlays)
+def evaluation_configurations(pair: Evaluation) -> tuple[str, ...]:
+    """Return the names of a test's configurations: overlays of the training come before ``evaluate``, others after."""
+    overlays = pair.options.overlays
+    of_training = len(overlays) - len(pair.method.test_options.overlays)
+    return ("train", *overlays[:of_training], "evaluate", *overlays[of_training:])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.description import Experiment
 from experiments.slides import PICTURES, slide_folder, slide_summary
 from experiments.steps import (
+    CURVES_FILE,
     SETTINGS_FILE,
     Evaluation,
     Places,
@@ -18,6 +19,7 @@ from experiments.steps import (
     Tracking,
     Training,
     folder_of,
+    read_done,
     weights_files,
     weights_of,
 )
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MLFLOW_EXPERIMENT = "nucsam/experiments"
-CURVES_FILE = "curves.csv"
 _PARENT_FILE = "tracking.json"
 _PAIR_TAG = "pair"
 _ARTIFACTS = (
@@ -68,7 +69,7 @@ class ExperimentTracking:
             self.experiment_id = experiment_id(self.client, MLFLOW_EXPERIMENT, places.tracking_uri)
 
     def open(self) -> Tracking | None:
-        """Begin the parent run, or go on with it; return what trainings need to know of it."""
+        """Begin or continue the parent run; return what trainings need to know of it."""
         if self.client is None:
             return None
         self.parent_id = self._earlier_parent() or self._new_parent()
@@ -95,7 +96,21 @@ class ExperimentTracking:
             self._log_metrics(self.parent_id, values)
             if report.is_dir():
                 self.client.log_artifacts(self.parent_id, str(report), artifact_path="report")
+                self._describe(report)
             self.client.set_terminated(self.parent_id, status)
+        from nucsam_monai.handlers.run_page import where_to_look
+
+        logger.info("MLflow: %s", where_to_look(str(self.places.tracking_uri), self.experiment_id))
+
+    def _describe(self, report: Path) -> None:
+        """Show the report and the answers of all methods on the page of the parent run."""
+        from nucsam_monai.handlers.run_page import described, picture
+
+        text = (report / "results.md").read_text(encoding="utf-8").partition("\n![")[0]
+        sheets = sorted(report.glob("sheet_*.png"))
+        pictures = [picture(self.parent_id, f"report/{sheet.name}") for sheet in sheets[:1]]
+        for name, value in described("\n\n".join([*pictures, text])).items():
+            self.client.set_tag(self.parent_id, name, value)
 
     def log_pair(self, pair: Evaluation) -> None:
         """Record a finished pair as a child run, unless it is one already."""
@@ -114,6 +129,7 @@ class ExperimentTracking:
             run.log_artifacts([folder / name for name in _ARTIFACTS.split()])
             if training is not None:
                 run.log_artifacts([folder_of(training, self.places) / CURVES_FILE])
+            run.describe(str(read_done(pair, self.places)["command"]), folder)
             # The tag comes last: a child that was cut off has none, and is written again.
             run.log_tags({_PAIR_TAG: folder.name})
 

@@ -13,7 +13,7 @@ class StageClock:
     """Seconds by stage. The time of a stage that is called from another one counts for the inner one alone.
 
     Args:
-        device: whose queue is emptied at every change of stage, so that work counts where it was asked for.
+        device: whose queue is emptied at every change of stage, so that work counts in the stage that started it.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Take one image from file to files, as the inference of each bundle does it, stage by stage."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from inference_benchmark.scene import BenchmarkImage
 from nucsam_monai.inferers import DetectedPoints, select_points
 from nucsam_monai.io import write_prediction
 from nucsam_monai.networks import MaskPrediction, NucleusPrompts, PrompterOutput
-from nucsam_monai.networks.sam import ImageEncoder
+from nucsam_monai.networks.sam import SAM, DecodedMasks, ImageEncoder
 from nucsam_monai.segmenter import Segmenter, read_inference_config
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.prediction import NucleiPrediction
@@ -41,6 +42,7 @@ class Pipeline:
         output_dir: where the results are written.
         precision: of the networks.
         device: that they run on.
+        options: values of other keys of ``inference.json``; keys that the bundle lacks are ignored.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Pipeline:
         output_dir: Path,
         precision: str,
         device: torch.device,
+        options: Mapping[str, Any],
     ) -> None:
         self.image = image
         self.output_dir = output_dir
@@ -64,6 +67,7 @@ class Pipeline:
             "image_size": TILE_PX,
             "overlap_px": TILE_PX // 4,
             "instances": "watershed",
+            **options,
         }
         settings = {key: value for key, value in wanted.items() if key in config}
         # There are no such weights: the network is the bundle's default one, at random.
@@ -123,6 +127,15 @@ class NearlyTrueSegmenter:
         self.network = network
         self.clock = clock
         self.radii_px = float(np.median(image.radii_px))
+        for sam in (part for part in network.modules() if isinstance(part, SAM)):
+            sam.decode = partial(self._coarse, sam.decode)  # CFR-SAM refines around these masks
+
+    def _coarse(
+        self, decode: Callable[..., DecodedMasks], features: Any, points: Tensor, *others: Any, **options: Any
+    ) -> DecodedMasks:
+        found = decode(features, points, *others, **options)
+        with self.clock.stage(_STAND_IN):
+            return found._replace(logits=discs(points[:, 0], self.radii_px, found.logits))
 
     def encode(self, image: Tensor) -> Tensor:
         """Encode tiles."""

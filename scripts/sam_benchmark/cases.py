@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,7 +105,7 @@ class Settings:
     seed: int
 
 
-def select_cases(selection: dict[str, Sequence[Any]]) -> list[Case]:
+def select_cases(selection: Mapping[str, Sequence[Any]]) -> list[Case]:
     """Return the cases of a selection from :data:`MATRIX`, the small ones first."""
     cases = []
     for part in selection["parts"]:

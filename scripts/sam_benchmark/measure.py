@@ -173,7 +173,7 @@ def _weight_bytes(sam: SAM) -> int:
 
 
 def _memory_reason(error: BaseException, settings: Settings) -> str:
-    """Return why a contender is left out; an error that is not about memory goes on."""
+    """Return why a contender is left out; an error that is not about memory is raised."""
     signs = ("allocate", "out of memory", "bad_alloc", "primitive")
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
         return f"needs more than {settings.memory_gb:g} GB of memory"

@@ -101,7 +101,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _peaks(cases: dict[str, Any]) -> str:
-    """Say between which speeds the peaks lay that were measured beside the cases."""
+    """Report the range of the peak speeds measured next to the cases."""
     measured: dict[str, list[float]] = {}
     for case in cases.values():
         for precision, gflops in case.get("peak_gflops", {}).items():

@@ -56,7 +56,7 @@ def test_texts_and_paths_stay_as_they_were_typed(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == f"{(text, text, 3, ('a', 'b'))}\n"
 
 
-def test_a_reader_that_stops_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_stops_is_not_an_error(tmp_path: Path) -> None:
     code = (
         "import sys; from nucsam_monai.apps.command_line import run_command; "
         "sys.exit(run_command(lambda: 'line\\n' * 100_000, []))"

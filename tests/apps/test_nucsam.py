@@ -48,11 +48,27 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("evaluate --predictions p", "scripts/evaluate_predictions.py --predictions p"),
         ("datasets list", "scripts/prepare_dataset.py list"),
+        ("mlflow --port 5001", "-m nucsam_monai.apps.mlflow_server --port 5001"),
         ("slides status out", "scripts/segment_slides.py status out"),
     ],
 )
 def test_a_call_stands_for_a_command_that_could_be_typed(call: str, command: str) -> None:
     assert shlex.join(command_of(call.split())) == command
+
+
+def test_without_a_name_the_weights_of_the_last_training_are_taken_if_none_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    assert "--checkpoint" not in command_of(["segment", "a", "--bundle", "sac"])
+    for name in ("sac/model", "unsam/model", "cfrsam/prompter", "cfrsam/segmentor"):
+        (tmp_path / "output" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "output" / f"{name}.safetensors").touch()
+    for bundle, weights in (("sac", "output/sac/model.safetensors"), ("cfrsam", "output/cfrsam")):
+        for call in (["segment", "a", "--bundle", bundle], ["evaluate", bundle]):
+            assert command_of(call)[-2:] == ["--checkpoint", weights]
+    assert "--checkpoint" not in command_of(["segment", "a", "--bundle", "unsam"])
 
 
 def test_scripts_of_all_commands_exist() -> None:
@@ -78,7 +94,7 @@ def test_models_lists_every_bundle_and_weights_file(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("train unsam compakt", "unsam: there is no configuration 'compakt'. Expected one of compact"),
+        ("train unsam compakt", "unsam: found no configuration 'compakt'. Expected one of compact"),
         ("segment a --bundle nothing", "bundle 'nothing': no configs/metadata.json found"),
         ("segment a --weights nothing", "weights 'nothing': neither a file nor a short name"),
     ],
@@ -100,7 +116,7 @@ def test_the_command_answers_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_has_seen_enough_is_not_an_error() -> None:
     command = [sys.executable, "-m", "nucsam_monai.apps.nucsam", "models"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

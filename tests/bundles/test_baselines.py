@@ -1,6 +1,7 @@
 """The bundle of baselines from training to evaluation and inference, in one process."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nucsam_monai import load
 from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.losses import HoVerNetBranchLoss, MaskLoss
-from nucsam_monai.networks import baselines
+from nucsam_monai.networks.baselines import DENSE_BUILDERS, Built
 from nucsam_monai.networks.sam import read_header
+from nucsam_monai.systems import SYSTEMS, SystemRule, default_rule, registry, trained_rule
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from tests.bundles.baselines_runs import BASELINES
 from tests.bundles.conftest import Training, train_once
+from tests.bundles.promptnucseg_runs import CLASS_NAMES, write_typed_dataset
 from tests.bundles.runs import BUNDLES, HEIGHT, WIDTH, assert_same_tensors, draw, network_of, raised_from
 from tests.handlers.tracked_engines import Store
 
@@ -36,24 +40,26 @@ SIDES = {
 class TinyHoVerNet(nn.Module):
     """What HoVer-Net gives, from one convolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 1) -> None:
         super().__init__()
-        self.branches = nn.Conv2d(3, 4, kernel_size=3, padding=1)
+        self.types = classes + 1 if classes > 1 else 0
+        self.branches = nn.Conv2d(3, 4 + self.types, kernel_size=3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
-        background, nucleus, distances = self.branches(image).split([1, 1, 2], dim=1)
+        background, nucleus, distances, types = self.branches(image).split([1, 1, 2, self.types], dim=1)
         if self.training:
-            return {
+            maps = {
                 "nucleus_prediction": torch.cat([background, nucleus], 1),
                 "horizontal_vertical": distances,
             }
-        return torch.cat([nucleus - background, distances], dim=1)
+            return {**maps, "type_prediction": types} if self.types else maps
+        return torch.cat([nucleus - background, distances, types[:, 1:]], dim=1)
 
 
 @pytest.fixture
 def tiny_hovernet(monkeypatch: pytest.MonkeyPatch) -> None:
-    builders = {**baselines._BUILDERS, "hovernet": lambda small, outputs: baselines._Built(TinyHoVerNet(), 1)}
-    monkeypatch.setattr(baselines, "_BUILDERS", builders)
+    tiny = replace(SYSTEMS["hovernet"], build=lambda order: Built(TinyHoVerNet(order.classes), 1))
+    monkeypatch.setattr(registry, "SYSTEMS", {**SYSTEMS, "hovernet": tiny})
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,7 @@ def test_every_baseline_trains_and_validates(settings: dict[str, Any], tmp_path:
 
 
 def test_there_is_a_test_of_every_baseline() -> None:
-    assert {*SIDES, "hovernet"} == set(baselines._BUILDERS)
+    assert {*SIDES, "hovernet"} == {*DENSE_BUILDERS, "hovernet"}
 
 
 @pytest.mark.usefixtures("tiny_hovernet")
@@ -187,9 +193,59 @@ def test_hovernet_learns_distances_and_parts_nuclei_by_them(settings: dict[str, 
     output = workflow.evaluator.state.output[0]
     assert output["pred"].instances.shape == output["pred"].foreground.shape == (HEIGHT, WIDTH)
     steps = [type(step).__name__ for step in parser.get_parsed_content("validate#postprocessing").transforms]
-    assert steps == ["HoVerNetInstancesd", "CopyItemsd"]
+    assert steps == ["OwnInstancesd", "CopyItemsd"]
     weights = tmp_path / "train" / "model.safetensors"
     assert len(list(infer(settings, weights, tmp_path).glob("one*"))) == 4
+
+
+@pytest.mark.usefixtures("tiny_hovernet")
+def test_hovernet_learns_the_classes_of_a_dataset_that_has_them(tmp_path: Path) -> None:
+    typed = {
+        "dataset_dir": str(write_typed_dataset(tmp_path / "data")),
+        "output_dir": str(tmp_path / "train"),
+    }
+    settings = {**BASELINES.tiny, **typed, "baseline": "hovernet", "baseline_size": "standard"}
+    workflow = BASELINES.train(**settings)
+    assert workflow.trainer.state.batch["label"].shape[1:] == (4, 32, 32)
+    assert workflow.evaluator.state.output[0]["pred"].class_names == CLASS_NAMES
+    weights = tmp_path / "train" / "model.safetensors"
+    assert json.loads(read_header(weights)["class_names"]) == list(CLASS_NAMES)
+    evaluated = BASELINES.evaluate(
+        **{**settings, "checkpoint": str(weights), "output_dir": str(tmp_path / "e")}
+    )
+    for metrics in (workflow.evaluator.state.metrics, evaluated.evaluator.state.metrics):
+        assert {"val_dice", "val_pq", "val_mpq", "val_hovernet_f1"} <= set(metrics)
+    facts = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert facts["baseline"] == "hovernet"
+    assert "mpq" in facts["summary"][0]
+    assert len(list(infer(settings, weights, tmp_path).glob("one*"))) == 4
+    segmenter = load(
+        BASELINES.configs.parent, weights, "cpu", **{key: settings[key] for key in ("baseline", "image_size")}
+    )
+    assert segmenter.class_names == CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+    ("baseline", "rule", "side"), [("stardist", "own", 32), ("unet-tu-test_resnet", "watershed", 64)]
+)
+def test_a_system_goes_all_the_way(
+    settings: dict[str, Any], tmp_path: Path, baseline: str, rule: SystemRule, side: int
+) -> None:
+    settings |= {"baseline": baseline, "image_size": side}
+    if rule != default_rule(baseline):
+        settings["instances"] = rule
+    trained = BASELINES.train(**settings)
+    weights = tmp_path / "train" / "model.safetensors"
+    assert (
+        json.loads(read_header(weights)["settings"])["instances"] == trained_rule(weights, baseline) == rule
+    )
+    checkpoint = {"checkpoint": str(weights), "output_dir": str(tmp_path / "evaluate")}
+    evaluated = BASELINES.evaluate(**{**settings, **checkpoint}, splits=["validation"])
+    for metric in ("val_dice", "val_pq"):
+        assert evaluated.evaluator.state.metrics[metric] == trained.evaluator.state.metrics[metric]
+    assert json.loads((tmp_path / "evaluate" / "summary.json").read_text())["instances"] == rule
+    output = infer(settings, weights, tmp_path)
+    assert tifffile.imread(output / "one_instances.tif").shape == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("wrong", [{"baseline": "vnet"}, {"baseline": "hovernet"}])

@@ -88,7 +88,7 @@ def test_the_loss_falls(dataset_dir: str, micro: None, tmp_path: Path) -> None:
     assert sum(losses[-each:]) < 0.9 * sum(losses[:each])
 
 
-def test_the_weights_of_the_bundle_are_no_sam_checkpoint(pretraining: Pretraining) -> None:
+def test_the_weights_of_the_bundle_are_not_a_sam_checkpoint(pretraining: Pretraining) -> None:
     with pytest.raises(CheckpointError, match=r"trained of 'compact_sam', not a whole SAM"):
         SAC("micro", 64, sam_checkpoint=str(pretraining.weights))
 

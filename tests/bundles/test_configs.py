@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ NAMES = sorted(path.name for path in BUNDLES.iterdir() if path.is_dir())
 MODULES = {"torch", "monai", "nucsam_monai", "os", "logging", "dist"}
 BUILTINS = {"str", "int", "float", "sorted", "len"}
 WITHOUT_SAM = {"baselines", "detectors"}
+# of lines, which are options, keys that MONAI requires and references as well; and of whole components
+MOST_SHARED = {"train.json": (0.8, 0.5), "inference.json": (0.85, 0.85), "evaluate.json": (0.85, 0.5)}
 REFERENCE = re.compile(r"@[A-Za-z_][\w#:]*")
 
 
@@ -90,6 +93,36 @@ def test_expressions_are_short_and_harmless(file: Path) -> None:
         assert "__" not in text
 
 
+def content_lines(file: Path) -> list[str]:
+    return [line.strip().rstrip(",") for line in file.read_text().splitlines() if re.search(r"\w", line)]
+
+
+def components(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and "_target_" in value:
+        yield json.dumps(value, sort_keys=True)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from components(item)
+
+
+def largest_share(parts: dict[str, list[str]]) -> tuple[float, tuple[str, str]]:
+    """Return which two bundles have the largest share, of the one with fewer parts, in common."""
+    shares = {}
+    for pair in combinations(sorted(parts), 2):
+        fewer, more = sorted((parts[name] for name in pair), key=len)
+        shares[pair] = sum(part in set(more) for part in fewer) / len(fewer)
+    return max((share, pair) for pair, share in shares.items())
+
+
+@pytest.mark.parametrize("name", MOST_SHARED)
+def test_bundles_share_names_and_not_copied_components(name: str) -> None:
+    of_lines, of_components = MOST_SHARED[name]
+    files = {path.parents[1].name: path for path in CONFIG_FILES if path.name == name}
+    share, pair = largest_share({bundle: content_lines(file) for bundle, file in files.items()})
+    assert share <= of_lines, f"{name} of {pair}"
+    share, pair = largest_share({bundle: list(components(read(file))) for bundle, file in files.items()})
+    assert share <= of_components, f"{name} of {pair}"
+
+
 @every_bundle
 def test_the_keys_of_the_command_line_exist(bundle: str) -> None:
     train = read(configs(bundle) / "train.json")
@@ -107,7 +140,7 @@ def test_the_keys_of_inference_exist(bundle: str) -> None:
 
 
 @every_bundle
-def test_every_workflow_has_its_own_run_id_beside_monais(bundle: str) -> None:
+def test_every_workflow_has_its_own_run_id_next_to_monais(bundle: str) -> None:
     assert read(configs(bundle) / "train.json")["run"] == "%training"
     assert read(configs(bundle) / "evaluate.json")["run"] == "%evaluating"
 

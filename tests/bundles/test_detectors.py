@@ -57,3 +57,20 @@ def test_images_of_any_size_are_segmented_with_classes(trained: Path, tmp_path: 
     )
     assert found.class_names == CLASS_NAMES
     assert found.instances.shape == image.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("detector", "encoder"), [("pointnu_net", "hrnet_w18_small"), ("sparse_inst", "resnet10t")]
+)
+def test_other_detectors_train_and_are_told_by_their_weights(
+    detector: str, encoder: str, typed: str, tmp_path: Path
+) -> None:
+    settings = {"epochs": 1, "samples_per_epoch": 2, "detector": detector, "encoder": encoder}
+    DETECTORS.train(dataset_dir=typed, output_dir=str(tmp_path), **settings)
+    image, _ = draw(np.random.default_rng(7), 4)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    found = load("detectors", tmp_path / "model.safetensors", overlap_px=16, min_score=0.0).segment(
+        tmp_path / "image.png"
+    )
+    assert found.class_names == CLASS_NAMES
+    assert found.instances.shape == image.shape[:2]

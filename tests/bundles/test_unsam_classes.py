@@ -83,12 +83,14 @@ def test_inference_names_the_class_of_every_nucleus(training: Training) -> None:
     assert set(found["typed"].table["class_id"]) <= {0, 1}
     assert (found["typed"].instances > 0).all()
     assert found["bright"].class_names == found["mean"].class_names == ("nucleus",)
+    assert segmenter.class_names == ("nucleus",)  # without a domain
+    assert Segmenter(UNSAM.folder, training.weights, "cpu", {"domain": "typed"}).class_names == CLASS_NAMES
 
 
 @pytest.mark.parametrize(
     ("queries", "found"), [({"typed": 3}, "3 for domain 'typed'"), (2, "2 for domain 'bright'")]
 )
-def test_queries_that_are_no_classes_are_refused(
+def test_queries_that_are_not_classes_are_refused(
     training: Training, queries: Any, found: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError) as error:

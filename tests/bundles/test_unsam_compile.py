@@ -63,5 +63,5 @@ def test_inference_compiles(training: Training, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.geojson"))
 
 
-def test_nothing_is_compiled_unless_asked_for(training: Training, tmp_path: Path) -> None:
+def test_nothing_is_compiled_unless_requested(training: Training, tmp_path: Path) -> None:
     assert compiled_modules(network_of(bundle(**training.settings, output_dir=str(tmp_path)))) == []

@@ -72,7 +72,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
         assert_same_tensors(tmp_path / name, uninterrupted[schedule] / name)
 
 
-def test_a_longer_training_at_another_rate_goes_on_in_its_run(
+def test_a_longer_training_at_another_rate_continues_in_its_run(
     training: Training, store: Store, store_uri: str, tmp_path: Path
 ) -> None:
     settings = {**training.settings, "epochs": 2, "samples_per_epoch": 1, "tracking_uri": store_uri}
@@ -92,7 +92,7 @@ def test_a_longer_training_at_another_rate_goes_on_in_its_run(
     assert rates[3] < rates[2]
 
 
-def test_a_training_anew_keeps_the_weights_of_the_last_one(training: Training, tmp_path: Path) -> None:
+def test_a_new_training_keeps_the_weights_of_the_last_one(training: Training, tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(training.weights.read_bytes())
     train(**{**training.settings, "output_dir": str(tmp_path), "samples_per_epoch": 1})

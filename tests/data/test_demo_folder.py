@@ -69,7 +69,7 @@ def test_two_processes_at_once_leave_one_whole_folder_of_the_same_bytes(tiny: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["shared"]
 
 
-def test_losing_the_race_is_no_error(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losing_the_race_is_not_an_error(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "demo"
 
     def overtaken(folder: Path, seed: int, counts: DemoCounts) -> None:

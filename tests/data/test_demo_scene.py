@@ -23,7 +23,7 @@ def crowded() -> Scene:
 
 
 @pytest.mark.parametrize("scale_px", [0.8, 2.3, 7.0])
-def test_smooth_noise_has_unit_variance_and_the_scale_asked_for(scale_px: float) -> None:
+def test_smooth_noise_has_unit_variance_and_the_given_scale(scale_px: float) -> None:
     noise = smooth_noise(np.random.default_rng(0), (401, 503), scale_px)
     assert noise.shape == (401, 503)
     assert noise.dtype == np.float32

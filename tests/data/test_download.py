@@ -119,7 +119,7 @@ def test_refusal_is_final(server: FileServer, target: Path, status: int) -> None
     assert_nothing_left(target)
 
 
-def test_nobody_there_is_an_error_of_the_connection(target: Path) -> None:
+def test_a_missing_server_is_a_connection_error(target: Path) -> None:
     with serve(b"") as files:
         url = files.url
     with pytest.raises(DatasetError, match=r"4 attempts.*[Cc]onnection"):
@@ -181,6 +181,6 @@ def test_interrupted_by_the_user_leaves_nothing(
     assert_nothing_left(target)
 
 
-def test_what_is_no_digest_is_refused(target: Path) -> None:
+def test_what_is_not_a_digest_is_refused(target: Path) -> None:
     with pytest.raises(ConfigurationError, match="64 lower-case"):
         download("https://example.org/file.zip", target, sha256=DIGEST.upper(), max_bytes=1)

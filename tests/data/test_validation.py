@@ -97,7 +97,7 @@ def test_all_problems_are_reported_at_once_and_twenty_shown(tmp_path: Path) -> N
     assert str(caught.value).count("\n  - ") == 20
 
 
-def test_leftovers_of_operating_systems_are_no_problem(tmp_path: Path) -> None:
+def test_leftovers_of_operating_systems_are_ignored(tmp_path: Path) -> None:
     folder = write_toy(tmp_path / "toy")
     (folder / ".DS_Store").touch()
     (folder / "images" / "._s0.png").touch()

@@ -145,7 +145,7 @@ def test_points_are_handed_over_with_their_labels():
     assert labels.shape == (1, 5)
 
 
-def test_everything_goes_to_the_device_in_the_type_asked_for():
+def test_everything_goes_to_the_device_in_the_given_type():
     batch = collated(["b"], label=torch.ones(1, 4, 4), points=torch.ones(5, 2), point_labels=torch.zeros(5))
     image, label, _, named = PrepareDomainBatch()(batch, device="meta", dtype=torch.float16)
     for tensor in (image, label, *named["points"]):
@@ -158,7 +158,7 @@ def test_batches_of_several_domains_are_refused():
         PrepareDomainBatch()(collated(["b", "a"]))
 
 
-def test_networks_without_domains_are_not_told_of_any():
+def test_networks_without_domains_get_none():
     _, _, _, named = PreparePointsBatch()(
         collated(["a", "b"], points=torch.ones(5, 2), point_labels=torch.ones(5))
     )
@@ -166,7 +166,7 @@ def test_networks_without_domains_are_not_told_of_any():
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_the_mask_of_the_ground_truth_is_handed_over_beside_the_label(channels):
+def test_the_mask_of_the_ground_truth_is_handed_over_next_to_the_label(channels):
     batch = collated(["a", "b"], label=torch.arange(channels).view(-1, 1, 1).expand(channels, 4, 4))
     _, label, _, named = PrepareTruthBatch()(batch)
     assert list(named) == ["truth"]

@@ -43,7 +43,7 @@ def test_a_folder_gives_its_images(folder, domain):
     assert items == [{"image": str(folder / f"{n}.png"), "id": str(n), **known} for n in range(3)]
 
 
-def test_a_single_image_may_be_answered_beside_itself(folder):
+def test_results_of_a_single_image_may_lie_next_to_it(folder):
     items = inference_items(folder / "1.png", folder)
     assert items == [{"image": str(folder / "1.png"), "id": "1"}]
 

@@ -14,16 +14,18 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from nucsam_monai.engines import DomainBatchSampler, training_loader, warmup_cosine
+from nucsam_monai.engines import DomainBatchSampler, ResultsFolder, training_loader, warmup_cosine
 from nucsam_monai.handlers import (
     BestWeightsSaver,
     EarlyStopping,
     EvaluationHandlers,
+    InferenceHandlers,
     TrackedRun,
     TrainingHandlers,
     ValidationHandlers,
     WeightAveraging,
     evaluation_facts,
+    evaluation_tags,
     run_tags,
 )
 from nucsam_monai.utils.errors import ConfigurationError
@@ -33,7 +35,9 @@ HEADER = {"method": "test", "sam_variant": "none"}
 RUN = TrackedRun("nucsam/test", "off", params={}, dataset_dir="data", split_protocol="plain")
 
 
-def names(handlers: TrainingHandlers | ValidationHandlers | EvaluationHandlers) -> list[str]:
+def names(
+    handlers: TrainingHandlers | ValidationHandlers | EvaluationHandlers | InferenceHandlers,
+) -> list[str]:
     return [type(handler).__name__ for handler in handlers.handlers]
 
 
@@ -103,9 +107,9 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("epoch", "said"),
-    [(1, "before anything was kept"), (3, "holds it after epoch 2. Go on with --resume True")],
+    [(1, "before anything was kept"), (3, "holds it after epoch 2. Continue with --resume True")],
 )
-def test_who_stops_a_training_is_told_what_is_kept(
+def test_stopping_a_training_logs_what_is_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int, said: str
 ) -> None:
     def stop(engine: Engine) -> None:
@@ -160,6 +164,14 @@ def test_handlers_of_a_validation_and_of_an_evaluation(tmp_path: Path) -> None:
     assert EvaluationHandlers([], RUN, "test").handlers[-1].artifacts == []
 
 
+def test_handlers_of_an_inference(tmp_path: Path) -> None:
+    results = ResultsFolder(tmp_path, [])
+    inference = InferenceHandlers(results, 64)
+    assert names(inference) == ["PredictionWriter", "ProgressBar", "StatsHandler"]
+    writer = inference.handlers[0]
+    assert (writer.output_dir, writer.overlay_px, writer.results) == (tmp_path, 64, results)
+
+
 def test_tags_and_facts() -> None:
     tags = run_tags("unsam", ["a", "b"], stage="prompter")
     assert (tags["dataset"], tags["stage"], tags["split"], tags["protocol"]) == (
@@ -168,4 +180,12 @@ def test_tags_and_facts() -> None:
         None,
         "supervised",
     )
+    items = [{"domain": "b"}, {"domain": "a"}]
+    assert evaluation_tags("sac", items, ["test", "validation"], "zero_shot", "joint") == {
+        "bundle": "sac",
+        "stage": "joint",
+        "dataset": "a+b",
+        "split": "test+validation",
+        "protocol": "zero_shot",
+    }
     assert evaluation_facts("unsam", None) == {"bundle": "unsam", "checkpoint": None, "weights": None}

@@ -54,7 +54,7 @@ def test_a_training_is_one_finished_run_with_its_curves(
 
     run = store.only_run()
     assert run.info.status == "FINISHED"
-    assert run.info.run_name.startswith("demo-toy-")
+    assert run.info.run_name == "demo, toy, seed 7"
     assert run.data.params == {"optimizer.lr": "0.1", "epochs": "2"}
     tags = run.data.tags
     assert {"workflow": "train", "bundle": "demo", "seed": "7", "device": "cpu"}.items() <= tags.items()
@@ -66,12 +66,14 @@ def test_a_training_is_one_finished_run_with_its_curves(
     assert store.curve(run, "val_mse") == {epoch: pytest.approx(value) for epoch, value in validated.items()}
     assert set(validated) == {1, 2}
     assert store.curve(run, "lr_group_0") == {1: pytest.approx(0.1), 2: pytest.approx(0.05)}
+    assert all(0 < seconds < 60 for seconds in store.curve(run, "epoch_seconds").values())
+    assert set(store.curve(run, "epoch_seconds")) == {1, 2}
     assert store.artifacts(run) == {"train.json", "overlays", "tables"}
     assert store.artifacts(run, "overlays") == {"overlays/one.png"}
     assert "tables/metrics.csv" in store.artifacts(run, "tables")
 
 
-def test_artifacts_lie_beside_the_database(store: Store, tracked: TrackedRun, tmp_path: Path) -> None:
+def test_artifacts_lie_next_to_the_database(store: Store, tracked: TrackedRun, tmp_path: Path) -> None:
     with tracked:
         (tmp_path / "a.txt").write_text("a")
         tracked.log_artifacts([tmp_path / "a.txt"])
@@ -235,7 +237,7 @@ def test_tracking_can_be_off(off: str | None, tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_mlflow_the_training_goes_on_with_one_warning(
+def test_without_mlflow_the_training_continues_with_one_warning(
     store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
@@ -277,7 +279,7 @@ def test_a_store_that_fails_on_the_way_does_not_stop_the_training(
     assert "database is locked" in caplog.text
 
 
-def test_a_run_that_nobody_closes_is_killed_at_exit(store: Store, tracked: TrackedRun) -> None:
+def test_a_run_that_is_never_closed_is_killed_at_exit(store: Store, tracked: TrackedRun) -> None:
     tracked.open()
     tracked._abandon()
     assert store.only_run().info.status == "KILLED"

@@ -57,7 +57,7 @@ def test_the_stock_handler_of_another_experiment_is_left_alone(
     assert len(store.curve(store.only_run("monai_experiment"), "train_loss")) == 6
 
 
-def test_repeated_evaluations_beside_the_stock_handler_stay_apart(
+def test_repeated_evaluations_next_to_the_stock_handler_stay_apart(
     store: Store, store_uri: str, tracked: TrackedRun
 ) -> None:
     stock = stock_handler(store_uri, EXPERIMENT, iteration_log=False)

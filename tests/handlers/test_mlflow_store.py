@@ -66,7 +66,7 @@ def test_places_that_mlflow_would_refuse_give_one_clear_error(place: str) -> Non
         resolve_tracking_uri(place)
 
 
-def test_what_lies_at_the_place_is_looked_at(tmp_path: Path, template_database: Path) -> None:
+def test_what_is_at_the_place_is_looked_at(tmp_path: Path, template_database: Path) -> None:
     (tmp_path / "table.db").write_text("id,area_px\n")
     for place in (tmp_path / "table.db", f"sqlite:///{tmp_path / 'table.db'}"):
         with pytest.raises(ConfigurationError, match="not an SQLite database"):

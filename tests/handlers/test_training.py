@@ -157,7 +157,7 @@ def test_same_seeds_give_the_same_images_and_random_numbers(options):
 @pytest.mark.parametrize(
     ("schedule", "done"), [("interleaved", 1), *(("sequential", done) for done in range(1, 6))]
 )
-def test_resumed_training_goes_on_as_an_uninterrupted_one(schedule, done):
+def test_resumed_training_continues_as_an_uninterrupted_one(schedule, done):
     whole = Training(schedule=schedule).run()
     resumed = Training(schedule=schedule)
     resumed.trainer.load_state_dict(whole.saved[done])
@@ -199,7 +199,7 @@ def test_the_network_learns_every_epoch_from_0(network):
     assert network.begun == [0, 1, 2]
 
 
-def test_a_resumed_training_goes_on_in_its_epoch(network, tmp_path):
+def test_a_resumed_training_continues_in_its_epoch(network, tmp_path):
     weights, path = torch.nn.Linear(1, 1), tmp_path / "state.safetensors"
     for resume, max_epochs in ((False, 2), (True, 4)):
         trainer = Engine(lambda engine, batch: None)
@@ -258,7 +258,7 @@ def test_validations_are_counted_rather_than_epochs():
     assert epochs([0.3, 0.2, 0.1, 0.1], 2, interval=5) == 15
 
 
-def test_a_resumed_training_goes_on_counting():
+def test_a_resumed_training_continues_counting():
     trainer, handler = engines([0.3, 0.2], 3)
     trainer.run([0], max_epochs=2)
     state = handler.state_dict()

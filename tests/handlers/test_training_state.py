@@ -162,7 +162,7 @@ def test_a_finished_training_is_not_trained_further(path):
     assert_identical(again, finished)
 
 
-def test_without_resume_a_training_starts_anew(path):
+def test_without_resume_a_training_starts_over(path):
     first = Training(path).run()
     second = Training(path).run()
     assert second.epochs == [1, 2, 3]

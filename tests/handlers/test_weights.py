@@ -86,7 +86,7 @@ def test_without_a_comparison_the_last_weights_are_saved(path, caplog):
     assert validations.saved() == 3
 
 
-def test_every_domain_of_a_sequential_training_starts_anew(path):
+def test_every_domain_of_a_sequential_training_starts_over(path):
     validations = Validations(path, sampler=schedule("sequential"))
     assert validations.after(1, val_loss_a=0.2, val_loss_b=9.0) == 1
     assert validations.after(2, val_loss_a=0.3, val_loss_b=0.1) == 1
@@ -95,7 +95,7 @@ def test_every_domain_of_a_sequential_training_starts_anew(path):
     assert float(read_header(path)["val_loss_b"]) == 0.8
 
 
-def test_every_stage_of_a_network_starts_anew(path):
+def test_every_stage_of_a_network_starts_over(path):
     validations = Validations(path, metric="val_dice", mode="max")
     for epoch, stage, dice in ((1, "generator", 0.9), (2, "generator", 0.8), (3, "segmenter", 0.1)):
         validations.network.stage = stage
@@ -154,7 +154,7 @@ def test_a_metric_that_grows_may_decide(path):
         Validations(path, mode="up")
 
 
-def test_a_resumed_training_goes_on_comparing(path):
+def test_a_resumed_training_continues_comparing(path):
     first = Validations(path, sampler=schedule("sequential"))
     first.after(3, val_loss_b=0.5)
     second = Validations(path, sampler=schedule("sequential"))

@@ -92,7 +92,7 @@ def test_a_box_takes_the_part_of_the_mask_in_its_middle() -> None:
     assert (painted == (image[..., 0] < 100))[:36, :26].all()
 
 
-def test_where_nothing_is_no_nucleus_is_made_up() -> None:
+def test_nuclei_are_not_invented_where_nothing_is() -> None:
     nothing = segmenter().segment(ArrayImage(discs(40, 40, [], 1)), clicks((5, 5), boxes=((1, 1, 9, 9),)))
     assert nothing == [None, None]
 

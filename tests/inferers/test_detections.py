@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nucsam_monai.inferers import DetectionInferer
-from nucsam_monai.networks.mask_rcnn import Detections
+from nucsam_monai.networks.detector import Detections
 from nucsam_monai.utils.errors import ConfigurationError
 
 

@@ -57,7 +57,7 @@ def test_parts_of_a_large_nucleus_are_duplicates_by_their_own_size():
     assert suppress_duplicates(whole_and_parts, 0.7, "smaller_mask").prompts.tolist() == [0, 2]
 
 
-def test_exactly_the_threshold_is_no_duplicate():
+def test_exactly_the_threshold_is_not_a_duplicate():
     pair = rectangles([(0, 0, 10, 1), (0, 0, 3, 1)], [0.9, 0.8])
     for rule in ("box", "mask"):
         assert len(suppress_duplicates(pair, 0.3, rule)) == 2

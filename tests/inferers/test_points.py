@@ -224,7 +224,7 @@ def test_given_points_come_with_their_classes_or_get_them():
     assert (classified.points.tolist(), classified.class_ids.tolist()) == ([[1, 2]], [1])
 
 
-def test_background_points_are_no_prompts():
+def test_background_points_are_not_prompts():
     with pytest.raises(ConfigurationError, match="points of 'a'"):
         prompts_of({**BATCH, "point_labels": torch.tensor([[0]])}, True)
 

@@ -195,7 +195,7 @@ def test_a_click_where_four_tiles_meet_encodes_one_tile_if_it_may():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (300, 20), (40, 500), (0, 7)])
-def test_no_prompts_are_no_nuclei_and_no_work(size):
+def test_without_prompts_there_are_no_nuclei_and_no_work(size):
     found = PromptedInferer()(torch.zeros(1, 3, *size), object(), prompts_at([]))
     assert found.instances.shape == size
     assert found.instances.dtype == np.int32
@@ -213,7 +213,7 @@ def test_all_prompts_in_one_corner():
     assert len(segmenter.encoded) == 1
 
 
-def test_two_clicks_on_one_nucleus_and_one_beside():
+def test_two_clicks_on_one_nucleus_and_one_next_to_it():
     truth = np.zeros((50, 40), dtype=np.int32)
     truth[10:30, 5:25], truth[35:45, 30:38] = 1, 2
     clicks = [(32, 36), (6, 12), (20, 25), (39, 0)]

@@ -84,7 +84,7 @@ def test_the_surest_scale_is_taken_where_the_network_is_unsure():
         (0.5, Look(60, 40.0, 0.65, 0.1, 262_144.0)),  # certain, because the unsure ones are lost
     ],
 )
-def test_a_certain_look_that_lost_the_nuclei_is_no_gain(scale, seen):
+def test_a_certain_look_that_lost_the_nuclei_is_not_a_gain(scale, seen):
     nothing = Look(0, math.nan, 0.0, 0.0, 1000.0)
     native = Look(120, 25.2, 0.55, 0.23, 262_144.0)
     assert choose_scale(native, lambda asked: seen if asked == scale else nothing) == 1.0
@@ -133,7 +133,7 @@ def test_images_without_nuclei_stay_as_they_are(size):
         ({"mpp": 0.25}, 1.0),
     ],
 )
-def test_what_the_user_says_decides(options, factor):
+def test_the_users_setting_takes_precedence(options, factor):
     seen = []
 
     class Tiles(TileInferer):

@@ -180,7 +180,7 @@ def test_the_branch_that_stands_in_is_named_once(caplog):
         for domain in ("kumar", "kumar", "a", None, "mean"):
             answer(inferer, domain)
     assert [record.getMessage() for record in caplog.records] == [
-        "domain 'kumar' was not trained; 'monuseg' answers instead."
+        "domain 'kumar' was not trained; 'monuseg' is used instead."
     ]
 
 
@@ -211,7 +211,7 @@ def test_probability_is_float32_in_every_precision(precision):
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-2)
 
 
-def test_points_pass_through_and_metadata_is_no_obstacle():
+def test_points_pass_through_despite_metadata():
     def network(tiles, domain, points):
         assert domain == "a"
         return draw_points(tiles, points) * 20 - 10

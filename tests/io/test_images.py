@@ -339,7 +339,7 @@ def test_an_image_too_large_for_the_memory_is_refused_before_it_is_decoded(
         (np.zeros(4, np.uint8), "shape"),
     ],
 )
-def test_values_that_are_no_image_are_refused(pixels: np.ndarray, cause: str) -> None:
+def test_values_that_are_not_an_image_are_refused(pixels: np.ndarray, cause: str) -> None:
     with pytest.raises(ImageReadError, match=f"a.tif.*{cause}"):
         to_rgb_uint8(pixels, "a.tif")
 
@@ -352,7 +352,7 @@ def test_images_of_a_folder_are_sorted_and_others_skipped(
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in find_images(tmp_path)] == ["a.nii.gz", "b.PNG", "c.tif"]
     assert caplog.messages == [
-        f"{tmp_path}: skipped 4 files that are no supported images: 2 .gif, 1 .gz, 1 .txt"
+        f"{tmp_path}: skipped 4 files that are not supported images: 2 .gif, 1 .gz, 1 .txt"
     ]
     assert find_images(str(tmp_path / "c.tif")) == [tmp_path / "c.tif"]
 

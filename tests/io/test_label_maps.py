@@ -151,7 +151,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_label_map_is_refused(tmp_path: Path, name: str) -> None:
+def test_what_is_not_a_label_map_is_refused(tmp_path: Path, name: str) -> None:
     write, message = REFUSED[name]
     write(tmp_path / name)
     with pytest.raises(ImageReadError, match=message) as raised:
@@ -164,7 +164,7 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path, name: str) -> None:
         assert str(raised.value).startswith(f"archive.zip: {name}: ")
 
 
-def test_a_folder_is_no_label_map(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_label_map(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(ImageReadError, match=r"a\.png: cannot be opened"):
         read_label_map(tmp_path / "a.png")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nucsam_monai.io import nuclei_rows, write_json, write_table
-from nucsam_monai.io.table import NUCLEI_COLUMNS
+from nucsam_monai.io.predictions import NUCLEI_COLUMNS
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 

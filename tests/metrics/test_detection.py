@@ -329,7 +329,7 @@ def test_a_radius_far_too_large_needs_no_dense_matrix() -> None:
     assert as_set(again[:, ::-1]) == as_set(pairs)
 
 
-def test_what_is_no_point_is_refused() -> None:
+def test_what_is_not_a_point_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"true_xy.*\(2, 3\)"):
         match_points(np.zeros((2, 3)), [[0, 0]], RADIUS)
     with pytest.raises(ConfigurationError, match="pred_xy: 1 of 2 points are not finite"):

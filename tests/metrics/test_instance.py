@@ -214,7 +214,7 @@ GOOD = np.ones((3, 3), np.int32)
     ],
 )
 @pytest.mark.parametrize("metric", [instance_metrics, iou])
-def test_maps_that_are_no_label_maps_are_refused(metric: object, bad: np.ndarray, words: str) -> None:
+def test_maps_that_are_not_label_maps_are_refused(metric: object, bad: np.ndarray, words: str) -> None:
     for pair in itertools.permutations((GOOD, bad)):
         with pytest.raises(ConfigurationError, match=words):
             metric(*pair)

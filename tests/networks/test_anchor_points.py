@@ -30,7 +30,7 @@ def ramp(height, width, stride):
     st.sampled_from([4, 8, 32]),
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5),
 )
-def test_corrected_samples_are_what_lies_at_the_point(height, width, stride, shares):
+def test_corrected_samples_are_what_is_at_the_point(height, width, stride, shares):
     # between the centres of the outermost cells
     low = stride / 2
     points = torch.tensor(

@@ -77,6 +77,20 @@ def test_taps_that_look_too_far_and_empty_masks_need_the_whole_image(case, add):
             assert torch.allclose(found[n], whole[n], rtol=1e-4, atol=1e-4) == (n in far)
 
 
+def test_a_smaller_halo_takes_smaller_windows_and_changes_little_next_to_the_nucleus(case):
+    network, guides, upscaled, coarse = case
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.div_(10)  # as after a training, pixels far away matter less
+    whole = refine_in_boxes(network, guides, upscaled, OWNERS, coarse, margin_px=6)
+    sizes = seen_sizes(network)
+    found = refine_in_boxes(network, guides, upscaled, OWNERS, coarse, margin_px=6, halo_px=4)
+    assert max(max(size) for size in sizes) <= 48
+    near = coarse > 0
+    at_nuclei = F.interpolate(near.float(), size=(SIDE, SIDE)) > 0
+    assert (found - whole).abs()[at_nuclei].max() < 0.02 * whole.abs()[at_nuclei].max()
+
+
 def test_large_nuclei_are_refined_on_the_whole_image(case):
     network, guides, upscaled, coarse = case
     coarse[:, :, 3:29, 3:29] = 1

@@ -289,3 +289,5 @@ def test_masks_can_be_refined_in_boxes(build, images):
     assert network.header == build().header
     with pytest.raises(ConfigurationError, match="refine_margin_px -1: expected null or a number"):
         build(refine_margin_px=-1)
+    with pytest.raises(ConfigurationError, match=r"refine_halo_px 1\.5: expected null or a number"):
+        build(refine_halo_px=1.5)

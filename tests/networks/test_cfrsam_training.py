@@ -49,7 +49,7 @@ def train(network, steps):
         schedule.step()
 
 
-def test_steps_change_what_learns_and_nothing_else():
+def test_steps_change_trained_parts_alone():
     torch.manual_seed(0)
     network = CFRSAM("thin", 64)
     before = copy.deepcopy(network.state_dict())

@@ -40,7 +40,7 @@ def test_other_domains_interfere_only_when_queries_are_joint(build, inputs, join
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_domain_s_own_queries_and_networks_matter(build, inputs, joint):
+def test_the_queries_and_networks_of_a_domain_matter(build, inputs, joint):
     decoder = build(joint_queries=joint)
     for change in (decoder.queries[1], decoder.output_hypernetworks_mlps[1][1].layers[-1].weight):
         before = decoder(*inputs, 1)

@@ -96,7 +96,7 @@ def test_features_handed_in_change_no_loss_and_sam_does_not_run(build, example):
     torch.testing.assert_close(network(example[0], features=features).logits, expected)
 
 
-def test_one_step_changes_what_learns_and_nothing_else(build, example):
+def test_one_step_changes_trained_parts_alone(build, example):
     network = build(advanced=True)
     for gate in network.guidance.gates:  # behind a ReLU that is silent no gradient arrives
         torch.nn.init.constant_(gate.weights[1].bias, 3.0)
@@ -164,5 +164,5 @@ def test_weights_of_other_options_are_refused(build, tmp_path, other):
         load_trained(tmp_path / "eunet3p.safetensors", changed, changed.header)
 
 
-def test_dropout_is_no_part_of_the_weights(build):
+def test_dropout_is_not_part_of_the_weights(build):
     assert build(unet={"dropout": 0.0}).header == build().header

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from nucsam_monai.networks.fine_tuning import LoRA, build_adapters, freeze_for
+from nucsam_monai.networks.fine_tuning import LoRA, LoRAOptions, MSAOptions, build_adapters, freeze_for
 from nucsam_monai.networks.sam import SAM, SAM_VARIANTS
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -28,7 +28,7 @@ def randomised(module):
 def test_lora_has_the_published_numbers_of_parameters(variant, quarter, four):
     with torch.device("meta"):
         assert count(build_adapters("lora", SAM_VARIANTS[variant])) == quarter
-        assert count(build_adapters("lora", SAM_VARIANTS[variant], rank=4)) == four
+        assert count(build_adapters("lora", SAM_VARIANTS[variant], LoRAOptions(rank=4))) == four
 
 
 def test_bottleneck_adapters_have_the_published_number_of_parameters():
@@ -56,9 +56,9 @@ def test_lora_updates_queries_and_values_by_its_definition():
     assert torch.equal(qkv, before)
 
 
-def test_bottleneck_adapters_follow_the_attention_and_lie_beside_the_mlp(micro):
+def test_bottleneck_adapters_follow_the_attention_and_are_parallel_to_the_mlp(micro):
     torch.manual_seed(0)
-    adapter = randomised(build_adapters("msa", micro, ratio=0.5, scale=0.7)[0])
+    adapter = randomised(build_adapters("msa", micro, MSAOptions(ratio=0.5, scale=0.7))[0])
     tokens = torch.randn(2, 3, 4, micro.width)
 
     def mlp(layers):
@@ -85,7 +85,7 @@ def test_adapters_start_from_plain_sam_and_then_change_every_block(micro, images
 
 
 def test_bottleneck_adapters_can_start_like_pytorch_s_layers(micro):
-    adapters = build_adapters("msa", micro, init="torch_default")
+    adapters = build_adapters("msa", micro, MSAOptions(init="torch_default"))
     tokens = torch.randn(1, 2, 2, micro.width)
     assert not torch.equal(adapters[0].beside_mlp(tokens), torch.zeros_like(tokens))
 
@@ -110,6 +110,6 @@ def test_unknown_ways_and_values_are_refused(micro):
     with pytest.raises(ConfigurationError, match="adapter 'all'"):
         freeze_for("all", SAM(micro, (64, 64)))
     with pytest.raises(ConfigurationError, match="LoRA rank 0: expected a number from 1 on"):
-        build_adapters("lora", micro, rank=0)
+        build_adapters("lora", micro, LoRAOptions(rank=0))
     with pytest.raises(ConfigurationError, match="adapter init 'zero': expected 'zero_last'"):
-        build_adapters("msa", micro, init="zero")
+        build_adapters("msa", micro, MSAOptions(init="zero"))

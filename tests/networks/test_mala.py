@@ -10,6 +10,7 @@ from nucsam_monai.networks import fine_tuning
 from nucsam_monai.networks.fine_tuning import (
     MALA,
     BlockMALA,
+    MALAOptions,
     build_adapters,
     convolve_dynamically,
     freeze_for,
@@ -52,7 +53,7 @@ def both_ways(request, monkeypatch):
 )
 def test_mala_has_the_published_number_of_parameters(width, rank, parameters):
     with torch.device("meta"):
-        assert count(MALA(width, rank)) == parameters
+        assert count(MALA(width, MALAOptions(rank=rank))) == parameters
 
 
 def test_there_are_two_in_every_block():
@@ -90,7 +91,7 @@ def test_nested_kernels_act_like_one_after_another(height, width, seed):
 @pytest.mark.usefixtures("both_ways")
 def test_mala_equals_its_equations_with_all_gradients():
     torch.manual_seed(0)
-    adapter = randomised(MALA(12, rank=5)).eval().double()
+    adapter = randomised(MALA(12, MALAOptions(rank=5))).eval().double()
     tokens = torch.randn(3, 5, 7, 12, dtype=torch.float64, requires_grad=True)
     found, expected = adapter(tokens), oracle.mala(adapter, tokens)
     torch.testing.assert_close(found, expected)
@@ -102,7 +103,7 @@ def test_mala_equals_its_equations_with_all_gradients():
 
 def test_static_kernels_are_the_same_at_every_token():
     torch.manual_seed(0)
-    adapter = randomised(MALA(8, rank=2, kernel="static")).eval()
+    adapter = randomised(MALA(8, MALAOptions(rank=2, kernel="static"))).eval()
     tokens = torch.randn(1, 9, 9, 8)
     local = adapter._local(tokens[..., :2])
     expected = 0
@@ -118,7 +119,7 @@ def test_static_kernels_are_the_same_at_every_token():
 
 def test_without_kernels_no_token_sees_another():
     torch.manual_seed(0)
-    adapter = randomised(MALA(8, rank=2, kernel="none")).eval()
+    adapter = randomised(MALA(8, MALAOptions(rank=2, kernel="none"))).eval()
     tokens = torch.randn(1, 5, 5, 8)
     torch.testing.assert_close(adapter(tokens)[:, 2:3, 3:4], adapter(tokens[:, 2:3, 3:4]))
 
@@ -127,7 +128,7 @@ def test_without_kernels_no_token_sees_another():
 def test_encoder_starts_from_plain_sam_and_both_adapters_change_it(images, kernel):
     torch.manual_seed(0)
     encoder = SAM(WINDOWED, (64, 64)).image_encoder
-    adapters = build_adapters("mala", WINDOWED, rank=3, kernel=kernel, dropout=0.0)
+    adapters = build_adapters("mala", WINDOWED, MALAOptions(rank=3, kernel=kernel, dropout=0.0))
     plain = encoder(images).embedding
     torch.testing.assert_close(encoder(images, adapters=adapters).embedding, plain)
     for part in ("attention", "block"):
@@ -139,7 +140,7 @@ def test_encoder_starts_from_plain_sam_and_both_adapters_change_it(images, kerne
 
 def test_first_adapter_sees_windows_with_their_padding(images):
     torch.manual_seed(0)
-    adapters = build_adapters("mala", WINDOWED, rank=3)
+    adapters = build_adapters("mala", WINDOWED, MALAOptions(rank=3))
     shapes = []
     for adapter in adapters:
         adapter.attention.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
@@ -156,7 +157,7 @@ def test_only_adapters_and_decoder_learn():
 
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
-    adapter = randomised(MALA(8, rank=4, dropout=0.5))
+    adapter = randomised(MALA(8, MALAOptions(rank=4, dropout=0.5)))
     tokens = torch.randn(1, 5, 5, 8)
     assert not torch.equal(adapter(tokens), adapter(tokens))
     adapter.eval()
@@ -165,7 +166,7 @@ def test_dropout_acts_in_training_alone():
 
 def test_what_inference_keeps_serves_training_too():
     fine_tuning._neighbours.cache_clear()
-    adapter = randomised(MALA(8, rank=4))
+    adapter = randomised(MALA(8, MALAOptions(rank=4)))
     tokens = torch.randn(1, 6, 6, 8)
     with torch.inference_mode():
         adapter(tokens)
@@ -174,7 +175,7 @@ def test_what_inference_keeps_serves_training_too():
 
 
 def test_training_in_half_precision_keeps_the_type():
-    adapter = BlockMALA(8, rank=4)
+    adapter = BlockMALA(8, MALAOptions(rank=4))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         changed = adapter.windows(torch.randn(2, 5, 5, 8))
     assert changed.isfinite().all()
@@ -182,10 +183,10 @@ def test_training_in_half_precision_keeps_the_type():
 
 def test_wrong_values_and_small_windows_are_refused():
     with pytest.raises(ConfigurationError, match="MALA kernel 'fixed': expected one of"):
-        MALA(8, kernel="fixed")
+        MALA(8, MALAOptions(kernel="fixed"))
     with pytest.raises(ConfigurationError, match="MALA init 'zero': expected 'zero_last'"):
-        MALA(8, init="zero")
-    with pytest.raises(ConfigurationError, match="MALA rank 0: expected a number from 1 on"):
-        MALA(8, rank=0)
+        MALA(8, MALAOptions(init="zero"))
+    with pytest.raises(ConfigurationError, match="MALA rank 0: expected 1 or more"):
+        MALA(8, MALAOptions(rank=0))
     with pytest.raises(ConfigurationError, match="found a map of 3 x 5 cells, expected sides of at least 4"):
-        MALA(8, rank=2)(torch.zeros(1, 3, 5, 8))
+        MALA(8, MALAOptions(rank=2))(torch.zeros(1, 3, 5, 8))

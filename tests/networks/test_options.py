@@ -68,5 +68,5 @@ def test_parts_of_a_network_learn_at_a_rate_of_their_own():
     (whole,) = parameter_groups(network, 0.01, {})
     assert len(whole["params"]) == 4
     for wrong in ("neck", "frozen"):
-        with pytest.raises(ConfigurationError, match=f"no parameter that learns is called '{wrong}"):
+        with pytest.raises(ConfigurationError, match=f"no trained parameter is called '{wrong}"):
             parameter_groups(network, 0.01, {wrong: 0.5})

@@ -53,7 +53,7 @@ def names(network, *prefixes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_step_changes_what_learns_and_nothing_else(micro_sac, example, kind):
+def test_one_step_changes_trained_parts_alone(micro_sac, example, kind):
     network = micro_sac(adapter=kind, generator=POINTS)
     if network.adapters is not None:  # behind a zero no gradient arrives
         for parameter in network.adapters.parameters():

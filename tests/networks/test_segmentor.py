@@ -105,7 +105,7 @@ def test_without_prompts_a_gradient_of_zero_reaches_what_prompts_reach(segmentor
         ({"train_prompt_encoder": True}, {"image_encoder", "mask_decoder", "prompt_encoder"}),
     ],
 )
-def test_only_what_was_asked_for_learns(segmentor, finetune, parts):
+def test_only_the_requested_parts_train(segmentor, finetune, parts):
     network = segmentor(finetune=finetune)
     trained = {name.split(".")[1] for name, p in network.named_parameters() if p.requires_grad}
     frozen = {name.split(".")[1] for name, p in network.named_parameters() if not p.requires_grad}

@@ -16,7 +16,7 @@ def test_convert_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     source = write_zip(tmp_path / "stage1_train.zip", dsb_members())
     output = tmp_path / "data" / "dsb2018"
     assert main(["dsb2018", "--source", str(source), "--output_dir", str(output)]) == 0
-    assert "training        8 images       16 nuclei" in capsys.readouterr().out
+    assert "training   images      8, nuclei       16" in capsys.readouterr().out
     assert main(["validate", str(output)]) == 0
     assert "valid dataset 'dsb2018'" in capsys.readouterr().out
 

@@ -18,6 +18,7 @@ from nucsam_monai import load
 from nucsam_monai.networks.sam import read_header, trained_setting
 from nucsam_monai.utils.errors import CheckpointError
 from nucsam_monai.utils.exit import own_error
+from tests.handlers.tracked_engines import Store
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "samples"
@@ -28,6 +29,21 @@ import benchmark_compact_sam  # noqa: E402
 import benchmark_robustness  # noqa: E402
 import choose_thresholds  # noqa: E402
 import ship_weights  # noqa: E402
+
+
+def test_weights_become_a_version_of_the_model_of_their_bundle(
+    store: Store, store_uri: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "unsam" / "models" / "compact_he.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    for _ in range(2):
+        ship_weights.register(weights, store_uri, {"threshold": 0.5})
+    version = store.client.get_model_version_by_alias("nucsam-unsam", "compact_he")
+    assert version.version in (2, "2")
+    run = store.client.get_run(version.run_id)
+    assert run.data.params == {"threshold": "0.5"}
+    assert store.artifacts(run) == {weights.name}
 
 
 @pytest.fixture

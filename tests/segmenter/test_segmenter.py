@@ -97,21 +97,22 @@ def test_range_and_size_are_options_of_an_image(unsam: Segmenter, tmp_path: Path
 def test_every_bundle_reads_files_by_the_keys_of_images(name: str, tmp_path: Path) -> None:
     for side in (8, 11):
         Image.fromarray(np.full((side, side), 500, np.uint16)).save(tmp_path / f"{side}.png")
-    segmenter = Segmenter(BUNDLES / name, settings={"intensity_range": [0, 1000], "max_pixels": 100})
+    settings = {"intensity_range": [0, 1000], "max_pixels": 100, "overlay_px": 64, "input": str(tmp_path)}
+    segmenter = Segmenter(BUNDLES / name, settings={**settings, "output_dir": str(tmp_path / "out")})
     read = segmenter.value("preprocessing")
     assert np.unique(read({"image": str(tmp_path / "8.png"), "id": "8"})["pixels"]).tolist() == [128]
     with pytest.raises(RuntimeError) as caught:
         read({"image": str(tmp_path / "11.png"), "id": "11"})
     assert "allowed 100" in str(own_error(caught.value))
-    (writer,) = (one for one in segmenter.config["handlers"] if one["_target_"].endswith("PredictionWriter"))
-    assert writer["overlay_px"] == "@overlay_px"
+    writer = segmenter.value("handlers")[-1].handlers[0]
+    assert (writer.overlay_px, writer.output_dir) == (64, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     "image",
     [np.zeros((0, 5, 3), np.uint8), np.zeros((4, 4, 2)), np.full((4, 4), np.nan), "missing.png"],
 )
-def test_what_is_no_image_is_refused(unsam: Segmenter, image: Any) -> None:
+def test_what_is_not_an_image_is_refused(unsam: Segmenter, image: Any) -> None:
     with pytest.raises(ImageReadError):
         unsam.segment(image)
 
@@ -209,7 +210,7 @@ def test_weights_by_default_by_name_and_by_path(
         load(bundle, "ihc")
 
 
-def test_what_is_no_bundle(tmp_path: Path) -> None:
+def test_what_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"inference\.json"):
         Segmenter(tmp_path)
     with pytest.raises(ConfigurationError, match=r"inference\.json"):

@@ -196,7 +196,7 @@ def test_degradations_with_probability_0_change_nothing():
         np.testing.assert_array_equal(degraded(stained(), seed), stained())
 
 
-def test_degradations_with_probability_1_do_what_they_are_called():
+def test_degradations_with_probability_1_match_their_names():
     image = stained(side=32)
     pixels = image.numpy().astype(float)
     grey = degraded(image, grey=1.0)
@@ -453,7 +453,7 @@ def test_the_parts_of_a_cut_nucleus_are_nuclei_of_their_own():
     assert sorted(shuffled["classes"].values()) == [0, 1, 1, 1, 1]
 
 
-def test_cells_are_exchanged_with_the_probability_asked_for():
+def test_cells_are_exchanged_with_the_given_probability():
     item = {"image": torch.arange(64).reshape(1, 8, 8), "instances": torch.zeros(1, 8, 8, dtype=torch.int32)}
     transform = RandGridShuffled(prob=0.5).set_random_state(0)
     changed = sum(not torch.equal(transform(item)["image"], item["image"]) for _ in range(200))
@@ -510,7 +510,7 @@ def test_a_share_of_the_image_loses_its_detail():
     assert detail[0] < 0.95 * detail[1]
 
 
-def test_images_are_changed_with_the_probability_asked_for():
+def test_images_are_changed_with_the_given_probability():
     image = torch.from_numpy(noise(12, 12))
     transform = RandSuperpixelsd(prob=0.5, replace_prob=1.0, n_segments=4).set_random_state(0)
     changed = sum(transform({"image": image})["image"] is not image for _ in range(60))
@@ -555,7 +555,7 @@ def test_blur_keeps_the_range_and_grows_towards_the_border(kind):
     assert centre.std() > corner.std() > 0
 
 
-def test_images_are_blurred_with_the_probability_asked_for():
+def test_images_are_blurred_with_the_given_probability():
     image = torch.rand(1, 16, 16)
     transform = RandZoomBlurd(prob=0.5, max_factor=1.5).set_random_state(0)
     changed = sum(transform({"image": image})["image"] is not image for _ in range(200))

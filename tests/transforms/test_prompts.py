@@ -116,7 +116,7 @@ def test_centroids_are_those_of_the_other_point_prompts():
     np.testing.assert_array_equal(item["points"][:, 0], nucleus_points(instances))
 
 
-def test_nuclei_are_drawn_anew_in_every_call_and_repeatably():
+def test_nuclei_are_redrawn_in_every_call_and_repeatably():
     instances = np.arange(1, 101, dtype=np.int32).reshape(10, 10)
     transform = NucleusPromptsd(max_masks=5).set_random_state(3)
     item = {"instances": torch.as_tensor(instances)[None]}

@@ -221,7 +221,7 @@ def test_a_bundle_run_ends_with_the_sentence(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_the_traceback_is_shown_to_whoever_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_is_shown_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     found = infer("unsam", checkpoint=str(tmp_path / "none.safetensors"), output_dir=str(tmp_path))
     assert "Traceback" in found.stdout

@@ -35,7 +35,7 @@ def test_places_are_searched_in_the_documented_order(places: Path, monkeypatch) 
     assert paths.bundle_root("unsam") == str(itself.resolve())
 
 
-def test_folder_without_metadata_is_no_bundle(places: Path) -> None:
+def test_folder_without_metadata_is_not_a_bundle(places: Path) -> None:
     (places / "work" / "bundles" / "unsam").mkdir(parents=True)
     package = make_bundle(places / "package_parent" / "bundles" / "unsam")
     assert paths.bundle_root("unsam") == str(package.resolve())

@@ -72,7 +72,7 @@ def test_no_nuclei_is_an_empty_table(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("instances", [np.zeros((2, 3)), np.zeros((2, 3, 1), int), np.zeros(4, int)])
-def test_what_is_no_label_map_is_refused(instances: np.ndarray) -> None:
+def test_what_is_not_a_label_map_is_refused(instances: np.ndarray) -> None:
     with pytest.raises(ConfigurationError, match=r"\(H, W\)"):
         prediction_from_instances(instances)
 

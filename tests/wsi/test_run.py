@@ -215,7 +215,7 @@ def test_a_slide_with_a_broken_tile(
     assert mask.all(), "what cannot be read on the thumbnail is no glass"
 
 
-def test_a_run_ends_where_nothing_can_be_written_and_goes_on_later(
+def test_a_run_ends_where_nothing_can_be_written_and_continues_later(
     slide: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync, written, room = os.fsync, [0], [0]

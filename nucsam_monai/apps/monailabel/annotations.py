@@ -87,7 +87,7 @@ def contour_of(nucleus: Nucleus, scale: float = 1.0, x: int = 0, y: int = 0) -> 
 
 
 def write_annotations(path: Path | str, kind: str, nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> int:
-    """Write one polygon per nucleus, as they come.
+    """Write one polygon per nucleus, in the order given.
 
     Args:
         path: the file; it appears complete or not at all.
@@ -199,7 +199,7 @@ def read_polygons(path: Path) -> list[NamedPolygon]:
     """Read a file of outlines; the kind of JSON follows from its content.
 
     Raises:
-        DatasetError: it is none of these formats, or has corners that are no finite numbers.
+        DatasetError: it is none of these formats, or has corners that are not finite numbers.
     """
     return parse_polygons(path.read_bytes(), path.name)
 

@@ -100,7 +100,7 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
         model: the bundle.
         request: its options; ``location`` and ``size`` name a region, ``result_extension`` the format.
         path: the image.
-        clicked: whether single nuclei are asked for, by clicks or boxes.
+        clicked: whether single nuclei are requested, by clicks or boxes.
 
     Returns:
         The label image, whose ids count the nuclei, and the polygons.
@@ -127,13 +127,13 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
 def answer_with_polygons(
     model: ServedModel, request: Mapping[str, Any], path: Path, *, clicked: bool
 ) -> Answer:
-    """Segment a region of an image or a slide into polygons, which are written as they come.
+    """Segment a region of an image or a slide into polygons, which are written one by one.
 
     Args:
         model: the bundle.
         request: as of :func:`answer_with_label`; ``output`` is ``asap``, ``dsa`` or ``json``.
         path: the image.
-        clicked: whether single nuclei are asked for.
+        clicked: whether single nuclei are requested.
 
     Raises:
         RequestRefusedError: a value of the request is not allowed.

@@ -47,7 +47,7 @@ class NucleiInferTask(InferTask):
 
     Args:
         model: the bundle.
-        clicked: whether it is asked by clicks and boxes.
+        clicked: whether it takes clicks and boxes.
     """
 
     def __init__(self, model: ServedModel, *, clicked: bool = False) -> None:
@@ -239,7 +239,7 @@ class NucleiLabelApp(MONAILabelApp):
             raise ConfigurationError(f"--studies {studies}: expected a folder; remote stores are not served.")
         self.opener = ImageOpener(self.own.max_pixels)
         self.models = {name: ServedModel(name, self.own, self.opener) for name in self.own.bundles}
-        # Uploads go to a folder whose name nobody can guess, so that a path in it can only be an upload.
+        # Uploads go to a folder with a random name, so that a path in it can only be an upload.
         self.uploads = tempfile.TemporaryDirectory(prefix=f"nucsam-{secrets.token_hex(16)}-")
         super().__init__(
             app_dir=app_dir,
@@ -338,7 +338,7 @@ class NucleiLabelApp(MONAILabelApp):
         return task
 
     def _image(self, request: Mapping[str, Any]) -> Path:
-        """Return the path of an upload, or of an image of the studies folder; there are no others."""
+        """Return the path of an upload or of an image in the studies folder, the only ones that are served."""
         image = request.get("image")
         if isinstance(image, str) and image.startswith(self.uploads.name):
             upload = Path(image).resolve()
@@ -348,7 +348,7 @@ class NucleiLabelApp(MONAILabelApp):
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer with a 400 what the client can mend, and with a 500 that tells nothing what it cannot."""
+    """Answer with a 400 what the client can mend, and with an uninformative 500 what it cannot."""
     known = refusal_of(error)
     if isinstance(error, HTTPException):
         # MONAI Label calls it its own fault when a request names no image.
@@ -367,6 +367,6 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _raised_in_endpoint(error: BaseException) -> bool:
-    """Return whether MONAI Label stumbled as it read the request, before anything was done."""
+    """Return whether MONAI Label failed to read the request, before any processing."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and "/monailabel/endpoints/" in Path(frames[-1]).as_posix()

@@ -134,7 +134,7 @@ def read_annotation(one: AnnotatedImage, opener: ImageOpener, class_names: Seque
             return _of_polygons(one, source, read_polygons(one.label), class_names)
         if len(class_names) > 1:
             raise DatasetError(
-                f"{one.id}: a label image tells no classes, but the model has {', '.join(class_names)}. Save "
+                f"{one.id}: a label image has no classes, but the model has {', '.join(class_names)}. Save "
                 "outlines that are named by class."
             )
         instances = nuclei_of_label(read_label(one.label, opener.max_pixels))
@@ -192,9 +192,7 @@ def _class_of(image_id: str, name: str, class_names: Sequence[str]) -> int:
 
 def _region_around(image_id: str, polygons: Sequence[NamedPolygon], whole: Region) -> Region:
     if not polygons:
-        raise DatasetError(
-            f"{image_id}: no outline on the slide, so that nobody knows which part is annotated."
-        )
+        raise DatasetError(f"{image_id}: no outline on the slide, so the annotated part is unknown.")
     corners = np.concatenate([polygon.corners for polygon in polygons])
     low = np.maximum(np.floor(corners.min(axis=0)).astype(int) - _PADDING_PX, 0)
     high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + _PADDING_PX, [whole.width, whole.height])
@@ -254,7 +252,7 @@ def fine_tune(
     """Train and keep the best weights in a new run.
 
     Args:
-        bundle: with the weights to start from, which tell classes and domains.
+        bundle: with the weights to start from, which determine classes and domains.
         runs: the bundle's runs.
         images: the annotations.
         opener: reads the images.
@@ -295,7 +293,7 @@ def _train_in(
     wanted: FineTuning,
     tracking_uri: str | None,
 ) -> dict[str, Any]:
-    """Train and leave nothing but weights in the folder; return what is to be told of the run."""
+    """Train and leave only weights in the folder; return the facts of the run."""
     domain = wanted.domain or next(iter(bundle.domains), "annotated")
     dataset = run_dir / "dataset"
     counts = write_annotated_dataset(

@@ -49,7 +49,7 @@ _SECRET_KEYS = frozenset({"bundle_path", "local_rank"})  # MONAI Label puts them
 
 @dataclass(frozen=True)
 class GuardOptions:
-    """Say what is let through.
+    """Configure which requests are accepted.
 
     Attributes:
         token: what requests from other machines carry as ``Authorization: Bearer <token>``.
@@ -141,7 +141,7 @@ class RequestGuard:
 
 
 class _LimitedBody:
-    """Count the body of a request as it comes."""
+    """Count the bytes of a request's body while it arrives."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive

@@ -222,7 +222,7 @@ def read_label(path: Path, max_pixels: int) -> NDArray[np.int32]:
         ``(H, W)`` int32, 0 being background.
 
     Raises:
-        ImageReadError: the file is damaged, too large, no plane, or its values are no ids.
+        ImageReadError: the file is damaged, too large, not a plane, or its values are not ids.
     """
     if not path.name.lower().endswith(_VOLUME_SUFFIXES):
         return read_label_map(path, max_pixels=max_pixels)
@@ -239,6 +239,6 @@ def read_label(path: Path, max_pixels: int) -> NDArray[np.int32]:
 
 
 def nuclei_of_label(label_map: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return instances: a map of one id alone is a mask of all nuclei, of which the connected parts are the nuclei."""
+    """Return instances; in a map with a single id, a mask of all nuclei, the connected components are the nuclei."""
     ids = np.unique(label_map[label_map > 0])
     return connected_components(label_map > 0) if len(ids) == 1 else label_map

@@ -1,4 +1,4 @@
-"""What ``monailabel start_server --app nucsam_monai/apps/monailabel`` loads."""
+"""Start the application for ``monailabel start_server --app nucsam_monai/apps/monailabel``."""
 
 from nucsam_monai.apps.monailabel.application import NucleiLabelApp
 

@@ -194,7 +194,7 @@ class ServedModel:
 
     @property
     def takes_clicks(self) -> bool:
-        """Return whether the network can be asked for single nuclei; known without building it."""
+        """Return whether the network can be prompted for single nuclei, without building it."""
         return takes_prompts(self.config)
 
     def options(self) -> tuple[Option, ...]:

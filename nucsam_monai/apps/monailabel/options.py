@@ -93,7 +93,7 @@ class Choice:
         return list(self.choices)
 
     def read(self, value: Any) -> OptionValue:
-        """Return the checked value of a request; clients send the whole list back if nobody chose.
+        """Return the checked value of a request; clients send the whole list back if nothing was chosen.
 
         Raises:
             RequestRefusedError: it is none of the choices.

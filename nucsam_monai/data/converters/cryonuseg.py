@@ -103,7 +103,7 @@ def convert(
 
 
 def _protocols(ids: Sequence[str]) -> dict[str, Protocol]:
-    """Return the protocols; the experiments only where there are images for ten."""
+    """Return the protocols; the experiments only if there are images for ten."""
     protocols = {"zero_shot": Protocol.from_splits({"test": ids}, INFO.protocols["zero_shot"])}
     if len(ids) < _EXPERIMENTS:
         return protocols

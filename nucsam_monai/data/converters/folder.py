@@ -70,11 +70,11 @@ def convert(
     Args:
         images: folder of images, in any format that inference reads.
         instances: folder of label maps (PNG, TIFF, NPY or MAT; 0 = background, any other value a nucleus), or of
-            QuPath's outlines (``.geojson``); it may be the folder of the images, where names tell them apart.
+            QuPath's outlines (``.geojson``); it may be the folder of the images, if names distinguish them.
         output_dir: the dataset folder to write.
         classes: folder of the nuclei's classes: per-pixel maps in the same formats (0 = no class; a nucleus has
             the class of most of its pixels), or ``<name>.json`` with ``{instance id: class}``. The distinct
-            values that occur, in rising order, become the class ids from 0.
+            values that occur, in ascending order, become the class ids from 0.
         class_names: their names in that order, separated by commas; ``class <value>`` by default.
         instances_suffix: what follows the image's name in the label map's; by default nothing, or what tools append,
             such as ``_cp_masks`` or ``_mask``.
@@ -105,17 +105,9 @@ def convert(
     """
     _check_binary(binary, classes)
     contrast = check_intensity_range(intensity_range)
-    found = find_images(images)
-    suffix = instances_suffix or _suffix_of_tools(found, Path(instances))
-    if suffix and Path(instances).resolve() == Path(images).resolve():
-        found = [path for path in found if not _stem(path).endswith(suffix)]
-    image_files = _files_by_id(Path(images), found)
-    label_files = _partners(Path(instances), suffix, _OUTLINES_AND_MAPS, image_files)
-    class_files = (
-        _partners(Path(classes), classes_suffix, (*LABEL_MAP_SUFFIXES, ".json"), image_files)
-        if classes
-        else {}
-    )
+    image_files, label_files = _images_and_labels(Path(images), Path(instances), instances_suffix)
+    kinds = (*LABEL_MAP_SUFFIXES, ".json")
+    class_files = _partners(Path(classes), classes_suffix, kinds, image_files) if classes else {}
     class_values = _class_values(list(class_files.values()), workers)
     groups = _groups(image_files, group_pattern)
     protocol = _protocol(label_files, splits, fractions, seed, groups)
@@ -133,41 +125,39 @@ def convert(
         protocols={next(iter(protocol)): ""},
         class_names=_class_names(class_names, class_values),
     )
+    decode = partial(_decode, class_values=class_values, binary=binary, intensity_range=contrast)
     jobs = [
-        SampleJob(
-            sample_id,
-            partial(
-                _decode,
-                path,
-                label_files[sample_id],
-                class_files.get(sample_id),
-                class_values,
-                binary,
-                contrast,
-            ),
-            group=groups.get(sample_id),
-        )
-        for sample_id, path in image_files.items()
+        SampleJob(one, partial(decode, path, label_files[one], class_files.get(one)), group=groups.get(one))
+        for one, path in image_files.items()
     ]
+    conversion = {"instances": "8-connected components of binary masks"} if binary else {}
     with ExitStack() as stack:
-        folders = [images, instances, *([classes] if classes else [])]
-        sources = [stack.enter_context(open_source(folder)) for folder in dict.fromkeys(map(Path, folders))]
-        summary = write_dataset(
-            output_dir,
-            info,
-            jobs,
-            sources=sources,
-            protocols=protocol,
-            conversion={"instances": "8-connected components of binary masks"} if binary else {},
-            workers=workers,
-        )
+        folders = dict.fromkeys(Path(folder) for folder in (images, instances, classes) if folder)
+        write = partial(write_dataset, sources=[stack.enter_context(open_source(path)) for path in folders])
+        summary = write(output_dir, info, jobs, protocols=protocol, conversion=conversion, workers=workers)
     if binary is None and summary.most_nuclei == 1:
-        _logger.warning(
-            "no label map of %s has more than one id, as in binary masks. Give every nucleus an id of its own, or "
-            "convert again with --binary components.",
-            instances,
-        )
+        _warn_of_masks(instances)
     return summary
+
+
+def _warn_of_masks(instances: Path | str) -> None:
+    _logger.warning(
+        "no label map of %s has more than one id, as in binary masks. Give every nucleus an id of its own, or "
+        "convert again with --binary components.",
+        instances,
+    )
+
+
+def _images_and_labels(
+    images: Path, instances: Path, instances_suffix: str
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the images and their label maps by id; they may lie in one folder."""
+    found = find_images(images)
+    suffix = instances_suffix or _suffix_of_tools(found, instances)
+    if suffix and instances.resolve() == images.resolve():
+        found = [path for path in found if not _stem(path).endswith(suffix)]
+    image_files = _files_by_id(images, found)
+    return image_files, _partners(instances, suffix, _OUTLINES_AND_MAPS, image_files)
 
 
 def _check_binary(binary: str | None, classes: Path | str | None) -> None:
@@ -189,7 +179,7 @@ def _suffix_of_tools(images: Sequence[Path], folder: Path) -> str:
     """Return what follows the images' names in those of the label maps, as far as it is known.
 
     Raises:
-        ConfigurationError: images and label maps are in one folder and cannot be told apart.
+        ConfigurationError: images and label maps are in one folder and cannot be distinguished.
     """
     labels = {_stem(path) for path in folder.glob("*") if path.suffix.lower() in _OUTLINES_AND_MAPS}
     stems = {_stem(path) for path in images}
@@ -309,7 +299,7 @@ def _has_nuclei(labels: Path) -> bool:
 def _validate_on_nuclei(
     drawn: Mapping[str, Sequence[str]], label_files: Mapping[str, Path], seed: int, groups: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Exchange validation images without nuclei, by which no epoch can be compared, for training images with some.
+    """Swap validation images without nuclei, which cannot rank epochs, for training images with nuclei.
 
     Groups stay whole. A split that is too small for validation images is given one group, or one image.
     """

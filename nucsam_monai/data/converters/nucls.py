@@ -28,7 +28,7 @@ INFO = DatasetInfo(
     citation="Amgad et al., NuCLS: a scalable crowdsourcing approach and dataset for nucleus classification "
     "and segmentation in breast cancer, GigaScience 11, 2022",
     obtain="https://sites.google.com/view/nucls",
-    protocols={"as_given": "the folders train and test as they come"},
+    protocols={"as_given": "the folders train and test as distributed"},
 )
 
 _LAYOUT = "{train,test}/{images,instances,classes}/<id>.png and label_map.yaml"

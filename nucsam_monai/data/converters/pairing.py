@@ -87,7 +87,7 @@ def check_size(labels: tuple[int, ...], image: tuple[int, ...], where: str) -> N
 
 
 def part_of(source: Source, name: str, words: Mapping[str, str]) -> str | None:
-    """Return the part of a dataset that a file belongs to, told by the words of the folders above it.
+    """Return the part of a dataset that a file belongs to, by the words in the folders above it.
 
     The innermost folder or archive that names exactly one part decides; the last to be asked is the source.
 

@@ -79,7 +79,7 @@ def decode_labels(content: bytes, where: str) -> np.ndarray:
 
 
 def decode_first_channel(content: bytes, where: str) -> np.ndarray:
-    """Decode a map of classes from an image of which only the first channel counts.
+    """Decode a map of classes from the first channel of an image; the others are ignored.
 
     Returns:
         ``(H, W)`` of the type that is stored.

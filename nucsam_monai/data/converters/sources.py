@@ -257,7 +257,7 @@ def _opened_here(path: Path, without: re.Pattern[str] | None) -> Source:
 
 
 def source_digests(*sources: Source) -> dict[str, str]:
-    """Return ``{file name: sha256}``; names that are not distinct are told apart by their folder."""
+    """Return ``{file name: sha256}``; equal names are distinguished by their folder."""
     names = [source.path.name for source in sources]
     return {
         name if names.count(name) == 1 else f"{source.path.absolute().parent.name}/{name}": source.sha256

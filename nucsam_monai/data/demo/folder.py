@@ -1,4 +1,4 @@
-"""Draw the demo data on first use, and check it by a stamp ever after."""
+"""Draw the demo data on first use, and check it by a stamp afterwards."""
 
 import json
 import logging

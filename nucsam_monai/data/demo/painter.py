@@ -111,7 +111,7 @@ def expose(
 
 @dataclass(frozen=True)
 class ChromatinRecipe:
-    """How chromatin is spread inside nuclei; amounts are relative to a plain nucleus of 1.
+    """Configure how chromatin is spread inside nuclei; amounts are relative to a plain nucleus of 1.
 
     Attributes:
         vesicular_share: share of round nuclei with a pale interior and a dark rim.

@@ -98,7 +98,7 @@ def soft_step(field: np.ndarray, threshold: float, softness: float) -> np.ndarra
 
 @dataclass(frozen=True)
 class SceneRecipe:
-    """How a domain's scenes are laid out; lengths in pixels, counts per 256 x 256 pixels.
+    """Configure how a domain's scenes are laid out; lengths in pixels, counts per 256 x 256 pixels.
 
     Attributes:
         nuclei: fewest and most nuclei.
@@ -142,7 +142,7 @@ class Nucleus:
 
 @dataclass(frozen=True)
 class Tissue:
-    """What lies round the nuclei; every map is ``(H, W)`` float32.
+    """Hold the tissue around the nuclei; every map is ``(H, W)`` float32.
 
     Attributes:
         epithelium: 1 in epithelium, 0 in stroma.
@@ -226,7 +226,7 @@ def _largest_values(field: np.ndarray, share: float, softness: float) -> np.ndar
 
 
 class _Placer:
-    """Adds one nucleus after another to a label map."""
+    """Add one nucleus after another to a label map."""
 
     def __init__(
         self,

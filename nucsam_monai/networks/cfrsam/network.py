@@ -181,6 +181,8 @@ class CFRSAM(nn.Module):
             and this far beyond it, which saves most of the work, see
             :func:`~nucsam_monai.networks.cfrsam.refinement.refine_in_boxes`; None refines the whole image,
             as the paper does.
+        refine_halo_px: width of what is computed around each of these boxes; None for all that the masks in them
+            depend on.
         train_sam: let all of SAM learn, beyond what ``adapter`` says: random weights have nothing to adapt.
         activation_checkpointing: recompute the encoder's blocks in the backward pass to save memory.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
@@ -211,6 +213,7 @@ class CFRSAM(nn.Module):
         bgmr: Mapping[str, Any] | None = None,
         prompt: PromptKind = "point",
         refine_margin_px: int | None = None,
+        refine_halo_px: int | None = None,
         train_sam: bool = False,
         activation_checkpointing: bool = False,
         sam_checkpoint: str | None = None,
@@ -218,14 +221,14 @@ class CFRSAM(nn.Module):
         super().__init__()
         if prompt not in get_args(PromptKind):
             raise ConfigurationError(f"prompt '{prompt}': expected 'point' or 'box'.")
-        if refine_margin_px is not None and (type(refine_margin_px) is not int or refine_margin_px < 0):
-            raise ConfigurationError(
-                f"refine_margin_px {refine_margin_px!r}: expected null or a number of pixels from 0 on."
-            )
+        for name, pixels in (("refine_margin_px", refine_margin_px), ("refine_halo_px", refine_halo_px)):
+            if pixels is not None and (type(pixels) is not int or pixels < 0):
+                raise ConfigurationError(f"{name} {pixels!r}: expected null or a number of pixels from 0 on.")
         self.adapter = adapter
         self.prompt = prompt
         self.train_sam = train_sam
         self.refine_margin_px = refine_margin_px
+        self.refine_halo_px = refine_halo_px
         self.image_size = image_size
         adapter_options: dict[str, MALAOptions | LoRAOptions | MSAOptions] = {
             "mala": read_options(MALAOptions, mala, "mala"),
@@ -236,8 +239,7 @@ class CFRSAM(nn.Module):
         self.hmfm_options = read_options(HMFMOptions, hmfm, "hmfm")
         self.bgmr_options = read_options(BGMROptions, bgmr, "bgmr")
         self.variant = find_variant(sam_variant)
-        values = {} if self.adapter_options is None else asdict(self.adapter_options)
-        self.adapters = build_adapters(adapter, self.variant, **values)
+        self.adapters = build_adapters(adapter, self.variant, self.adapter_options)
         self.sam = build_sam(
             self.variant, image_size, sam_checkpoint, activation_checkpointing=activation_checkpointing
         )
@@ -273,7 +275,9 @@ class CFRSAM(nn.Module):
             decoded = self._decoded(encoded, prompts)
             inputs = _refinement_inputs(encoded, decoded, prompts)
             add = self.bgmr_options.start == "coarse"
-            refined = refine_in_boxes(self.bgmr, *inputs, decoded.logits, margin, add=add)
+            refined = refine_in_boxes(
+                self.bgmr, *inputs, decoded.logits, margin, halo_px=self.refine_halo_px, add=add
+            )
             return MaskPrediction(refined, decoded.iou)
         output = self.decode_stages(encoded, prompts)
         return MaskPrediction(output.logits, output.iou)

@@ -524,7 +524,7 @@ Pixels: two 3 x 3 convolutions of the mask 2, two deformable ones 1 each and 2 f
 convolution of the features 1; then enlarging and convolving at half 2 + 2 and at a fourth of the size 4 + 4.
 """
 
-_WINDOW_STEP_PX = 32  # few different window sizes, so that many windows can be refined together
+_WINDOW_STEP_PX = 16  # few different window sizes, so that many windows can be refined together
 
 
 Span = tuple[int, int]
@@ -565,15 +565,17 @@ def refine_in_boxes(
     coarse: Tensor,
     margin_px: int,
     *,
+    halo_px: int | None = None,
     add: bool = False,
 ) -> Tensor:
     """Refine each mask in the box around its coarse mask, for inference.
 
-    In the boxes the logits are those of refining the whole image but for rounding: all that they depend on is
-    computed, and a mask whose deformable convolutions look farther than their window has room for is refined on
-    the whole image, as are masks that are empty so far. Outside of them the coarse logits stand, which are
-    negative there; so the final masks are the same where the refinement moves no boundary by more than the margin
-    and draws nothing far from the nucleus.
+    Without ``halo_px`` the logits in the boxes are those of refining the whole image but for rounding: all that they
+    depend on is computed, and a mask whose deformable convolutions look farther than their window has room for is
+    refined on the whole image. A smaller halo is faster and changes logits near the edges of the boxes most, which
+    the margin keeps away from the nucleus. Masks that are empty so far are refined on the whole image. Outside of the
+    boxes the coarse logits stand, which are negative there; so the final masks are the same where the refinement moves
+    no boundary by more than the margin and draws nothing far from the nucleus.
 
     Args:
         refinement: the network in evaluation mode.
@@ -582,6 +584,7 @@ def refine_in_boxes(
         owners: ``(N,)`` int64, the image of each mask.
         coarse: ``(N, 1, 4g, 4g)`` coarse logits, or larger ones.
         margin_px: how far beyond the coarse mask a box goes, at least the pixels of one logit.
+        halo_px: width of what is computed around a box; None for all that the box depends on.
         add: the refinement draws on the coarse logits instead of in their place.
 
     Returns:
@@ -591,7 +594,8 @@ def refine_in_boxes(
     scale = size[1] // upscaled.shape[-1]
     logits = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
     masks = F.adaptive_max_pool2d(coarse[:, 0], upscaled.shape[-2:]) > 0
-    windows = _windows(masks, scale, max(margin_px, scale), size)
+    halo = HALO_PX if halo_px is None else halo_px
+    windows = _windows(masks, scale, max(margin_px, scale), halo, size)
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, window in enumerate(windows):
         alike[window.size].append(index)
@@ -606,7 +610,7 @@ def refine_in_boxes(
             each_its_own = torch.arange(len(chosen), device=owners.device)
             refined = refinement(ImageGuides(semantic, evidence), features, each_its_own)
             for n, result, reach in zip(chosen, refined.logits, refined.reach_px.tolist(), strict=True):
-                if reach > REACH_PX:
+                if halo_px is None and reach > REACH_PX:
                     on_whole_image.append(n)
                 else:
                     windows[n].place(result, logits[n], add=add)
@@ -617,13 +621,13 @@ def refine_in_boxes(
     return logits
 
 
-def _windows(masks: Tensor, scale: int, margin_px: int, size: tuple[int, int]) -> list[Window]:
+def _windows(masks: Tensor, scale: int, margin_px: int, halo_px: int, size: tuple[int, int]) -> list[Window]:
     """Place a window around each of the coarse masks ``(N, h, w)``; one of the whole image around none."""
     found = []
     rows, columns = masks.any(dim=2).cpu(), masks.any(dim=1).cpu()
     for occupied in zip(rows, columns, strict=True):
         spans = [
-            _span(line.nonzero().flatten().tolist(), scale, margin_px, length)
+            _span(line.nonzero().flatten().tolist(), scale, margin_px, halo_px, length)
             for line, length in zip(occupied, size, strict=True)
         ]
         (outer_rows, core_rows), (outer_columns, core_columns) = spans
@@ -631,14 +635,14 @@ def _windows(masks: Tensor, scale: int, margin_px: int, size: tuple[int, int]) -
     return found
 
 
-def _span(cells: list[int], scale: int, margin_px: int, length: int) -> tuple[Span, Span]:
+def _span(cells: list[int], scale: int, margin_px: int, halo_px: int, length: int) -> tuple[Span, Span]:
     """Return the window's and the core's extent along one axis of ``length`` pixels."""
     if not cells:
         return (0, length), (0, length)
     core = (max(0, cells[0] * scale - margin_px), min(length, (cells[-1] + 1) * scale + margin_px))
-    needed = core[1] - core[0] + 2 * HALO_PX + scale
+    needed = core[1] - core[0] + 2 * halo_px + scale
     extent = min(length, -(-needed // _WINDOW_STEP_PX) * _WINDOW_STEP_PX)
-    first = min(max(0, core[0] - HALO_PX), length - extent)
+    first = min(max(0, core[0] - halo_px), length - extent)
     first -= first % scale  # logits are not cut
     return (first, first + extent), core
 

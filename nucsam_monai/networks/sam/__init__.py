@@ -1,4 +1,4 @@
-"""The Segment Anything Model in parts: variants, image encoder, prompted decoding, weights files."""
+"""Provide the Segment Anything Model in parts: variants, image encoder, prompted decoding, weights files."""
 
 from nucsam_monai.networks.sam.cache import (
     EmbeddingCache,

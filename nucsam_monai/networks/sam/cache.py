@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 _OURS = re.compile(r"(\.)?[0-9a-f]{64}(-.+)?\.safetensors")
 _ABANDONED_AFTER_S = 3600.0
-_KEPT_SHARE = 0.9  # of the limit, when files are removed: not every new file shall need a look at all of them
+_KEPT_SHARE = 0.9  # of the limit, when files are removed: most new files then need no look at the others
 _LOOK_AGAIN_SHARE = 1 / 32  # of the limit: other processes write too
 
 
 class Entry(NamedTuple):
-    """What is cached of one image.
+    """Hold what is cached of one image.
 
     Attributes:
         tensors: contiguous tensors on the CPU, by name.
@@ -225,7 +225,7 @@ class FrozenPrefix(NamedTuple):
 
 
 def frozen_prefix(encoder: ImageEncoder, adapters: Adapters = None) -> FrozenPrefix:
-    """Return what is frozen in front of the first trained part; see :func:`first_trained_block`."""
+    """Return the frozen part in front of the first trained one; see :func:`first_trained_block`."""
     blocks = first_trained_block(encoder, adapters)
     return FrozenPrefix(blocks, neck=blocks == encoder.variant.depth and _is_fixed(encoder.neck))
 
@@ -383,7 +383,7 @@ class EmbeddingCache:
         max_bytes: limit of the folder.
         max_memory_bytes: limit in the memory of each process; 0 keeps nothing there.
         storage: type of stored numbers; never wider than the computed ones.
-        transform_key: anything else that an entry shall depend on, for example a version of the transforms.
+        transform_key: anything else that an entry depends on, for example a version of the transforms.
             The prepared image is part of the key in any case.
 
     Attributes:
@@ -457,7 +457,7 @@ class EmbeddingCache:
         Args:
             key: of :meth:`key`.
             tensors: at least one, all of one floating-point type.
-            description: what a file's header says for people to read.
+            description: for people who read a file's header.
 
         Returns:
             What :meth:`get` will return from now on: the tensors rounded to the storage type, on the CPU.
@@ -482,7 +482,7 @@ class EmbeddingCache:
         return _restore(entry)
 
     def announce(self, prefix: FrozenPrefix, variant: str) -> None:
-        """Log how far the cache reaches, at first and whenever training has frozen or unfrozen something."""
+        """Log how far the cache reaches, at first and whenever parts are frozen or unfrozen."""
         if prefix == self._prefix:
             return
         self._prefix = prefix
@@ -553,9 +553,9 @@ def encode_cached(
     """Encode normalised images like ``encoder`` itself, taking from ``cache`` what its frozen part returns.
 
     How far the frozen part reaches is looked up at every call: where training unfreezes a block between two
-    calls, the cache reaches up to that block from then on, and says so in the log. Gradients flow in the
-    trained rest. The cache is passed by where nothing can be gained or kept: the first block is trained, the
-    image itself needs a gradient, the encoder has a trunk, whose maps are needed beside the blocks' outputs, or
+    calls, the cache reaches up to that block from then on, which is logged. Gradients flow in the
+    trained rest. The cache is bypassed where it cannot help: the first block is trained, the
+    image itself needs a gradient, the encoder has a trunk, whose maps are needed in addition to the blocks' outputs, or
     the network is being traced or exported.
 
     Args:
@@ -637,7 +637,7 @@ def _frozen_outputs(
 
 
 def _precision(device_type: str) -> str:
-    """Name the type that autocast computes in; without autocast, weights and image say it themselves."""
+    """Name the type that autocast computes in; without autocast it follows from weights and image."""
     if not torch.is_autocast_enabled(device_type):
         return "as given"
     return f"autocast {torch.get_autocast_dtype(device_type)}"

@@ -1,4 +1,4 @@
-"""Masks cut out by their boxes, so that no full-size mask is ever stored or moved."""
+"""Crop masks to their boxes, so that no full-size mask is ever stored or moved."""
 
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ def crop_masks(
 
 
 def _windows_with_margin(positive: Tensor) -> npt.NDArray[np.int64]:
-    """Return ``(N, 4)`` boxes around the positive logits and their neighbours; all zero where there are none."""
+    """Return ``(N, 4)`` boxes around the positive logits and their neighbours; all zero without any."""
     count, height, width = positive.shape
     if not count:
         return np.zeros((0, 4), dtype=np.int64)

@@ -7,11 +7,17 @@ from typing import Literal, NamedTuple
 
 import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
-from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.networks.sam.fine_maps import (
+    FineMaps,
+    FineMaskDecoder,
+    add_hills,
+    add_outlines,
+    fine_maps_of,
+)
 from nucsam_monai.networks.sam.kernels import (
     attend,
     attend_to_image,
@@ -23,45 +29,6 @@ from nucsam_monai.networks.sam.kernels import (
 from nucsam_monai.networks.sam.layers import use_float32_norms
 from nucsam_monai.networks.sam.variants import SAMVariant
 from nucsam_monai.utils.errors import ConfigurationError
-
-_STEEPEST = 6.0
-"""Largest logarithm of a hill's slope, for which logits stay finite in any precision."""
-
-_START_TOP = 2.0
-_START_SLOPE = 10.0
-
-
-class FineMaskDecoder(MaskDecoder):
-    """The mask decoder of variants with a fine map: each mask token has a second kernel, for that map.
-
-    A kernel alone cannot tell a nucleus from its neighbour, because a convolutional map says the same of both, and the
-    cells of the embedding are as large as a nucleus. So the tokens are told what all maps show at the place of the
-    prompt, and each mask token also gives a hill near it, as CondInst gives its kernels relative coordinates (Tian et
-    al., 2020): ``top - e^a x^2 - e^b y^2 + 2 tanh(c) e^((a + b) / 2) x y``, x and y being the distance in cells from
-    the place moved by a vector. ``top``, the vector, a, b and c start as the same for every prompt.
-
-    Args:
-        pyramid_channels: channels of the maps that are finer than the embedding, the last the fine one.
-        options: of the official decoder.
-    """
-
-    def __init__(self, pyramid_channels: Sequence[int], **options: object) -> None:
-        super().__init__(**options)
-        channels = self.transformer_dim
-        self.pyramid_channels = tuple(pyramid_channels)
-        self.seen_at_place = nn.Linear(channels + sum(pyramid_channels), channels)
-        nn.init.zeros_(self.seen_at_place.weight)
-        nn.init.zeros_(self.seen_at_place.bias)
-        self.fine_hypernetworks_mlps = nn.ModuleList(
-            MLP(channels, channels, pyramid_channels[-1], 3) for _ in range(self.num_mask_tokens)
-        )
-        hills = [MLP(channels, channels, 6, 3) for _ in range(self.num_mask_tokens)]
-        slope = math.log(_START_SLOPE)
-        for mlp in hills:
-            last = mlp.layers[-1]
-            nn.init.zeros_(last.weight)
-            last.bias.data = torch.tensor([_START_TOP, 0, 0, slope, slope, 0])
-        self.place_hypernetworks_mlps = nn.ModuleList(hills)
 
 
 def build_mask_decoder(variant: SAMVariant) -> MaskDecoder:
@@ -407,7 +374,7 @@ def decode_prompts(
     Variants with a fine map draw outlines on it, as HQ-SAM does (Ke et al., 2023): the logits are doubled in size
     bilinearly, and the product of the map with a second kernel of each mask is added. Prompts that have a place are
     told what all maps show there, and a hill near it is added as well, see
-    :class:`~nucsam_monai.networks.sam.decoder.FineMaskDecoder`.
+    :class:`~nucsam_monai.networks.sam.fine_maps.FineMaskDecoder`.
 
     Args:
         mask_decoder: the decoder of the embedding's variant.
@@ -438,7 +405,7 @@ def decode_prompts(
 
             decode_prompts(decoder, embedding, code, sparse, dense, [3, 0]).logits.shape  # (3, 1, 4h, 4w)
     """
-    counts = _checked_counts(prompts_per_image, images=len(embedding), prompts=len(sparse))
+    counts = checked_counts(prompts_per_image, images=len(embedding), prompts=len(sparse))
     _check_pyramid(mask_decoder, embedding, pyramid)
     if len(dense) not in (1, len(sparse)):
         raise ConfigurationError(f"dense: expected 1 or {len(sparse)} prompts, found {len(dense)}.")
@@ -451,13 +418,13 @@ def decode_prompts(
         tokens = sparse.shape[1] + (0 if extra_tokens is None else len(extra_tokens))
         size = prompts_per_chunk(mask_decoder, embedding, tokens=tokens, upscaled=return_upscaled)
     grid = (embedding.shape[2], embedding.shape[3])
-    code = _cells(image_pe)
+    code = as_cells(image_pe)
 
     # Project the images for the first layer once, if their prompts share the dense embedding
     shared = None
     if len(dense) == 1 or dense.stride(0) == 0:
-        shared = image_side(mask_decoder.transformer, _cells(embedding + dense[:1]), code)
-    fine = _fine_maps(embedding, pyramid, places, counts)
+        shared = image_side(mask_decoder.transformer, as_cells(embedding + dense[:1]), code)
+    fine = fine_maps_of(embedding, pyramid, places, counts)
 
     # Decode chunk by chunk
     chunks = []
@@ -466,7 +433,7 @@ def decode_prompts(
             side: ImageSide | Tensor = _own_cells(embedding[images], dense[prompts], chunk_counts)
         else:
             side = ImageSide(*(tensor[images] for tensor in shared))
-        chunk = _decode_chunk(
+        chunk = decode_chunk(
             mask_decoder,
             side,
             code,
@@ -479,41 +446,11 @@ def decode_prompts(
             extra_tokens=extra_tokens,
         )
         chunks.append(chunk)
-    return _joined(chunks)
+    return join_chunks(chunks)
 
 
-class _FineMaps(NamedTuple):
-    """What the prompts of a decoder with a fine map draw outlines on.
-
-    Attributes:
-        maps: ``(F, 8h, 8w)`` of each image.
-        places: ``(N, 2)`` shares (x, y) of width and height; None without places.
-        seen: ``(N, sum of C)`` values of all maps at the places.
-    """
-
-    maps: Sequence[Tensor]
-    places: Tensor | None
-    seen: Tensor | None
-
-    def of_chunk(self, prompts: slice, images: slice) -> "_FineMaps":
-        if self.places is None or self.seen is None:
-            return _FineMaps(self.maps[images], None, None)
-        return _FineMaps(self.maps[images], self.places[prompts], self.seen[prompts])
-
-
-def _fine_maps(
-    embedding: Tensor, pyramid: Sequence[Tensor], places: Tensor | None, counts: Sequence[int]
-) -> _FineMaps | None:
-    if not pyramid:
-        return None
-    # Images are taken apart once: their gradients are joined once then, and not for each chunk.
-    maps = pyramid[-1].unbind()
-    return _FineMaps(
-        maps, places, None if places is None else _seen_at(places, (embedding, *pyramid), counts)
-    )
-
-
-def _joined(chunks: Sequence[DecodedMasks]) -> DecodedMasks:
+def join_chunks(chunks: Sequence[DecodedMasks]) -> DecodedMasks:
+    """Return the masks of all chunks, one after the other."""
     if len(chunks) == 1:
         return chunks[0]
     logits, iou, upscaled, extra = zip(*chunks, strict=True)
@@ -525,7 +462,12 @@ def _joined(chunks: Sequence[DecodedMasks]) -> DecodedMasks:
     )
 
 
-def _checked_counts(prompts_per_image: Tensor | Sequence[int], images: int, prompts: int) -> list[int]:
+def checked_counts(prompts_per_image: Tensor | Sequence[int], images: int, prompts: int) -> list[int]:
+    """Return the number of prompts of each image as a list.
+
+    Raises:
+        ConfigurationError: not one number for each image, or their sum is not the number of prompts.
+    """
     counts = torch.as_tensor(prompts_per_image, dtype=torch.long).tolist()
     if len(counts) != images or sum(counts) != prompts or any(count < 0 for count in counts):
         raise ConfigurationError(
@@ -548,19 +490,33 @@ def _chunks(counts: Sequence[int], size: int) -> Iterator[tuple[slice, slice, li
         )
 
 
-def _decode_chunk(
+def decode_chunk(
     mask_decoder: MaskDecoder,
     images: ImageSide | Tensor,
     code: Tensor,
     sparse: Tensor,
     counts: Sequence[int],
     grid: tuple[int, int],
-    fine: _FineMaps | None,
+    fine: FineMaps | None,
     *,
     multimask: bool,
     return_upscaled: bool,
     extra_tokens: Tensor | None,
 ) -> DecodedMasks:
+    """Decode some prompts; see :func:`decode_prompts`.
+
+    Args:
+        mask_decoder: the decoder.
+        images: what the first layer needs of the images, or the cells ``(N, P, C)`` of each prompt's own.
+        code: ``(1, P, C)``, or ``(N, P, C)`` for each prompt's own cells.
+        sparse: ``(N, T, C)`` prompt tokens.
+        counts: number of prompts of each image.
+        grid: rows and columns of the P cells.
+        fine: of decoders with a fine map.
+        multimask: return three masks.
+        return_upscaled: also return the up-scaled feature maps.
+        extra_tokens: ``(E, C)`` further learned tokens.
+    """
     masks = _returned_masks(mask_decoder, multimask)
 
     # Concatenate output tokens: IoU first, then the masks, then those that a method adds
@@ -587,10 +543,10 @@ def _decode_chunk(
     logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
     if fine is not None:
         kernels = of_masks(mask_decoder.fine_hypernetworks_mlps, dim=1)
-        logits = _add_outlines(logits, kernels, fine.maps, counts)
+        logits = add_outlines(logits, kernels, fine.maps, counts)
         if fine.places is not None:
             hills = of_masks(mask_decoder.place_hypernetworks_mlps, dim=1)
-            logits = _add_hills(logits, hills, fine.places)
+            logits = add_hills(logits, hills, fine.places)
 
     # Predict mask quality
     iou = mask_decoder.iou_prediction_head(tokens[:, 0])[:, masks.start : masks.stop]
@@ -615,70 +571,6 @@ def _draw(
         if return_upscaled:
             features.append(pixels_to_maps(pixels, grid))
     return pixels_to_maps(torch.cat(maps), grid), torch.cat(features) if return_upscaled else None
-
-
-def _seen_at(places: Tensor, maps: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Return what maps ``(B, C, ...)`` say at the places ``(N, 2)`` of prompts, ``(N, sum of C)``."""
-    grids = (2 * places.float() - 1).split(list(counts))
-    found = [
-        torch.cat([_at(own, feature[image : image + 1]) for feature in maps], dim=1)
-        for image, own in enumerate(grids)
-        if len(own)
-    ]
-    return torch.cat(found)
-
-
-def _at(places: Tensor, feature: Tensor) -> Tensor:
-    """Interpolate one map ``(1, C, h, w)`` at places ``(n, 2)`` in -1..1: ``(n, C)`` float32."""
-    sampled = F.grid_sample(feature.float(), places[None, None], padding_mode="border", align_corners=False)
-    return sampled[0, :, 0].mT
-
-
-def _add_outlines(
-    logits: Tensor, kernels: Tensor, fine_maps: Sequence[Tensor], counts: Sequence[int]
-) -> Tensor:
-    """Double logits ``(N, M, 4h, 4w)`` in size and add the products of ``(N, M, F)`` kernels and fine maps.
-
-    Args:
-        logits: of the up-scaled features.
-        kernels: one per mask.
-        fine_maps: ``(F, 8h, 8w)`` of each image.
-        counts: number of prompts of each image.
-    """
-    # (n * M, F) @ (F, 8h * 8w), all masks of an image at once
-    outlines = [
-        (own.flatten(0, 1) @ fine.flatten(1)).unflatten(0, own.shape[:2])
-        for own, fine in zip(kernels.split(list(counts)), fine_maps, strict=True)
-        if len(own)
-    ]
-    size = fine_maps[0].shape[-2:]
-    logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-    return logits + torch.cat(outlines).unflatten(-1, size)
-
-
-def _add_hills(logits: Tensor, hills: Tensor, places: Tensor) -> Tensor:
-    """Add an elliptic hill near each prompt's place.
-
-    Args:
-        logits: ``(N, M, 8h, 8w)`` float32.
-        hills: ``(N, M, 6)``, see :class:`~nucsam_monai.networks.sam.decoder.FineMaskDecoder`.
-        places: ``(N, 2)`` shares (x, y) of width and height.
-    """
-    height, width = logits.shape[-2:]
-    with torch.autocast(logits.device.type, enabled=False):
-        top, right, down, slope_x, slope_y, tilt = hills.float().unsqueeze(-1).unbind(2)  # (N, M, 1)
-        slope_x, slope_y = (slope.clamp(max=_STEEPEST).exp() for slope in (slope_x, slope_y))
-        tilt = 2 * torch.tanh(tilt) * (slope_x * slope_y).sqrt()
-        x, y = (
-            (torch.arange(side, device=logits.device) + 0.5 - side * place[:, None].float())[:, None] / 8
-            - shift
-            for side, place, shift in ((width, places[:, 0], right), (height, places[:, 1], down))
-        )  # (N, M, 8w) and (N, M, 8h), in cells from the hill's top
-        along_x, along_y = -slope_x * x * x, top - slope_y * y * y
-        # (N * M, 8h, 3) @ (N * M, 3, 8w): along_y + along_x + tilt * y * x
-        rows = torch.stack([along_y, torch.ones_like(y), tilt * y], dim=-1).flatten(0, 1)
-        columns = torch.stack([torch.ones_like(x), along_x, x], dim=-2).flatten(0, 1)
-        return torch.baddbmm(logits.flatten(0, 1), rows, columns).unflatten(0, hills.shape[:2])
 
 
 def _check_pyramid(mask_decoder: MaskDecoder, embedding: Tensor, pyramid: Sequence[Tensor]) -> None:
@@ -724,11 +616,11 @@ def _returned_masks(mask_decoder: MaskDecoder, multimask: bool) -> range:
 def _own_cells(embedding: Tensor, dense: Tensor, counts: Sequence[int]) -> Tensor:
     """Repeat each image for its prompts and add their dense embeddings: ``(N, P, C)``."""
     repeats = torch.tensor(counts, device=embedding.device)
-    return _cells(embedding.repeat_interleave(repeats, 0, output_size=len(dense)) + dense)
+    return as_cells(embedding.repeat_interleave(repeats, 0, output_size=len(dense)) + dense)
 
 
-def _cells(maps: Tensor) -> Tensor:
-    """Reshape ``(B, C, h, w)`` to contiguous ``(B, h * w, C)``."""
+def as_cells(maps: Tensor) -> Tensor:
+    """Reshape maps ``(B, C, h, w)`` to contiguous ``(B, h * w, C)``."""
     return maps.flatten(2).mT.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""SAM's image encoder, at any working size, with hooks for adapters."""
+"""Define SAM's image encoder, at any working size, with hooks for adapters."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -85,7 +85,7 @@ class BlockAdapter(nn.Module):
         return attended
 
     def beside_mlp(self, normed: Tensor) -> Tensor | None:
-        """Return what is added beside the MLP, from the MLP's input ``(B, h, w, C)``; None for nothing."""
+        """Return what is added parallel to the MLP, from the MLP's input ``(B, h, w, C)``; None for nothing."""
         return None
 
     def after_block(self, tokens: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ Span = tuple[int, int, int]
 
 
 def split_windows(grid: Tensor, height: int, width: int) -> Tensor:
-    """View a grid as windows, in row-major order; no number is copied.
+    """View a grid as windows, in row-major order, without a copy.
 
     Args:
         grid: ``(B, rows * height, columns * width, C)``.
@@ -241,12 +241,12 @@ def window_spans(length: int, side: int) -> list[Span]:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with decomposed relative positions.
+    """Compute multi-head attention with decomposed relative positions.
 
     SAM pads the normalised tokens with zeros to whole windows; a padded token's queries, keys and values are
     therefore the bias of the qkv projection, and real tokens do attend to them. Here the projections see
     real tokens only, and so does the attention on a CPU: the padded cells of a window act as one key. The
-    same numbers for less work. An accelerator is kept waiting by many small kernels rather than by padded
+    result is the same for less work. An accelerator is kept waiting by many small kernels rather than by padded
     cells, so there all windows are filled up with the bias and attended to at once.
 
     Args:
@@ -510,7 +510,7 @@ class ImageEncoder(nn.Module):
     def one_per_block(
         self, adapters: Sequence[BlockAdapter] | nn.ModuleList | None
     ) -> Sequence[BlockAdapter] | nn.ModuleList:
-        """Return ``adapters``, or ones that change nothing where there are none.
+        """Return ``adapters``, or identity adapters if there are none.
 
         Raises:
             ConfigurationError: their number is not the depth.

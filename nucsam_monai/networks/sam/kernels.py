@@ -20,7 +20,7 @@ class _Entry(NamedTuple):
 class FrozenCache:
     """The last result of a function of one frozen parameter.
 
-    It is computed anew when the parameter was replaced, moved, cast or written in place (``load_state_dict``
+    It is recomputed when the parameter was replaced, moved, cast or written in place (``load_state_dict``
     and optimizers do), and when the other arguments differ. Only writing through ``parameter.data`` leaves no
     trace in PyTorch and is not noticed. Trainable parameters are never cached, nor is anything while a graph
     is recorded, where a kept tensor would become a constant. Copies and pickles start empty.
@@ -85,8 +85,8 @@ class _Packed(NamedTuple):
 class PackedLinear(nn.Linear):
     """``nn.Linear`` with the same parameters and values, faster in float32 inference on a CPU with MKL.
 
-    A product of a few hundred rows spends a good part of its time on bringing the weights into blocks, every time
-    anew, and is shared badly among threads. Here the second call in a row with the same number of rows keeps the
+    A product of a few hundred rows spends a good part of its time on bringing the weights into blocks, every time,
+    and is shared badly among threads. Here the second call in a row with the same number of rows keeps the
     blocks for the following ones, at the price of a second copy of the weights. Training, other types and devices,
     tracing and compiling use the plain layer. The copy is dropped when the weight changes; only writing through
     ``weight.data`` leaves no trace in PyTorch and is not noticed.
@@ -256,7 +256,7 @@ def _append_cell(cells: Tensor, cell: Tensor) -> Tensor:
 
 
 def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute what the official layer computes, through PyTorch's fused kernels.
+    """Compute the official attention layer with PyTorch's fused kernels.
 
     Args:
         attention: the layer.
@@ -277,11 +277,11 @@ def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> T
 
 
 def attend_to_image(attention: Attention, tokens: Tensor, placed: Tensor, cells: Tensor) -> Tensor:
-    """Let T tokens of each prompt attend to the P cells of the prompt's own image.
+    """Attend from T tokens of each prompt to the P cells of the prompt's image.
 
     A score is ``(W_q t) . (W_k c + b)`` with token t and cell c; it equals ``(W_k' W_q t) . c`` plus a number
     of the token alone. So the projection of P cells by ``W_k`` becomes one of T tokens by its transpose, and
-    likewise the cells are averaged before ``W_v`` is applied.
+    in the same way the cells are averaged before ``W_v`` is applied.
 
     Args:
         attention: the layer.
@@ -306,7 +306,7 @@ def attend_to_image(attention: Attention, tokens: Tensor, placed: Tensor, cells:
 
 
 def attend_to_tokens(attention: Attention, placed: Tensor, tokens: Tensor, values: Tensor) -> Tensor:
-    """Let the P cells of each prompt's own image attend to the prompt's T tokens.
+    """Attend from the P cells of each prompt's image to the prompt's T tokens.
 
     The same exchange as in :func:`attend_to_image`: keys are folded with ``W_q`` and values with ``W_out``.
 
@@ -326,7 +326,7 @@ def attend_to_tokens(attention: Attention, placed: Tensor, tokens: Tensor, value
 
 
 def mix_tokens(attention: Attention, scores: Tensor, values: Tensor) -> Tensor:
-    """Give each cell the mean of the tokens' projected values, weighted by softmax of scores.
+    """Compute for each cell the mean of the tokens' projected values, weighted by the softmax of scores.
 
     Args:
         attention: the layer.
@@ -370,7 +370,7 @@ def _root_of_head_width(attention: Attention) -> float:
 
 
 def _folding_pays(attention: Attention, tokens: int) -> bool:
-    """Tell whether the tokens of all heads are fewer than the projection's channels.
+    """Return whether the tokens of all heads are fewer than the projection's channels.
 
     A projection that is more than a plain linear layer, e.g. one with a low-rank update, is not taken apart.
     """

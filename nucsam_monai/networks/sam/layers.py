@@ -1,4 +1,4 @@
-"""Layers that the parts of SAM and the methods share."""
+"""Define layers that the parts of SAM and the methods share."""
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d as OfficialLayerNorm2d

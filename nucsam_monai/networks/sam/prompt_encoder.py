@@ -1,4 +1,4 @@
-"""Points, boxes and masks as inputs of the mask decoder."""
+"""Encode points, boxes and masks as inputs of the mask decoder."""
 
 import torch
 from segment_anything.modeling import PromptEncoder as OfficialPromptEncoder

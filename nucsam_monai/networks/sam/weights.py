@@ -46,7 +46,8 @@ def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
         if is_of_torch:
             raise CheckpointError(
                 f"{path}: written by torch.save, expected a safetensors file, as trainings here write. Give that one; "
-                "official SAM weights are a 'sam_checkpoint', under their own suffix (.pth)."
+                "official SAM weights are a 'sam_checkpoint', under their own suffix (.pth), and weights that "
+                "a paper's authors publish can't be loaded, as the names of their tensors are not documented."
             ) from error
         raise CheckpointError(f"{path}: damaged or cut off ({error}). {_REPLACE}") from error
 
@@ -70,7 +71,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file, completely or not at all; equal tensors and headers give equal bytes.
 
-    The header is given the SHA-256 of the tensors, by which :func:`read_safetensors` notices damage.
+    The header holds the SHA-256 of the tensors, by which :func:`read_safetensors` detects damage.
 
     Args:
         path: the file.
@@ -103,7 +104,7 @@ def _sort_header(path: Path) -> None:
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """Read a state dict from a safetensors file or from one written by ``torch.save``, without unpickling.
 
-    What trainings wrap around it is taken off: a dictionary with the state dict under ``model`` or ``state_dict``,
+    What trainings wrap around it is removed: a dictionary with the state dict under ``model`` or ``state_dict``,
     for example, and the ``module.`` of parallel training in front of every name.
 
     Args:
@@ -160,7 +161,7 @@ def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
 
 
 def require_file(path: Path | str) -> None:
-    """Make sure that a weights file is there.
+    """Check that a weights file exists.
 
     Raises:
         CheckpointError: it is not.
@@ -219,7 +220,7 @@ class SAMWeights(NamedTuple):
 
 
 def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeights:
-    """Read a checkpoint in the layout of the official ones and make sure that it is of ``variant``.
+    """Read a checkpoint in the official layout and check that it is of ``variant``.
 
     Args:
         path: ``.safetensors``, for example of :func:`save_sam`, or any other suffix for a file written by
@@ -265,14 +266,14 @@ def save_sam(
     """Write a whole SAM to one safetensors file in the layout of the official ones, completely or not at all.
 
     The file is a ``sam_checkpoint`` like any other. Its header names variant and image size, and the SHA-256
-    of the tensors, by which a damaged file is noticed when it is loaded.
+    of the tensors, by which a damaged file is detected when it is loaded.
 
     Args:
         path: the file; its name ends with ``.safetensors``.
         state: ``SAM.state_dict()``.
         variant: of this SAM.
         image_size: side in pixels of the images that it was trained on.
-        facts: what else the header says, for example of the training.
+        facts: further entries of the header, for example of the training.
 
     Raises:
         CheckpointError: the tensors are not those of a SAM of this variant.
@@ -320,7 +321,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
 
 
 def _check_sam_header(path: Path, variant: SAMVariant) -> None:
-    """Check what a file of this package says of itself; files of others say nothing."""
+    """Check the header of a file of this package; other files have none."""
     with open_safetensors(path) as file:
         header = file.metadata() or {}
     if header.get("format", "").startswith("nucsam_monai.trained"):
@@ -456,7 +457,8 @@ def read_header(path: Path | str, method: str | None = None) -> dict[str, str]:
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: its format is '{header.get('format', 'not named')}', expected '{FORMAT}'. "
-            "Only files that this package saved after training can be loaded here."
+            "Only files that this package saved after training can be loaded here; how a paper's authors name the "
+            "tensors of theirs is not documented."
         )
     if method is not None and header.get("method") != method:
         raise CheckpointError(
@@ -471,7 +473,7 @@ def write_half(sources: Sequence[Path | str], path: Path | str, settings: Mappin
     Args:
         sources: files of :func:`save_trained`. Of several, cycles of one training for example, the mean is written.
         path: the file to write.
-        settings: what inference is told besides the settings in the first source; see :func:`with_settings`.
+        settings: values for inference besides those of the first source; see :func:`with_settings`.
 
     Raises:
         CheckpointError: a source is missing, damaged or of another network, or a value is beyond half precision.
@@ -501,13 +503,13 @@ def write_half(sources: Sequence[Path | str], path: Path | str, settings: Mappin
 
 
 def _of_network(header: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of a header that say which network it is, without its settings and the course of training."""
+    """Return the entries of a header that identify the network, without settings and training progress."""
     apart = ("settings", "epoch", _DIGEST)
     return {key: value for key, value in header.items() if key not in apart and not key.startswith("val_")}
 
 
 def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return a header that also says how inference has to treat images and outputs.
+    """Add to a header how inference has to treat images and outputs.
 
     Args:
         header: of the network.
@@ -518,12 +520,12 @@ def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dic
 
 
 def trained_setting(checkpoint: Path | str | None, name: str, default: Any) -> Any:
-    """Return what a weights file says of a key of ``inference.json``.
+    """Return a weights file's value for a key of ``inference.json``.
 
     Args:
-        checkpoint: the file; where there is none, as for tools that only look at a bundle, the default is returned.
+        checkpoint: the file; without it, as for tools that only inspect a bundle, the default is returned.
         name: the key.
-        default: for files that do not say.
+        default: for files without it.
 
     Raises:
         CheckpointError: the file is damaged or of another kind.
@@ -545,7 +547,7 @@ def trained_names(
     Args:
         checkpoint: the file.
         entry: of the header.
-        default: returned if there is no such file, as for tools that only look at a bundle; None demands the file.
+        default: returned if there is no such file, as for tools that only inspect a bundle; None requires the file.
         method: see :func:`read_header`.
 
     Raises:

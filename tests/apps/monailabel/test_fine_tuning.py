@@ -110,7 +110,7 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     one, _ = annotated(tmp_path, 0, ".png")
     with pytest.raises(DatasetError, match="at least 2"):
         write_annotated_dataset(tmp_path / "data", [one], OPENER, domain="he")
-    with pytest.raises(DatasetError, match="tells no classes"):
+    with pytest.raises(DatasetError, match="has no classes"):
         read_annotation(one, OPENER, ("a", "b"))
     write_label(one.label, np.zeros((40, 61), dtype=np.int32))
     with pytest.raises(DatasetError, match="61 x 40"):

@@ -172,7 +172,7 @@ def test_a_body_is_limited_by_its_announced_length() -> None:
     assert ask("/datastore/image", "PUT", headers={"content-length": "-5"})[0] == 400
 
 
-def test_a_body_is_limited_by_what_comes() -> None:
+def test_a_body_is_limited_by_the_bytes_received() -> None:
     form = {"content-type": "multipart/form-data; boundary=x", "content-length": "10"}
     status, _, application = ask("/datastore/image", "PUT", headers=form, body=(b"a" * 600, b"b" * 600))
     assert status == 413
@@ -183,7 +183,7 @@ def test_a_body_is_limited_by_what_comes() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff\xfe", b"[" * 900, b'"x"'])
-def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     assert ask("/train/unsam", "POST", headers={"content-type": "application/json"}, body=(body,))[0] == 400
     assert ask("/train/unsam", "POST", body=(body,))[0] == 400
 

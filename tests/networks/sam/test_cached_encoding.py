@@ -200,7 +200,7 @@ def test_unfreezing_shortens_the_cached_part_and_says_so(encoder, cache, caplog)
     ]
 
 
-def test_dropout_in_a_frozen_adapter_is_drawn_anew(encoder, cache):
+def test_dropout_in_a_frozen_adapter_is_redrawn(encoder, cache):
     class Dropping(BlockAdapter):
         def __init__(self):
             super().__init__()

@@ -228,7 +228,7 @@ def test_a_saved_sam_of_another_variant_is_refused(own_file):
         build_sam("vit_tiny", 64, checkpoint=own_file)
 
 
-def test_trained_weights_of_a_method_are_no_sam(small, sam, tmp_path):
+def test_trained_weights_of_a_method_are_not_a_sam(small, sam, tmp_path):
     path = tmp_path / "model.safetensors"
     save_trained(path, sam, {"method": "segmentor", "sam_variant": small.name})
     with pytest.raises(CheckpointError, match="trained of 'segmentor', not a whole SAM"):

@@ -57,7 +57,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_parameter_is_computed_anew(change):
+def test_a_changed_parameter_is_recomputed(change):
     module = Scaling()
     assert module() is module()
     assert module.calls == 1
@@ -67,7 +67,7 @@ def test_a_changed_parameter_is_computed_anew(change):
     assert module.calls == 2
 
 
-def test_other_arguments_are_computed_anew():
+def test_other_arguments_are_recomputed():
     module = Scaling()
     assert [module(factor)[0].item() for factor in (2, 3, 3, 2)] == [2, 3, 3, 2]
     assert module.calls == 3

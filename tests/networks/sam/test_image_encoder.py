@@ -61,7 +61,7 @@ def test_levels_are_the_outputs_of_the_feature_blocks_through_the_neck(encoder, 
         torch.testing.assert_close(level, encoder.neck(outputs[block].permute(0, 3, 1, 2)))
 
 
-def test_levels_are_not_computed_unless_asked_for(encoder):
+def test_levels_are_not_computed_unless_requested(encoder):
     necks = []
     encoder.neck.register_forward_hook(lambda module, inputs, output: necks.append(output))
     assert encoder(torch.randn(1, 3, 24, 24)).levels == ()

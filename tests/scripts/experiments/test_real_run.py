@@ -95,7 +95,7 @@ def test_the_page_shows_parent_child_metrics_and_overlay(finished: tuple[Experim
     parent, child = parent_of(experiment.full_name, uri), runs["evaluate"].info.run_id
     assert parent == runs["benchmark"].info.run_id
     (overlay,) = store.artifacts(runs["evaluate"], "overlays")
-    with served(uri) as address:
+    with served(uri) as (address, _):
         page = browse(f"{runs_page(address, uri)}/{parent}", "--dump-dom")
         artifacts = browse(f"{runs_page(address, uri)}/{child}/artifacts/{overlay}", "--dump-dom")
     for text in (experiment.full_name, "U-Net on bright, seed 0", "dice"):

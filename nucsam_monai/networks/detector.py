@@ -1,0 +1,122 @@
+"""What the networks have in common that find nuclei as objects."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
+from nucsam_monai.utils.errors import ConfigurationError
+
+
+class Detections(NamedTuple):
+    """The objects that were found in one image, the best first.
+
+    Attributes:
+        masks: ``(n, 1, S, S)`` probabilities.
+        scores: ``(n,)``.
+        class_ids: ``(n,)`` int64 from 0.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    class_ids: Tensor
+
+
+class Detector(nn.Module):
+    """A network that finds nuclei, draws the mask of each, and computes its losses itself.
+
+    Subclasses give their :attr:`method`, and say in :meth:`learn` and :meth:`find` what they do in training and
+    evaluation.
+
+    Args:
+        class_names: of the nuclei.
+        encoder: name of the network that describes the image.
+    """
+
+    method: str
+    """What weights files call the network."""
+    paper_encoder: str
+    side_multiple = 1
+    """What the sides of images must be multiples of, in pixels."""
+
+    def __init__(self, class_names: Sequence[str], encoder: str) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.encoder = encoder
+
+    def forward(
+        self, image: Tensor, masks: Sequence[Tensor] = (), class_ids: Sequence[Tensor] = ()
+    ) -> dict[str, Tensor] | list[Detections]:
+        """Return the losses in training, and what was found in evaluation.
+
+        Args:
+            image: ``(B, 3, S, S)``, normalised.
+            masks: in training ``(n, S, S)`` of each image; n may be 0.
+            class_ids: in training ``(n,)`` of each image.
+
+        Raises:
+            ConfigurationError: the network is exported, or the sides are no multiples of :attr:`side_multiple`.
+        """
+        refuse_export(WHY_NO_EXPORT)
+        if any(side % self.side_multiple for side in image.shape[2:]):
+            raise ConfigurationError(
+                f"{self.method}: found an image of {image.shape[2]} x {image.shape[3]} px, expected sides that are "
+                f"multiples of {self.side_multiple} px. Change image_size."
+            )
+        return self.learn(image, masks, class_ids) if self.training else self.find(image)
+
+    def learn(self, image: Tensor, masks: Sequence[Tensor], class_ids: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the losses by name; see :meth:`forward`."""
+        raise NotImplementedError
+
+    def find(self, image: Tensor) -> list[Detections]:
+        """Return what is found in each image."""
+        raise NotImplementedError
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a weights file says of this network and must say of the one it is loaded into."""
+        return {
+            "method": self.method,
+            "sam_variant": "none",
+            "options": json.dumps({"encoder": self.encoder}),
+            "class_names": json.dumps(self.class_names),
+        }
+
+
+def encoder_maps(name: str) -> tuple[nn.Module, list[int]]:
+    """Return a network of timm that gives a list of maps at strides 4 to 32, with random weights, and their channels.
+
+    Raises:
+        ConfigurationError: timm doesn't know the name.
+    """
+    import timm  # takes a second, which other networks need not spend
+
+    if not timm.is_model(name):
+        raise ConfigurationError(f"encoder '{name}': expected a network of timm, as resnet50 or hrnet_w64.")
+    options = {"feature_location": ""} if name.startswith("hrnet") else {}
+    network = timm.create_model(
+        name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), **options
+    )
+    return network, network.feature_info.channels()
+
+
+def start_unlikely(layer: nn.Module) -> None:
+    """Let a layer give the probability 0.01 at first, as most places are background (Lin et al., 2017, RetinaNet)."""
+    weight, bias = layer.parameters()
+    nn.init.normal_(weight, std=0.01)
+    nn.init.constant_(bias, -math.log(99))
+
+
+def with_coordinates(features: Tensor) -> Tensor:
+    """Append each cell's place, x and y from -1 to 1, to ``(B, C, h, w)`` ("CoordConv", Liu et al., 2018)."""
+    batch, _, height, width = features.shape
+    y, x = (
+        torch.linspace(-1, 1, side, dtype=features.dtype, device=features.device) for side in (height, width)
+    )
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    return torch.cat([features, grid.expand(batch, -1, -1, -1)], dim=1)

@@ -1,0 +1,46 @@
+"""The networks that find nuclei as objects, by their names."""
+
+from collections.abc import Mapping, Sequence
+
+from nucsam_monai.networks.detector import Detector
+from nucsam_monai.networks.mask_rcnn import MaskRCNN
+from nucsam_monai.networks.pointnu_net import PointNuNet
+from nucsam_monai.networks.sparse_inst import SparseInst
+from nucsam_monai.utils.errors import ConfigurationError
+
+DETECTORS: Mapping[str, type[Detector]] = {one.method: one for one in (MaskRCNN, PointNuNet, SparseInst)}
+
+
+def build_detector(
+    name: str, class_names: Sequence[str], encoder: str | None = None, rois_per_image: int | None = None
+) -> Detector:
+    """Build a detector with random weights.
+
+    Args:
+        name: a key of :data:`DETECTORS`.
+        class_names: of the nuclei.
+        encoder: network that describes the image; None for that of the paper.
+        rois_per_image: of Mask R-CNN, see there; the others pass over it.
+
+    Raises:
+        ConfigurationError: an unknown name or encoder.
+
+    Example:
+        >>> build_detector("sparse_inst", ["nucleus"], "resnet18").encoder
+        'resnet18'
+    """
+    encoder = encoder or paper_encoder(name)
+    if name == MaskRCNN.method and rois_per_image is not None:
+        return MaskRCNN(class_names, encoder, rois_per_image)
+    return DETECTORS[name](class_names, encoder)
+
+
+def paper_encoder(name: str) -> str:
+    """Return the encoder that the paper of a detector has.
+
+    Raises:
+        ConfigurationError: an unknown name.
+    """
+    if name not in DETECTORS:
+        raise ConfigurationError(f"detector '{name}': expected one of {', '.join(DETECTORS)}.")
+    return DETECTORS[name].paper_encoder

@@ -1,0 +1,217 @@
+"""All systems by their names, and what the bundle ``baselines`` asks of one of them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Lambdad
+from torch import nn
+
+from nucsam_monai.data import class_names as classes_of_dataset
+from nucsam_monai.data.label_files import read_classes
+from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
+from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.systems.cdnet import CDNET
+from nucsam_monai.systems.cellvit import CELLVIT
+from nucsam_monai.systems.cppnet import CPPNET
+from nucsam_monai.systems.dcan import DCAN
+from nucsam_monai.systems.dist import DIST
+from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
+from nucsam_monai.systems.hovernet import HOVERNET
+from nucsam_monai.systems.stardist import STARDIST
+from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
+from nucsam_monai.systems.unets import UNETS
+from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
+from nucsam_monai.transforms.targets import NucleusCentroidsd
+from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.instances import InstanceRule
+
+
+def _dense(builder: Callable[[bool, int], Built], order: Order) -> Built:
+    return builder(order.small, order.outputs)
+
+
+SYSTEMS: Mapping[str, System] = {
+    **{name: System(partial(_dense, builder)) for name, builder in DENSE_BUILDERS.items()},
+    "hovernet": HOVERNET,
+    "stardist": STARDIST,
+    "cppnet": CPPNET,
+    "dcan": DCAN,
+    "dist": DIST,
+    "cdnet": CDNET,
+    **ENCODER_SYSTEMS,
+    **UNETS,
+    "cellvit-*": CELLVIT,
+}
+"""A key that ends in ``-*`` stands for variants, as of the encoder in ``deeplabv3plus-resnet50``."""
+
+SystemRule = InstanceRule | Literal["own"]
+"""How nuclei are made of a system's output: by a rule of dense networks, or by the system's ``own``."""
+
+_NO_CLASSES = ("nucleus",)
+
+
+def system_named(name: str) -> System:
+    """Return a system; the names of users' networks, in copies of the bundle, stand for dense ones, as a U-Net is."""
+    return SYSTEMS.get(_key(name), SYSTEMS["unet"])
+
+
+def _key(name: str) -> str:
+    """Return the key of a system's name."""
+    return name if name in SYSTEMS else name.partition("-")[0] + "-*"
+
+
+def build_network(
+    name: str,
+    size: Size = "standard",
+    instances: SystemRule | None = None,
+    class_names: Sequence[str] = _NO_CLASSES,
+) -> Baseline:
+    """Build the network of a system.
+
+    Args:
+        name: a key of :data:`SYSTEMS`, with a variant in place of its asterisk.
+        size: ``small`` for quick trials, ``standard`` for comparisons.
+        instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
+            ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
+            :func:`default_rule`.
+        class_names: of the nuclei; systems that do not know classes pass over them.
+
+    Raises:
+        ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
+            that it does not have.
+    """
+    if _key(name) not in SYSTEMS or size not in get_args(Size):
+        raise ConfigurationError(
+            f"baseline '{name}' of size '{size}': expected one of {', '.join(SYSTEMS)} and one of "
+            f"{', '.join(get_args(Size))}."
+        )
+    system = SYSTEMS[_key(name)]
+    rule = instances or default_rule(name)
+    _check_rule(name, system, rule)
+    names = class_names if system.knows_classes else _NO_CLASSES
+    outputs = 2 if rule == "distance" else 1
+    order = Order(size == "small", outputs, len(names), name.partition("-")[2])
+    return Baseline(name, size, outputs, system.build(order), names)
+
+
+def default_rule(name: str) -> SystemRule:
+    """Return the rule that makes nuclei of a system's output: its own where it has one, else ``components``."""
+    return "own" if system_named(name).rule else "components"
+
+
+def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
+    """Return the rule that weights were trained for, or :func:`default_rule` where there are none.
+
+    Older weights do not name their system among their settings. In their time the setting had no effect on HoVer-Net,
+    so it is passed over.
+    """
+    default = default_rule(name)
+    if default == "own" and trained_setting(checkpoint, "baseline", None) is None:
+        return default
+    trained: SystemRule = trained_setting(checkpoint, "instances", default)
+    return trained
+
+
+def trained_classes(checkpoint: Path | str | None) -> list[str]:
+    """Return the names of the classes that weights tell apart; only "nucleus" where they tell none."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return [*_NO_CLASSES]
+    return [
+        str(name) for name in json.loads(read_header(checkpoint).get("class_names", json.dumps(_NO_CLASSES)))
+    ]
+
+
+def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
+    """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none."""
+    return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
+
+
+def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> list[str]:
+    """Return the classes in which a network and a dataset agree; only "nucleus" if they differ."""
+    typed = len(class_names) > 1 and classes_of_dataset(dataset_dir) == list(class_names)
+    return list(class_names) if typed else [*_NO_CLASSES]
+
+
+def true_classes(class_names: Sequence[str]) -> Steps:
+    """Return what adds the class of each true nucleus, for metrics of several classes."""
+    if len(class_names) == 1:
+        return []
+    return [NucleusCentroidsd("instances"), DeleteItemsd(["classes", "mask", "points"])]
+
+
+def read_classes_of(class_names: Sequence[str]) -> Steps:
+    """Return what reads the classes of an item's nuclei, before anything that is kept in memory, where they differ."""
+    if len(class_names) == 1:
+        return []
+    return [Lambdad("classes", func=read_classes, allow_missing_keys=True)]
+
+
+def own_targets(name: str, instances: SystemRule, class_names: Sequence[str] = _NO_CLASSES) -> Steps:
+    """Return what makes ``label``, so far the foreground, the training target of a system.
+
+    Args:
+        name: of the system.
+        instances: the rule that is trained for.
+        class_names: of the nuclei.
+    """
+    system = system_named(name)
+    if system.target is None:
+        return distance_targets("distance") if instances == "distance" else []
+    return [OwnTargetd(system.target, with_classes=system.knows_classes and len(class_names) > 1)]
+
+
+def own_loss(name: str, dense: nn.Module) -> nn.Module:
+    """Return the training loss of a system; ``dense`` is that of dense systems."""
+    return system_named(name).loss(dense)
+
+
+def system_instances(
+    name: str,
+    threshold: float,
+    instances: SystemRule,
+    distance_rule: Mapping[str, Any] | None = None,
+    *,
+    class_names: Sequence[str] = _NO_CLASSES,
+    with_truth: bool = False,
+) -> Compose:
+    """Turn the maps ``pred`` of a system into nuclei.
+
+    Args:
+        name: of the system.
+        threshold: of the foreground's probability.
+        instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
+            probability alone.
+        distance_rule: options of the rule ``distance``.
+        class_names: of the nuclei, for the rule ``own``.
+        with_truth: keep the true label map under ``label_instances``, for metrics.
+
+    Raises:
+        ConfigurationError: a rule that the system cannot be used with.
+    """
+    system = system_named(name)
+    _check_rule(name, system, instances)
+    if system.rule is not None and instances == "own":
+        truth = CopyItemsd("instances", names="label_instances") if with_truth else None
+        return chain([OwnInstancesd(system.rule, threshold, class_names), truth])
+    foreground = ForegroundChanneld() if system.rule is not None else None
+    steps = to_instances(threshold, cast(InstanceRule, instances), distance_rule, with_truth=with_truth)
+    return chain([foreground, *steps.transforms])
+
+
+def _check_rule(name: str, system: System, instances: SystemRule) -> None:
+    if instances == "own" and system.rule is None:
+        raise ConfigurationError(
+            f"instances 'own': {name} has no rule of its own. Take components, watershed or distance."
+        )
+    if instances == "distance" and system.rule is not None:
+        raise ConfigurationError(
+            f"instances 'distance': {name} learns maps of its own. Take own, or components or watershed where one of "
+            "them is the foreground."
+        )
+    if instances != "own" and not system.has_foreground:
+        raise ConfigurationError(
+            f"instances '{instances}': {name} has no map of the foreground. Take own, its rule."
+        )
