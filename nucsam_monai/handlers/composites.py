@@ -139,7 +139,6 @@ class TrainingHandlers(_Handlers):
                     sampler, data_loader, lr_scheduler.optimizer, lr_scheduler, network, sampler.seed
                 ),
                 *extra,
-                LoaderLog(),
                 GradientClipping(network, max_grad_norm),
                 weight_averaging,
                 _progress(f"training the {stage}" if stage else "training", hide_progress),
@@ -159,6 +158,7 @@ class TrainingHandlers(_Handlers):
         engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.STARTED, self.state.take_up)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
+        LoaderLog().attach(engine)
         super().attach(engine)
         engine.add_event_handler(Events.STARTED, move_to_front, Events.EXCEPTION_RAISED, self.stop)
         engine.add_event_handler(Events.COMPLETED, self.end)
