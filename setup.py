@@ -14,6 +14,6 @@ setup(
             "*/docs/*",
             "*/models/compact*.safetensors",
         ],
-        "nucsam_monai.scripts": ["*.py", "*/*.py", "*/*/*.yaml"],
+        "nucsam_monai.scripts": ["*.py", "*/*.py", "*/*.yaml", "*/*/*.yaml"],
     },
 )

@@ -71,7 +71,7 @@ def main(
         parts: of ``encoder``, ``decoder``.
         modes: of ``forward``, ``train``.
         prompts: numbers of point prompts in all.
-        implementations: of ``stock``, ``ours``, ``ours_compiled``, ``ours_checkpointed``, ``timm``.
+        implementations: of ``stock``, ``ours``, ``ours_compiled``, ``ours_graphs``, ``ours_checkpointed``, ``timm``.
         device: ``cpu`` or ``cuda``.
         threads: threads of the CPU; all cores by default.
         repeats: rounds in which every contender is timed once.

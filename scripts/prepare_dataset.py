@@ -1,4 +1,4 @@
-"""Turn the archives of public datasets into dataset folders, and check such folders.
+"""Turn the archives of public datasets into dataset folders, check such folders, and hand them to nnU-Net.
 
 Examples::
 
@@ -10,6 +10,8 @@ Examples::
     python scripts/prepare_dataset.py nucls --source nucls --output_dir data/nucls
     python scripts/prepare_dataset.py folder --images my/images --instances my/labels --output_dir data/mine
     python scripts/prepare_dataset.py validate data/monuseg
+    python scripts/prepare_dataset.py to_nnunet data/monuseg --output_dir nnUNet_raw
+    python scripts/prepare_dataset.py from_nnunet nnunet --dataset data/monuseg --output_dir output/nnunet
 
 A source may also be the folder unpacked from the archive, or a folder of several archives. ``folder`` takes
 your own images and label maps, paired by name. The options of one dataset are listed by
@@ -28,6 +30,7 @@ from nucsam_monai.apps.command_line import run_command
 from nucsam_monai.data.converters import CONVERTERS, ConversionSummary, folder
 from nucsam_monai.data.download import HOSTED_FILES, hosted_file
 from nucsam_monai.data.download import download as download_file
+from nucsam_monai.data.nnunet import export_nnunet, import_nnunet
 from nucsam_monai.data.validation import validate_dataset
 from nucsam_monai.data.writer import SplitCounts
 from nucsam_monai.utils.errors import ConfigurationError
@@ -72,7 +75,7 @@ def validate(folder: str) -> str:
     return "\n".join([f"{summary.folder}: valid dataset '{summary.name}'", *_count_lines(summary.splits)])
 
 
-def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
+def reporting(convert: Callable[..., ConversionSummary | str]) -> Callable[..., str]:
     """Make a converter return its counts as text, with the converter's own signature and help.
 
     Fire would run the converter first and complain about a misspelt option afterwards, so the command takes
@@ -86,6 +89,8 @@ def reporting(convert: Callable[..., ConversionSummary]) -> Callable[..., str]:
         if "workers" in signature.parameters:
             options.setdefault("workers", os.cpu_count() or 1)
         summary = convert(*args, **options)
+        if isinstance(summary, str):
+            return summary
         dropped = [f"  dropped    {count:>6} {reason}" for reason, count in summary.dropped.items() if count]
         protocol = f", protocol '{summary.protocol}'" if summary.protocol else ""
         return "\n".join(
@@ -119,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     commands = {name: reporting(converter.convert) for name, converter in CONVERTERS.items()}
     commands["folder"] = reporting(folder.convert)
+    commands.update({"to_nnunet": reporting(export_nnunet), "from_nnunet": reporting(import_nnunet)})
     commands.update({"download": download, "validate": validate, "list": list_datasets})
     return run_command(commands, arguments)
 

@@ -522,9 +522,14 @@ class MLflowTracker:
             self._loss_counts[name] = self._loss_counts.get(name, 0) + 1
 
     def finish_epoch(self, engine: Engine) -> None:
-        """Record the epoch's mean losses and all scalar metrics of the engine at its epoch."""
+        """Record the epoch's mean losses and all scalar metrics of the engine at its epoch.
+
+        ``epoch_seconds`` is what the steps of a training took, without its validation.
+        """
         means = {name: float(total) / self._loss_counts[name] for name, total in self._loss_sums.items()}
         self._loss_sums, self._loss_counts = {}, {}
+        if isinstance(engine, Trainer) and (seconds := engine.state.times[Events.EPOCH_COMPLETED.name]):
+            means["epoch_seconds"] = seconds
         if not self._points_are_stock:
             self.run.log_metrics({**self._rates, **means, **engine.state.metrics}, step=engine.state.epoch)
 

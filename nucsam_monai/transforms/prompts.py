@@ -91,7 +91,7 @@ class NucleusPointsd(Randomizable, MapTransform):
         """Return the item with the points added."""
         item = dict(data)
         for key in self.key_iterator(item):
-            found = nucleus_points(convert_to_numpy(item[key])[0])
+            found = nucleus_points(whole_ids(item[key]))
             count = max(len(found), 1) if self.max_points is None else self.max_points
             if len(found) > count:
                 random = self.R if self.seed is None else np.random.RandomState(self.seed)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from experiments.shared import compared_systems, with_shared
 from nucsam_monai.data.splits import SPLITS
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -26,6 +27,9 @@ PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
 COST_METRICS = ("trainable_m", "frozen_m", "total_m", "gmacs", "images_per_second")
 """Trainable, frozen and all parameters in millions, 10^9 multiply-accumulate operations for an image, and speed."""
+
+SECONDS_PER_EPOCH = "seconds_per_epoch"
+"""Median time of an epoch's training steps in seconds, on the machine that trained; MLflow's record has it."""
 
 COST_IMAGE_PX, COST_NUCLEI = 256, 25
 """Side of the image that operations and speed are measured with, and its nuclei, which are the prompts of methods that
@@ -146,7 +150,8 @@ class Experiment:
         title: what it shows, in one line.
         protocol: one of :data:`PROTOCOLS`.
         metrics: columns of its tables; ``<metric>:<class or tissue>`` is that of a part of the images. With any of
-            :data:`COST_METRICS` parameters, operations and speed are measured.
+            :data:`COST_METRICS` parameters, operations and speed are measured; :data:`SECONDS_PER_EPOCH` is that of
+            the trainings.
         methods: rows of its tables.
         datasets: what is tested.
         train_datasets: what is trained on, with the protocol ``zero_shot``, unless a dataset names its own.
@@ -212,8 +217,20 @@ _TOP = [
     "sweep",
     "printed",
     "seeds",
+    "shared",
 ]
-_FORM = ("datasets", "train_datasets", "slides", "seeds", "bundles", "pretraining", "methods", "protocol")
+_FORM = (
+    "datasets",
+    "train_datasets",
+    "slides",
+    "seeds",
+    "bundles",
+    "pretraining",
+    "methods",
+    "only",
+    "protocol",
+)
+_SHARED = ("methods", "datasets", "forms")
 _OPTIONS = ("overlays", "settings")
 _METHOD = [
     "name",
@@ -270,13 +287,18 @@ def read_experiment(
     path = Path(path)
     document = read_document(path)
     reader = _Reader(str(path))
+    name = document.get("shared")
+    shared = {} if name is None else read_document(path.parent / str(name))
+    reader.check_keys(shared, _SHARED, f"shared file '{name}'")
+    document = with_shared(document, shared)
     reader.check_keys(document, _TOP, "the experiment", required=("name", "title", "metrics", "methods"))
     forms = reader.mapping(document.get("forms"), "forms")
     if form not in forms:
         reader.complain(f"form '{form}': the file has {', '.join(forms) or 'none'}")
     chosen = reader.mapping(forms.get(form, {}), f"form '{form}'")
     reader.check_keys(chosen, _FORM, f"form '{form}'", required=("datasets",))
-    methods = _methods(reader, document, chosen)
+    printed = _printed(reader, document.get("printed"), path.parent)
+    methods = _beside(_methods(reader, document, chosen), printed)
     names = [method.name for method in methods]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         reader.complain(f"methods: {', '.join(repeated)} named twice")
@@ -289,7 +311,7 @@ def read_experiment(
         form=form,
         title=str(document.get("title")),
         protocol=reader.protocol(protocol, "the experiment"),
-        metrics=reader.texts(document.get("metrics"), "metrics"),
+        metrics=_metrics(reader.texts(document.get("metrics"), "metrics"), printed),
         methods=methods,
         datasets=tuple(_dataset(reader, entry) for entry in reader.entries(chosen, "datasets")),
         train_datasets=tuple(_dataset(reader, entry) for entry in reader.entries(chosen, "train_datasets")),
@@ -301,7 +323,7 @@ def read_experiment(
         percent=reader.flag(document, "percent"),
         transpose=reader.flag(document, "transpose"),
         sweep=document.get("sweep"),
-        printed=_printed(reader, document.get("printed"), path.parent),
+        printed=printed,
     )
     experiment = _on_other_data(experiment, datasets, train_datasets)
     _check_protocol(reader, experiment)
@@ -400,16 +422,21 @@ class _Reader:
 
 
 def _methods(reader: _Reader, document: Mapping[str, Any], form: Mapping[str, Any]) -> tuple[Method, ...]:
-    """Read the methods with the changes of the form; a change to null leaves a method out."""
+    """Read the methods with the changes of the form; null, or ``only`` others, leaves a method out."""
     changes = reader.mapping(form.get("methods"), "methods of the form")
+    only = reader.texts(form.get("only"), "only of the form")
+    names = [entry.get("name") for entry in document.get("methods", []) if isinstance(entry, Mapping)]
+    for name in only:
+        if name not in names:
+            reader.complain(f"only of the form: '{name}' is none of the methods")
     methods = []
     for entry in reader.entries(document, "methods"):
         entry = reader.mapping(entry, "a method")
         name = str(entry.get("name"))
         where = f"method '{name}'"
         reader.check_keys(entry, _METHOD, where, required=("name", "bundle"))
-        if name in changes and changes[name] is None:
-            changes.pop(name)
+        if (only and name not in only) or (name in changes and changes[name] is None):
+            changes.pop(name, None)
             continue
         change = reader.mapping(changes.pop(name, {}), f"{where} in the form")
         reader.check_keys(change, [key for key in _METHOD if key != "name"], f"{where} in the form")
@@ -489,7 +516,33 @@ def _printed(reader: _Reader, document: Any, folder: Path) -> PrintedTable | Non
     file = folder / str(entry.get("file"))
     if not file.is_file():
         reader.complain(f"printed: no file {file}")
+        return None
     return PrintedTable(file, str(entry.get("table")))
+
+
+PRINTED_METRICS = "printed"
+"""Stands among the metrics of an experiment for those of its printed table."""
+
+
+def _metrics(metrics: tuple[str, ...], printed: PrintedTable | None) -> tuple[str, ...]:
+    if printed is None:
+        return metrics
+    columns = read_printed(printed).metrics
+    return tuple(one for name in metrics for one in (columns if name == PRINTED_METRICS else [name]))
+
+
+def _beside(methods: tuple[Method, ...], printed: PrintedTable | None) -> tuple[Method, ...]:
+    """Let systems stand next to the rows that the paper prints under another of their names."""
+    if printed is None:
+        return methods
+    rows, systems = read_printed(printed).values, compared_systems()
+    found = []
+    for method in methods:
+        known = systems.get(method.name)
+        names = known.printed_as if known is not None and method.name not in rows else ()
+        row = method.printed or next((name for name in names if name in rows), None)
+        found.append(replace(method, printed=row))
+    return tuple(found)
 
 
 def _check_protocol(reader: _Reader, experiment: Experiment) -> None:
@@ -519,12 +572,14 @@ class Printed:
         number: of the table in the paper.
         caption: what it shows.
         values: ``{row: {(dataset, metric): value}}`` as printed; cells that the paper leaves empty are missing.
+        metrics: its columns for each dataset.
     """
 
     source: str
     number: str
     caption: str
     values: Mapping[str, Mapping[tuple[str, str], float]]
+    metrics: tuple[str, ...] = ()
 
     def value(self, row: str, dataset: str, metric: str) -> float | None:
         """Return one cell; None where the paper has none."""
@@ -559,7 +614,9 @@ def read_printed(table: PrintedTable) -> Printed:
         values[str(row)] = {
             column: float(cell) for column, cell in zip(columns, cells, strict=True) if cell is not None
         }
-    return Printed(str(document["source"]), table.table, str(entry["caption"]), values)
+    return Printed(
+        str(document["source"]), table.table, str(entry["caption"]), values, tuple(entry["metrics"])
+    )
 
 
 @lru_cache(maxsize=16)

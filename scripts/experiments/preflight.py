@@ -29,11 +29,15 @@ DEMO = "demo"
 """The folder of the demo data below that of all data; it is drawn when it is needed."""
 
 _SAM_SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
+_TORCH_SERVER = "https://download.pytorch.org/models"
 WEIGHT_SOURCES: Mapping[str, str] = {
     "sam_vit_b_01ec64.pth": f"{_SAM_SERVER}/sam_vit_b_01ec64.pth",
     "sam_vit_l_0b3195.pth": f"{_SAM_SERVER}/sam_vit_l_0b3195.pth",
     "sam_vit_h_4b8939.pth": f"{_SAM_SERVER}/sam_vit_h_4b8939.pth",
-    "convnext_small-0c510722.pth": "https://download.pytorch.org/models/convnext_small-0c510722.pth",
+    "convnext_small-0c510722.pth": f"{_TORCH_SERVER}/convnext_small-0c510722.pth",
+    "vgg19-dcbb9e9d.pth": f"{_TORCH_SERVER}/vgg19-dcbb9e9d.pth",
+    "vit_base_r50_s16_224.orig_in21k.safetensors": "model.safetensors of https://huggingface.co/timm/"
+    "vit_base_r50_s16_224.orig_in21k, renamed",
 }
 """Where the weights that the papers start from are published."""
 
@@ -170,7 +174,8 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
         if missing:
             yield f"bundle '{bundle}': no configuration {', '.join(missing)}"
             return
-        parser = _parser(tuple(files))
+        # evaluate.json may name another network, which takes the keys of train.json in place of what its weights say.
+        parser, of_training = _parser(tuple(files)), _parser((files[0],))
     except ConfigurationError as error:
         yield str(error)
         return
@@ -178,7 +183,7 @@ def option_problems(bundle: str, options: BundleOptions, names: tuple[str, ...])
         yield f"bundle '{bundle}': {', '.join(names)} do not fit together. Is one missing, such as shared_encoder?"
         return
     for key in options.settings:
-        if key not in parser:
+        if key not in parser and key not in of_training:
             yield f"bundle '{bundle}': unknown key '{key}'{_nearest(key, parser.get())}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.description import COST_IMAGE_PX, COST_NUCLEI, DatasetUse, Experiment, Printed, read_printed
 from experiments.figures import Curve, confusion_matrix, plot_all, plot_confusion, qualitative_sheet
+from experiments.shared import system_printed_as
 from experiments.slides import slides_section
 from experiments.steps import Evaluation, Grid, Places, Step, folder_of, is_done, read_done
 from experiments.tables import (
@@ -16,15 +17,14 @@ from experiments.tables import (
     Table,
     build_table,
     csv_rows,
+    curves_of,
     first_done,
     latex,
     markdown,
     not_run,
     paired_tests,
     read_results,
-    read_table,
 )
-from experiments.tracking import CURVES_FILE
 from nucsam_monai.data import read_dataset
 from nucsam_monai.io import write_table
 from nucsam_monai.utils.errors import NucSAMError
@@ -107,11 +107,10 @@ def read_curves(grid: Grid, places: Places) -> dict[str, Curve]:
         if pair.training is None:
             continue
         data = "+".join(dataset.name for dataset in pair.training.datasets)
-        file = folder_of(pair.training, places) / CURVES_FILE
         label = f"{pair.method.name}, {data}"
-        if label in curves or not file.is_file():
+        rows = [] if label in curves else curves_of(pair, places)
+        if not rows:
             continue
-        rows = read_table(file)
         metric = next((name for name in _CURVES if any(row["metric"] == name for row in rows)), None)
         curves[label] = sorted((row["epoch"], row["value"]) for row in rows if row["metric"] == metric)
     return curves
@@ -234,13 +233,15 @@ def _printed_section(experiment: Experiment, table: Table, printed: Printed | No
     lines = [
         f"## Printed in {printed.source}, table {printed.number}, not run here",
         "",
-        "| method | " + " | ".join(f"{dataset} {metric}" for dataset, metric in columns) + " |",
-        "|" + "---|" * (len(columns) + 1),
+        "| method | " + " | ".join(f"{dataset} {metric}" for dataset, metric in columns) + " | why |",
+        "|" + "---|" * (len(columns) + 2),
     ]
     for row in not_run(printed, experiment):
         cells = (printed.values[row].get(column) for column in columns)
+        texts = ["-" if cell is None else f"{cell:g}" for cell in cells]
+        system = system_printed_as(row)
         lines.append(
-            f"| {row} | " + " | ".join("-" if cell is None else f"{cell:g}" for cell in cells) + " |"
+            "| " + " | ".join([row, *texts, (system.reason if system else "") or "not in this form"]) + " |"
         )
     return "\n".join(lines) if len(lines) > 4 else ""
 

@@ -258,12 +258,14 @@ class Places:
     def weights(self, options: BundleOptions) -> dict[str, Path]:
         """Return the weights files that settings name, by key.
 
-        These are the texts under keys that end with ``checkpoint``, apart from expressions.
+        These are the texts under keys that end with ``checkpoint`` or ``trunk_weights``, apart from expressions.
         """
         return {
             key: self.weights_dir / value
             for key, value in options.settings.items()
-            if key.endswith("checkpoint") and isinstance(value, str) and not value.startswith(_EXPRESSIONS)
+            if key.endswith(("checkpoint", "trunk_weights"))
+            and isinstance(value, str)
+            and not value.startswith(_EXPRESSIONS)
         }
 
     def checkpoint(self, method: Method, dataset: DatasetUse) -> Path | None:
@@ -318,6 +320,7 @@ Step = Training | Evaluation | Measurement | SlideRun
 
 DONE_FILE = "done.json"
 SETTINGS_FILE = "settings.json"
+CURVES_FILE = "curves.csv"
 LABEL_MAPS = "label_maps"
 _HASH_LENGTH = 10
 

@@ -6,19 +6,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
-from experiments.description import COST_METRICS, Experiment, Printed
-from experiments.steps import Evaluation, Grid, Places, folder_of, is_done
+from experiments.description import COST_METRICS, SECONDS_PER_EPOCH, Experiment, Printed
+from experiments.steps import CURVES_FILE, Evaluation, Grid, Places, folder_of, is_done
 from nucsam_monai.metrics import compare
 from nucsam_monai.metrics.summary import TEXT_COLUMNS, summarise_by_domain
 
 COST = "cost"
 """What tables call the dataset of parameters, operations and speed."""
 
-LOWER_IS_BETTER = ("hd", "hd95", "trainable_m", "frozen_m", "total_m", "gmacs")
-NOT_SHARES = ("hd", "hd95", *COST_METRICS)
+LOWER_IS_BETTER = ("hd", "hd95", "trainable_m", "frozen_m", "total_m", "gmacs", SECONDS_PER_EPOCH)
+NOT_SHARES = ("hd", "hd95", *COST_METRICS, SECONDS_PER_EPOCH)
 """Metrics that are not shares of one, so that percentages make no sense."""
 
 PART = ":"
@@ -77,6 +77,7 @@ def read_results(experiment: Experiment, grid: Grid, places: Places) -> Results:
             merged = merge_rows([read_table(folder / "per_image.csv") for folder in folders])
             rows[method.name, dataset.name] = merged
             found = dataset_cells(merged, [read_summary(folder) for folder in folders])
+            found |= epoch_cells([curves_of(pair, places) for pair in pairs])
             cells |= {(method.name, dataset.name, metric): cell for metric, cell in found.items()}
     for measurement in grid.measurements:
         if is_done(measurement, places):
@@ -87,6 +88,22 @@ def read_results(experiment: Experiment, grid: Grid, places: Places) -> Results:
                 cost |= {"trainable_m": 0.0, "frozen_m": cost["total_m"]}
             cells |= {(name, COST, metric): Cell(float(cost[metric])) for metric in COST_METRICS}
     return Results(cells, rows, {key: len(table) for key, table in rows.items()})
+
+
+def curves_of(pair: Evaluation, places: Places) -> list[dict[str, Any]]:
+    """Return what MLflow recorded of a pair's training, a row for each metric and epoch; empty without a record."""
+    file = None if pair.training is None else folder_of(pair.training, places) / CURVES_FILE
+    return read_table(file) if file is not None and file.is_file() else []
+
+
+def epoch_cells(curves: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Cell]:
+    """Return the time of an epoch: the median of each training, and the mean over trainings."""
+    times = [[row["value"] for row in rows if row["metric"] == "epoch_seconds"] for rows in curves]
+    medians = [median(seconds) for seconds in times if seconds]
+    if not medians:
+        return {}
+    deviation = stdev(medians) if len(medians) > 1 else math.nan
+    return {SECONDS_PER_EPOCH: Cell(fmean(medians), deviation=deviation, replicates=len(medians))}
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -214,6 +231,7 @@ _NAMES = {
     "total_m": "parameters (M)",
     "gmacs": "GMACs",
     "images_per_second": "images/s",
+    SECONDS_PER_EPOCH: "s/epoch",
 }
 
 

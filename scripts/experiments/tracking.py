@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.description import Experiment
 from experiments.slides import PICTURES, slide_folder, slide_summary
 from experiments.steps import (
+    CURVES_FILE,
     SETTINGS_FILE,
     Evaluation,
     Places,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MLFLOW_EXPERIMENT = "nucsam/experiments"
-CURVES_FILE = "curves.csv"
 _PARENT_FILE = "tracking.json"
 _PAIR_TAG = "pair"
 _ARTIFACTS = (

@@ -100,7 +100,7 @@ class CellposeSAM(CellposeUNet):
         from cellpose.vit import CPSAM
 
         self.core, self.dynamics = core, dynamics
-        self.net = CPSAM(dtype=torch.bfloat16).eval()
+        self.net = CPSAM(dtype=torch.bfloat16).to(torch.bfloat16).eval()
         if weights:
             self.net.load_model(weights, device=torch.device("cpu"))
         self.side = 256

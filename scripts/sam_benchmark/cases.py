@@ -9,7 +9,10 @@ from typing import Any, Literal
 PARTS = ("encoder", "decoder")
 MODES = ("forward", "train")
 PRECISIONS = ("fp32", "bf16")
-IMPLEMENTATIONS = ("stock", "ours", "ours_compiled", "ours_checkpointed", "timm")
+COMPILED = {"ours_compiled": "default", "ours_graphs": "reduce-overhead"}
+"""Implementations that are compiled, and the mode; ``reduce-overhead`` records CUDA graphs."""
+
+IMPLEMENTATIONS = ("stock", "ours", *COMPILED, "ours_checkpointed", "timm")
 MATRIX: dict[str, Any] = {
     "variants": ("vit_tiny", "vit_b", "vit_l", "vit_h"),
     "sizes": (256, 512, 1024),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nucsam_monai.networks.sam import SAM
-from sam_benchmark.cases import Case, Contender, Settings
+from sam_benchmark.cases import COMPILED, Case, Contender, Settings
 from sam_benchmark.runners import Runner, Workbench
 
 MIB = 2**20
@@ -38,7 +38,7 @@ def time_contenders(case: Case, settings: Settings, contenders: list[Contender])
         try:
             runner = bench.runner(contender)
             outputs, results[contender.key] = _first_step(
-                runner, count=contender.implementation != "ours_compiled"
+                runner, count=contender.implementation not in COMPILED
             )
         except ModuleNotFoundError as error:
             results[contender.key] = {"skipped": f"{error.name} is not installed"}

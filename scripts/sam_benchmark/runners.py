@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nucsam_monai.inferers import autocast
 from nucsam_monai.networks.sam import SAM, ImageEncoder, build_sam, decode_prompts
-from sam_benchmark.cases import Case, Contender, Settings
+from sam_benchmark.cases import COMPILED, Case, Contender, Settings
 from sam_benchmark.low_rank import LowRankAdapter, LowRankLinear, draw_updates
 from sam_benchmark.stock import (
     draw_sam_weights,
@@ -136,8 +136,8 @@ class Workbench:
         encoder = copy.copy(self.sam.image_encoder)  # shares the weights
         if implementation == "ours_checkpointed":
             encoder.activation_checkpointing = True
-        elif implementation == "ours_compiled":
-            encoder.compile()
+        elif implementation in COMPILED:
+            encoder.compile(mode=COMPILED[implementation])
         return encoder
 
     def _decoder_runner(
@@ -153,7 +153,8 @@ class Workbench:
                 stock if training else None
             )
         decoder = copy.deepcopy(self.sam.mask_decoder).requires_grad_(training)
-        decode = torch.compile(decode_prompts) if implementation == "ours_compiled" else decode_prompts
+        mode = COMPILED.get(implementation)
+        decode = torch.compile(decode_prompts, mode=mode) if mode else decode_prompts
         return lambda: tuple(decode(decoder, embedding, code, sparse, dense, counts)[:2]), (
             decoder if training else None
         )

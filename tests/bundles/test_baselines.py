@@ -226,12 +226,12 @@ def test_hovernet_learns_the_classes_of_a_dataset_that_has_them(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("baseline", "rule"), [("stardist", "own"), ("cdnet", "own"), ("unet-tu-test_resnet", "watershed")]
+    ("baseline", "rule", "side"), [("stardist", "own", 32), ("unet-tu-test_resnet", "watershed", 64)]
 )
 def test_a_system_goes_all_the_way(
-    settings: dict[str, Any], tmp_path: Path, baseline: str, rule: SystemRule
+    settings: dict[str, Any], tmp_path: Path, baseline: str, rule: SystemRule, side: int
 ) -> None:
-    settings |= {"baseline": baseline, "image_size": 64}
+    settings |= {"baseline": baseline, "image_size": side}
     if rule != default_rule(baseline):
         settings["instances"] = rule
     trained = BASELINES.train(**settings)

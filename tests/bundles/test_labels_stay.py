@@ -18,7 +18,7 @@ from tests.bundles.runs import BUNDLES, REPOSITORY
 SIZES = ((125, 160), (128, 128), (192, 130))
 RESIZING = (Resized, RandZoomd, RandZoomCropd)
 WORKFLOWS = ("inference", "evaluate", "automatic", "metadata", "multi_gpu_train")
-BELOW = {("promptnucseg", "compact"): ["shared_encoder"]}
+BELOW = {("promptnucseg", "compact"): ["shared_encoder"], ("sac", "unsam_protocol"): ["paper"]}
 RECIPE_OF_DATASET = re.compile("paper_[a-z0-9]+")
 
 

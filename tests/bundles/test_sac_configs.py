@@ -90,3 +90,21 @@ def test_the_papers_recipe_trains_and_evaluates(paper: dict[str, Any], tmp_path:
     weights = tmp_path / "model.safetensors"
     SAC.evaluate("paper", **{**paper, "output_dir": str(tmp_path / "out")}, checkpoint=str(weights))
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_a_medical_sam_learns_from_points_in_sequence_by_the_settings_of_unsam(
+    paper: dict[str, Any], tmp_path: Path
+) -> None:
+    samed = {"adapter": "lora", "lora_rank": 4, "train_prompt_encoder": True, "n_points": 0, "n_expert": 8}
+    settings = {**paper, **samed, "schedule": "sequential"}
+    workflow = SAC.bundle("paper", "unsam_protocol", **settings)
+    scheduler = workflow.parser.get_parsed_content("lr_scheduler")
+    assert (type(scheduler), scheduler.gamma) == (torch.optim.lr_scheduler.ExponentialLR, 0.98)
+    assert workflow.parser.get_parsed_content("early_stopping") is None
+    trained = SAC.train("paper", "unsam_protocol", **settings, epochs=1).trainer
+    assert trained.state.epoch == 2  # one of each domain
+    weights = str(tmp_path / "model.safetensors")
+    SAC.evaluate(
+        "paper", "unsam_protocol", **{**settings, "output_dir": str(tmp_path / "out")}, checkpoint=weights
+    )
+    assert (tmp_path / "out" / "summary.json").is_file()

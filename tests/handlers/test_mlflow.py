@@ -66,6 +66,8 @@ def test_a_training_is_one_finished_run_with_its_curves(
     assert store.curve(run, "val_mse") == {epoch: pytest.approx(value) for epoch, value in validated.items()}
     assert set(validated) == {1, 2}
     assert store.curve(run, "lr_group_0") == {1: pytest.approx(0.1), 2: pytest.approx(0.05)}
+    assert all(0 < seconds < 60 for seconds in store.curve(run, "epoch_seconds").values())
+    assert set(store.curve(run, "epoch_seconds")) == {1, 2}
     assert store.artifacts(run) == {"train.json", "overlays", "tables"}
     assert store.artifacts(run, "overlays") == {"overlays/one.png"}
     assert "tables/metrics.csv" in store.artifacts(run, "tables")

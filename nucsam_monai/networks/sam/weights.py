@@ -46,7 +46,8 @@ def open_safetensors(path: Path | str) -> Iterator[safetensors.safe_open]:
         if is_of_torch:
             raise CheckpointError(
                 f"{path}: written by torch.save, expected a safetensors file, as trainings here write. Give that one; "
-                "official SAM weights are a 'sam_checkpoint', under their own suffix (.pth)."
+                "official SAM weights are a 'sam_checkpoint', under their own suffix (.pth), and weights that "
+                "a paper's authors publish can't be loaded, as the names of their tensors are not documented."
             ) from error
         raise CheckpointError(f"{path}: damaged or cut off ({error}). {_REPLACE}") from error
 
@@ -456,7 +457,8 @@ def read_header(path: Path | str, method: str | None = None) -> dict[str, str]:
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: its format is '{header.get('format', 'not named')}', expected '{FORMAT}'. "
-            "Only files that this package saved after training can be loaded here."
+            "Only files that this package saved after training can be loaded here; how a paper's authors name the "
+            "tensors of theirs is not documented."
         )
     if method is not None and header.get("method") != method:
         raise CheckpointError(

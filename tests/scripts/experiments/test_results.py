@@ -14,6 +14,7 @@ from experiments.tables import (
     build_table,
     csv_rows,
     dataset_cells,
+    epoch_cells,
     latex,
     markdown,
     merge_rows,
@@ -97,6 +98,19 @@ def test_csv_has_every_value_in_full(table) -> None:
         ("B", "total_m", 1234.5, False),
     ]
     assert (rows[0]["printed"], rows[0]["images"]) == (51.0, 7)
+
+
+def test_the_time_of_an_epoch_is_the_median_of_each_training() -> None:
+    first = [
+        {"metric": "epoch_seconds", "epoch": k, "value": value} for k, value in enumerate((9.0, 2.0, 3.0))
+    ]
+    second = [
+        {"metric": "epoch_seconds", "epoch": 0, "value": 5.0},
+        {"metric": "loss", "epoch": 0, "value": 7.0},
+    ]
+    cell = epoch_cells([first, second, []])["seconds_per_epoch"]
+    assert (cell.value, cell.replicates, cell.deviation) == (4.0, 2, pytest.approx(math.sqrt(2)))
+    assert epoch_cells([[], second[1:]]) == {}
 
 
 def test_paired_tests_against_the_reference(tmp_path: Path) -> None:
