@@ -9,15 +9,13 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from experiments.description import PrintedTable, read_document, read_printed
 from experiments.shared import ComparedSystem, compared_systems, system_printed_as
-from torch import nn
 
-from nucsam_monai.networks import build_detector
-from nucsam_monai.networks.sac import SAC
-from nucsam_monai.systems import SYSTEMS, build_network
+if TYPE_CHECKING:
+    from torch import nn
 
 PAGE = Path(__file__).parents[1] / "docs" / "systems.md"
 PAPERS: Mapping[str, str] = {
@@ -61,6 +59,8 @@ FOOT = """
 
 def parameters_m(system: ComparedSystem) -> float:
     """Return the parameters of a system that learn, in millions; nothing is allocated."""
+    import torch
+
     if not system.method.get("train", True):
         return 0.0
     with torch.device("meta"):
@@ -68,7 +68,11 @@ def parameters_m(system: ComparedSystem) -> float:
     return sum(one.numel() for one in network.parameters() if one.requires_grad) / 1e6
 
 
-def _network(system: ComparedSystem) -> nn.Module:
+def _network(system: ComparedSystem) -> "nn.Module":
+    from nucsam_monai.networks import build_detector
+    from nucsam_monai.networks.sac import SAC
+    from nucsam_monai.systems import build_network
+
     settings = system.method.get("settings", {})
     if system.method["bundle"] == "baselines":
         return build_network(settings["baseline"])
@@ -98,6 +102,8 @@ def tables_of() -> dict[str, list[str]]:
 
 def beyond_the_papers() -> list[str]:
     """Return the keys of the bundle ``baselines`` that no paper has a row of."""
+    from nucsam_monai.systems import SYSTEMS
+
     used = {system.method.get("settings", {}).get("baseline", "") for system in compared_systems().values()}
     kinds = used | {key.partition("-")[0] + "-*" for key in used if "-" in key}
     return [key for key in SYSTEMS if key not in kinds]
