@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from experiments.description import PrintedTable, read_document, read_printed
 from experiments.shared import ComparedSystem, compared_systems, system_printed_as
 
+from nucsam_monai.apps.command_line import run_command
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -149,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

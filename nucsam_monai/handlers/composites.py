@@ -29,6 +29,7 @@ from nucsam_monai.handlers.training import (
     EarlyStopping,
     FinalValidation,
     GradientClipping,
+    LoaderLog,
 )
 from nucsam_monai.handlers.training_state import NOT_COMPARED, TrainingState
 from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
@@ -136,6 +137,7 @@ class TrainingHandlers(_Handlers):
                 _owner(run, [*run.configurations, str(best_weights.path), *artifacts]),
                 DomainScheduleHandler(sampler, data_loader, optimizer, lr_scheduler, network, sampler.seed),
                 *extra,
+                LoaderLog(),
                 GradientClipping(network, max_grad_norm),
                 weight_averaging,
                 _progress(f"training the {stage}" if stage else "training", hide_progress),

@@ -363,7 +363,45 @@ class GradientClipping:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
+_LARGE_SHARE = 0.25  # of an epoch, for images
 _TIMED_STEPS = 3  # of the first epoch: enough to tell minutes from hours
+
+
+class LoaderLog:
+    """Log after the first epoch of a training what share of its time the steps waited for images."""
+
+    def __init__(self) -> None:
+        self._started = self._asked = 0.0
+        self._waited = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before the handler that validates."""
+        engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.start)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self.ask)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.receive)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), self.report)
+
+    def start(self, _engine: Engine) -> None:
+        """Record the time at the start of the epoch."""
+        self._started, self._waited = time.perf_counter(), 0.0
+
+    def ask(self, _engine: Engine) -> None:
+        """Record when a batch is asked for."""
+        self._asked = time.perf_counter()
+
+    def receive(self, _engine: Engine) -> None:
+        """Add the time that a batch took."""
+        self._waited += time.perf_counter() - self._asked
+
+    def report(self, engine: Engine) -> None:
+        """Log the share, and what raises the speed if it is large."""
+        took = time.perf_counter() - self._started
+        share = self._waited / took if took else 0.0
+        hint = " Raise --num_workers." if share > _LARGE_SHARE else ""
+        steps = engine.state.epoch_length
+        logger.info(
+            "the first epoch: %s steps in %.1f s, %.0f %% for images.%s", steps, took, 100 * share, hint
+        )
 
 
 class EmbeddingCacheLog:

@@ -23,7 +23,7 @@ from nucsam_monai.handlers import (
     embedding_cache_log,
 )
 from nucsam_monai.handlers import training as training_handlers
-from nucsam_monai.handlers.training import DomainScheduleHandler
+from nucsam_monai.handlers.training import DomainScheduleHandler, LoaderLog
 from nucsam_monai.networks import SAC
 from nucsam_monai.networks.sam import EmbeddingCache
 from nucsam_monai.networks.unsam import DomainBypass
@@ -389,6 +389,31 @@ def test_a_step_is_as_long_as_the_clipped_gradient(max_norm, norm):
         assert 100 < length < max_norm
     else:
         assert length == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(("slow", "hint"), [(3.0, True), (0.1, False)])
+def test_the_share_of_the_images_is_logged_once(caplog, monkeypatch, slow, hint):
+    caplog.set_level(logging.INFO)
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def images():
+        for _ in range(2):
+            clock[0] += slow
+            yield None
+
+    def step(_engine, _image):
+        clock[0] += 1.0
+
+    trainer = Engine(step)
+    LoaderLog().attach(trainer)
+    trainer.run(images(), max_epochs=1, epoch_length=2)
+    (said,) = [message for message in caplog.messages if message.startswith("the first epoch")]
+    took = 2 * (slow + 1)
+    assert said.startswith(
+        f"the first epoch: 2 steps in {took:.1f} s, {100 * slow / (slow + 1):.0f} % for images."
+    )
+    assert said.endswith("Raise --num_workers.") == hint
 
 
 def train(caplog, images, epochs, in_all=None):
