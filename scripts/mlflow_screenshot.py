@@ -7,25 +7,20 @@ It starts an MLflow server on the tracking store for as long as it takes. Chromi
 (``apt-get install chromium``).
 """
 
-import http.client
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.tracking import MLFLOW_EXPERIMENT
 
 from nucsam_monai.apps.command_line import run_command
+from nucsam_monai.apps.mlflow_server import served
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-START_S = 90.0
 PAGE_S = 40.0
 ATTEMPTS = 3
 LOADING_MS = 8000  # of the page's own time, which stands still while it waits for data
@@ -34,29 +29,6 @@ LOADING_MS = 8000  # of the page's own time, which stands still while it waits f
 def find_browser() -> str | None:
     """Return the path of a Chromium or Chrome; None where there is none."""
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
-
-
-@contextmanager
-def served(store: str) -> Iterator[str]:
-    """Serve MLflow's page of a store on a free port and give its address.
-
-    Raises:
-        ConfigurationError: the server does not start.
-    """
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait(address, process)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
 
 
 def browse(url: str, *options: str) -> str:
@@ -127,25 +99,10 @@ def main(
     from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri() if store is None else store) or ""
-    with served(uri) as address, atomic_path(Path(str(output))) as temporary:
+    with served(uri) as (address, _), atomic_path(Path(str(output))) as temporary:
         page = f"{runs_page(address, uri)}/{parent_of(experiment, uri)}"
         browse(page, f"--screenshot={temporary}", f"--window-size={width},{height}")
     return output
-
-
-def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=2)
-        try:
-            connection.request("GET", "/health")
-            if connection.getresponse().status == http.client.OK:
-                return
-        except OSError:
-            time.sleep(0.2)
-        finally:
-            connection.close()
-    raise ConfigurationError(f"{address}: the MLflow server did not start. Try: mlflow server")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,7 @@ class TrainingHandlers(_Handlers):
         super().__init__(
             [
                 _owner(run, [*run.configurations, str(best_weights.path), *artifacts]),
-                DomainScheduleHandler(
-                    sampler, data_loader, lr_scheduler.optimizer, lr_scheduler, network, sampler.seed
-                ),
+                DomainScheduleHandler(sampler, data_loader, optimizer, lr_scheduler, network, sampler.seed),
                 *extra,
                 GradientClipping(network, max_grad_norm),
                 weight_averaging,

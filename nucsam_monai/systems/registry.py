@@ -173,8 +173,8 @@ def system_instances(
     threshold: float,
     instances: SystemRule,
     distance_rule: Mapping[str, Any] | None = None,
-    *,
     class_names: Sequence[str] = _NO_CLASSES,
+    *,
     with_truth: bool = False,
 ) -> Compose:
     """Turn the maps ``pred`` of a system into nuclei.

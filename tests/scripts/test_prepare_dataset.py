@@ -27,7 +27,7 @@ def test_options_reach_the_converter(tmp_path: Path, capsys: pytest.CaptureFixtu
     options = ["--validation_fraction", "0.4", "--workers", "1"]
     assert main(["monuseg", "--source", str(source), "--output_dir", output, *options]) == 0
     printed = capsys.readouterr().out
-    assert "validation      2 images" in printed
+    assert "validation images      2" in printed
     assert "dropped         5 regions with fewer than 3 vertices" in printed
 
 

@@ -135,7 +135,7 @@ def test_the_report_of_a_run(tmp_path: Path, dataset_dir: str) -> None:
     assert names >= {"results.md", "results.csv", "results.tex", "paired_tests.csv", "bars.png"}
     assert names >= {"sheet_bright.png", "sheet_dark.png", "parameters.png", "speed.png"}
     text = (report.folder / "results.md").read_text()
-    assert "tested on bright (1 images), dark (2 images); seeds 0, 2;" in text
+    assert "tested on bright (1 image), dark (2 images); seeds 0, 2;" in text
     assert "```bash\nagain\n```" in text
     with (report.folder / "results.csv").open() as file:
         (row,) = [
