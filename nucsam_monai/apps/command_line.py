@@ -35,6 +35,10 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
     try:
         fire.Fire(component, command=None if arguments is None else list(arguments))
         sys.stdout.flush()  # a closed pipe shows here and not while Python ends
+    except fire.core.FireExit:
+        # Fire shows the help, and fails because required arguments are missing
+        if not {"--help", "-h"} & set(sys.argv[1:] if arguments is None else arguments):
+            raise
     except BrokenPipeError:  # the reader, for example head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (NucSAMError, OSError, RuntimeError) as error:  # MONAI wraps ours in RuntimeError

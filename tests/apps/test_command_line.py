@@ -71,3 +71,14 @@ def test_every_path_of_the_data_command_is_a_text() -> None:
     convert = prepare_dataset.reporting(folder.convert)
     keep_texts(convert)
     assert {"output_dir", "images", "instances", "classes", "splits"} <= set(GetParseFns(convert)["named"])
+
+
+def test_help_is_no_error_where_arguments_are_required(capsys: pytest.CaptureFixture[str]) -> None:
+    def halve(number: float) -> float:
+        """Halve a number."""
+        return number / 2
+
+    assert run_command(halve, ["--help"]) == 0
+    assert "Halve a number." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command(halve, [])
