@@ -96,7 +96,8 @@ SETTINGS = ("instances", "threshold", "distance_rule", "pixel_std", "image_size"
 def test_weights_say_how_to_treat_images_and_outputs(learned: Learned) -> None:
     settings = json.loads(read_header(learned.weights)["settings"])
     assert settings.pop("classes", {}) == {}  # the second channel is the distance map
-    assert settings == {name: learned.content(name) for name in SETTINGS}
+    also = {"baseline"} & settings.keys()
+    assert settings == {name: learned.content(name) for name in {*SETTINGS, *also}}
     assert settings["instances"] == "distance"
     assert trained_setting(learned.weights, "pixel_std", "sam") == settings["pixel_std"]
     assert trained_setting(learned.weights, "zoom", 7) == 7
