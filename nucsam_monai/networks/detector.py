@@ -44,6 +44,8 @@ class Detector(nn.Module):
     method: str
     """What weights files call the network."""
     paper_encoder: str
+    default_min_score = 0.5
+    """Score below which nuclei are dropped by default, best for AJI on validation images."""
     side_multiple = 1
     """What the sides of images must be multiples of, in pixels."""
 

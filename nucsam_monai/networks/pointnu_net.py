@@ -17,9 +17,12 @@ from nucsam_monai.networks.detector import (
     start_unlikely,
     with_coordinates,
 )
+from nucsam_monai.networks.sam.trunk import DepthwiseConv
 
 _STRIDE = 4
 _RATES = (1, 2, 4, 8)
+_GROUPS = 32
+"""Of channels that are normalised together, two at least: a map of one cell has no spread of its own."""
 _MASK_WEIGHT = 3.0
 
 
@@ -56,7 +59,9 @@ class JointPyramidFusion(nn.Module):
         width = channels * len(in_channels)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, width, kernel_size=3, padding=rate, dilation=rate, groups=width, bias=False),
+                DepthwiseConv(
+                    nn.Conv2d(width, width, kernel_size=3, dilation=rate, groups=width, bias=False)
+                ),
                 _conv(width, channels, kernel=1),
             )
             for rate in _RATES
@@ -76,7 +81,7 @@ class JointPyramidFusion(nn.Module):
 def _conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
-        nn.GroupNorm(32, out_channels),
+        nn.GroupNorm(min(_GROUPS, out_channels // 2), out_channels),
         nn.ReLU(inplace=True),
     )
 
@@ -177,7 +182,7 @@ class PointNuNet(Detector):
         if not len(cells):
             return features.new_zeros((0, 1, *(_STRIDE * side for side in features.shape[1:])))
         chosen = kernels[:, cells[:, 1], cells[:, 0]]
-        logits = torch.einsum("cn,chw->nhw", chosen, features)[:, None]
+        logits = torch.einsum("cn,chw->nhw", chosen, features)[:, None].float()
         return F.interpolate(logits, scale_factor=_STRIDE, mode="bilinear", align_corners=False)
 
 

@@ -94,6 +94,7 @@ class SparseInst(Detector):
         encoder: a network of timm that has maps at strides 4 to 32; the paper's is a ResNet-50. On ``lite0`` features
             have 64 channels instead of 256, and activation maps the paper's stride 8 instead of 4.
         most: objects per image; the paper's 100 are fewer than a tile of tissue holds.
+        min_score: objects below it are dropped.
 
     Example:
         >>> with torch.device("meta"):
@@ -106,10 +107,15 @@ class SparseInst(Detector):
     side_multiple = 32
 
     def __init__(
-        self, class_names: Sequence[str] = ("nucleus",), encoder: str = "resnet50", most: int = 300
+        self,
+        class_names: Sequence[str] = ("nucleus",),
+        encoder: str = "resnet50",
+        most: int = 300,
+        min_score: float = 0.05,
     ) -> None:
         super().__init__(class_names, encoder)
         self.most = most
+        self.min_score = min_score
         self.backbone, channels = encoder_maps(encoder)
         own = _COMPACT_CHANNELS if encoder == COMPACT_ENCODER else _CHANNELS
         self.context = ContextEncoder(channels, own)
@@ -171,11 +177,13 @@ class SparseInst(Detector):
         }
 
     def find(self, image: Tensor) -> list[Detections]:
-        """Return all objects, scored by the geometric mean of class and objectness."""
+        """Return the objects, scored by the geometric mean of class and objectness."""
         detections = []
         for classes, objectness, masks in zip(*self.describe(image), strict=True):
             best, ids = classes.sigmoid().max(dim=1)
             scores, order = (best * objectness.sigmoid()).sqrt().sort(descending=True, stable=True)
+            scores = scores[scores >= self.min_score]
+            order = order[: len(scores)]
             detections.append(Detections(_at_full_size(masks[order]).sigmoid(), scores, ids[order]))
         return detections
 

@@ -163,7 +163,7 @@ class DepthwiseConv(nn.Conv2d):
     """A depthwise convolution with TensorFlow's padding, in float32 where a CPU's bfloat16 kernels are slow.
 
     Measured on an AVX512-BF16 processor, forward and backward: with kernel 5 or stride 2 float32 is two to three
-    times faster than bfloat16, with kernel 3 and stride 1 half as fast.
+    times faster than bfloat16, with kernel 3 and stride 1 half as fast; with dilation twice as fast.
 
     Args:
         like: the convolution to replace; its weights are shared.
@@ -171,18 +171,20 @@ class DepthwiseConv(nn.Conv2d):
 
     def __init__(self, like: nn.Conv2d) -> None:
         channels, kernel, stride = like.in_channels, like.kernel_size[0], like.stride[0]
-        super().__init__(channels, channels, kernel, stride, groups=channels, bias=False)
+        dilation = like.dilation[0]
+        super().__init__(channels, channels, kernel, stride, dilation=dilation, groups=channels, bias=False)
         self.weight = like.weight
-        self.is_slow = kernel > 3 or stride > 1
+        self.is_slow = kernel > 3 or stride > 1 or dilation > 1
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve ``(B, C, h, w)`` into ``(B, C, h / stride, w / stride)``, sides multiples of the stride."""
         device_type = maps.device.type
         in_float32 = self.is_slow and device_type == "cpu" and torch.is_autocast_enabled(device_type)
-        before, after = (self.kernel_size[0] - self.stride[0]) // 2, self.kernel_size[0] // 2
+        side = self.dilation[0] * (self.kernel_size[0] - 1) + 1
+        before, after = (side - self.stride[0]) // 2, side // 2
         maps = F.pad(maps, (before, after) * 2)
         if not in_float32:
-            return F.conv2d(maps, self.weight, None, self.stride, groups=self.groups)
+            return F.conv2d(maps, self.weight, None, self.stride, 0, self.dilation, self.groups)
         with torch.autocast(device_type, enabled=False):
-            out = F.conv2d(maps.float(), self.weight, None, self.stride, groups=self.groups)
+            out = F.conv2d(maps.float(), self.weight, None, self.stride, 0, self.dilation, self.groups)
         return out.to(torch.get_autocast_dtype(device_type))
