@@ -148,7 +148,7 @@ def _covers(found: NucleiPrediction, core: Rectangle, region: Rectangle) -> np.n
         core.y0 - region.y0 : core.y1 - region.y0, core.x0 - region.x0 : core.x1 - region.x0
     ]
     present = np.zeros(int(found.instances.max(initial=0)) + 1, dtype=bool)
-    present[np.unique(inner)] = True
+    present[inner] = True
     return present[found.table["id"]]
 
 
