@@ -1,8 +1,12 @@
-"""Query the name of the processor and the free memory of this machine."""
+"""Query the name of the processor and the free memory of this machine, and keep what this process has of it."""
 
+import ctypes
 import platform
 import re
 from pathlib import Path
+
+# Of mallopt in glibc's malloc.h, with what they are set to.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = (-1, 2**31 - 1), (-2, 2**26), (-4, 0), (-8, 1)
 
 
 def processor_name() -> str:
@@ -35,3 +39,17 @@ def free_memory_bytes() -> int | None:
     except (OSError, ValueError):  # no control group, or "max": no limit
         return free
     return max(0, min(free, limit - used + (int(cached[1]) if cached else 0)))
+
+
+def keep_freed_memory() -> None:
+    """Keep memory that is freed for what is allocated next, in this process and from now on.
+
+    The GNU C library gives every large block back to the system, which fills it with zeros when it is asked for the
+    next one: with the tensors of a network on a CPU that takes a sixth of the time. Other C libraries stay as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # not glibc
+        return
+    for parameter, value in (_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX):
+        mallopt(parameter, value)

@@ -39,6 +39,7 @@ class ShardTask:
         lattice: of the network's tiles on it.
         cells: ``(rows, columns)`` bool, the cells whose nuclei are kept.
         region: geometry in pixels of level 0 that the user restricts the slide to; None for all of it.
+        unwritten: shards that may still be on their way to the disk when the network begins the next one.
     """
 
     reader: SlideReader
@@ -46,6 +47,7 @@ class ShardTask:
     lattice: Lattice
     cells: np.ndarray
     region: shapely.Geometry | None = None
+    unwritten: int = 0
 
     def mm2(self, shard: Shard) -> float:
         """Return the area of a shard's core."""
