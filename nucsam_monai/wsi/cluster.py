@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.machine import keep_freed_memory
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.bundles import method_of
 from nucsam_monai.wsi.grid import Shard
 from nucsam_monai.wsi.journal import Journal
@@ -39,12 +39,7 @@ _DASK = {
     "distributed.worker.multiprocessing-method": "forkserver",  # which imports for all workers, see connect()
     # Without Dask's MALLOC_TRIM_THRESHOLD_, which has every large tensor given back to the system and asked for again:
     # a network takes twice the processor's time with it.
-    # With one arena the memory that a thread frees is kept for all, see keep_freed_memory().
-    "distributed.nanny.pre-spawn-environ": {
-        "OMP_NUM_THREADS": 1,
-        "MKL_NUM_THREADS": 1,
-        "MALLOC_ARENA_MAX": 1,
-    },
+    "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1},
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.memory.terminate": False,
     "distributed.admin.large-graph-warning-threshold": "100MB",
@@ -212,7 +207,7 @@ def _loaded(source: MethodSource) -> Method:
     name = get_worker().name
     if isinstance(name, int):  # of a worker that this machine started: each takes another GPU
         os.environ["LOCAL_RANK"] = str(name)
-    keep_freed_memory()
+    reuse_freed_memory(blocks_of_all_sizes=True)
     return source.load()
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.files import atomic_path, sha256_of_file
-from nucsam_monai.utils.machine import keep_freed_memory
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.grid import (
     BLOCK_PX,
     Lattice,
@@ -150,7 +150,7 @@ def segment_slide(
         ConfigurationError: the folder holds a run with other options, or another run works in it.
     """
     start = time.perf_counter()
-    keep_freed_memory()
+    reuse_freed_memory(blocks_of_all_sizes=True)
     path = Path(path)
     journal = Journal(Path(output_dir) / path.stem)
     ranks = Ranks.of_environment()
