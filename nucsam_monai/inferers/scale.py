@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nucsam_monai.inferers.semantic import Points, Predictor, ResizeInferer, TileInferer, resized_points
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.instances import InstanceRule, distance_instances, distance_scores
+from nucsam_monai.utils.instances import InstanceRule, scored_distance_instances
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +200,7 @@ def _look_of(maps: Tensor) -> Look:
     """Judge the nuclei's scale by foreground and distance map ``(1, 2, H, W)``."""
     area = float(maps.shape[-2] * maps.shape[-1])
     foreground, distance = maps[0].float().cpu().numpy()
-    instances = distance_instances(foreground, distance)
-    scores = distance_scores(instances, foreground, distance)
+    instances, scores = scored_distance_instances(foreground, distance)
     if not len(scores):
         return Look(0, float("nan"), 0.0, 0.0, area)
     areas = np.bincount(instances.ravel())[1:]

@@ -99,6 +99,7 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         value("pixel_std") == "image",
         lambda statistics: BundleRegions(segmenter, own, domain, statistics),
         (segmenter.folder / "configs" / "inference.json", *itertools.chain(*files.values())),
+        unwritten=0 if segmenter.device.type == "cpu" else 1,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import tifffile
 
@@ -127,8 +128,9 @@ class OpenSlideReader(SlideReader):
         rgba = np.asarray(
             self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
         )
-        opaque = rgba[..., 3:] > 0  # what was not scanned is transparent
-        return np.where(opaque, rgba[..., :3], np.uint8(255))
+        pixels = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+        pixels[rgba[..., 3] == 0] = 255  # what was not scanned is transparent
+        return pixels
 
 
 class TiffSlideReader(SlideReader):

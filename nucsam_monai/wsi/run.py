@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.files import atomic_path, sha256_of_file
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.grid import (
     BLOCK_PX,
     Lattice,
@@ -62,7 +63,7 @@ MOST_UNREADABLE = 0.01
 
 _LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
-_IN_FLIGHT = 2
+_READ_AHEAD = 1
 _ATTEMPTS = 2
 
 
@@ -106,6 +107,8 @@ class Method:
             these are taken once, from tissue all over it.
         build: returns what segments regions, for the mean and standard deviation of the slide or None.
         files: that the facts were taken from: configuration and weights.
+        unwritten: shards that may still be on their way to the disk when the network begins the next one. They are lost
+            with it if the run is killed, so only a network on a GPU, which would wait for long, has one.
     """
 
     facts: Mapping[str, Any]
@@ -114,6 +117,7 @@ class Method:
     own_statistics: bool
     build: Callable[[tuple[float, float] | None], RegionSegmenter] = field(compare=False)
     files: tuple[Path, ...] = ()
+    unwritten: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def segment_slide(
         ConfigurationError: the folder holds a run with other options, or another run works in it.
     """
     start = time.perf_counter()
+    reuse_freed_memory(blocks_of_all_sizes=True)
     path = Path(path)
     journal = Journal(Path(output_dir) / path.stem)
     ranks = Ranks.of_environment()
@@ -224,7 +229,7 @@ def prepare(
     cells = journal.cells()
     region = None if options.region is None else read_region(Path(options.region))
     shards = cut_shards(cells, int((journal.plan or {})["shard_cells"]))
-    return ShardTask(reader, grid, lattice, cells, region), shards
+    return ShardTask(reader, grid, lattice, cells, region, method.unwritten), shards
 
 
 def pending(journal: Journal, shards: Sequence[Shard]) -> list[Shard]:
@@ -246,7 +251,7 @@ def segment_shards(
     shards: Sequence[Shard],
     progress: Progress | None = None,
 ) -> None:
-    """Segment shards one after the other; reading and post-processing of others run at the same time.
+    """Segment shards one after the other; the next one is read at the same time, see also :attr:`ShardTask.unwritten`.
 
     A shard that fails is tried again at the end.
 
@@ -287,6 +292,8 @@ def _one_pass(
         journal.write_shard(shard.index, table, {"plan": digest, **facts})
 
     def infer_next() -> None:
+        while len(ends) > task.unwritten:
+            settle()
         shard, stages, future = reads.popleft()
         try:
             pixels = future.result()
@@ -316,10 +323,8 @@ def _one_pass(
         for shard in shards:
             stages = Stages()
             reads.append((shard, stages, reading.submit(read, shard, stages)))
-            if len(reads) == _IN_FLIGHT:
+            if len(reads) > _READ_AHEAD:
                 infer_next()
-            if len(ends) == _IN_FLIGHT:
-                settle()
         while reads:
             infer_next()
         while ends:

@@ -39,6 +39,7 @@ class ShardTask:
         lattice: of the network's tiles on it.
         cells: ``(rows, columns)`` bool, the cells whose nuclei are kept.
         region: geometry in pixels of level 0 that the user restricts the slide to; None for all of it.
+        unwritten: shards that may still be on their way to the disk when the network begins the next one.
     """
 
     reader: SlideReader
@@ -46,6 +47,7 @@ class ShardTask:
     lattice: Lattice
     cells: np.ndarray
     region: shapely.Geometry | None = None
+    unwritten: int = 0
 
     def mm2(self, shard: Shard) -> float:
         """Return the area of a shard's core."""
@@ -148,7 +150,7 @@ def _covers(found: NucleiPrediction, core: Rectangle, region: Rectangle) -> np.n
         core.y0 - region.y0 : core.y1 - region.y0, core.x0 - region.x0 : core.x1 - region.x0
     ]
     present = np.zeros(int(found.instances.max(initial=0)) + 1, dtype=bool)
-    present[np.unique(inner)] = True
+    present[inner] = True
     return present[found.table["id"]]
 
 
