@@ -5,7 +5,6 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from skimage.segmentation import watershed
 
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -180,6 +179,10 @@ def _flood(
     The ids of the result differ, but have gaps. A watershed takes a third of a second per million pixels, so it visits
     only the components that are split.
     """
+    from skimage.segmentation import (
+        watershed,
+    )  # takes half a second, which converting a dataset need not spend
+
     inside = divided[components]
     pieces = watershed(-height, np.where(inside, markers, 0), connectivity=2, mask=inside)
     return np.where(inside, components.max(initial=0) + pieces, components)
