@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from skimage.segmentation import watershed
 
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -229,6 +228,8 @@ def _flood(
     inside = divided[owners]
     if not inside.any():
         return owners
+    from skimage.segmentation import watershed  # takes half a second, which much else need not spend
+
     corners, shelves, width = _packed(boxes[divided])
     shift = np.zeros((len(boxes), 2), dtype=np.int64)
     shift[divided] = corners - boxes[divided][:, 1::-1]
@@ -238,11 +239,9 @@ def _flood(
     seeds[row, column], mask[row, column], depth[row, column] = markers[inside], True, -height[inside]
     # A pixel of a marker that has only such neighbours floods nothing, but the watershed would take its time for it.
     idle = cv2.erode((seeds > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    flooded = [
+    flooded = [  # short queues are faster than a long one
         watershed(depth[shelf], seeds[shelf], connectivity=2, mask=mask[shelf] & ~idle[shelf])
-        for shelf in itertools.starmap(
-            slice, itertools.pairwise(shelves)
-        )  # short queues are faster than a long one
+        for shelf in itertools.starmap(slice, itertools.pairwise(shelves))
     ]
     parts = owners.copy()
     parts[inside] = len(boxes) + np.where(idle, seeds, np.concatenate(flooded))[row, column]

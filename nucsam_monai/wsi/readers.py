@@ -57,8 +57,10 @@ class SlideReader(ABC):
         levels: its resolutions, the finest first.
         properties: what the file says about itself.
         bounds: the scanned part ``(x, y, width, height)`` in pixels of level 0.
+        is_in_memory: whether all pixels are at hand.
     """
 
+    is_in_memory = False
     path: Path
     levels: tuple[Level, ...]
     properties: dict[str, str]
@@ -170,6 +172,8 @@ class ImageReader(SlideReader):
         pixels: ``(H, W, 3)`` uint8 in place of the file's.
         mpp: of the image, where it is known.
     """
+
+    is_in_memory = True
 
     def __init__(self, path: Path, pixels: np.ndarray | None = None, mpp: float | None = None) -> None:
         self.path = path

@@ -61,6 +61,8 @@ MASK_MPP = 8.0
 MOST_UNREADABLE = 0.01
 """Share of the segmented area that may be unreadable; beyond it the slide has failed."""
 
+ShardDone = Callable[[float, float], object]
+
 _LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
 _READ_AHEAD = 1
@@ -189,7 +191,7 @@ def _segment(
             segment_shards(journal, task, segmenter, mine)
         else:
             with Progress(task, mine, tile_s=seconds_per_tile(task, segmenter)) as progress:
-                segment_shards(journal, task, segmenter, mine, progress)
+                segment_shards(journal, task, segmenter, mine, progress.done)
     return shards
 
 
@@ -249,18 +251,18 @@ def segment_shards(
     task: ShardTask,
     segmenter: RegionSegmenter,
     shards: Sequence[Shard],
-    progress: Progress | None = None,
+    done: ShardDone | None = None,
 ) -> None:
     """Segment shards one after the other; the next one is read at the same time, see also :attr:`ShardTask.unwritten`.
 
-    A shard that fails is tried again at the end.
+    A shard that fails is tried again at the end; of one that is done, ``done`` gets the mm2 and the network's seconds.
 
     Raises:
         SlideError: a shard failed twice.
     """
     failed = list(shards)
     for _ in range(_ATTEMPTS):
-        failed = _one_pass(journal, task, segmenter, failed, progress)
+        failed = _one_pass(journal, task, segmenter, failed, done)
         if not failed:
             return
     reason = json.loads(journal.failed_file(failed[0].index).read_text(encoding="utf-8"))
@@ -275,7 +277,7 @@ def _one_pass(
     task: ShardTask,
     segmenter: RegionSegmenter,
     shards: Sequence[Shard],
-    progress: Progress | None,
+    done: ShardDone | None,
 ) -> list[Shard]:
     """Segment shards once; return those that failed."""
     digest = journal.digest
@@ -316,8 +318,8 @@ def _one_pass(
             failed.append(shard)
             journal.write_failure(shard.index, error)
         else:
-            if progress is not None:
-                progress.done(task.mm2(shard), stages.wall_s["network"])
+            if done is not None:
+                done(task.mm2(shard), stages.wall_s["network"])
 
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as ending:
         for shard in shards:
@@ -454,12 +456,17 @@ def _picture_mpp(reader: SlideReader, mpp: float) -> float:
 def cell_statistics(
     reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray
 ) -> list[float]:
-    """Return mean and standard deviation of the tissue over all colours, from cells all over the slide."""
+    """Return mean and standard deviation of the tissue over all colours.
+
+    They are those of all its pixels if the image is in memory, else of cells all over the slide.
+    """
     s = lattice.stride_px
-    values = [np.zeros(0, dtype=np.uint8)]
-    for row, column in spread([(int(r), int(c)) for r, c in np.argwhere(cells)], _SAMPLED_CELLS):
-        values.append(read_grid(reader, grid, column * s, row * s, s, s).pixels.ravel())
-    counts = np.bincount(np.concatenate(values), minlength=256)
+    places = [(int(row), int(column)) for row, column in np.argwhere(cells)]
+    counts = np.zeros(256, dtype=np.int64)
+    for row, column in spread(places, len(places) if reader.is_in_memory else _SAMPLED_CELLS):
+        x, y = column * s, row * s
+        seen = read_grid(reader, grid, x, y, min(s, grid.width - x), min(s, grid.height - y)).pixels
+        counts += np.bincount(seen.ravel(), minlength=256)
     if not counts.any():
         return [0.0, 1.0]
     grey = np.arange(256)
