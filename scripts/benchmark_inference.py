@@ -141,7 +141,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{image['side_px']} x {image['side_px']} px, {image['nuclei']} synthetic nuclei; random weights, with "
-            f"outputs replaced by nearly correct ones; {where}, {report['precision']}, torch {report['versions']['torch']}.",
+            f"outputs replaced by nearly correct ones; {where}, "
+            f"{report['precision']}, torch {report['versions']['torch']}.",
             "",
             markdown_table(titles, rows, 3),
         ]
