@@ -344,15 +344,15 @@ def start_encoder(path: str | None, segmentor: Segmentor) -> None:
 
 
 def require_recipe(recipe: str | None, name: str) -> None:
-    """Refuse the settings of one dataset without the recipe that they belong to.
+    """Refuse settings without the recipe that they belong to.
 
     Raises:
         ConfigurationError: the recipe's file was not read before.
     """
     if recipe is None:
         raise ConfigurationError(
-            f"--config_file: found the settings of a dataset without the recipe. Name {name} between train.json and "
-            "the dataset's file."
+            f"--config_file: found settings that need the recipe {name}, but not the recipe. Name {name} between "
+            "train.json and the file of these settings."
         )
 
 
