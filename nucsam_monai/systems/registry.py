@@ -181,8 +181,8 @@ def system_instances(
     Args:
         name: of the system.
         threshold: of the foreground's probability.
-        instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`; those other than
-            ``distance`` take the probability alone, whatever other maps there are.
+        instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
+            probability alone, or of a dense system the distance map as well.
         distance_rule: options of the rule ``distance``.
         class_names: of the nuclei, for the rule ``own``.
         with_truth: keep the true label map under ``label_instances``, for metrics.
@@ -195,7 +195,7 @@ def system_instances(
     if system.rule is not None and instances == "own":
         truth = CopyItemsd("instances", names="label_instances") if with_truth else None
         return chain([OwnInstancesd(system.rule, threshold, class_names), truth])
-    foreground = ForegroundChanneld() if instances != "distance" else None
+    foreground = ForegroundChanneld() if system.rule is not None else None
     steps = to_instances(threshold, cast(InstanceRule, instances), distance_rule, with_truth=with_truth)
     return chain([foreground, *steps.transforms])
 
