@@ -67,9 +67,7 @@ FIGURES = {
             "queries": Box(
                 2, 1.5, "own", "domain queries", ("nucleus; distance,", "if instances are learned")
             ),
-            "decoder": Box(
-                3, 0.75, "sam", "DQ-Decoder", ("SAM's two-way decoder,", "with these queries")
-            ),
+            "decoder": Box(3, 0.75, "sam", "DQ-Decoder", ("SAM's two-way decoder,", "with these queries")),
             "maps": Box(4, 0.75, "data", "maps", ("nucleus, distance",)),
             "nuclei": Box(5, 0.75, "data", "nuclei", ("8-connected parts, or", "watershed on distance")),
         },
@@ -110,9 +108,7 @@ FIGURES = {
     "sac": Figure(
         {
             "image": Box(0, 0.75, "data", "image"),
-            "generator": Box(
-                1, 0, "own", "auto-prompt generator", ("a small U-Net with a", "separate loss")
-            ),
+            "generator": Box(1, 0, "own", "auto-prompt generator", ("a small U-Net with a", "separate loss")),
             "points": Box(2, 0, "data", "points", ("as many on nuclei", "as on background")),
             "expert": Box(2, 0.95, "data", "expert's points", ("if given",)),
             "encoder": Box(1, 1.9, "sam", "SAM's encoder", ("LoRA on queries", "and values")),
