@@ -7,11 +7,12 @@ Run it after a change of scripts/experiments/systems.yaml, of a printed table or
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.description import PrintedTable, read_document, read_printed
+from experiments.description import Method, PrintedTable, read_document, read_experiment, read_printed
 from experiments.shared import ComparedSystem, compared_systems, system_printed_as
 
 from nucsam_monai.apps.command_line import run_command
@@ -42,12 +43,17 @@ FOOT = """
 ## Notes
 
 - **Parameters** are those that learn, in millions: with one class, and for systems on SAM with ViT-H unless the
-  command names another one. HoVer-Net, CellViT, StarDist and CPP-Net have more with the types of nuclei of a
-  dataset.
+  command names another one. Systems with a rule of their own, from HoVer-Net to CellViT, have more
+  where they learn the types of nuclei of a dataset.
 - **Medical SAMs** are ways of fine-tuning in the bundle `sac`, without its generator (`--n_points 0`): no
   points at all, or `--n_expert 2048`, a point on each nucleus. `--schedule sequential` trains the datasets one
   after the other. UN-SAM's settings for all of them (Adam, 30 epochs, factor 0.98) are `nucsam train sac paper
-  unsam_protocol`. The adapter that Med-SA's paper has in the decoder is missing.
+  unsam_protocol`. The adapter that Med-SA's paper has in the decoder is missing. SAMUS sees 256 px: it learns from
+  crops and answers in tiles, as shrunk images would lose their nuclei. The text of its paper gives the parts, but
+  not all of their sizes; with ViT-B ours has 130.2 million parameters, frozen ones included.
+- **Whole tables** lack what is not legible in the texts of the papers that we have: the rows of adapters and LoRA in
+  CFR-SAM 8, the time of ViT-B in SAC 7, a distance in UN-SAM III. nnU-Net's row is that of its network. The two
+  tables of tissues are without the standard deviations below them.
 - **nnU-Net** as a whole is a program of its own. `nucsam datasets to_nnunet data/monuseg` writes its raw format
   and says which commands follow, `nucsam datasets from_nnunet <folder> --dataset data/monuseg --output_dir
   <folder>` makes label maps of its predictions, and `nucsam evaluate --predictions` measures them. Tests read
@@ -102,6 +108,72 @@ def tables_of() -> dict[str, list[str]]:
     return tables
 
 
+@dataclass(frozen=True)
+class TableState:
+    """How much of a printed table its experiment produces.
+
+    Attributes:
+        name: paper and number.
+        rows: number of printed rows.
+        missing: rows that are printed only, and columns that the experiment does not measure.
+    """
+
+    name: str
+    rows: int
+    missing: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """``whole``, ``part`` or ``none``."""
+        return "whole" if not self.missing else "none" if len(self.missing) >= self.rows else "part"
+
+
+def table_states() -> list[TableState]:
+    """Return what the experiments of the papers' numbered tables produce in the form ``paper``."""
+    states = []
+    for folder, paper in PAPERS.items():
+        files = (PAGE.parents[1] / "scripts" / "experiments" / folder).glob("table_*.yaml")
+        for file in sorted(files, key=lambda file: int(file.stem.removeprefix("table_"))):
+            experiment = read_experiment(file, "paper")
+            if experiment.printed is None:
+                continue
+            printed = read_printed(experiment.printed)
+            by_class = any(metric.startswith("mpq") or ":" in metric for metric in printed.metrics)
+            run = {
+                method.printed or method.name
+                for method in experiment.methods
+                if not by_class or _knows_classes(method)
+            }
+            missing = [row for row in printed.values if row not in run]
+            missing += [metric for metric in printed.metrics if metric not in experiment.metrics]
+            states.append(TableState(f"{paper} {printed.number}", len(printed.values), tuple(missing)))
+    return states
+
+
+def _knows_classes(method: Method) -> bool:
+    from nucsam_monai.systems import system_named
+
+    return method.bundle != "baselines" or system_named(method.options.settings["baseline"]).knows_classes
+
+
+def tables_section(states: Sequence[TableState]) -> list[str]:
+    """Return the lines of the page that say which tables are whole."""
+    whole, part, none = ([one for one in states if one.state == state] for state in ("whole", "part", "none"))
+    return [
+        f"\n## {len(states)} tables: {len(whole)} whole, {len(part)} in part, {len(none)} not at all\n",
+        "In a whole table every printed row is a method of its experiment, and every printed column a metric, in the "
+        f"form `paper`: {', '.join(one.name for one in whole)}. Of the others these rows are printed only, for the "
+        "reasons above:\n",
+        "| table | rows that run | printed only |",
+        "|---|---|---|",
+        *(
+            f"| {one.name} | {one.rows - len(one.missing)} of {one.rows} | {', '.join(one.missing)} |"
+            for one in states
+            if one.missing
+        ),
+    ]
+
+
 def beyond_the_papers() -> list[str]:
     """Return the keys of the bundle ``baselines`` that no paper has a row of."""
     from nucsam_monai.systems import SYSTEMS
@@ -139,6 +211,7 @@ def page(parameters: Mapping[str, float]) -> str:
         "| system | tables | source | why |",
         "|---|---|---|---|",
         *others,
+        *tables_section(table_states()),
         FOOT,
     ]
     return "\n".join(lines).rstrip() + "\n"
