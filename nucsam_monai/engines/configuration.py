@@ -103,18 +103,19 @@ def check_keys(parser: ConfigParser) -> None:
         ConfigurationError: an unknown key; the message names the nearest one.
     """
     config = parser.get()
-    known = {path for file in _files_in_use(parser) for path in _paths(file)}
+    files = [set(_paths(file)) for file in _files_in_use(parser)]
+    known = {path for paths in files for path in paths}
     if not known:
         return
     references = {name.replace("#", "::") for name in _REFERENCE.findall(json.dumps(config, default=str))}
     references |= {
         "::".join(name.split("::")[:n]) for name in references for n in range(1, name.count("::") + 1)
     }
-    sections = {path.rpartition("::")[0] for path in known}
+    whole = {path for paths in files for path in paths - {part.rpartition("::")[0] for part in paths}}
     for path in _paths(config):
         above = ["::".join(path.split("::")[:n]) for n in range(1, path.count("::") + 1)]
-        if any(one in known and one not in sections for one in above):
-            continue  # part of a value that an option has, such as a dictionary in place of null
+        if any(one in whole for one in above):
+            continue  # part of a value that an option has, such as a dictionary in place of null or {}
         if _is_workflow(config.get(path)):
             continue
         if path not in known | references and not _is_argument(path, config):

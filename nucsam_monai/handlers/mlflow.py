@@ -479,6 +479,7 @@ class MLflowTracker:
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._loss_counts: dict[str, int] = {}
         self._rates: dict[str, float] = {}
+        self._core_seconds = (0.0, 0.0)  # at the start of the epoch, and after its last step
 
     def attach(self, engine: Engine) -> None:
         """Register the tracker at a trainer, validator or evaluator; nothing is written before it starts."""
@@ -511,6 +512,7 @@ class MLflowTracker:
 
         They are recorded at its end: an interrupted epoch is repeated when the training is resumed.
         """
+        self._core_seconds = (time.process_time(), time.process_time())
         optimizer = getattr(engine, "optimizer", None)
         if isinstance(optimizer, torch.optim.Optimizer):
             self._rates = {f"lr_group_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
@@ -520,16 +522,19 @@ class MLflowTracker:
         for name, value in losses_of(engine.state.output).items():
             self._loss_sums[name] = self._loss_sums[name] + value if name in self._loss_sums else value
             self._loss_counts[name] = self._loss_counts.get(name, 0) + 1
+        self._core_seconds = (self._core_seconds[0], time.process_time())
 
     def finish_epoch(self, engine: Engine) -> None:
         """Record the epoch's mean losses and all scalar metrics of the engine at its epoch.
 
-        ``epoch_seconds`` is what the steps of a training took, without its validation.
+        ``epoch_seconds`` is what the steps of a training took, without its validation, and ``epoch_core_seconds`` the
+        processor time of all threads in it, without that of processes that load images.
         """
         means = {name: float(total) / self._loss_counts[name] for name, total in self._loss_sums.items()}
         self._loss_sums, self._loss_counts = {}, {}
         if isinstance(engine, Trainer) and (seconds := engine.state.times[Events.EPOCH_COMPLETED.name]):
             means["epoch_seconds"] = seconds
+            means["epoch_core_seconds"] = self._core_seconds[1] - self._core_seconds[0]
         if not self._points_are_stock:
             self.run.log_metrics({**self._rates, **means, **engine.state.metrics}, step=engine.state.epoch)
 

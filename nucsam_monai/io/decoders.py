@@ -39,6 +39,7 @@ DECODER_FAILURES = (
 )
 """What the decoders raise on damaged files. Each library has several ways; the tests' corpus found these."""
 
+_ROWS_AT_ONCE = 256
 _PHOTOMETRIC_MINISBLACK = 1
 _PHOTOMETRIC_RGB = 2
 _COLOURS_OF_PHOTOMETRIC = {0: 1, _PHOTOMETRIC_MINISBLACK: 1, _PHOTOMETRIC_RGB: 3, 3: 1, 6: 3}
@@ -85,9 +86,18 @@ def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
             if has_wide_colours:
                 return _decode_wide_colours(path, image)
             ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
-            return np.array(image if has_wide_values else image.convert("RGB"))
+            return np.array(image) if has_wide_values else _colours_of(image)
 
     return decode
+
+
+def _colours_of(image: Image.Image) -> np.ndarray:
+    """Return an image as RGB, converted in strips: Pillow would hold two copies of all of it on the way."""
+    result = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        strip = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+        result[top : top + _ROWS_AT_ONCE] = np.asarray(strip.convert("RGB"))
+    return result
 
 
 def _decode_wide_colours(path: Path, image: Image.Image) -> np.ndarray:

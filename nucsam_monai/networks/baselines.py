@@ -13,7 +13,8 @@ from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatu
 from nucsam_monai.networks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
 from nucsam_monai.utils.errors import ConfigurationError
 
-Size = Literal["small", "standard"]
+Size = Literal["small", "standard", "compact"]
+"""``small`` for quick trials, ``standard`` for comparisons, ``compact`` on a pretrained EfficientNet-Lite0."""
 
 
 class Built(NamedTuple):
@@ -46,7 +47,7 @@ class Baseline(nn.Module):
 
     Args:
         name: see above; of any system where ``built`` is given.
-        size: ``small`` for quick trials, ``standard`` for comparisons.
+        size: see :data:`Size`.
         outputs: logits per pixel: 2 for learned instances, see
             :class:`~nucsam_monai.losses.DistanceInstanceLoss`.
         built: the network of a system of :data:`nucsam_monai.systems.SYSTEMS`, which
@@ -227,7 +228,27 @@ def build_hovernet(small: bool, outputs: int = 1, classes: int = 1) -> Built:
     return Built(HoVerNetBranches(classes), 256)
 
 
-class PretrainedUNet(nn.Module):
+class TrunkFeatures(nn.Module):
+    """EfficientNet-Lite0 with a light U-shaped decoder, whose finest map is half the image's size.
+
+    Attributes:
+        channels: of that map.
+    """
+
+    channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = ConvTrunk(maps=5)
+        self.decoder = FineFeatures(TRUNK_CHANNELS[-1], TRUNK_CHANNELS[-2::-1], (96, 64, 48, self.channels))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return ``(B, 32, H / 2, W / 2)`` of ``(B, 3, H, W)``, sides multiples of 32."""
+        *fine, coarse = self.trunk(image)
+        return self.decoder(coarse, fine[::-1])[-1]
+
+
+class PretrainedUNet(TrunkFeatures):
     """A U-Net on EfficientNet-Lite0 whose finest map is half the image's size.
 
     Args:
@@ -236,14 +257,11 @@ class PretrainedUNet(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.trunk = ConvTrunk(maps=5)
-        self.decoder = FineFeatures(TRUNK_CHANNELS[-1], TRUNK_CHANNELS[-2::-1], (96, 64, 48, 32))
-        self.head = nn.Conv2d(32, outputs, kernel_size=1)
+        self.head = nn.Conv2d(self.channels, outputs, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``(B, outputs, H, W)`` of ``(B, 3, H, W)``, sides multiples of 32."""
-        *fine, coarse = self.trunk(image)
-        logits = self.head(self.decoder(coarse, fine[::-1])[-1])
+        logits = self.head(super().forward(image))
         return F.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
 

@@ -1,6 +1,7 @@
 """Read a network's options from a bundle's JSON; an unknown name, type or choice is refused, never ignored."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -56,7 +57,8 @@ def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]
     Args:
         network: the network.
         lr: learning rate of all other parts.
-        factors: share of ``lr`` by the start of the parameters' names, for example ``{"image_encoder.trunk": 0.5}``.
+        factors: share of ``lr`` by the start of the parameters' names, for example ``{"image_encoder.trunk": 0.5}``; a
+            ``*`` stands for anything.
 
     Raises:
         ConfigurationError: no trained parameter has such a name.
@@ -64,7 +66,7 @@ def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in (*factors, "")}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            groups[next((part for part in factors if name.startswith(part)), "")].append(parameter)
+            groups[next((part for part in factors if fnmatchcase(name, f"{part}*")), "")].append(parameter)
     if empty := [part for part in factors if not groups[part]]:
         raise ConfigurationError(f"lr_factors: no trained parameter is called '{empty[0]}...'.")
     return [{"params": members, "lr": lr * factors.get(part, 1.0)} for part, members in groups.items()]

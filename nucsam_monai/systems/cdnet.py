@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.systems.system import System, require_maps
-from nucsam_monai.systems.unet_heads import Maps, builder, logit_of_softmax
+from nucsam_monai.systems.unet_heads import SIZES, Maps, builder, logit_of_softmax
 from nucsam_monai.utils.instances import connected_components, without_small
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -105,4 +105,5 @@ CDNET = System(
     loss=lambda _dense: CDNetLoss(),
     target=cdnet_target,
     rule=cdnet_nuclei,
+    sizes=SIZES,
 )

@@ -21,5 +21,5 @@ def _build(order: Order) -> Built:
     return Built(CellViT(variant, classes), variant.patch)
 
 
-CELLVIT = replace(HOVERNET, build=_build)
+CELLVIT = replace(HOVERNET, build=_build, sizes=("small", "standard"))
 """By ``cellvit-<SAM variant>``; the small one has an encoder of four blocks whatever the variant."""

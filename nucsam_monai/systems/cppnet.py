@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nucsam_monai.networks.baselines import Built
+from nucsam_monai.networks.baselines import Built, Size
 from nucsam_monai.systems.stardist import RAYS, StarDistLoss, rays_to_logits, stardist_nuclei, stardist_target
 from nucsam_monai.systems.system import Order, System
-from nucsam_monai.systems.unet_heads import SIDE_MULTIPLE, Maps, UNetHeads
+from nucsam_monai.systems.unet_heads import SIZES, Maps, UNetHeads
 
 SAMPLES = 6
 """Points that are sampled between a pixel and the end of each of its rays (section III-C)."""
@@ -17,17 +17,18 @@ class CPPNet(UNetHeads):
     """StarDist's network with a confidence for each ray, by which sampled points vote on its length.
 
     Args:
-        small: see :class:`~nucsam_monai.systems.unet_heads.UNetHeads`.
+        size: see :class:`~nucsam_monai.systems.unet_heads.UNetHeads`.
     """
 
-    def __init__(self, small: bool = False) -> None:
+    def __init__(self, size: Size = "standard") -> None:
         heads = {"probability": 1, "rays": RAYS, "confidence": RAYS}
-        super().__init__(heads, rays_to_logits("refined"), small)
+        super().__init__(heads, rays_to_logits("refined"), size)
 
     def maps(self, image: Tensor) -> Maps:
         """Return the maps of images ``(B, 3, H, W)``, among them the ``refined`` rays."""
         maps = super().maps(image)
-        return {**maps, "refined": refined_rays(maps["rays"], maps["confidence"])}
+        refined = refined_rays(maps["rays"] / self.stride, maps["confidence"])
+        return {**maps, "refined": self.stride * refined}
 
 
 def refined_rays(rays: Tensor, confidence: Tensor, samples: int = SAMPLES) -> Tensor:
@@ -61,7 +62,8 @@ def refined_rays(rays: Tensor, confidence: Tensor, samples: int = SAMPLES) -> Te
 
 
 def _build(order: Order) -> Built:
-    return Built(CPPNet(order.small), SIDE_MULTIPLE)
+    network = CPPNet(order.size)
+    return Built(network, network.side_multiple)
 
 
 CPPNET = System(
@@ -70,4 +72,5 @@ CPPNET = System(
     target=stardist_target,
     rule=stardist_nuclei,
     has_foreground=False,
+    sizes=SIZES,
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.systems.system import System, require_maps
-from nucsam_monai.systems.unet_heads import Maps, builder
+from nucsam_monai.systems.unet_heads import SIZES, Maps, builder
 from nucsam_monai.utils.instances import connected_components, without_small
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -66,4 +66,5 @@ DCAN = System(
     loss=lambda _dense: DCANLoss(),
     target=dcan_target,
     rule=dcan_nuclei,
+    sizes=SIZES,
 )

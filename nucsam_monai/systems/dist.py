@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.systems.system import System, require_maps
-from nucsam_monai.systems.unet_heads import Maps, builder
+from nucsam_monai.systems.unet_heads import SIZES, Maps, builder
 from nucsam_monai.utils.instances import connected_components, without_small
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -75,4 +75,5 @@ DIST = System(
     loss=lambda _dense: DISTLoss(),
     target=dist_target,
     rule=dist_nuclei,
+    sizes=SIZES,
 )

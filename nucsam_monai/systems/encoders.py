@@ -10,6 +10,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from nucsam_monai.networks.baselines import Built
+from nucsam_monai.networks.sam.trunk import copy_imagenet
 from nucsam_monai.networks.sam.weights import read_tensors
 from nucsam_monai.systems.system import Order, System
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
@@ -67,11 +68,16 @@ class EncoderNetwork(nn.Module):
 
     @torch.no_grad()
     def load_encoder(self, path: Path | str) -> None:
-        """Start the encoder from a file of pretrained weights; what the file has beyond, such as a classifier, is left.
+        """Start the encoder from a file of pretrained weights, or from ``imagenet`` if it is EfficientNet-Lite0.
+
+        Other tensors of the file, such as those of a classifier, are passed over.
 
         Raises:
             CheckpointError: the file cannot be read, or lacks a tensor of the encoder or has it in another shape.
         """
+        if path == "imagenet":
+            copy_imagenet(list(self.model.encoder.state_dict().values()))
+            return
         found = read_tensors(path)
         for name, tensor in self.model.encoder.state_dict().items():
             if name.endswith("num_batches_tracked"):

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from monai.networks.nets import HoVerNet
 from monai.transforms import ComputeHoVerMaps
 from torch import nn
 
 from nucsam_monai.losses.common import HoVerNetBranchLoss
-from nucsam_monai.networks.baselines import Built, build_hovernet
+from nucsam_monai.networks.baselines import Built, build_hovernet, maps_of_branches
 from nucsam_monai.systems.system import Order, System, class_votes, require_maps
+from nucsam_monai.systems.unet_heads import builder
 from nucsam_monai.transforms.instances import HoVerNetInstancesd
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -48,11 +50,22 @@ def hovernet_nuclei(maps: np.ndarray, threshold: float, class_names: Sequence[st
 
 
 def _build(order: Order) -> Built:
-    return build_hovernet(order.small, classes=order.classes)
+    if order.size != "compact":
+        return build_hovernet(order.small, classes=order.classes)
+    heads = {HoVerNet.Branch.NP.value: 2, HoVerNet.Branch.HV.value: 2}
+    types = {HoVerNet.Branch.NC.value: order.classes + 1} if order.classes > 1 else {}
+    return builder({**heads, **types}, maps_of_branches)(order)
 
 
 def _loss(_dense: nn.Module) -> nn.Module:
     return HoVerNetBranchLoss()
 
 
-HOVERNET = System(build=_build, loss=_loss, target=hovernet_target, rule=hovernet_nuclei, knows_classes=True)
+HOVERNET = System(
+    build=_build,
+    loss=_loss,
+    target=hovernet_target,
+    rule=hovernet_nuclei,
+    knows_classes=True,
+    sizes=("standard", "compact"),
+)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Lambdad
 from torch import nn
@@ -73,7 +73,7 @@ def build_network(
 
     Args:
         name: a key of :data:`SYSTEMS`, with a variant in place of its asterisk.
-        size: ``small`` for quick trials, ``standard`` for comparisons.
+        size: one of the system's.
         instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
             ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
             :func:`default_rule`.
@@ -83,17 +83,16 @@ def build_network(
         ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
             that it does not have.
     """
-    if _key(name) not in SYSTEMS or size not in get_args(Size):
-        raise ConfigurationError(
-            f"baseline '{name}' of size '{size}': expected one of {', '.join(SYSTEMS)} and one of "
-            f"{', '.join(get_args(Size))}."
-        )
+    if _key(name) not in SYSTEMS:
+        raise ConfigurationError(f"baseline '{name}': expected one of {', '.join(SYSTEMS)}.")
     system = SYSTEMS[_key(name)]
+    if size not in system.sizes:
+        raise ConfigurationError(f"baseline '{name}' of size '{size}': expected {' or '.join(system.sizes)}.")
     rule = instances or default_rule(name)
     _check_rule(name, system, rule)
     names = class_names if system.knows_classes else _NO_CLASSES
     outputs = 2 if rule == "distance" else 1
-    order = Order(size == "small", outputs, len(names), name.partition("-")[2])
+    order = Order(size, outputs, len(names), name.partition("-")[2])
     return Baseline(name, size, outputs, system.build(order), names)
 
 
@@ -183,7 +182,7 @@ def system_instances(
         name: of the system.
         threshold: of the foreground's probability.
         instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
-            probability alone.
+            probability alone, or of a dense system the distance map as well.
         distance_rule: options of the rule ``distance``.
         class_names: of the nuclei, for the rule ``own``.
         with_truth: keep the true label map under ``label_instances``, for metrics.

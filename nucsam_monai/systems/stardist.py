@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.systems.system import System, require_maps
-from nucsam_monai.systems.unet_heads import Maps, builder
+from nucsam_monai.systems.unet_heads import SIZES, Maps, builder
 from nucsam_monai.transforms.targets import nucleus_distance
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -204,4 +204,5 @@ STARDIST = System(
     target=stardist_target,
     rule=stardist_nuclei,
     has_foreground=False,
+    sizes=SIZES,
 )

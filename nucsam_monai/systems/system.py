@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 from torch import nn
 
-from nucsam_monai.networks.baselines import Built
+from nucsam_monai.networks.baselines import Built, Size
 from nucsam_monai.transforms.targets import class_of_each, whole_ids
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import NucleiPrediction
@@ -29,16 +29,21 @@ class Order(NamedTuple):
     """The network that is wanted of a system.
 
     Attributes:
-        small: a network for quick trials in place of the paper's.
+        size: of the network.
         outputs: logits per pixel, of dense systems: 2 where a distance map is learned next to the foreground.
         classes: number of classes of nuclei; 1 where they are not told apart.
         variant: what a name has in place of the asterisk of its key, for example an encoder.
     """
 
-    small: bool = False
+    size: Size = "standard"
     outputs: int = 1
     classes: int = 1
     variant: str = ""
+
+    @property
+    def small(self) -> bool:
+        """Whether a network for quick trials is wanted in place of the paper's."""
+        return self.size == "small"
 
 
 def _given(loss: nn.Module) -> nn.Module:
@@ -61,6 +66,7 @@ class System:
         has_foreground: of systems with a rule, the first map is the probability of nucleus, so that the rules of dense
             systems may take it as well.
         knows_classes: the network tells classes of nuclei apart.
+        sizes: of its network.
     """
 
     build: Callable[[Order], Built]
@@ -69,6 +75,7 @@ class System:
     rule: Rule | None = None
     has_foreground: bool = True
     knows_classes: bool = False
+    sizes: tuple[Size, ...] = ("small", "standard")
 
 
 class OwnTargetd(MapTransform):

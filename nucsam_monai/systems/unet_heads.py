@@ -1,48 +1,65 @@
-"""One U-Net (Ronneberger et al., MICCAI 2015) with several heads, which systems that learn maps of their own share."""
+"""One U-Net (Ronneberger et al., MICCAI 2015) with several heads, for systems that learn maps other than a mask."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nucsam_monai.networks.baselines import Built
+from nucsam_monai.networks.baselines import Built, Size, TrunkFeatures
 from nucsam_monai.systems.system import Order
 
 Maps = dict[str, Tensor]
-SIDE_MULTIPLE = 16
-_SMALL, _STANDARD = (16, 16, 32, 64, 128, 16), (32, 64, 128, 256, 512, 32)
+SIZES: tuple[Size, ...] = ("small", "standard", "compact")
+_WIDTHS: Mapping[Size, tuple[int, ...]] = {
+    "small": (16, 16, 32, 64, 128, 16),
+    "standard": (32, 64, 128, 256, 512, 32),
+}
 _NEARLY_NOTHING = 1e-6
 
 
 class UNetHeads(nn.Module):
-    """MONAI's plain U-Net with batch normalisation, and a head of two convolutions for each map.
+    """A U-Net with batch normalisation, and a head of two convolutions for each map.
+
+    Next to the heads it has 0.5 million parameters in the size ``small`` and 7.8 million in ``standard``: MONAI's plain
+    U-Net. ``compact`` is :class:`~nucsam_monai.networks.baselines.TrunkFeatures`, 3.5 million; its maps are up-sampled
+    from half the image's size.
 
     Args:
         heads: channels of each map by its name.
         to_logits: makes of the maps, ``(B, C, H, W)`` float32 each, what the network gives in evaluation: logits whose
             sigmoid the system's rule takes.
-        small: 0.5 million parameters next to the heads instead of 7.8 million.
+        size: of the U-Net.
     """
 
     def __init__(
-        self, heads: Mapping[str, int], to_logits: Callable[[Maps], Tensor], small: bool = False
+        self, heads: Mapping[str, int], to_logits: Callable[[Maps], Tensor], size: Size = "standard"
     ) -> None:
         super().__init__()
-        widths = _SMALL if small else _STANDARD
-        self.features = BasicUNet(2, 3, 1, features=widths, norm="batch", act="relu")
-        self.features.final_conv = nn.Identity()
-        self.heads = nn.ModuleDict({name: _head(widths[-1], channels) for name, channels in heads.items()})
+        if size == "compact":
+            self.stride, self.side_multiple, width = 2, 32, TrunkFeatures.channels
+            self.features: nn.Module = TrunkFeatures()
+        else:
+            self.stride, self.side_multiple, width = 1, 16, _WIDTHS[size][-1]
+            self.features = BasicUNet(2, 3, 1, features=_WIDTHS[size], norm="batch", act="relu")
+            self.features.final_conv = nn.Identity()
+        self.heads = nn.ModuleDict({name: _head(width, channels) for name, channels in heads.items()})
         self.to_logits = to_logits
 
     def maps(self, image: Tensor) -> Maps:
-        """Return the maps of images ``(B, 3, H, W)``."""
+        """Return the maps of images ``(B, 3, H, W)``, ``(B, C, H / stride, W / stride)`` float32 each."""
         features = self.features(image)
         return {name: head(features).float() for name, head in self.heads.items()}
 
     def forward(self, image: Tensor) -> Maps | Tensor:
-        """Return the maps in training, logits ``(B, C, H, W)`` in evaluation."""
+        """Return the maps ``(B, C, H, W)`` in training, logits ``(B, C, H, W)`` in evaluation."""
         maps = self.maps(image)
+        if self.stride > 1:
+            maps = {
+                name: F.interpolate(one, scale_factor=self.stride, mode="bilinear", align_corners=False)
+                for name, one in maps.items()
+            }
         return maps if self.training else self.to_logits(maps)
 
 
@@ -50,7 +67,8 @@ def builder(heads: Mapping[str, int], to_logits: Callable[[Maps], Tensor]) -> Ca
     """Return what builds a system's :class:`UNetHeads`."""
 
     def build(order: Order) -> Built:
-        return Built(UNetHeads(heads, to_logits, order.small), SIDE_MULTIPLE)
+        network = UNetHeads(heads, to_logits, order.size)
+        return Built(network, network.side_multiple)
 
     return build
 

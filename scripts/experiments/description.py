@@ -31,6 +31,9 @@ COST_METRICS = ("trainable_m", "frozen_m", "total_m", "gmacs", "images_per_secon
 SECONDS_PER_EPOCH = "seconds_per_epoch"
 """Median time of an epoch's training steps in seconds, on the machine that trained; MLflow's record has it."""
 
+CORE_MINUTES = "core_minutes"
+"""Processor time of all training steps in minutes; MLflow's record has it."""
+
 COST_IMAGE_PX, COST_NUCLEI = 256, 25
 """Side of the image that operations and speed are measured with, and its nuclei, which are the prompts of methods that
 prompt each nucleus."""
@@ -150,8 +153,8 @@ class Experiment:
         title: what it shows, in one line.
         protocol: one of :data:`PROTOCOLS`.
         metrics: columns of its tables; ``<metric>:<class or tissue>`` is that of a part of the images. With any of
-            :data:`COST_METRICS` parameters, operations and speed are measured; :data:`SECONDS_PER_EPOCH` is that of
-            the trainings.
+            :data:`COST_METRICS` parameters, operations and speed are measured; :data:`SECONDS_PER_EPOCH` and
+            :data:`CORE_MINUTES` are those of the trainings.
         methods: rows of its tables.
         datasets: what is tested.
         train_datasets: what is trained on, with the protocol ``zero_shot``, unless a dataset names its own.

@@ -3,13 +3,13 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from experiments.description import COST_METRICS, SECONDS_PER_EPOCH, Experiment, Printed
+from experiments.description import CORE_MINUTES, COST_METRICS, SECONDS_PER_EPOCH, Experiment, Printed
 from experiments.steps import CURVES_FILE, Evaluation, Grid, Places, folder_of, is_done
 from nucsam_monai.metrics import compare
 from nucsam_monai.metrics.summary import TEXT_COLUMNS, summarise_by_domain
@@ -17,8 +17,17 @@ from nucsam_monai.metrics.summary import TEXT_COLUMNS, summarise_by_domain
 COST = "cost"
 """What tables call the dataset of parameters, operations and speed."""
 
-LOWER_IS_BETTER = ("hd", "hd95", "trainable_m", "frozen_m", "total_m", "gmacs", SECONDS_PER_EPOCH)
-NOT_SHARES = ("hd", "hd95", *COST_METRICS, SECONDS_PER_EPOCH)
+LOWER_IS_BETTER = (
+    "hd",
+    "hd95",
+    "trainable_m",
+    "frozen_m",
+    "total_m",
+    "gmacs",
+    SECONDS_PER_EPOCH,
+    CORE_MINUTES,
+)
+NOT_SHARES = ("hd", "hd95", *COST_METRICS, SECONDS_PER_EPOCH, CORE_MINUTES)
 """Metrics that are not shares of one, so that percentages make no sense."""
 
 PART = ":"
@@ -97,13 +106,21 @@ def curves_of(pair: Evaluation, places: Places) -> list[dict[str, Any]]:
 
 
 def epoch_cells(curves: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Cell]:
-    """Return the time of an epoch: the median of each training, and the mean over trainings."""
-    times = [[row["value"] for row in rows if row["metric"] == "epoch_seconds"] for rows in curves]
-    medians = [median(seconds) for seconds in times if seconds]
-    if not medians:
-        return {}
-    deviation = stdev(medians) if len(medians) > 1 else math.nan
-    return {SECONDS_PER_EPOCH: Cell(fmean(medians), deviation=deviation, replicates=len(medians))}
+    """Return the median time of an epoch and the processor time of all epochs, as the mean over trainings."""
+
+    def cell(metric: str, of_training: Callable[[list[float]], float]) -> Cell | None:
+        times = [[row["value"] for row in rows if row["metric"] == metric] for rows in curves]
+        values = [of_training(seconds) for seconds in times if seconds]
+        if not values:
+            return None
+        deviation = stdev(values) if len(values) > 1 else math.nan
+        return Cell(fmean(values), deviation=deviation, replicates=len(values))
+
+    cells = {
+        SECONDS_PER_EPOCH: cell("epoch_seconds", median),
+        CORE_MINUTES: cell("epoch_core_seconds", lambda seconds: sum(seconds) / 60),
+    }
+    return {metric: found for metric, found in cells.items() if found is not None}
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -232,6 +249,7 @@ _NAMES = {
     "gmacs": "GMACs",
     "images_per_second": "images/s",
     SECONDS_PER_EPOCH: "s/epoch",
+    CORE_MINUTES: "core minutes",
 }
 
 

