@@ -20,8 +20,10 @@ from nucsam_monai.systems.dcan import DCAN
 from nucsam_monai.systems.dist import DIST
 from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
 from nucsam_monai.systems.hovernet import HOVERNET
+from nucsam_monai.systems.micronet import MICRONET
 from nucsam_monai.systems.stardist import STARDIST
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
+from nucsam_monai.systems.types import with_types
 from nucsam_monai.systems.unets import UNETS
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
 from nucsam_monai.transforms.targets import NucleusCentroidsd
@@ -36,11 +38,12 @@ def _dense(builder: Callable[[bool, int], Built], order: Order) -> Built:
 SYSTEMS: Mapping[str, System] = {
     **{name: System(partial(_dense, builder)) for name, builder in DENSE_BUILDERS.items()},
     "hovernet": HOVERNET,
-    "stardist": STARDIST,
-    "cppnet": CPPNET,
-    "dcan": DCAN,
-    "dist": DIST,
-    "cdnet": CDNET,
+    "stardist": with_types(STARDIST),
+    "cppnet": with_types(CPPNET),
+    "dcan": with_types(DCAN),
+    "dist": with_types(DIST),
+    "cdnet": with_types(CDNET),
+    "micronet": MICRONET,
     **ENCODER_SYSTEMS,
     **UNETS,
     "cellvit-*": CELLVIT,
@@ -189,8 +192,8 @@ def system_instances(
     Args:
         name: of the system.
         threshold: of the foreground's probability.
-        instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`; those other than
-            ``distance`` take the probability alone, whatever other maps there are.
+        instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
+            probability alone, or of a dense system the distance map as well.
         distance_rule: options of the rule ``distance``.
         class_names: of the nuclei, for the rule ``own``.
         with_truth: keep the true label map under ``label_instances``, for metrics.
@@ -203,7 +206,7 @@ def system_instances(
     if system.rule is not None and instances == "own":
         truth = CopyItemsd("instances", names="label_instances") if with_truth else None
         return chain([OwnInstancesd(system.rule, threshold, class_names), truth])
-    foreground = ForegroundChanneld() if instances != "distance" else None
+    foreground = ForegroundChanneld() if system.rule is not None else None
     steps = to_instances(threshold, cast(InstanceRule, instances), distance_rule, with_truth=with_truth)
     return chain([foreground, *steps.transforms])
 

@@ -24,9 +24,8 @@ from nucsam_monai.utils.instances import (
     InstanceRule,
     check_instance_rule,
     connected_components,
-    distance_instances,
-    distance_scores,
     instances_of_foreground,
+    scored_distance_instances,
 )
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -38,9 +37,10 @@ class ProbabilityToInstancesd(MapTransform):
     :func:`~nucsam_monai.utils.instances.distance_scores`.
 
     Args:
-        keys: the probability ``(1, H, W)``; for ``distance`` ``(2, H, W)``, foreground and distance map; ``(C, H, W)``
-            where the image's domain has C classes. A :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes its
-            place, and that of each class stays under ``probability``.
+        keys: the probability ``(1, H, W)``, or ``(2, H, W)`` of foreground and distance map, which only ``distance``
+            needs and other rules pass over; ``(C, H, W)`` where the image's domain has C classes. A
+            :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes its place, and that of each class stays under
+            ``probability``.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
             :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
@@ -86,22 +86,21 @@ class ProbabilityToInstancesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the nuclei."""
         item = dict(data)
-        channels = 2 if self.instances == "distance" else 1
+        permitted = (2,) if self.instances == "distance" else (1, 2)
         for key in self.key_iterator(item):
             probability = convert_to_numpy(item[key])
             if names := self._class_names(item.get("domain"), len(probability)):
                 item["probability"] = probability
                 item[key] = self._of_classes(probability, names)
                 continue
-            if probability.ndim != 3 or len(probability) != channels:
+            if probability.ndim != 3 or len(probability) not in permitted:
                 raise ConfigurationError(
-                    f"{key}: expected ({channels}, H, W) for instances '{self.instances}', found shape "
+                    f"{key}: expected ({permitted[0]}, H, W) for instances '{self.instances}', found shape "
                     f"{probability.shape}. Choose the rule that the weights were trained for."
                 )
             foreground, scores = probability[0], None
             if self.instances == "distance":
-                label_map = distance_instances(foreground, probability[1], self.distance_rule)
-                scores = distance_scores(label_map, foreground, probability[1])
+                label_map, scores = scored_distance_instances(foreground, probability[1], self.distance_rule)
             else:
                 mask = foreground >= self.threshold
                 label_map = instances_of_foreground(mask, self.instances, self.min_distance_px)

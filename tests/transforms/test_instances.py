@@ -36,7 +36,15 @@ def test_no_foreground_gives_no_instances():
     assert item["found"].instances.shape == (3, 5)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 3), (3, 3), (1, 1, 3, 3)])
+def test_components_pass_over_a_distance_map():
+    maps = torch.zeros(2, 3, 5)
+    maps[0, :, 1:4], maps[1, 1, 2] = 0.8, 0.1
+    found, expected = (ProbabilityToInstancesd()({"pred": one})["pred"] for one in (maps, maps[:1]))
+    np.testing.assert_array_equal(found.instances, expected.instances)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (3, 3), (1, 1, 3, 3)])
 def test_several_masks_are_refused(shape):
     with pytest.raises(ConfigurationError, match=r"\(1, H, W\)"):
         ProbabilityToInstancesd()({"pred": torch.zeros(shape)})
