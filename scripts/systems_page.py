@@ -7,11 +7,12 @@ Run it after a change of scripts/experiments/systems.yaml, of a printed table or
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.description import PrintedTable, read_document, read_printed
+from experiments.description import Method, PrintedTable, read_document, read_experiment, read_printed
 from experiments.shared import ComparedSystem, compared_systems, system_printed_as
 
 from nucsam_monai.apps.command_line import run_command
@@ -42,12 +43,17 @@ FOOT = """
 ## Notes
 
 - **Parameters** are the trainable ones, in millions: with one class, and with ViT-H for systems on SAM unless the
-  command names another variant. HoVer-Net, CellViT, StarDist and CPP-Net have more for datasets with types of
-  nuclei. Systems with 0.00 are not trained.
+  command names another variant. Systems that have their own post-processing, from HoVer-Net to CellViT, have more
+  for datasets with types of nuclei. Systems with 0.00 are not trained.
 - **Medical SAMs** are fine-tuning methods of the bundle `sac`, without its generator (`--n_points 0`). They get no
   points, or with `--n_expert 2048` one point per nucleus. `--schedule sequential` trains on one dataset after the
   other. `nucsam train sac paper unsam_protocol` uses UN-SAM's settings for all of them (Adam, 30 epochs, factor
-  0.98).
+  0.98). Med-SA's adapter in the decoder is missing. SAMUS works on crops and tiles of 256 px, because nuclei would
+  vanish in shrunk images. Its paper describes the parts, but not all of their sizes; with ViT-B ours has 130.2
+  million parameters, including the frozen ones.
+- **Whole tables** leave out what is not legible in the papers' text: the adapter and LoRA rows of CFR-SAM 8, the
+  time of ViT-B in SAC 7, and one distance in UN-SAM III. nnU-Net's row is that of its network. The two tables of
+  tissues have no standard deviations.
 - **nnU-Net** itself is a separate program. `nucsam datasets to_nnunet data/monuseg` writes its raw format and
   prints the next commands. `nucsam datasets from_nnunet <folder> --dataset data/monuseg --output_dir <folder>`
   converts its predictions to label maps, which `nucsam evaluate --predictions` measures. Tests read the written
@@ -105,6 +111,72 @@ def tables_of() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class TableState:
+    """How much of a printed table its experiment produces.
+
+    Attributes:
+        name: paper and number.
+        rows: number of printed rows.
+        missing: rows that are printed only, and columns that the experiment does not measure.
+    """
+
+    name: str
+    rows: int
+    missing: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """``whole``, ``part`` or ``none``."""
+        return "whole" if not self.missing else "none" if len(self.missing) >= self.rows else "part"
+
+
+def table_states() -> list[TableState]:
+    """Return what the experiments of the papers' numbered tables produce in the form ``paper``."""
+    states = []
+    for folder, paper in PAPERS.items():
+        files = (PAGE.parents[1] / "scripts" / "experiments" / folder).glob("table_*.yaml")
+        for file in sorted(files, key=lambda file: int(file.stem.removeprefix("table_"))):
+            experiment = read_experiment(file, "paper")
+            if experiment.printed is None:
+                continue
+            printed = read_printed(experiment.printed)
+            by_class = any(metric.startswith("mpq") or ":" in metric for metric in printed.metrics)
+            run = {
+                method.printed or method.name
+                for method in experiment.methods
+                if not by_class or _knows_classes(method)
+            }
+            missing = [row for row in printed.values if row not in run]
+            missing += [metric for metric in printed.metrics if metric not in experiment.metrics]
+            states.append(TableState(f"{paper} {printed.number}", len(printed.values), tuple(missing)))
+    return states
+
+
+def _knows_classes(method: Method) -> bool:
+    from nucsam_monai.systems import system_named
+
+    return method.bundle != "baselines" or system_named(method.options.settings["baseline"]).knows_classes
+
+
+def tables_section(states: Sequence[TableState]) -> list[str]:
+    """Return the lines of the page that say which tables are whole."""
+    whole, part, none = ([one for one in states if one.state == state] for state in ("whole", "part", "none"))
+    return [
+        f"\n## {len(states)} tables: {len(whole)} whole, {len(part)} in part, {len(none)} not at all\n",
+        "In a whole table every printed row is a method of its experiment, and every printed column a metric, in the "
+        f"form `paper`: {', '.join(one.name for one in whole)}. Of the others these rows are printed only, for the "
+        "reasons above:\n",
+        "| table | rows that run | printed only |",
+        "|---|---|---|",
+        *(
+            f"| {one.name} | {one.rows - len(one.missing)} of {one.rows} | {', '.join(one.missing)} |"
+            for one in states
+            if one.missing
+        ),
+    ]
+
+
 def beyond_the_papers() -> list[str]:
     """Return the keys of the bundle ``baselines`` that are not in any paper's tables."""
     from nucsam_monai.systems import SYSTEMS
@@ -123,7 +195,7 @@ def page(parameters: Mapping[str, float]) -> str:
     lines = [
         HEAD,
         f"## {len(here)} systems that run\n",
-        "| system | tables | source | code | parameters (M) |",
+        "| system | tables | source | code and its licence | parameters (M) |",
         "|---|---|---|---|---|",
         *(
             f"| {one.name} | {tables[one.name]} | {one.source} | {one.code} | {parameters[one.name]:.2f} |"
@@ -131,9 +203,12 @@ def page(parameters: Mapping[str, float]) -> str:
         ),
         '\n"Ours" is code of this package, Apache-2.0, written from the paper.\n',
         "## Commands\n",
-        "| system | command |",
-        "|---|---|",
-        *(f"| {one.name} | `{one.command}` |" for one in here),
+        "| system | command | state |",
+        "|---|---|---|",
+        *(
+            f"| {one.name} | `{one.command}` | builds, {'trains, ' * one.method.get('train', True)}infers |"
+            for one in here
+        ),
         f"\n`--baseline` also accepts systems that are not in the papers: {keys}. `*` stands for an encoder of "
         "segmentation-models-pytorch (MIT).\n",
         f"## {len(others)} systems with printed results only\n",
@@ -141,6 +216,7 @@ def page(parameters: Mapping[str, float]) -> str:
         "| system | tables | source | why it does not run here |",
         "|---|---|---|---|",
         *(f"| {one.name} | {tables[one.name]} | {one.source} | {one.reason} |" for one in others),
+        *tables_section(table_states()),
         FOOT,
     ]
     return "\n".join(lines).rstrip() + "\n"
