@@ -39,15 +39,17 @@ from torch import Tensor, nn
 
 from nucsam_monai.engines import default_device
 from nucsam_monai.engines.configuration import literal
-from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
+from nucsam_monai.inferers import ClickSegmenter, SemanticInferer, clicks_in_image, part_to_look_at
 from nucsam_monai.io import (
     OVERLAY_PX,
     IntensityRange,
     check_intensity_range,
+    check_memory_for_whole,
     draw_prediction,
     encode_png,
     read_image_to_segment,
     to_rgb_uint8,
+    whole_image_px,
     write_prediction,
 )
 from nucsam_monai.networks.nucleus_prompts import PromptableNetwork
@@ -236,15 +238,52 @@ class Segmenter:
         self._check_options(options, domain)
         reading: dict[str, Any] = {
             key: options.pop(key, self.value(key) if key in self.config else None)
-            for key in ("max_pixels", "intensity_range")
+            for key in ("max_pixels", "intensity_range", "strips_above_mpx")
         }
         pixels = rgb_of(image, reading["max_pixels"], check_intensity_range(reading["intensity_range"]))
-        with self._lock, _own_errors():
-            if points is None and boxes is None:
-                found = self._pipeline(options).run(pixels, domain)
-            else:
+        if points is None and boxes is None:
+            whole_px = whole_image_px(reading["strips_above_mpx"], reading["max_pixels"])
+            found = self._segment(pixels, domain, options, whole_px)
+        else:
+            with self._lock, _own_errors():
                 found = self._prompted(pixels, points, boxes, options)
         return SegmentedImage(found.instances, found.table, found.foreground, found.class_names, image=pixels)
+
+    def _segment(
+        self, pixels: np.ndarray, domain: str | None, options: Mapping[str, Setting], whole_px: int
+    ) -> NucleiPrediction:
+        """Segment an image at once if it has no more pixels than ``whole_px``, else in parts."""
+        count = pixels.shape[0] * pixels.shape[1]
+        if count > whole_px:
+            reason = self._why_not_in_parts(options)
+            if reason is None:
+                return self._in_parts(pixels, domain, options, whole_px)
+            check_memory_for_whole(pixels.shape[1], pixels.shape[0], reason)
+        with self._lock, _own_errors():
+            return self._pipeline(options).run(pixels, domain)
+
+    def _why_not_in_parts(self, options: Mapping[str, Setting]) -> str | None:
+        """Return why images cannot be segmented in parts, and what to do; None if they can."""
+        try:
+            from nucsam_monai.wsi.bundles import why_not_in_parts
+        except ImportError as error:
+            return f"{error.name}: not installed. Type: pip install 'nucsam-monai[slides]'."
+        return why_not_in_parts(self, **options)
+
+    def _in_parts(
+        self, pixels: np.ndarray, domain: str | None, options: Mapping[str, Setting], largest_part_px: int
+    ) -> NucleiPrediction:
+        """Segment an image as a slide; another thread takes the nuclei out of the maps, so the lock is not held."""
+        from nucsam_monai.wsi.bundles import method_of
+        from nucsam_monai.wsi.image import nuclei_of_image
+
+        def scale_of(statistics: tuple[float, float] | None) -> float:
+            with self._lock, _own_errors():
+                part = part_to_look_at(pixels, self.image_size)
+                return self._pipeline(options).scale_of(part, domain, statistics)
+
+        of_parts = {key: value for key, value in options.items() if key not in ("diameter", "mpp")}
+        return nuclei_of_image(pixels, method_of(self, domain, **of_parts), scale_of, largest_part_px)
 
     def segment_slide(
         self,
@@ -426,6 +465,23 @@ class _Pipeline:
         self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None = None
     ) -> Any:
         """Return the inferer's output for one image, before post-processing."""
+        inputs, args, kwargs = self._prepared(image, domain, statistics)
+        return self.inferer(inputs, self.network, *args, **kwargs)
+
+    @torch.no_grad()
+    def scale_of(
+        self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None
+    ) -> float:
+        """Return the factor by which the inferer resizes an image."""
+        if not isinstance(self.inferer, SemanticInferer):
+            return 1.0
+        inputs, args, kwargs = self._prepared(image, domain, statistics)
+        return self.inferer.scale_of(inputs, self.network, *args, **kwargs)
+
+    def _prepared(
+        self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None
+    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+        """Return the network's input for an image, and the further arguments of the inferer."""
         batch = self.batch(image, **({} if domain is None else {"domain": domain}))
         if statistics is not None:
             mean, std = statistics
@@ -433,7 +489,7 @@ class _Pipeline:
             batch["image"] = (pixels.float() - mean) / max(std, FAINTEST_STD)
         inputs, _, *rest = self.prepare_batch(batch, self.device)
         args, kwargs = rest or ((), {})
-        return self.inferer(inputs, self.network, *args, **kwargs)
+        return inputs, args, kwargs
 
     def nuclei(self, found: Any) -> NucleiPrediction:
         """Return the nuclei of what :meth:`infer` returned."""
@@ -484,8 +540,9 @@ class SegmentedImage(NucleiPrediction):
         return write_prediction(self, pixels, folder, stem, overlay_px=overlay_px)
 
     def _repr_html_(self) -> str:
-        """Return HTML for notebooks: the overlay and the summary."""
-        picture = base64.b64encode(encode_png(self.overlay())).decode("ascii")
+        """Return HTML for notebooks: the overlay, reduced if it is large, and the summary."""
+        overlay = draw_prediction(self, self.image, OVERLAY_PX)
+        picture = base64.b64encode(encode_png(overlay)).decode("ascii")
         return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
 
 

@@ -83,7 +83,7 @@ def main(
             "precision": precision,
             "options": options or {},
             "image": {"side_px": side_px, "nuclei": len(image.truth), "seed": seed},
-            "weights": "random; answers replaced by nearly true ones",
+            "weights": "random; outputs replaced by nearly correct ones",
             "rows": [],
         }
         for method, variant in cases:
@@ -140,8 +140,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     where = report["gpu"] or f"{report['processor']}, {report['threads']} thread(s)"
     return "\n".join(
         [
-            f"{image['side_px']} x {image['side_px']} px, {image['nuclei']} synthetic nuclei; random weights, answers "
-            f"replaced by nearly true ones; {where}, {report['precision']}, torch {report['versions']['torch']}.",
+            f"{image['side_px']} x {image['side_px']} px, {image['nuclei']} synthetic nuclei; random weights, with "
+            f"outputs replaced by nearly correct ones; {where}, "
+            f"{report['precision']}, torch {report['versions']['torch']}.",
             "",
             markdown_table(titles, rows, 3),
         ]

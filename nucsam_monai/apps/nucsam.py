@@ -146,7 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         takes_keys=True,
     )
     option("bundle")
-    option("overlays", nargs="*", help="configurations that the weights were trained with")
+    option(
+        "overlays",
+        nargs="*",
+        help="configurations that the weights were trained with, or that of a test without training (sac: zero_shot)",
+    )
     option("--weights", help=_WEIGHTS_HELP)
     option("--output_dir", help="default: output/<bundle>_evaluated")
     option = add(
@@ -177,9 +181,11 @@ def _train(arguments: argparse.Namespace) -> list[str]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> list[str]:
-    names = ["train", *arguments.overlays, "evaluate"]
+    of_test = [name for name in arguments.overlays if _is_of_test(arguments.bundle, name)]
+    names = ["train", *(name for name in arguments.overlays if name not in of_test), "evaluate", *of_test]
     output = ["--output_dir", arguments.output_dir or f"output/{arguments.bundle}_evaluated"]
-    return [*_bundle_run(arguments.bundle, names, "evaluating"), *output, *_weights(arguments)]
+    weights = [] if of_test and arguments.weights is None else _weights(arguments)
+    return [*_bundle_run(arguments.bundle, names, "evaluating"), *output, *weights]
 
 
 def _label(arguments: argparse.Namespace) -> list[str]:
@@ -199,6 +205,12 @@ def _models(arguments: argparse.Namespace) -> list[str]:
             facts = metadata["shipped_weights"][file.name]
             sys.stdout.write(f"{'':<14}  {name}: {facts['trained_on']}; {facts['licence']}\n")
     return []
+
+
+def _is_of_test(bundle: str, name: str) -> bool:
+    """Return whether a configuration belongs to a test without training: it sets ``protocol``, a key of evaluations."""
+    file = Path(bundle_root(bundle)) / "configs" / f"{name}.json"
+    return file.is_file() and "protocol" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def _bundle_run(bundle: str, names: Sequence[str], run: str = "run") -> list[str]:

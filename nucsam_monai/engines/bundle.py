@@ -13,6 +13,7 @@ import monai
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.inferers import SimpleInferer
 from monai.optimizers import WarmupCosineSchedule
@@ -21,7 +22,6 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler
 
 from nucsam_monai.data import domain_classes
-from nucsam_monai.data.demo import demo_dataset_dir
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
 from nucsam_monai.engines.configuration import (
     changed_keys,
@@ -43,12 +43,14 @@ from nucsam_monai.networks import (
 from nucsam_monai.networks.sam import load_trained, read_header, start_trunk, with_settings
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.utils.paths import project_root
 from nucsam_monai.utils.threads import sensible_threads
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from nucsam_monai import Segmenter
     from nucsam_monai.wsi.cluster import MethodSource
 
 Option = TypeVar("Option")
@@ -62,14 +64,14 @@ COLLATES: Mapping[str, Callable[[Any], Any]] = {
 }
 """How items are joined to batches, by the names that configurations use."""
 
-_NOT_OF_THE_NETWORK = ("bundle_root", "input", "output_dir", "domain", "mpp", "imports", "initialize", "run")
+_NOT_OF_THE_NETWORK = ("bundle_root", "input", "output_dir", "domain", "imports", "initialize", "run")
 
 
 def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: bool = False) -> None:
     """Prepare the process for a workflow, as the first step of ``initialize``.
 
-    The keys of the configuration are checked, all random generators are seeded, and the demo data is drawn if it is
-    what the workflow reads and it is not there yet.
+    The keys of the configuration are checked, all random generators are seeded, freed memory is kept for the next
+    step, and the demo data is drawn if it is what the workflow reads and it is not there yet.
 
     Args:
         seed: of all random generators.
@@ -80,6 +82,7 @@ def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: boo
         ConfigurationError: an override is not a key of the configuration.
     """
     check_options()
+    reuse_freed_memory(blocks_of_all_sizes=True)
     if distributed:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
@@ -99,6 +102,8 @@ def demo_folder() -> str:
 def draw_demo(dataset_dir: str | Path) -> None:
     """Draw the demo data if a workflow reads it and it is not there."""
     if Path(dataset_dir) == Path(demo_folder()):
+        from nucsam_monai.data.demo import demo_dataset_dir  # which inference need not load
+
         demo_dataset_dir()
 
 
@@ -341,15 +346,15 @@ def start_encoder(path: str | None, segmentor: Segmentor) -> None:
 
 
 def require_recipe(recipe: str | None, name: str) -> None:
-    """Refuse the settings of one dataset without the recipe that they belong to.
+    """Refuse settings without the recipe that they belong to.
 
     Raises:
         ConfigurationError: the recipe's file was not read before.
     """
     if recipe is None:
         raise ConfigurationError(
-            f"--config_file: found the settings of a dataset without the recipe. Name {name} between train.json and "
-            "the dataset's file."
+            f"--config_file: found settings that need the recipe {name}, but not the recipe. Name {name} between "
+            "train.json and the file of these settings."
         )
 
 
@@ -370,13 +375,30 @@ def configured_method(domain: str | None = None) -> "MethodSource":
     """
     from nucsam_monai.wsi.cluster import MethodSource  # needs the extra ``slides``
 
-    parser = current_parser()
+    folder, settings = _changed_settings(current_parser(), (*_NOT_OF_THE_NETWORK, "mpp"))
+    checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
+    return MethodSource(str(folder), checkpoint, tuple(settings.items()), domain, (), device)
+
+
+def configured_segmenter(parser: ConfigParser | None) -> "Segmenter":
+    """Return the segmenter of a bundle's configuration that is being read; its network is built once more.
+
+    Raises:
+        ConfigurationError: as in :func:`configured_method`, or a change that is not a number, a switch or a text.
+    """
+    from nucsam_monai import load
+
+    folder, settings = _changed_settings(parser, _NOT_OF_THE_NETWORK)
+    checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
+    return load(folder, checkpoint, device, **settings)
+
+
+def _changed_settings(parser: ConfigParser | None, without: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Return a bundle's folder and what a configuration changes in its ``inference.json``."""
     if parser is None or "bundle_root" not in parser:
         raise ConfigurationError(
             "bundle_root: not found. Put the bundle's inference.json first in --config_file."
         )
     folder = Path(parser.get_parsed_content("bundle_root"))
     changed = changed_keys(parser, folder / "configs" / "inference.json")
-    settings = {key: parser.get_parsed_content(key) for key in changed if key not in _NOT_OF_THE_NETWORK}
-    checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
-    return MethodSource(str(folder), checkpoint, tuple(settings.items()), domain, (), device)
+    return folder, {key: parser.get_parsed_content(key) for key in changed if key not in without}

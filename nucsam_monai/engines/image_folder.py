@@ -1,18 +1,24 @@
-"""Read the images to segment; a broken one is reported and skipped."""
+"""Read the images to segment; a broken one is reported and skipped, a large one segmented in parts."""
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nucsam_monai.data.dataset import DATASET_FILE, load_items
-from nucsam_monai.engines.bundle import draw_demo
+from nucsam_monai.engines.bundle import configured_segmenter, draw_demo
+from nucsam_monai.engines.configuration import current_parser
 from nucsam_monai.engines.results_folder import ResultsFolder
 from nucsam_monai.io import find_images, output_stems
+from nucsam_monai.io.decoders import ImageTooLargeError
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
+
+if TYPE_CHECKING:
+    from nucsam_monai import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +74,13 @@ def _dataset_name(item: Mapping[str, str]) -> str:
 class ReadableImages(IterableDataset):
     """Yield transformed items; an image that cannot be read is reported and skipped.
 
+    An image that the transform finds too large is not yielded either: it is segmented in parts, and its results are
+    written to the folder.
+
     Args:
         data: the items.
         transform: loads and prepares an item.
-        results: knows which items are left, and records images that cannot be read.
+        results: knows which items are left, and records large images and those that cannot be read.
 
     Raises:
         ImageReadError: at the end without ``results``, if not a single image could be read.
@@ -87,6 +96,8 @@ class ReadableImages(IterableDataset):
         self.data = list(data)
         self.transform = transform
         self.results = results
+        # Not the parser itself: MONAI's loader seeds whatever it finds among the attributes of a dataset.
+        self._configured_segmenter = partial(configured_segmenter, current_parser())
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -94,7 +105,7 @@ class ReadableImages(IterableDataset):
             raise ConfigurationError(
                 f"num_workers {worker.num_workers}: expected 0 or 1 for a folder of images."
             )
-        unreadable = 0
+        unreadable, segmenter = 0, lru_cache(self._configured_segmenter)
         for item in self.data if self.results is None else self.results.left:
             try:
                 prepared = self.transform(dict(item))
@@ -102,6 +113,10 @@ class ReadableImages(IterableDataset):
                 reason = _read_error(error)
                 if reason is None:
                     raise
+                if isinstance(reason, ImageTooLargeError) and self.results is not None:
+                    reason = _segment_in_parts(item, segmenter, self.results)
+                if reason is None:
+                    continue
                 unreadable += 1
                 logger.error("skipped: %s", reason)
                 if self.results is not None:
@@ -113,6 +128,21 @@ class ReadableImages(IterableDataset):
             if unreadable == len(self.data):
                 raise ImageReadError(message)
             logger.warning(message)
+
+
+def _segment_in_parts(
+    item: Mapping[str, Any], load: Callable[[], "Segmenter"], results: ResultsFolder
+) -> ImageReadError | None:
+    """Segment a large image and write what was found; return why that is impossible."""
+    try:
+        segmenter = load()
+        found = segmenter.segment(item["image"], domain=item.get("domain") if segmenter.domains else None)
+    except ImageReadError as error:
+        return error
+    paths = found.save(results.folder, item["id"], overlay_px=segmenter.value("overlay_px"))
+    results.add(item["id"], len(found), list(paths.values()))
+    logger.info("%s: %d nuclei, %s", item["id"], len(found), paths["instances"])
+    return None
 
 
 def _read_error(error: BaseException | None) -> ImageReadError | None:

@@ -28,6 +28,7 @@ _NOT_COMPARED = (
     "output_dir",
     "overwrite",
     "max_pixels",
+    "strips_above_mpx",
     "device",
     "compile",
 )

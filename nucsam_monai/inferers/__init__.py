@@ -15,7 +15,7 @@ from nucsam_monai.inferers.points import (
 )
 from nucsam_monai.inferers.precision import AutocastInferer, autocast
 from nucsam_monai.inferers.prompted import PromptedInferer, PromptedPrediction, PromptedSegmenter
-from nucsam_monai.inferers.scale import ScaledInferer
+from nucsam_monai.inferers.scale import ScaledInferer, part_to_look_at
 from nucsam_monai.inferers.semantic import (
     ResizeInferer,
     SemanticInferer,
@@ -46,6 +46,7 @@ __all__ = [
     "clicks_in_image",
     "oracle_prompts",
     "otsu_foreground",
+    "part_to_look_at",
     "point_finder",
     "select_points",
     "spatial_inferer",

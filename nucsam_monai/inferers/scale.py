@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nucsam_monai.inferers.semantic import Points, Predictor, ResizeInferer, TileInferer, resized_points
 from nucsam_monai.utils.errors import ConfigurationError
-from nucsam_monai.utils.instances import InstanceRule, distance_instances, distance_scores
+from nucsam_monai.utils.instances import InstanceRule, scored_distance_instances
 
 logger = logging.getLogger(__name__)
 
@@ -104,24 +104,36 @@ class ScaledInferer(Inferer):
     ) -> Tensor:
         """Return ``(B, n, H, W)`` from ``(B, 3, H, W)`` of any size."""
 
-        def maps_at(scale: float) -> Tensor:
-            return self._maps(inputs, scale, network, args, points, kwargs)
+        def maps_of(image: Tensor, scale: float, points: Points | None = None) -> Tensor:
+            return self._maps(image, scale, network, args, points, kwargs)
 
+        scale, seen = self._choose(inputs, maps_of, points)
+        return seen[scale] if scale in seen else maps_of(inputs, scale, points)
+
+    def scale_of(self, inputs: Tensor, network: Predictor) -> float:
+        """Return the factor by which an image is resized; of a large one :func:`part_to_look_at` is enough."""
+        return self._choose(inputs, lambda image, scale, *_: self._maps(image, scale, network, (), None, {}))[
+            0
+        ]
+
+    def _choose(
+        self, inputs: Tensor, maps_of: Callable[..., Tensor], points: Points | None = None
+    ) -> tuple[float, dict[float, Tensor]]:
+        """Return the scale of an image, and the maps of all of it that were looked at, by their scale."""
+        seen: dict[float, Tensor] = {}
         if isinstance(self.inferer, ResizeInferer):
-            return maps_at(1.0)
+            return 1.0, seen
         if self.mpp is not None or self.diameter != "auto":
-            return maps_at(self._told_scale())
-        side, seen = self.inferer.tile_px, {}
+            return self._told_scale(), seen
+        side = self.inferer.tile_px
 
         def look(scale: float) -> Look:
             if max(inputs.shape[-2:]) * scale <= 2 * side:
-                seen[scale] = maps_at(scale)
+                seen[scale] = maps_of(inputs, scale, points)
                 return self._look(seen[scale])
-            windows = _windows(inputs, round(side / scale))
-            return _join([self._look(self._maps(one, scale, network, args, None, kwargs)) for one in windows])
+            return _join([self._look(maps_of(one, scale)) for one in _windows(inputs, round(side / scale))])
 
-        scale = choose_scale(look(1.0), look)
-        return seen[scale] if scale in seen else maps_at(scale)
+        return choose_scale(look(1.0), look), seen
 
     def _look(self, maps: Tensor) -> Look:
         """Judge the nuclei's scale by maps of the image's size."""
@@ -200,8 +212,7 @@ def _look_of(maps: Tensor) -> Look:
     """Judge the nuclei's scale by foreground and distance map ``(1, 2, H, W)``."""
     area = float(maps.shape[-2] * maps.shape[-1])
     foreground, distance = maps[0].float().cpu().numpy()
-    instances = distance_instances(foreground, distance)
-    scores = distance_scores(instances, foreground, distance)
+    instances, scores = scored_distance_instances(foreground, distance)
     if not len(scores):
         return Look(0, float("nan"), 0.0, 0.0, area)
     areas = np.bincount(instances.ravel())[1:]
@@ -230,6 +241,22 @@ def _windows(image: Tensor, side: int) -> Iterator[Tensor]:
             y = int(np.clip(row * height // 4 - side // 2, 0, max(0, height - side)))
             x = int(np.clip(column * width // 4 - side // 2, 0, max(0, width - side)))
             yield image[:1, :, y : y + side, x : x + side]
+
+
+def part_to_look_at(image: np.ndarray, tile_px: int) -> np.ndarray:
+    """Return the surroundings of the centres of a large image's quarters as one image, whose windows are the same.
+
+    Args:
+        image: ``(H, W, 3)``; a side of up to twelve tiles is kept.
+        tile_px: of the network; a window has up to four times this side.
+    """
+    half = 3 * tile_px
+    for axis in (0, 1):
+        size = image.shape[axis]
+        if size > 4 * half:
+            starts = [part * size // 4 - half for part in (1, 3)]
+            image = np.concatenate([image.take(range(a, a + 2 * half), axis) for a in starts], axis)
+    return image
 
 
 def _is_positive(value: Any) -> bool:

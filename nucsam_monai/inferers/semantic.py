@@ -149,6 +149,19 @@ class SemanticInferer(Inferer):
             domain: the images' domain, ``"mean"``, or None where it is unknown.
             kwargs: handed to the network.
         """
+        with autocast(self.precision, inputs.device):
+            return self.inferer(inputs, self._probability_of(network, args, domain), **kwargs)
+
+    def scale_of(self, inputs: Tensor, network: Predictor, *args: Any, domain: str | None = None) -> float:
+        """Return the factor by which an image is resized before it is cut into tiles; arguments as of a call."""
+        scale_of = getattr(self.inferer, "scale_of", None)
+        if scale_of is None:
+            return 1.0
+        with autocast(self.precision, inputs.device):
+            return float(scale_of(inputs, self._probability_of(network, args, domain)))
+
+    def _probability_of(self, network: Predictor, args: tuple[Any, ...], domain: str | None) -> Predictor:
+        """Return what gives the probabilities of tiles."""
         branches = self.branches(domain)
 
         def probability(tiles: Tensor, points: Points | None = None) -> Tensor:
@@ -164,8 +177,7 @@ class SemanticInferer(Inferer):
             common = min(answer.shape[1] for answer in answers)
             return torch.stack([answer[:, :common] for answer in answers]).mean(dim=0)
 
-        with autocast(self.precision, inputs.device):
-            return self.inferer(inputs, probability, **kwargs)
+        return probability
 
     def branches(self, domain: str | None) -> list[dict[str, str]]:
         """Return the network arguments whose outputs are averaged for an image of ``domain``."""

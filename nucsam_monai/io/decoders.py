@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ DECODER_FAILURES = (
 )
 """What the decoders raise on damaged files. Each library has several ways; the tests' corpus found these."""
 
+_ROWS_AT_ONCE = 256
 _PHOTOMETRIC_MINISBLACK = 1
 _PHOTOMETRIC_RGB = 2
 _COLOURS_OF_PHOTOMETRIC = {0: 1, _PHOTOMETRIC_MINISBLACK: 1, _PHOTOMETRIC_RGB: 3, 3: 1, 6: 3}
@@ -85,9 +87,18 @@ def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
             if has_wide_colours:
                 return _decode_wide_colours(path, image)
             ImageOps.exif_transpose(image, in_place=True)  # Pillow turns TIFF itself and takes the tag away
-            return np.array(image if has_wide_values else image.convert("RGB"))
+            return np.array(image) if has_wide_values else _colours_of(image)
 
     return decode
+
+
+def _colours_of(image: Image.Image) -> np.ndarray:
+    """Return an image as RGB, converted in strips: Pillow would hold two copies of all of it on the way."""
+    result = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        strip = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+        result[top : top + _ROWS_AT_ONCE] = np.asarray(strip.convert("RGB"))
+    return result
 
 
 def _decode_wide_colours(path: Path, image: Image.Image) -> np.ndarray:
@@ -183,8 +194,9 @@ def decode_nifti(path: Path, max_pixels: int) -> np.ndarray:
     The array is ``(W, H)``, ``(W, H, 1)`` or, in colour, ``(W, H, 1, 3)`` or of NIfTI's RGB24 type.
 
     Raises:
-        ImageReadError: the image is a volume or too large.
+        ImageReadError: the image is a volume or too large, or NiBabel is not installed.
     """
+    _require("nibabel", path)
     from monai.data.image_reader import NibabelReader
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
@@ -205,8 +217,9 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
     """Decode a 2-D NRRD or MetaImage file with MONAI's ``ITKReader``.
 
     Raises:
-        ImageReadError: no such format, or the image is a volume or too large.
+        ImageReadError: no such format, the image is a volume or too large, or ITK is not installed.
     """
+    _require("itk", path)
     import itk
     from monai.data.image_reader import ITKReader
 
@@ -221,6 +234,15 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
     reader = ITKReader(**_itk_pixel_type(header))
     pixels, meta = reader.get_data(reader.read(path))
     return _plane_with_rows_first(pixels, len(meta["spatial_shape"]), path)
+
+
+def _require(package: str, path: Path) -> None:
+    """Refuse a file whose format is read by a package of the extra ``formats`` that is not installed."""
+    if find_spec(package) is None:
+        raise ImageReadError(
+            f"{path}: this format is read by {package}, which is not installed. "
+            "Run: pip install 'nucsam-monai[formats]'."
+        )
 
 
 def _itk_pixel_type(header: Any) -> dict[str, Any]:

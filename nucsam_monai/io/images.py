@@ -29,6 +29,12 @@ MAX_PIXELS = 1 << 30
 SEGMENTING_BYTES = 80
 """Bytes of memory for each pixel of an image that is segmented as a whole; bundles were measured at 45 to 76."""
 
+_WHOLE_PX = 64_000_000
+"""Largest image that is segmented as a whole by default, in pixels."""
+
+_IN_PARTS_BYTES, _ALL_PARTS_BYTES = 12, 2 << 30
+"""Bytes for each pixel of an image that is segmented in parts, and for the parts in work."""
+
 _ALWAYS_SEGMENTED = 1 << 20
 """Pixels of an image that is segmented regardless of the reported free memory."""
 
@@ -38,6 +44,7 @@ IntensityRange = tuple[float, float]
 _PERCENTILES = (0.1, 99.9)
 _COUNTED_VALUES = 1 << 22
 """About so many values of a large image give its percentiles."""
+_SCALED_AT_ONCE = 1 << 22
 
 _FORMAT_OF_SUFFIX = {
     ".png": "PNG",
@@ -132,10 +139,44 @@ def read_image(
     return to_rgb_uint8(pixels, str(path), intensity_range)
 
 
+def whole_image_px(strips_above_mpx: float | None = None, max_pixels: int | None = None) -> int:
+    """Return the pixels of the largest image that is segmented as a whole; larger ones are in parts.
+
+    Args:
+        strips_above_mpx: what a user chose, in millions of pixels.
+        max_pixels: of images to read, which are segmented as a whole if nothing else is chosen; None leaves it to the
+            free memory, up to 64 million pixels.
+    """
+    chosen = [max_pixels, None if strips_above_mpx is None else strips_above_mpx * 1e6]
+    limits = [int(limit) for limit in chosen if limit is not None]
+    free = free_memory_bytes()
+    fitting = _WHOLE_PX if free is None else min(_WHOLE_PX, free // SEGMENTING_BYTES)
+    return min(limits) if limits else max(_ALWAYS_SEGMENTED, fitting)
+
+
+def check_memory_for_whole(width: int, height: int, reason: str) -> None:
+    """Refuse an image for which there is not enough memory as a whole.
+
+    Args:
+        width: of the image.
+        height: of the image.
+        reason: why it is not segmented in parts, and what to do.
+
+    Raises:
+        ImageReadError: with the memory that it takes and that there is.
+    """
+    free, needed = free_memory_bytes(), width * height * SEGMENTING_BYTES
+    if free is not None and needed > free:
+        raise ImageReadError(
+            f"image: {width} x {height} pixels take about {needed / 1e9:.3g} GB of memory as a whole, {free / 1e9:.3g} "
+            f"GB are free, and it cannot be segmented in parts. {reason}"
+        )
+
+
 def read_image_to_segment(
     path: Path | str, max_pixels: int | None = None, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Read an image to be segmented as a whole, see :func:`read_image`, if there is enough memory.
+    """Read an image to be segmented, see :func:`read_image`, if there is enough memory to do so in parts.
 
     Args:
         path: a file with one of :data:`SUPPORTED_SUFFIXES`.
@@ -146,16 +187,16 @@ def read_image_to_segment(
         ImageReadError: the file cannot be read, or is too large.
     """
     free = free_memory_bytes() if max_pixels is None else None
-    fitting = MAX_PIXELS if free is None else max(_ALWAYS_SEGMENTED, free // SEGMENTING_BYTES)
-    limit = max_pixels or min(MAX_PIXELS, fitting)
+    fitting = MAX_PIXELS if free is None else max(0, free - _ALL_PARTS_BYTES) // _IN_PARTS_BYTES
+    limit = max_pixels or min(MAX_PIXELS, max(_ALWAYS_SEGMENTED, fitting))
     try:
         return read_image(path, max_pixels=limit, intensity_range=intensity_range)
     except ImageTooLargeError as error:
-        needed = error.width * error.height * SEGMENTING_BYTES / 1e9
+        needed = (error.width * error.height * _IN_PARTS_BYTES + _ALL_PARTS_BYTES) / 1e9
         has = "" if free is None else f", and {free / 1e9:.3g} GB are free"
         raise ImageReadError(
-            f"{path}: {error.width} x {error.height} pixels are more than the allowed {limit}: as one image they take "
-            f"about {needed:.3g} GB of memory{has}. Segment it as a slide (nucsam slides run), or set max_pixels."
+            f"{path}: {error.width} x {error.height} pixels are more than the allowed {limit}: segmented in parts they "
+            f"take about {needed:.3g} GB of memory{has}. Segment it as a slide (nucsam slides run), or set max_pixels."
         ) from error
 
 
@@ -327,8 +368,12 @@ def _to_uint8(pixels: np.ndarray, source: str, intensity_range: IntensityRange |
         raise ImageReadError(f"{source}: values from {low:g} to {high:g} are not light intensities.")
     if high == low:
         return np.zeros(pixels.shape, np.uint8)
-    scaled = (pixels.astype(np.float64) - low) / (high - low) * 255
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    result = np.empty(pixels.shape, np.uint8)
+    rows = max(1, _SCALED_AT_ONCE // max(1, pixels[0].size))
+    for top in range(0, len(pixels), rows):
+        scaled = (pixels[top : top + rows].astype(np.float64) - low) / (high - low) * 255
+        result[top : top + rows] = np.clip(np.rint(scaled), 0, 255)
+    return result
 
 
 def _contrast(pixels: np.ndarray) -> IntensityRange:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
@@ -98,6 +97,8 @@ def _assign(
     rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Return which of the pairs of one component make up its maximum-weight assignment."""
+    from scipy.optimize import linear_sum_assignment  # takes a fifth of a second, which --help need not spend
+
     row_ids, row = np.unique(rows, return_inverse=True)
     column_ids, column = np.unique(columns, return_inverse=True)
     if len(row_ids) * len(column_ids) > _LARGEST_DENSE_COMPONENT:

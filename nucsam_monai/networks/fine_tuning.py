@@ -329,19 +329,22 @@ class BlockMALA(BlockAdapter):
         return self.block(tokens)
 
 
-FineTuning = Literal["none", "lora", "msa", "head", "full", "mala"]
+FineTuning = Literal["none", "lora", "msa", "head", "full", "mala", "samus"]
 """What learns (SAC, ablation of the adapters; CFR-SAM, comparison of fine-tuning methods):
 
-======== ========== ==================== =====================
-key      adapters   of the image encoder the mask decoder
-======== ========== ==================== =====================
-``none`` no         the neck             learns ("SAM-FT")
-``lora`` LoRA       nothing              learns (SAC, SAMed)
-``msa``  bottleneck nothing              learns (Med-SA)
-``head`` no         nothing              learns
-``full`` no         everything           learns
-``mala`` MALA       nothing              learns (CFR-SAM)
-======== ========== ==================== =====================
+========= ========== ==================== =====================
+key       adapters   of the image encoder the mask decoder
+========= ========== ==================== =====================
+``none``  no         the neck             learns ("SAM-FT")
+``lora``  LoRA       nothing              learns (SAC, SAMed)
+``msa``   bottleneck nothing              learns (Med-SA)
+``head``  no         nothing              learns
+``full``  no         everything           learns
+``mala``  MALA       nothing              learns (CFR-SAM)
+``samus`` and a CNN  nothing              learns (SAMUS)
+========= ========== ==================== =====================
+
+Those of ``samus`` surround the whole encoder, see :mod:`~nucsam_monai.networks.samus`; SAC alone has them.
 """
 
 
@@ -391,6 +394,10 @@ def build_adapters(
     if kind == "msa":
         msa = options if isinstance(options, MSAOptions) else MSAOptions()
         return nn.ModuleList(BottleneckAdapters(variant.width, msa.ratio, msa.scale, msa.init) for _ in depth)
+    if kind == "samus":
+        raise ConfigurationError(
+            "adapter 'samus': found a network that adapts SAM's blocks alone, expected SAC (bundle sac)."
+        )
     if kind == "mala":
         mala = options if isinstance(options, MALAOptions) else MALAOptions()
         return nn.ModuleList(BlockMALA(variant.width, mala) for _ in depth)

@@ -22,6 +22,7 @@ from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import EncoderFeatures, build_sam
 from nucsam_monai.networks.sam import sam_variant as find_variant
 from nucsam_monai.networks.sam.layers import UnitRGB
+from nucsam_monai.networks.samus import LocalBranch
 from nucsam_monai.utils.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -423,7 +424,8 @@ class SAC(nn.Module):
         self.generator_options = read_options(GeneratorOptions, generator, "generator")
         self.variant = find_variant(sam_variant)
         adapter_options = self.lora_options if adapter == "lora" else self.msa_options
-        self.adapters = build_adapters(adapter, self.variant, adapter_options)
+        self.samus = LocalBranch(self.variant) if adapter == "samus" else None
+        self.adapters = None if self.samus else build_adapters(adapter, self.variant, adapter_options)
         self.sam = build_sam(
             self.variant,
             image_size,
@@ -509,7 +511,8 @@ class SAC(nn.Module):
         features = self.encode(image)
         found = self.sam.decode(
             features,
-            *prompts,
+            self._on_grid(prompts.coordinates),
+            prompts.labels,
             [1] * len(image),
             is_local=False,
             return_upscaled=self.distance_token is not None,
@@ -530,16 +533,22 @@ class SAC(nn.Module):
 
     def encode(self, image: Tensor) -> EncoderFeatures:
         """Encode ``(B, 3, S, S)`` images."""
+        if self.samus is not None:
+            return self.samus(self.sam.image_encoder, image)
         return self.sam.encode(image, adapters=self.adapters)
+
+    def _on_grid(self, pixels: Tensor) -> Tensor:
+        """Return points (x, y) as they lie in an image whose patches do not overlap, with the same grid of tokens."""
+        return pixels if self.samus is None else (pixels + 0.5) * self.samus.overlap - 0.5
 
     def decode_clicks(self, features: EncoderFeatures, points: Tensor, labels: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_points(features, points, labels)
+        masks = self.sam.decode_points(features, self._on_grid(points), labels)
         return MaskPrediction(masks.logits, masks.iou)
 
     def decode_boxes(self, features: EncoderFeatures, boxes: Tensor) -> MaskPrediction:
         """See :class:`~nucsam_monai.networks.nucleus_prompts.PromptableNetwork`."""
-        masks = self.sam.decode_boxes(features, boxes)
+        masks = self.sam.decode_boxes(features, self._on_grid(boxes))
         return MaskPrediction(masks.logits, masks.iou)
 
     @property

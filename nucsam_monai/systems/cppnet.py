@@ -18,11 +18,12 @@ class CPPNet(UNetHeads):
 
     Args:
         size: see :class:`~nucsam_monai.systems.unet_heads.UNetHeads`.
+        classes: see there.
     """
 
-    def __init__(self, size: Size = "standard") -> None:
+    def __init__(self, size: Size = "standard", classes: int = 1) -> None:
         heads = {"probability": 1, "rays": RAYS, "confidence": RAYS}
-        super().__init__(heads, rays_to_logits("refined"), size)
+        super().__init__(heads, rays_to_logits("refined"), size, classes)
 
     def maps(self, image: Tensor) -> Maps:
         """Return the maps of images ``(B, 3, H, W)``, among them the ``refined`` rays."""
@@ -62,7 +63,7 @@ def refined_rays(rays: Tensor, confidence: Tensor, samples: int = SAMPLES) -> Te
 
 
 def _build(order: Order) -> Built:
-    network = CPPNet(order.size)
+    network = CPPNet(order.size, order.classes)
     return Built(network, network.side_multiple)
 
 

@@ -54,7 +54,7 @@ def _build(order: Order) -> Built:
         return build_hovernet(order.small, classes=order.classes)
     heads = {HoVerNet.Branch.NP.value: 2, HoVerNet.Branch.HV.value: 2}
     types = {HoVerNet.Branch.NC.value: order.classes + 1} if order.classes > 1 else {}
-    return builder({**heads, **types}, maps_of_branches)(order)
+    return builder({**heads, **types}, maps_of_branches)(order._replace(classes=1))
 
 
 def _loss(_dense: nn.Module) -> nn.Module:

@@ -20,8 +20,10 @@ from nucsam_monai.systems.dcan import DCAN
 from nucsam_monai.systems.dist import DIST
 from nucsam_monai.systems.encoders import ENCODER_SYSTEMS
 from nucsam_monai.systems.hovernet import HOVERNET
+from nucsam_monai.systems.micronet import MICRONET
 from nucsam_monai.systems.stardist import STARDIST
 from nucsam_monai.systems.system import ForegroundChanneld, Order, OwnInstancesd, OwnTargetd, System
+from nucsam_monai.systems.types import with_types
 from nucsam_monai.systems.unets import UNETS
 from nucsam_monai.transforms.composites import Steps, chain, distance_targets, to_instances
 from nucsam_monai.transforms.targets import NucleusCentroidsd
@@ -36,11 +38,12 @@ def _dense(builder: Callable[[bool, int], Built], order: Order) -> Built:
 SYSTEMS: Mapping[str, System] = {
     **{name: System(partial(_dense, builder)) for name, builder in DENSE_BUILDERS.items()},
     "hovernet": HOVERNET,
-    "stardist": STARDIST,
-    "cppnet": CPPNET,
-    "dcan": DCAN,
-    "dist": DIST,
-    "cdnet": CDNET,
+    "stardist": with_types(STARDIST),
+    "cppnet": with_types(CPPNET),
+    "dcan": with_types(DCAN),
+    "dist": with_types(DIST),
+    "cdnet": with_types(CDNET),
+    "micronet": MICRONET,
     **ENCODER_SYSTEMS,
     **UNETS,
     "cellvit-*": CELLVIT,

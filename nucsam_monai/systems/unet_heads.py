@@ -11,6 +11,8 @@ from nucsam_monai.networks.baselines import Built, Size, TrunkFeatures
 from nucsam_monai.systems.system import Order
 
 Maps = dict[str, Tensor]
+TYPES = "types"
+"""The map of background and classes of networks that tell types of nuclei apart."""
 SIZES: tuple[Size, ...] = ("small", "standard", "compact")
 _WIDTHS: Mapping[Size, tuple[int, ...]] = {
     "small": (16, 16, 32, 64, 128, 16),
@@ -31,10 +33,16 @@ class UNetHeads(nn.Module):
         to_logits: makes of the maps, ``(B, C, H, W)`` float32 each, what the network gives in evaluation: logits whose
             sigmoid the system's rule takes.
         size: of the U-Net.
+        classes: of nuclei; with several there is a head :data:`TYPES` more, and the probability of each class follows
+            the other maps in evaluation.
     """
 
     def __init__(
-        self, heads: Mapping[str, int], to_logits: Callable[[Maps], Tensor], size: Size = "standard"
+        self,
+        heads: Mapping[str, int],
+        to_logits: Callable[[Maps], Tensor],
+        size: Size = "standard",
+        classes: int = 1,
     ) -> None:
         super().__init__()
         if size == "compact":
@@ -44,6 +52,7 @@ class UNetHeads(nn.Module):
             self.stride, self.side_multiple, width = 1, 16, _WIDTHS[size][-1]
             self.features = BasicUNet(2, 3, 1, features=_WIDTHS[size], norm="batch", act="relu")
             self.features.final_conv = nn.Identity()
+        heads = {**heads, TYPES: classes + 1} if classes > 1 else heads
         self.heads = nn.ModuleDict({name: _head(width, channels) for name, channels in heads.items()})
         self.to_logits = to_logits
 
@@ -60,14 +69,17 @@ class UNetHeads(nn.Module):
                 name: F.interpolate(one, scale_factor=self.stride, mode="bilinear", align_corners=False)
                 for name, one in maps.items()
             }
-        return maps if self.training else self.to_logits(maps)
+        if self.training:
+            return maps
+        logits = self.to_logits(maps)
+        return torch.cat([logits, logit_of_softmax(maps[TYPES])[:, 1:]], dim=1) if TYPES in maps else logits
 
 
 def builder(heads: Mapping[str, int], to_logits: Callable[[Maps], Tensor]) -> Callable[[Order], Built]:
     """Return what builds a system's :class:`UNetHeads`."""
 
     def build(order: Order) -> Built:
-        network = UNetHeads(heads, to_logits, order.size)
+        network = UNetHeads(heads, to_logits, order.size, order.classes)
         return Built(network, network.side_multiple)
 
     return build

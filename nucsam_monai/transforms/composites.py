@@ -26,6 +26,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
+from nucsam_monai.io import whole_image_px
 from nucsam_monai.transforms.augmentation import (
     RandColorJitterd,
     RandGridShuffled,
@@ -103,6 +104,7 @@ def read_image_alone(
     items: Sequence[Mapping[str, Any]] = (),
     intensity_range: Sequence[float] | None = None,
     max_pixels: int | None = None,
+    strips_above_mpx: float | None = None,
 ) -> Compose:
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
@@ -111,9 +113,11 @@ def read_image_alone(
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
         intensity_range: see :class:`NucleiImageReader`.
-        max_pixels: see :class:`NucleiImageReader`.
+        max_pixels: larger images are not read here, nor are those that
+        strips_above_mpx: leaves to be segmented in parts, see :func:`nucsam_monai.io.whole_image_px`.
     """
-    reader = NucleiImageReader(max_pixels, intensity_range)
+    limit = max_pixels if strips_above_mpx is None else whole_image_px(strips_above_mpx, max_pixels)
+    reader = NucleiImageReader(limit, intensity_range)
     return chain(
         [
             LoadImaged("image", reader=reader, dtype=torch.uint8, image_only=True),

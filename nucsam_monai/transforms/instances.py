@@ -24,9 +24,8 @@ from nucsam_monai.utils.instances import (
     InstanceRule,
     check_instance_rule,
     connected_components,
-    distance_instances,
-    distance_scores,
     instances_of_foreground,
+    scored_distance_instances,
 )
 from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_instances
 
@@ -101,8 +100,7 @@ class ProbabilityToInstancesd(MapTransform):
                 )
             foreground, scores = probability[0], None
             if self.instances == "distance":
-                label_map = distance_instances(foreground, probability[1], self.distance_rule)
-                scores = distance_scores(label_map, foreground, probability[1])
+                label_map, scores = scored_distance_instances(foreground, probability[1], self.distance_rule)
             else:
                 mask = foreground >= self.threshold
                 label_map = instances_of_foreground(mask, self.instances, self.min_distance_px)

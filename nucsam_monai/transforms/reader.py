@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from nucsam_monai.io import MAX_PIXELS, SUPPORTED_SUFFIXES, check_intensity_range, read_image_to_segment
+from nucsam_monai.io import MAX_PIXELS, SUPPORTED_SUFFIXES, check_intensity_range, read_image, whole_image_px
 from nucsam_monai.utils.errors import ConfigurationError, ImageReadError
 from nucsam_monai.utils.sam_pixels import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 
@@ -23,14 +23,15 @@ FAINTEST_STD = 2.0
 
 
 class NucleiImageReader(ImageReader):
-    """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image_to_segment`.
+    """Read every two-dimensional image as ``(H, W, 3)`` uint8 RGB, see :func:`nucsam_monai.io.read_image`.
 
     ``LoadImage`` answers any failure of :meth:`read` by trying MONAI's own readers, of which some would
     return the image transposed, and reports none of the reasons as an exception. The file is therefore
     opened in :meth:`get_data`, whose exceptions it lets through.
 
     Args:
-        max_pixels: larger images are refused; None takes what the free memory allows.
+        max_pixels: larger images are refused; None takes what can be segmented as a whole, see
+            :func:`nucsam_monai.io.whole_image_px`.
         intensity_range: the values that become 0 and 255; None keeps 8-bit values and chooses for others.
 
     Example::
@@ -61,7 +62,8 @@ class NucleiImageReader(ImageReader):
         """
         if len(img) != 1:
             raise ImageReadError(f"expected one image file, found {len(img)}: {list(img)}.")
-        pixels = read_image_to_segment(img[0], self.max_pixels, self.intensity_range)
+        limit = whole_image_px() if self.max_pixels is None else self.max_pixels
+        pixels = read_image(img[0], max_pixels=limit, intensity_range=self.intensity_range)
         return pixels, {"original_channel_dim": -1, "spatial_shape": np.asarray(pixels.shape[:2])}
 
 

@@ -22,6 +22,8 @@ _SCALE_IS_KNOWN = {"diameter": None, "mpp": None}  # the slide is read at the ne
 _ALWAYS = {
     "points_in_tiles": True
 }  # a prompter that sees a whole region finds other points in another region
+_LOCAL = {"fit": "tile", "neg_test": 0, "points": None, "whole_image": False}
+"""Values of keys with which what is found in a tile depends on the tile alone."""
 
 
 @dataclass
@@ -65,12 +67,8 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
     def value(key: str, default: Any = None) -> Any:
         return options.get(key, segmenter.value(key)) if key in config else default
 
-    for key, local in (("fit", "tile"), ("neg_test", 0), ("points", None)):
-        if key in config and value(key) != local:
-            raise ConfigurationError(
-                f"{key} {value(key)!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}, "
-                "if the weights were trained so."
-            )
+    if not_local := why_not_in_parts(segmenter, **options):
+        raise ConfigurationError(not_local)
     tile = segmenter.image_size
     # MONAI's sliding window moves by the integer part of the rest of the tile.
     overlap = (
@@ -99,7 +97,20 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
         value("pixel_std") == "image",
         lambda statistics: BundleRegions(segmenter, own, domain, statistics),
         (segmenter.folder / "configs" / "inference.json", *itertools.chain(*files.values())),
+        unwritten=0 if segmenter.device.type == "cpu" else 1,
     )
+
+
+def why_not_in_parts(segmenter: "Segmenter", **options: Any) -> str | None:
+    """Return why an image can only be segmented as a whole, and what to do; None if it can be divided."""
+    for key, local in _LOCAL.items():
+        found = options.get(key, segmenter.value(key)) if key in segmenter.config else local
+        if found != local:
+            return (
+                f"{key} {found!r}: nuclei of a slide would depend on where it is cut. Pass {key}={local!r}, "
+                "if the weights were trained so."
+            )
+    return None
 
 
 def _weights_files(path: Any) -> list[Path]:

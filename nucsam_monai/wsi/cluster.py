@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.bundles import method_of
 from nucsam_monai.wsi.grid import Shard
 from nucsam_monai.wsi.journal import Journal
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 _SHARDS_PER_TASK = 4
 _DASK = {
     "distributed.worker.daemon": False,  # a daemon may start no processes
+    "distributed.worker.multiprocessing-method": "forkserver",  # which imports for all workers, see connect()
     # Without Dask's MALLOC_TRIM_THRESHOLD_, which has every large tensor given back to the system and asked for again:
     # a network takes twice the processor's time with it.
     "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1},
@@ -42,6 +44,12 @@ _DASK = {
     "distributed.worker.memory.terminate": False,
     "distributed.admin.large-graph-warning-threshold": "100MB",
 }
+_IMPORTED_ONCE = [
+    "distributed.nanny",
+    "nucsam_monai.handlers",
+    "nucsam_monai.segmenter",
+    "nucsam_monai.wsi.cluster",
+]
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def segment_slide_on(
         task, shards = prepare(path, journal, method, options)
         if not journal.is_finished():
             if left := pending(journal, shards):
-                arguments = (str(path), str(journal.folder), source, options)
+                arguments = (str(path), str(journal.folder), source, options, journal.digest)
                 errors = _segment_with(client, arguments, task, left)
                 if still := pending(journal, shards):
                     reason = "it ends its workers" if isinstance(errors[0], KilledWorker) else errors[0]
@@ -135,10 +143,7 @@ def _segment_with(
     from distributed import KilledWorker, as_completed
 
     workers = len(client.scheduler_info()["workers"])
-    # Two parts for each worker at least, so that none is without work while another has several shards left.
-    size = max(1, min(_SHARDS_PER_TASK, len(left) // (2 * workers)))
-    indices = [shard.index for shard in left]
-    parts = [tuple(indices[n : n + size]) for n in range(0, len(indices), size)]
+    parts = parts_for([shard.index for shard in left], workers)
     timing = client.submit(time_tiles, *arguments, pure=False, priority=1)
     futures = [client.submit(segment_part, *arguments, part, pure=False) for part in parts]
     # Not in this process: a slide that ends its workers must not end the cohort.
@@ -156,26 +161,40 @@ def _segment_with(
     return errors
 
 
+def parts_for(indices: Sequence[int], workers: int) -> list[tuple[int, ...]]:
+    """Divide shards into parts for workers, the last ones small, so that all workers end at about the same time."""
+    left, parts = tuple(indices), []
+    while left:
+        size = max(1, min(_SHARDS_PER_TASK, len(left) // (2 * workers)))
+        parts.append(left[:size])
+        left = left[size:]
+    return parts
+
+
 def segment_part(
-    path: str, folder: str, source: MethodSource, options: SlideOptions, indices: Sequence[int]
+    path: str, folder: str, source: MethodSource, options: SlideOptions, digest: str, indices: Sequence[int]
 ) -> tuple[float, float]:
     """Segment some shards in a worker; return mm2 and the network's seconds: the nuclei are in the journal."""
-    task, shards, segmenter, journal = _prepared(path, folder, source, options)
+    task, shards, segmenter, journal = _prepared(path, folder, source, options, digest)
     left = [shard for shard in pending(journal, shards) if shard.index in indices]
     segment_shards(journal, task, segmenter, left)
     facts = [journal.facts(index) for index in indices]
     return sum(one["mm2"] for one in facts), sum(one["seconds"]["network"] for one in facts)
 
 
-def time_tiles(path: str, folder: str, source: MethodSource, options: SlideOptions) -> float | None:
+def time_tiles(
+    path: str, folder: str, source: MethodSource, options: SlideOptions, digest: str
+) -> float | None:
     """Return the seconds that a tile takes in a worker."""
-    task, _, segmenter, _ = _prepared(path, folder, source, options)
+    task, _, segmenter, _ = _prepared(path, folder, source, options, digest)
     return seconds_per_tile(task, segmenter)
 
 
+@lru_cache(maxsize=1)
 def _prepared(
-    path: str, folder: str, source: MethodSource, options: SlideOptions
+    path: str, folder: str, source: MethodSource, options: SlideOptions, digest: str
 ) -> tuple[ShardTask, list[Shard], RegionSegmenter, Journal]:
+    """Open a slide once for all its parts; ``digest`` tells a plan from an earlier one in the same folder."""
     method, journal = _loaded(source), Journal(Path(folder))
     task, shards = prepare(Path(path), journal, method, options)
     return task, shards, build_segmenter(journal, method), journal
@@ -188,6 +207,7 @@ def _loaded(source: MethodSource) -> Method:
     name = get_worker().name
     if isinstance(name, int):  # of a worker that this machine started: each takes another GPU
         os.environ["LOCAL_RANK"] = str(name)
+    reuse_freed_memory(blocks_of_all_sizes=True)
     return source.load()
 
 
@@ -205,6 +225,7 @@ def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
     try:
         import dask
         from distributed import Client, LocalCluster
+        from distributed.utils import get_mp_context
     except ImportError as error:
         raise ConfigurationError(
             "workers: several need Dask distributed. Install it with: pip install 'nucsam-monai[slides]'."
@@ -217,6 +238,7 @@ def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
             return files.enter_context(Client(scheduler, timeout=30))
         except OSError as error:
             raise ConfigurationError(f"scheduler {scheduler}: does not answer ({error}).") from error
+    get_mp_context().set_forkserver_preload(_IMPORTED_ONCE)
     cluster = files.enter_context(
         LocalCluster(
             n_workers=workers,

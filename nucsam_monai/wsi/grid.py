@@ -197,7 +197,7 @@ class Shard:
         return Rectangle(self.column * s, self.row * s, right * s, bottom * s)
 
     def region(self, lattice: Lattice) -> Rectangle:
-        """Return what the shard reads: all tiles of the lattice that meet the core enlarged by the halo."""
+        """Return all tiles of the lattice that meet the core enlarged by the halo; some may lie beyond the slide."""
         core, halo = self.core(lattice), lattice.halo * lattice.stride_px
         end = halo + lattice.overlap_px
         return Rectangle(core.x0 - halo, core.y0 - halo, core.x1 + end, core.y1 + end)
@@ -205,11 +205,6 @@ class Shard:
     def tiles(self, lattice: Lattice) -> int:
         """Return the number of tiles in the region."""
         return (self.columns + 2 * lattice.halo) * (self.rows + 2 * lattice.halo)
-
-    def evidence(self, lattice: Lattice) -> Rectangle:
-        """Return the part of the region in which every pixel has all the tiles that cover it."""
-        region, overlap = self.region(lattice), lattice.overlap_px
-        return Rectangle(region.x0 + overlap, region.y0 + overlap, region.x1 - overlap, region.y1 - overlap)
 
 
 def cut_shards(cells: np.ndarray, side: int) -> list[Shard]:

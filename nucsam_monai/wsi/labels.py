@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,8 @@ class LabelImage:
 
     def paint(self, table: pa.Table) -> None:
         """Paint nuclei, which share no pixel with one another; a pixel that is taken already is left as it is."""
-        if not len(table):
-            return
-        boxes = np.rint(boxes_of(table) / self.scale).astype(np.int64)
-        left, right = max(int(boxes[:, 0].min()), 0), int(boxes[:, 2].max())
-        first_row, end_row = max(int(boxes[:, 1].min()), 0), int(boxes[:, 3].max())
-        columns, rows, ids = _upright_sides(table, self.scale)
-        for top in range(first_row // _FILE_PX * _FILE_PX, end_row, _FILE_PX):
-            here = (rows >= top) & (rows < top + _FILE_PX)
-            strip = np.zeros((_FILE_PX, right - left + 1), dtype=np.uint32)
-            # A nucleus begins and ends at each of its upright sides, so that a row is its sides added up bit by bit.
-            np.bitwise_xor.at(strip, (rows[here] - top, np.maximum(columns[here] - left, 0)), ids[here])
-            np.bitwise_xor.accumulate(strip, axis=1, out=strip)
-            place = (slice(top, top + _FILE_PX), slice(left, right))
+        for top, left, strip in painted(table, self.scale):
+            place = (slice(top, top + strip.shape[0]), slice(left, left + strip.shape[1]))
             before = self.levels[0][place]
             self.levels[0][place] = np.where(before, before, strip[: len(before), : before.shape[1]])
 
@@ -73,6 +62,32 @@ class LabelImage:
                 for left in range(0, level.shape[1], _FILE_PX):
                     place = (slice(top, top + _FILE_PX), slice(left, left + _FILE_PX))
                     level[place] = finer[tuple(slice(2 * one.start, 2 * one.stop, 2) for one in place)]
+
+
+def painted(table: pa.Table, scale: float) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield the nuclei of a table as strips of a label map.
+
+    Args:
+        table: of the nuclei; their outlines run along rows and columns.
+        scale: pixels of level 0 per pixel of the map.
+
+    Yields:
+        First row and first column of the strip, neither of them negative, and the strip ``(rows, columns)`` uint32,
+        which may reach beyond the slide.
+    """
+    if not len(table):
+        return
+    boxes = np.rint(boxes_of(table) / scale).astype(np.int64)
+    left, right = max(int(boxes[:, 0].min()), 0), int(boxes[:, 2].max())
+    first_row, end_row = max(int(boxes[:, 1].min()), 0), int(boxes[:, 3].max())
+    columns, rows, ids = _upright_sides(table, scale)
+    for top in range(first_row // _FILE_PX * _FILE_PX, end_row, _FILE_PX):
+        here = (rows >= top) & (rows < top + _FILE_PX)
+        strip = np.zeros((_FILE_PX, right - left + 1), dtype=np.uint32)
+        # A nucleus begins and ends at each of its upright sides, so that a row is its sides added up bit by bit.
+        np.bitwise_xor.at(strip, (rows[here] - top, np.maximum(columns[here] - left, 0)), ids[here])
+        np.bitwise_xor.accumulate(strip, axis=1, out=strip)
+        yield top, left, strip[:, :-1]
 
 
 def _array(folder: Path, shape: tuple[int, int]) -> Any:

@@ -1,6 +1,5 @@
 """Nuclei of a slide as rows: measured on a label map, kept as Arrow tables with lossless outlines."""
 
-import itertools
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from nucsam_monai.io import nuclei_polygons
+from nucsam_monai.utils.label_outlines import label_outlines
+from nucsam_monai.utils.label_runs import label_runs
 from nucsam_monai.utils.prediction import NucleiPrediction
 
 _CROFTON = np.pi / 4
@@ -73,26 +73,37 @@ def measure(instances: np.ndarray, ids: np.ndarray, pixels: np.ndarray, x: int, 
         x: column of the map's first pixel on the grid.
         y: row of it.
     """
-    count = len(ids)
-    rows, columns = np.nonzero(instances)
-    ranks = np.zeros(int(instances.max(initial=0)) + 1, dtype=np.int64)
+    count, runs = len(ids), label_runs(instances)
+    labels = instances.ravel()[runs.starts]
+    ranks = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.int64)
     ranks[ids] = np.arange(count)
-    nucleus = ranks[instances[rows, columns]]
+    drawn = labels > 0
+    nucleus, length = ranks[labels[drawn]], runs.lengths[drawn]
+    row, column = np.divmod(runs.starts[drawn], max(runs.width, 1))
 
-    def sums(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(nucleus, weights=weights, minlength=count)  # float64, exact for whole numbers
+    def sums(of_run: np.ndarray) -> np.ndarray:
+        return np.bincount(nucleus, weights=of_run, minlength=count)  # float64, exact for whole numbers
 
-    area = np.bincount(nucleus, minlength=count)
-    sum_x, sum_y = (sums(place).astype(np.int64) for place in (columns, rows))
+    area = sums(length).astype(np.int64)
     filled = np.maximum(area, 1)
-    dx, dy = columns - (sum_x / filled)[nucleus], rows - (sum_y / filled)[nucleus]
+    sum_x = sums(length * column + length * (length - 1) // 2).astype(np.int64)
+    sum_y = sums(length * row).astype(np.int64)
+    # From a pixel near the centre the squares are small whole numbers, whose sums are exact as well.
+    near_x, near_y = sum_x // filled, sum_y // filled
+    column, row = column - near_x[nucleus], row - near_y[nucleus]
+    run_x = length * column + length * (length - 1) // 2
+    run_xx = length * column**2 + length * (length - 1) * (6 * column + 2 * length - 1) // 6
+    dx, dy = sum_x / filled - near_x, sum_y / filled - near_y
     # A pixel is a square, whose own second moment is 1/12.
-    xx, yy = sums(dx * dx) / filled + 1 / 12, sums(dy * dy) / filled + 1 / 12
-    xy = sums(dx * dy) / filled
+    xx = sums(run_xx) / filled - dx**2 + 1 / 12
+    yy = sums(length * row**2) / filled - dy**2 + 1 / 12
+    xy = sums(run_x * row) / filled - dx * dy
     spread = np.hypot(xx - yy, 2 * xy)
     axes = np.sqrt(8 * np.clip(np.stack([xx + yy + spread, xx + yy - spread], axis=1), 0, None))
-    colour = np.stack([sums(pixels[rows, columns, c]) / filled for c in range(3)], axis=1)
     orientation = 0.5 * np.arctan2(2 * xy, xx - yy)
+    inside = pixels.reshape(-1, 3)[np.flatnonzero(instances)]
+    colours = np.add.reduceat(inside, np.cumsum(length) - length, axis=0, dtype=np.int64) if count else inside
+    colour = np.stack([sums(colours[:, channel]) / filled for channel in range(3)], axis=1)
     return Measured(area, sum_x + x * area, sum_y + y * area, axes, orientation, colour)
 
 
@@ -105,23 +116,17 @@ def outlines(prediction: NucleiPrediction, x: int, y: int, scale: float) -> np.n
         y: row of it.
         scale: pixels of level 0 per pixel of the grid.
     """
-    rings: list[list[list[int]]] = []
-    polygon_of_ring: list[int] = []
-    nucleus_of_polygon: list[int] = []
-    for nucleus, (_, parts) in enumerate(nuclei_polygons(prediction.instances, prediction.table)):
-        for part in parts:
-            rings.extend(part)
-            polygon_of_ring.extend([len(nucleus_of_polygon)] * len(part))
-            nucleus_of_polygon.append(nucleus)
-    if not rings:
+    found = label_outlines(prediction.instances, prediction.table)
+    if not len(found.polygon_of_ring):
         return np.zeros(0, dtype=object)
-    numbers = list(itertools.chain.from_iterable(itertools.chain.from_iterable(rings)))
-    corners = (np.array(numbers, dtype=np.float64).reshape(-1, 2) + np.array([x, y])) * scale
+    corners = (found.corners + np.array([x, y], dtype=np.float64)) * scale
     lines = shapely.linearrings(
-        corners, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+        corners, indices=np.repeat(np.arange(len(found.polygon_of_ring)), np.diff(found.ring_ends))
     )
-    polygons = shapely.polygons(lines, indices=polygon_of_ring)  # the first ring of each is the outer one
-    nuclei = np.asarray(nucleus_of_polygon)
+    polygons = shapely.polygons(
+        lines, indices=found.polygon_of_ring
+    )  # the first ring of each is the outer one
+    nuclei = found.nucleus_of_polygon
     geometries = np.zeros(nuclei[-1] + 1, dtype=object)
     geometries[nuclei] = polygons
     for several in np.flatnonzero(np.bincount(nuclei) > 1).tolist():

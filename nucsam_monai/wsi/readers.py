@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import tifffile
 
@@ -56,8 +57,10 @@ class SlideReader(ABC):
         levels: its resolutions, the finest first.
         properties: what the file says about itself.
         bounds: the scanned part ``(x, y, width, height)`` in pixels of level 0.
+        is_in_memory: whether all pixels are at hand.
     """
 
+    is_in_memory = False
     path: Path
     levels: tuple[Level, ...]
     properties: dict[str, str]
@@ -127,8 +130,9 @@ class OpenSlideReader(SlideReader):
         rgba = np.asarray(
             self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
         )
-        opaque = rgba[..., 3:] > 0  # what was not scanned is transparent
-        return np.where(opaque, rgba[..., :3], np.uint8(255))
+        pixels = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+        pixels[rgba[..., 3] == 0] = 255  # what was not scanned is transparent
+        return pixels
 
 
 class TiffSlideReader(SlideReader):
@@ -168,6 +172,8 @@ class ImageReader(SlideReader):
         pixels: ``(H, W, 3)`` uint8 in place of the file's.
         mpp: of the image, where it is known.
     """
+
+    is_in_memory = True
 
     def __init__(self, path: Path, pixels: np.ndarray | None = None, mpp: float | None = None) -> None:
         self.path = path

@@ -1,7 +1,8 @@
 """Segment a rectangle of a slide as the whole slide would be, without keeping anything on the disk."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,12 +12,19 @@ import shapely
 
 from nucsam_monai.utils.image_source import Region
 from nucsam_monai.utils.nucleus import Nucleus
-from nucsam_monai.wsi.grid import Lattice, Rectangle, WorkingGrid, cut_shards, working_grid
+from nucsam_monai.wsi.grid import Lattice, Rectangle, Shard, WorkingGrid, cut_shards, working_grid
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.merge import merged_shards
 from nucsam_monai.wsi.nuclei_table import boxes_of
 from nucsam_monai.wsi.readers import SlideReader
-from nucsam_monai.wsi.run import Method, SlideOptions, build_segmenter, cell_statistics, segment_shards
+from nucsam_monai.wsi.run import (
+    Method,
+    ShardDone,
+    SlideOptions,
+    build_segmenter,
+    cell_statistics,
+    segment_shards,
+)
 from nucsam_monai.wsi.shards import ShardTask
 
 
@@ -44,17 +52,42 @@ def nuclei_of_region(
     edges = np.array([region.x, region.y, region.x + region.width, region.y + region.height]) * downsample
     cells = _cells_of(Rectangle(*(edges / grid.scale)), grid, lattice)
     task = ShardTask(reader, grid, lattice, cells, shapely.box(*edges))
+    statistics = cell_statistics(reader, grid, lattice, cells) if method.own_statistics else None
     shards = cut_shards(cells, max(1, round(shard_px / lattice.stride_px)))
-    with TemporaryDirectory() as folder:
-        journal = Journal(Path(folder))
-        statistics = cell_statistics(reader, grid, lattice, cells) if method.own_statistics else None
-        journal.write_plan({"statistics": statistics}, cells, cells, np.zeros((1, 1, 3), dtype=np.uint8))
-        segment_shards(journal, task, build_segmenter(journal, method), shards)
+    with segmented(task, shards, method, statistics) as journal:
         for table in merged_shards(journal, len(shards)):
             for nucleus in _nuclei_of(table, downsample, region):
                 inside = nucleus.cut_off(region.width, region.height)
                 if inside.mask.any():
                     yield inside
+
+
+@contextmanager
+def segmented(
+    task: ShardTask,
+    shards: Sequence[Shard],
+    method: Method,
+    statistics: Sequence[float] | None,
+    done: ShardDone | None = None,
+) -> Iterator[Journal]:
+    """Segment shards and give their journal, which goes with the block.
+
+    Args:
+        task: what the shards share.
+        shards: all of the image or slide.
+        method: segments them.
+        statistics: mean and standard deviation that regions are normalised by; None for the method's own constants.
+        done: called for every shard, see :func:`~nucsam_monai.wsi.run.segment_shards`.
+
+    Raises:
+        SlideError: a shard cannot be segmented.
+    """
+    with TemporaryDirectory() as folder:
+        journal = Journal(Path(folder))
+        nothing = np.zeros((1, 1, 3), dtype=np.uint8)
+        journal.write_plan({"statistics": statistics}, task.cells, task.cells, nothing)
+        segment_shards(journal, task, build_segmenter(journal, method), shards, done)
+        yield journal
 
 
 def _grid_of(reader: SlideReader, level: int) -> WorkingGrid:

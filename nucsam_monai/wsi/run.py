@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.files import atomic_path, sha256_of_file
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.grid import (
     BLOCK_PX,
     Lattice,
@@ -60,9 +61,11 @@ MASK_MPP = 8.0
 MOST_UNREADABLE = 0.01
 """Share of the segmented area that may be unreadable; beyond it the slide has failed."""
 
+ShardDone = Callable[[float, float], object]
+
 _LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
-_IN_FLIGHT = 2
+_READ_AHEAD = 1
 _ATTEMPTS = 2
 
 
@@ -106,6 +109,8 @@ class Method:
             these are taken once, from tissue all over it.
         build: returns what segments regions, for the mean and standard deviation of the slide or None.
         files: that the facts were taken from: configuration and weights.
+        unwritten: shards that may still be on their way to the disk when the network begins the next one. They are lost
+            with it if the run is killed, so only a network on a GPU, which would wait for long, has one.
     """
 
     facts: Mapping[str, Any]
@@ -114,6 +119,7 @@ class Method:
     own_statistics: bool
     build: Callable[[tuple[float, float] | None], RegionSegmenter] = field(compare=False)
     files: tuple[Path, ...] = ()
+    unwritten: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ def segment_slide(
         ConfigurationError: the folder holds a run with other options, or another run works in it.
     """
     start = time.perf_counter()
+    reuse_freed_memory(blocks_of_all_sizes=True)
     path = Path(path)
     journal = Journal(Path(output_dir) / path.stem)
     ranks = Ranks.of_environment()
@@ -184,7 +191,7 @@ def _segment(
             segment_shards(journal, task, segmenter, mine)
         else:
             with Progress(task, mine, tile_s=seconds_per_tile(task, segmenter)) as progress:
-                segment_shards(journal, task, segmenter, mine, progress)
+                segment_shards(journal, task, segmenter, mine, progress.done)
     return shards
 
 
@@ -224,7 +231,7 @@ def prepare(
     cells = journal.cells()
     region = None if options.region is None else read_region(Path(options.region))
     shards = cut_shards(cells, int((journal.plan or {})["shard_cells"]))
-    return ShardTask(reader, grid, lattice, cells, region), shards
+    return ShardTask(reader, grid, lattice, cells, region, method.unwritten), shards
 
 
 def pending(journal: Journal, shards: Sequence[Shard]) -> list[Shard]:
@@ -244,18 +251,18 @@ def segment_shards(
     task: ShardTask,
     segmenter: RegionSegmenter,
     shards: Sequence[Shard],
-    progress: Progress | None = None,
+    done: ShardDone | None = None,
 ) -> None:
-    """Segment shards one after the other; reading and post-processing of others run at the same time.
+    """Segment shards one after the other; the next one is read at the same time, see also :attr:`ShardTask.unwritten`.
 
-    A shard that fails is tried again at the end.
+    A shard that fails is tried again at the end; of one that is done, ``done`` gets the mm2 and the network's seconds.
 
     Raises:
         SlideError: a shard failed twice.
     """
     failed = list(shards)
     for _ in range(_ATTEMPTS):
-        failed = _one_pass(journal, task, segmenter, failed, progress)
+        failed = _one_pass(journal, task, segmenter, failed, done)
         if not failed:
             return
     reason = json.loads(journal.failed_file(failed[0].index).read_text(encoding="utf-8"))
@@ -270,7 +277,7 @@ def _one_pass(
     task: ShardTask,
     segmenter: RegionSegmenter,
     shards: Sequence[Shard],
-    progress: Progress | None,
+    done: ShardDone | None,
 ) -> list[Shard]:
     """Segment shards once; return those that failed."""
     digest = journal.digest
@@ -287,6 +294,8 @@ def _one_pass(
         journal.write_shard(shard.index, table, {"plan": digest, **facts})
 
     def infer_next() -> None:
+        while len(ends) > task.unwritten:
+            settle()
         shard, stages, future = reads.popleft()
         try:
             pixels = future.result()
@@ -309,17 +318,15 @@ def _one_pass(
             failed.append(shard)
             journal.write_failure(shard.index, error)
         else:
-            if progress is not None:
-                progress.done(task.mm2(shard), stages.wall_s["network"])
+            if done is not None:
+                done(task.mm2(shard), stages.wall_s["network"])
 
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as ending:
         for shard in shards:
             stages = Stages()
             reads.append((shard, stages, reading.submit(read, shard, stages)))
-            if len(reads) == _IN_FLIGHT:
+            if len(reads) > _READ_AHEAD:
                 infer_next()
-            if len(ends) == _IN_FLIGHT:
-                settle()
         while reads:
             infer_next()
         while ends:
@@ -449,12 +456,17 @@ def _picture_mpp(reader: SlideReader, mpp: float) -> float:
 def cell_statistics(
     reader: SlideReader, grid: WorkingGrid, lattice: Lattice, cells: np.ndarray
 ) -> list[float]:
-    """Return mean and standard deviation of the tissue over all colours, from cells all over the slide."""
+    """Return mean and standard deviation of the tissue over all colours.
+
+    They are those of all its pixels if the image is in memory, else of cells all over the slide.
+    """
     s = lattice.stride_px
-    values = [np.zeros(0, dtype=np.uint8)]
-    for row, column in spread([(int(r), int(c)) for r, c in np.argwhere(cells)], _SAMPLED_CELLS):
-        values.append(read_grid(reader, grid, column * s, row * s, s, s).pixels.ravel())
-    counts = np.bincount(np.concatenate(values), minlength=256)
+    places = [(int(row), int(column)) for row, column in np.argwhere(cells)]
+    counts = np.zeros(256, dtype=np.int64)
+    for row, column in spread(places, len(places) if reader.is_in_memory else _SAMPLED_CELLS):
+        x, y = column * s, row * s
+        seen = read_grid(reader, grid, x, y, min(s, grid.width - x), min(s, grid.height - y)).pixels
+        counts += np.bincount(seen.ravel(), minlength=256)
     if not counts.any():
         return [0.0, 1.0]
     grey = np.arange(256)

@@ -39,6 +39,7 @@ class ShardTask:
         lattice: of the network's tiles on it.
         cells: ``(rows, columns)`` bool, the cells whose nuclei are kept.
         region: geometry in pixels of level 0 that the user restricts the slide to; None for all of it.
+        unwritten: shards that may still be on their way to the disk when the network begins the next one.
     """
 
     reader: SlideReader
@@ -46,14 +47,43 @@ class ShardTask:
     lattice: Lattice
     cells: np.ndarray
     region: shapely.Geometry | None = None
+    unwritten: int = 0
 
     def mm2(self, shard: Shard) -> float:
         """Return the area of a shard's core."""
         return shard.columns * shard.rows * (self.lattice.stride_px * self.grid.mpp / 1000) ** 2
 
-    def read(self, shard: Shard) -> Read:
-        """Read the pixels of a shard's region."""
+    def seen_by(self, shard: Shard) -> Rectangle:
+        """Return what a shard reads: its tiles, of which those beyond the slide's border are moved inside.
+
+        So they lie in an image that is segmented at once, where the last tile ends with the image.
+        """
         x0, y0, x1, y1 = shard.region(self.lattice)
+        left, right = self._row_of_tiles(x0, x1, self.grid.width)
+        top, bottom = self._row_of_tiles(y0, y1, self.grid.height)
+        return Rectangle(left, top, right, bottom)
+
+    def _row_of_tiles(self, start: int, end: int, size: int) -> tuple[int, int]:
+        """Return start and end of tiles along one side; one that does not fit into the slide ends with it."""
+        last = max(size - self.lattice.tile_px, 0)
+        if end > last:
+            start, end = min(start, last // self.lattice.stride_px * self.lattice.stride_px), size
+        return max(start, 0), end
+
+    def evidence(self, shard: Shard) -> Rectangle:
+        """Return the part of what a shard reads in which every pixel has all the tiles that cover it."""
+        x0, y0, x1, y1 = self.seen_by(shard)
+        overlap, (width, height) = self.lattice.overlap_px, (self.grid.width, self.grid.height)
+        return Rectangle(
+            x0 and x0 + overlap,
+            y0 and y0 + overlap,
+            x1 if x1 == width else x1 - overlap,
+            y1 if y1 == height else y1 - overlap,
+        )
+
+    def read(self, shard: Shard) -> Read:
+        """Read the pixels of a shard."""
+        x0, y0, x1, y1 = self.seen_by(shard)
         return read_grid(self.reader, self.grid, x0, y0, x1 - x0, y1 - y0)
 
     def decide(self, shard: Shard, pixels: np.ndarray, found: NucleiPrediction) -> pa.Table:
@@ -62,7 +92,7 @@ class ShardTask:
         A nucleus whose exact centroid lies in the core is the shard's own. Others that cover a pixel of the core are
         reported as well, as spare ones: the merge takes them where the shard that should own them sees none there.
         """
-        region, core = shard.region(self.lattice), shard.core(self.lattice)
+        region, core = self.seen_by(shard), shard.core(self.lattice)
         measured = measure(found.instances, found.table["id"], pixels, region.x0, region.y0)
         own = _centroid_inside(measured, core)
         box = _boxes(found.table, region)
@@ -71,7 +101,6 @@ class ShardTask:
         keep = np.flatnonzero(touches & self._wanted(measured))
         area = np.maximum(measured.area[keep], 1)
         keep = keep[np.lexsort((measured.sum_x[keep] / area, measured.sum_y[keep] / area))]
-        evidence = shard.evidence(self.lattice)
         table = nuclei_rows(
             NucleiPrediction(found.instances, found.table[keep], None, found.class_names),
             Measured(*(values[keep] for values in measured)),
@@ -79,7 +108,7 @@ class ShardTask:
             scale=self.grid.scale,
             mpp=self.grid.mpp,
             shard=shard.index,
-            cut=~_inside(box, evidence)[keep],
+            cut=~_inside(box, self.evidence(shard))[keep],
         )
         table = table.append_column("own", pa.array(own[keep]))
         return table.append_column("crossing", pa.array(~_inside(box, core)[keep]))
@@ -124,9 +153,11 @@ def finish(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Turn the network's maps into the nuclei that a shard reports; return them and what to note about it."""
     with stages.time("nuclei"):
-        table = task.decide(shard, read.pixels, segmenter.nuclei(maps))
+        found = segmenter.nuclei(maps)
+        table = task.decide(shard, read.pixels, found)
     facts = {
         "nuclei": int(np.count_nonzero(table["own"])),
+        "class_names": found.class_names,
         "unreadable": read.unreadable,
         "mm2": task.mm2(shard),
         "seconds": stages.wall_s,
@@ -148,7 +179,7 @@ def _covers(found: NucleiPrediction, core: Rectangle, region: Rectangle) -> np.n
         core.y0 - region.y0 : core.y1 - region.y0, core.x0 - region.x0 : core.x1 - region.x0
     ]
     present = np.zeros(int(found.instances.max(initial=0)) + 1, dtype=bool)
-    present[np.unique(inner)] = True
+    present[inner] = True
     return present[found.table["id"]]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import shapely
-from skimage.filters import threshold_otsu
 
 from nucsam_monai.io import read_image
 from nucsam_monai.utils.errors import ConfigurationError
@@ -33,6 +32,8 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float, margin_um: float = 30.0) -> n
     Returns:
         ``(h, w)`` bool.
     """
+    from skimage.filters import threshold_otsu  # takes a third of a second, which --help need not spend
+
     saturation = thumbnail.max(axis=2) - thumbnail.min(axis=2)
     otsu = threshold_otsu(saturation) if saturation.min() < saturation.max() else 0
     threshold = np.clip(otsu, *SATURATION_BOUNDS)

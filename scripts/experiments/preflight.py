@@ -19,7 +19,6 @@ from experiments.steps import (
 )
 from nucsam_monai.data import read_dataset
 from nucsam_monai.data.converters import CONVERTERS
-from nucsam_monai.data.demo import DEMO_DOMAINS, demo_dataset_dir
 from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ def draw_demo(experiment: Experiment, places: Places) -> None:
     """
     used = [use for dataset in experiment.datasets for use in (dataset, *experiment.trained_before(dataset))]
     if any(dataset.folder.partition("/")[0] == DEMO for dataset in used):
+        from nucsam_monai.data.demo import demo_dataset_dir  # takes a third of a second, for --help too
+
         demo_dataset_dir(places.data_dir / DEMO)
 
 
@@ -122,6 +123,8 @@ def _how_to_get(dataset: DatasetUse) -> str:
             f"--source <archive> --output_dir <data_dir>/{dataset.folder}"
         )
     if dataset.folder.partition("/")[0] == DEMO:
+        from nucsam_monai.data.demo import DEMO_DOMAINS
+
         return f"The demo data has {', '.join(DEMO_DOMAINS)}."
     return "Prepare it with: nucsam datasets folder --help"
 

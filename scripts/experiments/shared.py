@@ -1,5 +1,6 @@
 """What experiments share: the systems that papers compare with, and the methods, datasets and forms of a paper."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,8 @@ import yaml
 from nucsam_monai.utils.errors import ConfigurationError
 
 SYSTEMS_FILE = Path(__file__).parent / "systems.yaml"
+
+_PROMPTS = re.compile(r", (points|(\d+ auto, )?\d+ expert)$")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def compared_systems(file: Path = SYSTEMS_FILE) -> Mapping[str, ComparedSystem]:
 
 def system_printed_as(name: str) -> ComparedSystem | None:
     """Return the system of a row of a printed table; None for the paper's own method and its variants."""
-    plain = name.removesuffix(", points").removesuffix(", 1 expert")
+    plain = _PROMPTS.sub("", name)
     for system in compared_systems().values():
         if plain in (system.name, *system.printed_as):
             return system

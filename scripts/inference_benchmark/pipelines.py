@@ -28,7 +28,7 @@ _STAND_IN = "stand-in"
 
 
 class Pipeline:
-    """Run the inference of one method with random weights, whose answers are replaced by nearly true ones.
+    """Run the inference of one method with random weights, with outputs replaced by nearly correct ones.
 
     Random weights cost what trained ones cost, but say nothing, and merging nothing costs nothing. So every network
     runs as it is, and what is merged and written are answers as a trained one would give them: the centroids of the

@@ -77,7 +77,7 @@ def markdown(report: dict[str, Any]) -> str:
     place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
     in_order = dict(sorted(report["cases"].items(), key=lambda item: Case(**item[1]["case"])))
     lines = [
-        "# Stock SAM and ours side by side",
+        "# Stock SAM compared with ours",
         "",
         f"{place} ({', '.join(machine['flags']) or 'no vector flags known'}); "
         + ", ".join(f"{name} {version or 'not installed'}" for name, version in report["versions"].items())
@@ -85,11 +85,11 @@ def markdown(report: dict[str, Any]) -> str:
         f"{min(case['date'] for case in report['cases'].values())} to "
         f"{max(case['date'] for case in report['cases'].values())}; seed {settings['seed']}.",
         "",
-        f"Large matrix products reached {_peaks(in_order)}. Times are of interleaved steps in "
-        "one process, on the same random weights. The difference is the largest one to the first contender, relative "
-        "to the largest value of each output and, in training, of the gradients. Memory is measured in a process "
-        "of its own: all of it, and without the weights. `GMAC` are the multiply-accumulate operations that "
-        "were executed, `of peak` their rate as a share of the large matrix products' rate. "
+        f"Large matrix products reached {_peaks(in_order)}. Times are from interleaved steps in "
+        "one process, with the same random weights. `difference` is the largest difference from the first contender, "
+        "relative to the largest value of each output and, in training, of the gradients. Memory is measured in a "
+        "separate process, in total and without the weights. `GMAC` counts the executed multiply-accumulate "
+        "operations, `of peak` is their rate relative to that of large matrix products. "
         f"The stock decoder gets {settings['stock_chunk'] or 'all'} prompts at a time.",
         "",
         "| " + " | ".join(HEADINGS) + " |",

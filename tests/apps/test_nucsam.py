@@ -16,6 +16,7 @@ from tests.bundles.runs import BUNDLES, REPOSITORY
 
 RUN = "-m monai.bundle run"
 UNSAM = "bundles/unsam"
+SAC = "bundles/sac/configs"
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,12 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
             f"{RUN} evaluating --config_file "
             f"""'["{UNSAM}/configs/train.json", "{UNSAM}/configs/evaluate.json"]' """
             "--output_dir output/unsam_evaluated --dataset_dir data",
+        ),
+        (
+            "evaluate sac paper zero_shot",
+            f"{RUN} evaluating --config_file "
+            f"""'["{SAC}/train.json", "{SAC}/paper.json", "{SAC}/evaluate.json", "{SAC}/zero_shot.json"]' """
+            "--output_dir output/sac_evaluated",
         ),
         ("evaluate --predictions p", "scripts/evaluate_predictions.py --predictions p"),
         ("datasets list", "scripts/prepare_dataset.py list"),

@@ -7,8 +7,9 @@ import torch
 
 from nucsam_monai.networks import UNSAM
 from nucsam_monai.networks.sam import read_header, save_trained
+from nucsam_monai.utils.errors import ConfigurationError
 from tests.bundles.promptnucseg_runs import PROMPTNUCSEG
-from tests.bundles.runs import assert_same_tensors, network_of, tensors
+from tests.bundles.runs import assert_same_tensors, network_of, raised_from, tensors
 from tests.networks.conftest import MICRO_TRUNK
 
 OVERLAYS = ("shared_encoder", "compact")
@@ -34,6 +35,17 @@ def folder(settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("compact")
     PROMPTNUCSEG.train(*OVERLAYS, **settings, output_dir=str(folder))
     return folder
+
+
+def test_the_compact_model_without_the_shared_encoder_is_refused(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError) as error:
+        PROMPTNUCSEG.train("compact", **settings, output_dir=str(tmp_path))
+    assert "Name shared_encoder.json between train.json" in (
+        raised_from(error.value, ConfigurationError) or ""
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_file_holds_everything_that_was_trained(folder: Path) -> None:

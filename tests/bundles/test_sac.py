@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from nucsam_monai import networks
@@ -17,7 +18,7 @@ from nucsam_monai.data.dataset import DatasetMetadata
 from nucsam_monai.networks.sam import build_sam, read_header
 from nucsam_monai.utils.errors import CheckpointError, DatasetError
 from tests.bundles.conftest import Training
-from tests.bundles.runs import HEIGHT, OF_THE_FOLDER, WIDTH, draw, network_of, raised_from, tensors
+from tests.bundles.runs import BUNDLES, HEIGHT, OF_THE_FOLDER, WIDTH, draw, network_of, raised_from, tensors
 from tests.bundles.sac_runs import SAC
 from tests.handlers.tracked_engines import Store
 
@@ -104,11 +105,23 @@ def test_vanilla_sam_is_evaluated_without_a_checkpoint(sac_training: Training, t
     weights = tmp_path / "sam_micro.pth"
     torch.save(build_sam("micro", 32).state_dict(), weights)
     settings = {**sac_training.settings, "sam_checkpoint": str(weights), "output_dir": str(tmp_path / "out")}
-    workflow = SAC.evaluate("zero_shot", **settings)
+    workflow = SAC.train("evaluate", "zero_shot", **settings)
     assert not any(parameter.requires_grad for parameter in network_of(workflow).parameters())
     assert (workflow.evaluator.state.batch[0]["point_labels"] == 1).sum() == 1
     facts = summary(tmp_path / "out")
     assert (facts["checkpoint"], facts["weights"], facts["n_expert_test"]) == (None, None, 1)
+    assert facts["fit"] == "resize"
+
+
+@pytest.mark.parametrize(("variant", "image_size"), [("vit_tiny", 256), ("vit_b", 1024), ("vit_h", 1024)])
+def test_vanilla_sam_sees_whole_images_at_the_size_it_was_trained_at(variant: str, image_size: int) -> None:
+    parser = ConfigParser()
+    parser.read_config(
+        [BUNDLES / "sac" / "configs" / f"{name}.json" for name in ("train", "evaluate", "zero_shot")]
+    )
+    parser["sam_variant"] = variant
+    assert parser.get_parsed_content("image_size") == image_size
+    assert parser.get_parsed_content("fit") == "resize"
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_the_learning_rate_rises_from_a_tenth() -> None:
 
 def test_the_demo_is_drawn_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr("nucsam_monai.engines.bundle.demo_dataset_dir", lambda: drawn.append(1))
+    monkeypatch.setattr("nucsam_monai.data.demo.demo_dataset_dir", lambda: drawn.append(1))
     engines.draw_demo("elsewhere")
     assert not drawn
     engines.draw_demo(engines.demo_folder())

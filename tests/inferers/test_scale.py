@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nucsam_monai.inferers import ScaledInferer, TileInferer, scale
-from nucsam_monai.inferers.scale import Look, choose_scale
+from nucsam_monai.inferers.scale import Look, _windows, choose_scale, part_to_look_at
 from nucsam_monai.transforms import nucleus_distance
 from nucsam_monai.utils.errors import ConfigurationError
 
@@ -176,3 +176,25 @@ def test_impossible_sizes_are_refused(options):
 def test_two_ways_to_say_the_size_are_refused():
     with pytest.raises(ConfigurationError, match="expected one of them"):
         scaled(diameter=20, mpp=0.5)
+
+
+@pytest.mark.parametrize("size", [(120, 97), (95, 40), (300, 96)])
+def test_a_part_of_a_large_image_has_its_windows(size):
+    tile = 8
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3))
+    part = part_to_look_at(image, tile)
+    assert part.shape[:2] == tuple(min(side, 12 * tile) for side in size)
+    for side in (tile // 4, tile // 2, tile, 2 * tile, 4 * tile):
+        windows = [_windows(torch.from_numpy(one).permute(2, 0, 1)[None], side) for one in (image, part)]
+        assert all((one == other).all() for one, other in zip(*windows, strict=True))
+
+
+def test_the_scale_is_that_of_the_inference():
+    inferer = ScaledInferer(TileInferer(TILE))
+    image = discs(5, (200, 150))
+    scale_of = inferer.scale_of(image, Reader())
+    assert scale_of == pytest.approx(4.0, rel=0.2)
+    assert (
+        inferer(image, Reader()) == ScaledInferer(TileInferer(TILE), 20.0 / scale_of)(image, Reader())
+    ).all()
+    assert ScaledInferer(TileInferer(TILE), None).scale_of(image, Reader()) == 1.0

@@ -143,9 +143,9 @@ def test_nuclei_lie_where_they_are_in_the_image() -> None:
 
 def test_batches_of_nuclei_give_what_each_nucleus_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     instances = np.random.default_rng(4).integers(0, 40, (30, 44)).repeat(2, axis=0).repeat(3, axis=1)
-    monkeypatch.setattr(geojson, "_PIXELS_AT_ONCE", 20_000)  # two or three nuclei
-    table = prediction_from_instances(instances).table
+    monkeypatch.setattr(geojson, "_NUCLEI_AT_ONCE", 3)
+    table = prediction_from_instances(instances).table[::-1]
     found = dict(nuclei_polygons(instances, table))
-    assert list(found) == list(range(1, 40))
+    assert list(found) == list(range(39, 0, -1))
     for nucleus_id, polygons in found.items():
         assert polygons == mask_polygons(instances == nucleus_id)

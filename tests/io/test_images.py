@@ -1,6 +1,7 @@
 import gzip
 import logging
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -316,7 +317,7 @@ def test_an_image_too_large_for_the_memory_is_refused_before_it_is_decoded(
     (tmp_path / "a.png").write_bytes(png_of_size(30_000, 30_000))
     monkeypatch.setattr("nucsam_monai.io.images.free_memory_bytes", lambda: 8 * 10**9)
     with pytest.raises(
-        ImageReadError, match=r"30000 x 30000.*72 GB.*8 GB are free.*nucsam slides run.*max_pixels"
+        ImageReadError, match=r"30000 x 30000.*12.9 GB.*8 GB are free.*nucsam slides run.*max_pixels"
     ):
         read_image_to_segment(tmp_path / "a.png")
     write(tmp_path / "b.png", RGB)
@@ -474,6 +475,16 @@ def test_images_are_read_under_each_others_suffixes(tmp_path: Path, suffix: str)
     for source in {".png", ".tif", ".bmp", ".webp"} - {suffix}:
         (tmp_path / f"a{suffix}").write_bytes(bytes_of(tmp_path, f"good{source}"))
         np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), RGB)
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.nii.gz", "nibabel"), ("a.nrrd", "itk"), ("a.mha", "itk")])
+def test_a_format_whose_package_is_missing_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    write(tmp_path / name, RGB)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImageReadError, match=rf"{name}: .*{package}.*pip install 'nucsam-monai\[formats\]'"):
+        read_image(tmp_path / name)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

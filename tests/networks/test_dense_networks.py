@@ -11,6 +11,7 @@ from torch import nn
 from nucsam_monai.networks.dense.cellvit import CellViT
 from nucsam_monai.networks.dense.ddu_net import DDUNet, DilatedAttention
 from nucsam_monai.networks.dense.double_unet import DoubleUNet
+from nucsam_monai.networks.dense.micronet import MicroNet
 from nucsam_monai.networks.dense.r2unet import R2UNet
 from nucsam_monai.networks.dense.resunetpp import ResUNetPlusPlus
 from nucsam_monai.networks.dense.transunet import SMALL_TRANSUNET, TransUNet
@@ -30,6 +31,7 @@ from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
         (DoubleUNet, 29_288_630),
         (TransUNet, 105_275_921),
         (DDUNet, 73_546_977),
+        (MicroNet, 184_392_196),
         (lambda: CellViT(SAM_VARIANTS["vit_b"], classes=5), 145_302_218),
         (lambda: CellViT(SAM_VARIANTS["vit_l"], classes=5), 366_989_770),
         (lambda: CellViT(SAM_VARIANTS["vit_h"], classes=5), 698_817_738),

@@ -59,13 +59,14 @@ def test_stages_have_the_shapes_of_the_paper(monkeypatch):
     assert network.decode(image, prompts).shape == (1, 1, 256, 256)
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", "msa", "head", "full"])
+@pytest.mark.parametrize("adapter", ["none", "lora", "msa", "head", "full", "samus"])
 @pytest.mark.parametrize(("n_points", "selection"), [(0, "O"), (1, "O"), (3, "R")])
 def test_every_ablation_runs(micro_sac, images, adapter, n_points, selection):
     network = micro_sac(adapter=adapter, generator={"n_points": n_points, "selection": selection, "tau": 0.5})
     output = network.train()(images, points=CLICKS)
     assert isinstance(output, SACOutput)
-    assert output.mask_logits.shape == (2, 1, 16, 16)
+    side = 32 if adapter == "samus" else 16
+    assert output.mask_logits.shape == (2, 1, side, side)
     assert output.prompts.coordinates.shape == (2, 1 + 2 * n_points, 2)
     assert (output.generator_logits is None) == (n_points == 0)
     assert type(network.eval()(images)) is torch.Tensor

@@ -7,7 +7,7 @@ from nucsam_monai.losses import SACLoss
 from nucsam_monai.networks import SAC
 from nucsam_monai.utils.errors import ConfigurationError
 
-KINDS = ["none", "lora", "msa", "head", "full"]
+KINDS = ["none", "lora", "msa", "head", "full", "samus"]
 POINTS = {"n_points": 2, "tau": 0.5}
 
 
@@ -55,20 +55,22 @@ def names(network, *prefixes):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_step_changes_trained_parts_alone(micro_sac, example, kind):
     network = micro_sac(adapter=kind, generator=POINTS)
-    if network.adapters is not None:  # behind a zero no gradient arrives
-        for parameter in network.adapters.parameters():
+    adapters = network.samus or network.adapters
+    if adapters is not None:  # behind a zero no gradient arrives
+        for parameter in adapters.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     before = copy.deepcopy(network.state_dict())
     train(network, example)
     moved = changed(network, before)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     buffers = {name for name in before if name not in dict(network.named_parameters())}
-    assert moved <= trained | {name for name in buffers if name.startswith("generator.")}
+    assert moved <= trained | {name for name in buffers if name.startswith(("generator.", "samus."))}
     used = {
         "none": ["sam.image_encoder.neck."],
         "lora": ["adapters."],
         "msa": ["adapters."],
         "head": [],
+        "samus": ["samus."],
         "full": ["sam.image_encoder.neck.", "sam.image_encoder.blocks.3.mlp.", "sam.image_encoder.pos_embed"],
     }[kind]
     used += [

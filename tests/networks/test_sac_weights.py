@@ -27,7 +27,7 @@ def test_vanilla_sam_gives_sam_s_masks_whatever_the_adapter_at_its_start(
     torch.testing.assert_close(network.decode(images, prompts), expected)
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", "msa", "head", "full"])
+@pytest.mark.parametrize("adapter", ["none", "lora", "msa", "head", "full", "samus"])
 def test_trained_weights_survive_a_round_trip(micro_sac, official, images, tmp_path, adapter):
     options = {"adapter": adapter, "sam_checkpoint": official[1], "generator": {"tau": 0.5}}
     trained = micro_sac(**options)
@@ -35,7 +35,7 @@ def test_trained_weights_survive_a_round_trip(micro_sac, official, images, tmp_p
         for parameter in trained.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    trained.train()(images)  # moves the statistics of the generator
+    trained.train()(images)  # moves the statistics of the generator and of SAMUS's branch
     file = tmp_path / "sac.safetensors"
     save_trained(file, trained, trained.header)
     restored = micro_sac(**options)
@@ -46,6 +46,7 @@ def test_trained_weights_survive_a_round_trip(micro_sac, official, images, tmp_p
     expected = {"generator.unet", "sam.mask_decoder"}
     expected |= {f"adapters.{block}" for block in range(4)} if adapter in ("lora", "msa") else set()
     expected |= {"sam.image_encoder"} if frozen else set()
+    expected |= {f"samus.{name}" for name, _ in trained.samus.named_children()} if trained.samus else set()
     expected |= {"sam.prompt_encoder"} if adapter == "full" else set()
     assert parts(file) == expected
 

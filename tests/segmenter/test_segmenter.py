@@ -93,6 +93,37 @@ def test_range_and_size_are_options_of_an_image(unsam: Segmenter, tmp_path: Path
         unsam.segment(tmp_path / "wide.png", max_pixels=100)
 
 
+@pytest.mark.parametrize("name", ["unsam", "promptnucseg"])
+def test_the_bundles_own_inference_segments_large_images_in_parts(
+    name: str, weights: dict[str, Weights], images: Path, tmp_path: Path
+) -> None:
+    own = weights[name]
+    settings = {**own.settings, "strips_above_mpx": 0.0025, "overlay_px": 32}  # one of two images is larger
+    places = {"checkpoint": str(own.path), "input": str(images), "output_dir": str(tmp_path)}
+    workflow = BundleRuns(name).bundle(base="inference", device="$torch.device('cpu')", **settings, **places)
+    workflow.run()
+    segmenter = load(name, own.path, "cpu", **settings)
+    for file in images.glob("*.png"):
+        nuclei = segmenter.segment(file)
+        assert (nuclei.instances == read_label_map(tmp_path / f"{file.stem}_instances.tif")).all()
+        assert max(read_image(tmp_path / f"{file.stem}_overlay.png").shape) == 32
+        rows = (tmp_path / f"{file.stem}_nuclei.csv").read_text().splitlines()
+        assert len(rows) == len(nuclei) + 1
+    summary = json.loads((tmp_path / "inference_summary.json").read_text())
+    assert (summary["segmented"], summary["failed"]) == (2, {})
+
+
+def test_an_image_that_cannot_be_divided_is_segmented_as_a_whole_if_there_is_memory(
+    unsam: Segmenter, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"fit": "resize", "strips_above_mpx": 0.001}
+    whole = unsam.segment(images / "image 0.png", fit="resize")
+    assert (unsam.segment(images / "image 0.png", **options).instances == whole.instances).all()
+    monkeypatch.setattr("nucsam_monai.io.images.free_memory_bytes", lambda: 10**5)
+    with pytest.raises(ImageReadError, match=r"70 x 40.*0.000224 GB.*0.0001 GB are free.*fit 'resize'"):
+        unsam.segment(read_image(images / "image 0.png"), **options)
+
+
 @every_bundle
 def test_every_bundle_reads_files_by_the_keys_of_images(name: str, tmp_path: Path) -> None:
     for side in (8, 11):

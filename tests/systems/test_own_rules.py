@@ -19,7 +19,16 @@ from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from tests.bundles.promptnucseg_runs import CLASS_NAMES, write_typed_dataset
 from tests.oracles import star_polygons
 
-CHANNELS = {"hovernet": 3, "cellvit-*": 3, "stardist": 33, "cppnet": 33, "dcan": 2, "dist": 1, "cdnet": 11}
+CHANNELS = {
+    "hovernet": 3,
+    "cellvit-*": 3,
+    "stardist": 33,
+    "cppnet": 33,
+    "dcan": 2,
+    "dist": 1,
+    "cdnet": 11,
+    "micronet": 1,
+}
 
 
 def discs(*places: tuple[int, int, int], side: int = 64) -> np.ndarray:
@@ -53,6 +62,7 @@ RIGHT_MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "dcan": lambda target: target,
     "dist": lambda target: target / (target + 0.5),
     "cdnet": of_cdnet,
+    "micronet": lambda target: target,
 }
 """What the sigmoid of a network is that learned its target by heart."""
 
@@ -137,6 +147,30 @@ def test_hovernet_tells_classes_apart_by_vote() -> None:
     assert nuclei.table["class_id"].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("name", ["stardist", "cppnet", "dcan", "dist", "cdnet", "micronet"])
+def test_other_systems_learn_and_tell_classes_as_well(name: str) -> None:
+    names, truth = ("epithelial", "other"), discs((20, 18, 9), (20, 40, 9))
+    classes = systems.class_map(truth, {1: 1, 2: 0})
+    target = SYSTEMS[name].target(truth, classes)
+    assert np.unique(target[-1]).tolist() == [0, 1, 2]
+    network = systems.build_network(name, "small", class_names=names).train()
+    output = network(torch.zeros(2, 3, 64, 64))
+    loss = systems.own_loss(name, torch.nn.Identity())
+    assert torch.isfinite(loss(output, torch.from_numpy(target).expand(2, -1, -1, -1)))
+    with torch.no_grad():
+        maps = network.eval()(torch.zeros(1, 3, 64, 64)).sigmoid()[0].numpy()
+    plain = SYSTEMS[name].target(truth, None)
+    right = RIGHT_MAPS[name](plain).astype(np.float32)
+    assert len(maps) == len(right) + 2
+    assert 0.5 < maps[-2:].sum(axis=0).max() < 1
+    votes = np.stack([classes == 1, classes == 2]).astype(np.float32)
+    right = np.concatenate([right, votes])
+    nuclei = systems.system_instances(name, 0.5, "own", class_names=names)({"pred": right})["pred"]
+    assert nuclei.class_names == names
+    centres = nuclei.instances[20, [18, 40]]
+    assert [nuclei.table["class_id"][nuclei.table["id"] == one].item() for one in centres] == [1, 0]
+
+
 def test_hovernet_s_loss_takes_the_classes_behind_the_distances() -> None:
     truth = discs((12, 12, 6), (12, 24, 5), side=32)
     target = torch.from_numpy(SYSTEMS["hovernet"].target(truth, systems.class_map(truth, {1: 0, 2: 1})))[None]
@@ -182,7 +216,8 @@ def test_items_get_the_target_with_or_without_classes() -> None:
 def test_classes_are_measured_where_network_and_dataset_agree(tmp_path: Path) -> None:
     dataset = write_typed_dataset(tmp_path)
     assert systems.classes_of("hovernet", dataset) == list(CLASS_NAMES)
-    assert systems.classes_of("stardist", dataset) == ["nucleus"]
+    assert systems.classes_of("stardist", dataset) == list(CLASS_NAMES)
+    assert systems.classes_of("unet", dataset) == ["nucleus"]
     assert systems.evaluated_classes(CLASS_NAMES, dataset) == list(CLASS_NAMES)
     assert systems.evaluated_classes(("other", "classes"), dataset) == ["nucleus"]
     assert systems.true_classes(("nucleus",)) == []

@@ -174,6 +174,21 @@ def test_learned_distances_flood_the_foreground_as_pixel_by_pixel(seed, shape, s
     check_nuclei(foreground, found, rule)
 
 
+def test_a_component_is_split_as_it_would_be_alone():
+    maps = [random_maps(seed, (17, 9 + seed), smooth=seed % 2 == 0) for seed in range(24)]
+    rule = DistanceRule(threshold=0.35, marker_threshold=0.5, min_marker_px=1, min_area_px=1)
+    gap = np.zeros((2, 17, 1))
+    joined = np.concatenate([part for one in maps for part in (np.stack(one), gap)], axis=2)
+    found = distance_instances(joined[0], joined[1], rule)
+    left, pieces = 0, 0
+    for foreground, distance in maps:
+        width = foreground.shape[1]
+        alone = distance_instances(foreground, distance, rule)
+        assert same_pieces(found[:, left : left + width], alone)
+        left, pieces = left + width + 1, pieces + alone.max()
+    assert found.max() == pieces
+
+
 def check_nuclei(foreground, found, rule):
     assert (found.dtype, found.shape) == (np.int32, foreground.shape)
     assert not found[foreground < rule.threshold].any()

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from nucsam_monai import load
-from nucsam_monai.io import read_image
+from nucsam_monai.io import read_image, write_png
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi import SlideOptions
 from nucsam_monai.wsi.bundles import method_of
 from tests.bundles.runs import BUNDLES, raised_from
 from tests.tiny_bundles import SEGMENTING, Weights, micro, no_traces, weights
 from tests.wsi.slides import write_tiff
+from tests.wsi.test_regions import same_up_to_ids
 
 __all__ = ["micro", "no_traces", "weights"]
 
@@ -59,6 +60,25 @@ def test_a_region_segmented_in_parts_is_the_image_segmented_at_once(unsam: Any) 
     mean, std = float(image.mean()), float(image.astype(np.float64).std(ddof=1))
     told = unsam.nuclei_of_region(unsam.infer_region(image, None, (mean, std), **options), **options)
     assert len(told) == len(expected)
+
+
+def test_a_large_image_has_the_nuclei_of_the_whole_and_of_the_slide(unsam: Any, tmp_path: Path) -> None:
+    image = np.tile(read_image(SAMPLE), (2, 1, 1))[:470, :250]
+    whole = unsam.segment(image)
+    parts = unsam.segment(image, strips_above_mpx=0.1)
+    assert len(whole) > 50
+    assert whole.foreground is not None
+    assert parts.foreground is None
+    assert same_up_to_ids(parts.instances, whole.instances)
+    assert sorted(parts.table["score"]) == pytest.approx(sorted(whole.table["score"]), abs=1e-5)
+    assert parts.class_names == whole.class_names
+    write_png(tmp_path / "large.png", image)
+    options = SlideOptions(mpp=0.25, mask="all", outputs=("parquet",))
+    unsam.segment_slide(tmp_path / "large.png", tmp_path / "slide", slide=options)
+    table = pq.read_table(tmp_path / "slide" / "large" / "nuclei.parquet")
+    for axis in "xy":
+        places = table[f"centroid_{axis}_um"].to_numpy() / 0.25 - 0.5
+        np.testing.assert_allclose(np.sort(places), np.sort(parts.table[f"centroid_{axis}_px"]))
 
 
 def test_options_that_look_beyond_a_tile_are_refused() -> None:

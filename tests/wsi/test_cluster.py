@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("distributed")
 
 from nucsam_monai.wsi import Method, SlideError, segment_slide
-from nucsam_monai.wsi.cluster import connect, segment_slide_on
+from nucsam_monai.wsi.cluster import connect, parts_for, segment_slide_on
 from tests.wsi.slides import Oracle, oracle, picture_of, random_nuclei
 from tests.wsi.test_run import OPTIONS, outputs
 
@@ -97,6 +97,13 @@ def test_a_slide_that_ends_its_workers_fails_and_the_next_one_works(
         segment_slide_on(client, slide, tmp_path / "two", source, OPTIONS)
     client.wait_for_workers(2, timeout=30)
     assert segment_slide_on(client, slide, tmp_path / "three", Source(), OPTIONS).status == "done"  # type: ignore[arg-type]
+
+
+def test_parts_become_small_towards_the_end() -> None:
+    parts = parts_for(range(3, 30), 2)
+    assert [len(part) for part in parts] == [4, 4, 4, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert [index for part in parts for index in part] == list(range(3, 30))
+    assert parts_for([], 2) == []
 
 
 def test_the_plan_names_what_it_was_made_for(slide: Path, tmp_path: Path) -> None:

@@ -92,6 +92,30 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     assert not list((tmp_path / "slide").rglob(".*-*"))
 
 
+class Watching(Oracle):
+    """Counts the shards that are written whenever the network begins."""
+
+    def __init__(self, shards: Path) -> None:
+        self.shards, self.written = shards, []  # type: tuple[Path, list[int]]
+
+    def infer(self, pixels: np.ndarray) -> Any:
+        self.written.append(sum(file.name[0] != "." for file in self.shards.glob("*.parquet")))
+        return super().infer(pixels)
+
+
+@pytest.mark.parametrize("unwritten", [0, 1])
+def test_a_kill_costs_the_shard_in_work_and_on_a_gpu_the_one_before(
+    slide: Path, uninterrupted: Path, tmp_path: Path, unwritten: int
+) -> None:
+    watching = Watching(tmp_path / "slide" / "shards")
+    method = replace(oracle(lambda _: watching), unwritten=unwritten)
+    segment_slide(slide, tmp_path, method, OPTIONS)
+    begun = range(len(list((uninterrupted / "shards").iterdir())))
+    written = watching.written[-len(begun) :]  # the first times are timed tiles
+    assert all(number - unwritten <= done <= number for number, done in zip(begun, written, strict=True))
+    assert outputs(tmp_path / "slide") == outputs(uninterrupted)
+
+
 def test_a_finished_slide_is_left_as_it_is(slide: Path, uninterrupted: Path) -> None:
     def refuse(statistics: Any) -> Any:
         raise AssertionError("the network is not needed")

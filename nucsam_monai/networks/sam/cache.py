@@ -110,6 +110,7 @@ class FileStore:
         self._writable = True
         self._total: int | None = None  # bytes in the folder; None asks for a look
         self._written = 0  # bytes written here since the last look
+        self._was_full = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -159,6 +160,7 @@ class FileStore:
             files = sorted(self._look())
             self._total, self._written = sum(length for _, length, _ in files), 0
             if self._total + size > self.max_bytes:
+                self._warn_of_full()
                 for _, length, path in files:
                     if self._total + size <= self.max_bytes * _KEPT_SHARE:
                         break
@@ -166,6 +168,16 @@ class FileStore:
                     self._total -= length
         self._total = (self._total or 0) + size
         self._written += size
+
+    def _warn_of_full(self) -> None:
+        if not self._was_full:
+            self._was_full = True
+            logger.warning(
+                "%s: the embedding cache is full with %.1f GB, so embeddings that were not used for longest are "
+                "computed again. Raise embedding_cache_gb if all images are to fit.",
+                self.folder,
+                self.max_bytes / 1e9,
+            )
 
     def _look(self) -> Iterator[tuple[int, int, Path]]:
         """Yield when each file was used last (ns), its bytes and its path; tidy up after killed writers."""

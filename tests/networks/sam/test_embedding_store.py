@@ -114,13 +114,14 @@ def test_files_read_last_stay_when_the_folder_is_full(tmp_path):
     assert all(store.get(key) is not None for key in KEYS[6:10])
 
 
-def test_limit_holds_for_files_of_earlier_and_other_writers(tmp_path):
+def test_limit_holds_for_files_of_earlier_and_other_writers(tmp_path, caplog):
     stores = [FileStore(tmp_path, 20 * KB) for _ in range(2)]
     for index, key in enumerate(KEYS):
         stores[index % 2].put(key, entry_of(index))
         total = sum(path.stat().st_size for path in files_of(stores[0]))
         assert total <= 20 * KB * (1 + 2 / 32) + 1500
     assert total > 10 * KB
+    assert 1 <= caplog.text.count("Raise embedding_cache_gb") <= 2  # once by each
     small = FileStore(tmp_path, 5 * KB)
     small.put(KEYS[0], entry_of(0))
     assert sum(path.stat().st_size for path in files_of(small)) <= 5 * KB
