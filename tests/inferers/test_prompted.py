@@ -26,7 +26,7 @@ from tests.inferers.synthetic_segmenters import (
 from tests.oracles.prompted_merge import slow_segmentation
 
 SEEDS = st.integers(0, 2**32 - 1)
-SIDES_PX = st.one_of(st.integers(1, 250), st.integers(250, 900))
+SIDES_PX = st.one_of(st.integers(1, 250), st.integers(250, 600))
 
 
 def prompts_at(points, class_ids=None):
