@@ -1,13 +1,15 @@
 """Nuclei segmentation with SAM: published methods as MONAI bundles.
 
 The package is imported by bundle configurations, so this module stays light: importing it loads neither
-torch nor MONAI; it asks OpenMP, which comes with torch, for threads that sleep while they wait.
+torch nor MONAI; it asks OpenMP, which comes with torch, for threads that sleep while they wait, and the C library to
+keep freed memory for the next tensor.
 ``$nucsam_monai.bundle_root('unsam')`` is how a configuration finds its own folder.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from nucsam_monai.utils.exit import is_bundle_run, shorten_errors_of_bundle_runs
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.utils.paths import bundle_root
 from nucsam_monai.utils.threads import collector_paused, wait_passively
 
@@ -30,6 +32,7 @@ def __getattr__(name: str) -> Any:
 
 
 wait_passively()
+reuse_freed_memory()
 shorten_errors_of_bundle_runs()
 if is_bundle_run():
     with collector_paused():

@@ -63,13 +63,11 @@ FIGURES = {
             "encoder": Box(
                 1, 0.75, "sam", "DT-Encoder", ("SAM's encoder, a bypass", "in common + per domain")
             ),
-            "spgen": Box(2, 0, "own", "SPGen", ("writes the mask prompt", "from four levels")),
+            "spgen": Box(2, 0, "own", "SPGen", ("predicts a mask prompt", "from four levels")),
             "queries": Box(
                 2, 1.5, "own", "domain queries", ("nucleus; distance,", "if instances are learned")
             ),
-            "decoder": Box(
-                3, 0.75, "sam", "DQ-Decoder", ("SAM's two-way decoder,", "asked by these queries")
-            ),
+            "decoder": Box(3, 0.75, "sam", "DQ-Decoder", ("SAM's two-way decoder,", "with these queries")),
             "maps": Box(4, 0.75, "data", "maps", ("nucleus, distance",)),
             "nuclei": Box(5, 0.75, "data", "nuclei", ("8-connected parts, or", "watershed on distance")),
         },
@@ -94,7 +92,7 @@ FIGURES = {
             "encoder": Box(1, 1.5, "sam", "SAM's encoder", ("overlapping tiles",)),
             "decoder": Box(3, 1.5, "sam", "segmentor", ("SAM's prompt encoder", "and mask decoder")),
             "masks": Box(4, 1.5, "data", "masks", ("one per point, with", "predicted IoU as score")),
-            "nuclei": Box(5, 1.5, "data", "nuclei", ("whole masks before cut", "ones, box NMS")),
+            "nuclei": Box(5, 1.5, "data", "nuclei", ("whole masks replace cut", "ones, box NMS")),
         },
         (
             ("image", "prompter"),
@@ -110,11 +108,9 @@ FIGURES = {
     "sac": Figure(
         {
             "image": Box(0, 0.75, "data", "image"),
-            "generator": Box(
-                1, 0, "own", "auto-prompt generator", ("a small U-Net with a", "loss of its own")
-            ),
+            "generator": Box(1, 0, "own", "auto-prompt generator", ("a small U-Net with a", "separate loss")),
             "points": Box(2, 0, "data", "points", ("as many on nuclei", "as on background")),
-            "expert": Box(2, 0.95, "data", "expert's points", ("if there are any",)),
+            "expert": Box(2, 0.95, "data", "expert's points", ("if given",)),
             "encoder": Box(1, 1.9, "sam", "SAM's encoder", ("LoRA on queries", "and values")),
             "decoder": Box(3, 1.9, "sam", "SAM's decoder", ("all points are one", "prompt")),
             "mask": Box(4, 1.9, "data", "mask", ("of all nuclei",)),
@@ -137,11 +133,11 @@ FIGURES = {
             "prompter": Box(1, 0, "own", "prompter", ("that of PromptNucSeg",)),
             "points": Box(2, 0, "data", "points", ("one per nucleus,", "with a class")),
             "encoder": Box(1, 0.9, "sam", "SAM's encoder", ("frozen; two MALA", "adapters per block")),
-            "hmfm": Box(2, 0.9, "own", "HMFM", ("weighs and sums", "four levels")),
+            "hmfm": Box(2, 0.9, "own", "HMFM", ("weights and sums", "four levels")),
             "decoder": Box(3, 0.9, "sam", "SAM's decoder", ("coarse masks, a quarter", "of the resolution")),
             "mcbe": Box(1, 1.8, "own", "MCBE", ("contrast of the image", "at four scales")),
             "bgff": Box(4, 0.9, "own", "BGFF", ("refines each mask at full", "resolution, and its edge")),
-            "nuclei": Box(5, 0.9, "data", "nuclei", ("whole masks before cut", "ones, box NMS")),
+            "nuclei": Box(5, 0.9, "data", "nuclei", ("whole masks replace cut", "ones, box NMS")),
         },
         (
             ("image", "prompter"),
@@ -161,8 +157,8 @@ FIGURES = {
             "image": Box(0, 0.75, "data", "image"),
             "unet": Box(1, 0, "own", "eU-Net3+ encoder", ("gated linear units,", "blurred pooling")),
             "large": Box(1, 1.5, "data", "the image, enlarged", ("to SAM's size",)),
-            "sam": Box(2, 1.5, "sam", "SAM's encoder", ("frozen; its features", "are kept on disk")),
-            "xgfb": Box(3, 0.75, "own", "X-GFB", ("weighs channels by both,", "attends between places")),
+            "sam": Box(2, 1.5, "sam", "SAM's encoder", ("frozen; its features", "are cached on disk")),
+            "xgfb": Box(3, 0.75, "own", "X-GFB", ("weights channels by both,", "then self-attention")),
             "decoder": Box(4, 0, "own", "eU-Net3+ decoder", ("every level sees", "all others")),
             "nuclei": Box(5, 0, "data", "mask, then nuclei", ("8-connected parts,", "or watershed")),
         },
@@ -211,7 +207,7 @@ FIGURES = {
             "points": Box(1, 1, "data", "points", ("random, one per nucleus;", "half with a negative one")),
             "encoder": Box(1, 0, "sam", "SAM's encoder", ("vit_tiny by default",)),
             "decoder": Box(2, 1, "sam", "SAM's decoder", ("one mask per point",)),
-            "dense": Box(2, 0, "own", "head of all pixels", ("in training only",)),
+            "dense": Box(2, 0, "own", "dense auxiliary head", ("in training only",)),
             "file": Box(3, 1, "data", "sam.safetensors", ("start of the", "other methods")),
         },
         (

@@ -10,5 +10,6 @@ fi
 ruff check .
 ruff format --check .
 mypy
-# One thread per worker: two workers on two cores, and sums in the same order everywhere.
-OMP_NUM_THREADS=1 python -m pytest -n "${PYTEST_WORKERS:-2}" --dist loadfile --durations=25 "$@"
+# One thread per worker: two workers on two cores, and sums in the same order everywhere. Bytecode is kept: tests start
+# processes, and each would compile the package again.
+PYTHONDONTWRITEBYTECODE='' OMP_NUM_THREADS=1 python -m pytest -n "${PYTEST_WORKERS:-2}" --dist loadfile --durations=25 "$@"

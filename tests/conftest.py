@@ -1,7 +1,11 @@
 """Settings and fixtures that hold for every test."""
 
+import fcntl
+import gc
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,23 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "slow: takes more than ten seconds on one core; NUCSAM_SLOW_TESTS=1 runs it"
     )
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the tests what would be done again for each: going through all objects, and through MONAI's modules."""
+    gc.freeze()
+    gc.enable()
+    if (bundle := sys.modules.get("monai.bundle.config_item")) is not None:
+        scan = bundle.ComponentLocator._find_classes_or_functions
+        tables: dict[tuple[str, ...], dict[str, list[str]]] = {}
+
+        def scan_once(locator: object, names: Sequence[str]) -> dict[str, list[str]]:
+            if (key := tuple(names)) not in tables:
+                tables[key] = scan(locator, names)
+            return tables[key]
+
+        bundle.ComponentLocator._find_classes_or_functions = scan_once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,12 +51,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def template_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A tracking database that is made once and copied: MLflow's migrations take seconds."""
+    from sqlalchemy import Engine, event
+
     from nucsam_monai.handlers.tracking_store import create_database
 
-    database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    create_database(database)
+    # No test ends with the machine, so SQLite need not wait for the disk.
+    event.listen(Engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent  # where all workers of a run see it
+    with (folder / "template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        database = folder / "template" / "mlflow.db"
+        if not database.exists():
+            create_database(database)
     return database
 
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,15 @@ MAY_IMPORT = {
 WITHOUT_TORCH = ("utils", "io", "wsi")
 
 
+@cache
+def nodes_of(file: Path) -> list[ast.AST]:
+    """Return the module, then all below it; parsing the package takes a second, so it is done once."""
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
 def imported_modules(file: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes_of(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -88,7 +95,7 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
 def test_no_module_needs_what_only_some_runs_need() -> None:
     optional = {"mlflow", "matplotlib", "pandas", "timm", "itk", "joblib", "sklearn", "onnx"}
     for file in PACKAGE.rglob("*.py"):
-        for node in ast.parse(file.read_text()).body:
+        for node in nodes_of(file)[0].body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & optional, f"{file}: {names}"
@@ -96,8 +103,8 @@ def test_no_module_needs_what_only_some_runs_need() -> None:
 
 def test_nothing_is_unpickled() -> None:
     for file in PACKAGE.rglob("*.py"):
-        text = file.read_text()
-        for node in ast.walk(ast.parse(text)):
+        text = file.read_text(encoding="utf-8")
+        for node in nodes_of(file) if "torch.load" in text or "allow_pickle" in text else ():
             if isinstance(node, ast.Call):
                 call = ast.unparse(node)
                 if call.startswith("torch.load("):
@@ -109,7 +116,7 @@ def test_nothing_is_unpickled() -> None:
 @pytest.mark.parametrize("folder", ["nucsam_monai", "scripts"])
 def test_no_function_is_longer_than_a_page(folder: str) -> None:
     for file in sorted((PACKAGE.parent / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
                 length = node.end_lineno - node.lineno + 1
@@ -120,5 +127,5 @@ def test_no_function_is_longer_than_a_page(folder: str) -> None:
 
 def test_the_package_has_no_asserts() -> None:
     for file in sorted(PACKAGE.rglob("*.py")):
-        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        nodes = nodes_of(file)
         assert not [node.lineno for node in nodes if isinstance(node, ast.Assert)], file

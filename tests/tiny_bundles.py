@@ -1,20 +1,25 @@
 """Random weights of the bundles at their smallest, and images to segment with them."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import monai
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 
+from nucsam_monai.networks import mask_rcnn
 from nucsam_monai.networks.sam import SAM_VARIANTS, save_trained
 from nucsam_monai.segmenter import Scalar, Segmenter
 from tests.apps.monailabel.analytic import discs
 from tests.bundles.runs import BUNDLES
-from tests.networks.conftest import MICRO
+from tests.networks.conftest import MICRO, MICRO_TRUNK
 
 SEGMENTING = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/inference.json"))
 """The bundles that can infer."""
@@ -29,7 +34,7 @@ TINY: dict[str, Scalar] = {
     "point_radius_px": 4.0,
     "tune": "full",
     "baseline_size": "small",
-    "encoder": "resnet18",
+    "encoder": "micro",
 }
 """What makes a bundle small, where it has such a key."""
 
@@ -64,10 +69,26 @@ def random_weights(bundle: str, settings: dict[str, Scalar], folder: Path) -> We
     return Weights(bundle, folder / "model.safetensors", settings)
 
 
+def micro_pyramid(backbone_name: str, **options: Any) -> nn.Module:
+    """Build torchvision's encoder, or one of 8 channels named ``micro``, whose heads are a tenth as large too."""
+    if backbone_name != "micro":
+        return resnet_fpn_backbone(backbone_name=backbone_name, **options)
+    layers = OrderedDict(
+        (f"layer{number}", nn.Sequential(nn.Conv2d(channels, 8, 3, stride, 1), nn.BatchNorm2d(8), nn.ReLU()))
+        for number, (channels, stride) in enumerate(((3, 4), (8, 2), (8, 2), (8, 2)))
+    )
+    places = {name: str(number) for number, name in enumerate(layers)}
+    return BackboneWithFPN(nn.Sequential(layers), places, [8] * 4, 8)
+
+
 @pytest.fixture(scope="session")
 def micro() -> Iterator[None]:
+    """Let ``micro`` name the smallest SAM and the smallest encoder of Mask R-CNN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SAM_VARIANTS, MICRO.name, MICRO)
+        patch.setitem(SAM_VARIANTS, MICRO_TRUNK.name, MICRO_TRUNK)
+        patch.setattr(mask_rcnn, "_ENCODERS", (*mask_rcnn._ENCODERS, "micro"))
+        patch.setattr(mask_rcnn, "resnet_fpn_backbone", micro_pyramid)
         yield
 
 

@@ -43,6 +43,7 @@ from nucsam_monai.networks import (
 from nucsam_monai.networks.sam import load_trained, read_header, start_trunk, with_settings
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.instances import InstanceRule
+from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.utils.paths import project_root
 from nucsam_monai.utils.threads import sensible_threads
 
@@ -69,8 +70,8 @@ _NOT_OF_THE_NETWORK = ("bundle_root", "input", "output_dir", "domain", "imports"
 def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: bool = False) -> None:
     """Prepare the process for a workflow, as the first step of ``initialize``.
 
-    The keys of the configuration are checked, all random generators are seeded, and the demo data is drawn if it is
-    what the workflow reads and it is not there yet.
+    The keys of the configuration are checked, all random generators are seeded, freed memory is kept for the next
+    step, and the demo data is drawn if it is what the workflow reads and it is not there yet.
 
     Args:
         seed: of all random generators.
@@ -81,6 +82,7 @@ def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: boo
         ConfigurationError: an override is not a key of the configuration.
     """
     check_options()
+    reuse_freed_memory(blocks_of_all_sizes=True)
     if distributed:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():

@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,9 @@ def decode_nifti(path: Path, max_pixels: int) -> np.ndarray:
     The array is ``(W, H)``, ``(W, H, 1)`` or, in colour, ``(W, H, 1, 3)`` or of NIfTI's RGB24 type.
 
     Raises:
-        ImageReadError: the image is a volume or too large.
+        ImageReadError: the image is a volume or too large, or NiBabel is not installed.
     """
+    _require("nibabel", path)
     from monai.data.image_reader import NibabelReader
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
@@ -215,8 +217,9 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
     """Decode a 2-D NRRD or MetaImage file with MONAI's ``ITKReader``.
 
     Raises:
-        ImageReadError: no such format, or the image is a volume or too large.
+        ImageReadError: no such format, the image is a volume or too large, or ITK is not installed.
     """
+    _require("itk", path)
     import itk
     from monai.data.image_reader import ITKReader
 
@@ -231,6 +234,15 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
     reader = ITKReader(**_itk_pixel_type(header))
     pixels, meta = reader.get_data(reader.read(path))
     return _plane_with_rows_first(pixels, len(meta["spatial_shape"]), path)
+
+
+def _require(package: str, path: Path) -> None:
+    """Refuse a file whose format is read by a package of the extra ``formats`` that is not installed."""
+    if find_spec(package) is None:
+        raise ImageReadError(
+            f"{path}: this format is read by {package}, which is not installed. "
+            "Run: pip install 'nucsam-monai[formats]'."
+        )
 
 
 def _itk_pixel_type(header: Any) -> dict[str, Any]:

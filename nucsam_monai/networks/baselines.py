@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -211,6 +212,10 @@ def _nnunet(small: bool, outputs: int) -> Built:
 
 
 def _swin_unetr(small: bool, outputs: int) -> Built:
+    if find_spec("einops") is None:
+        raise ConfigurationError(
+            "swin_unetr: einops is not installed. Run: pip install 'nucsam-monai[systems]'."
+        )
     network = SwinUNETR(in_channels=3, out_channels=outputs, feature_size=12 if small else 24, spatial_dims=2)
     return Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
 

@@ -22,15 +22,9 @@ from tests.bundles.promptnucseg_runs import PROMPTNUCSEG, joint_metrics, write_t
 from tests.bundles.runs import BundleRuns, write_datasets
 from tests.bundles.sac_runs import SAC
 from tests.bundles.unsam_runs import UNSAM
-from tests.networks.conftest import MICRO, MICRO_TRUNK
+from tests.tiny_bundles import micro
 
-
-@pytest.fixture(scope="session")
-def micro() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SAM_VARIANTS, MICRO.name, MICRO)
-        patch.setitem(SAM_VARIANTS, MICRO_TRUNK.name, MICRO_TRUNK)
-        yield
+__all__ = ["micro"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ DETECTORS = BundleRuns(
     "detectors",
     {
         **{key: value for key, value in TINY.items() if key not in ("sam_variant", "precision")},
-        "encoder": "resnet18",
+        "encoder": "micro",
         "rois_per_image": 8,
         "image_size": 64,
         "overlap_px": 16,

@@ -22,7 +22,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(typed: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(typed: str, micro: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("detectors")
     DETECTORS.train(dataset_dir=typed, output_dir=str(output), epochs=EPOCHS)
     return output / "model.safetensors"
@@ -52,15 +52,13 @@ def test_every_metric_is_measured(trained: Path, typed: str, tmp_path: Path) -> 
 def test_images_of_any_size_are_segmented_with_classes(trained: Path, tmp_path: Path) -> None:
     image, _ = draw(np.random.default_rng(7), 4)
     Image.fromarray(image).save(tmp_path / "image.png")
-    found = load("detectors", trained, encoder="resnet18", overlap_px=16, min_score=0.0).segment(
-        tmp_path / "image.png"
-    )
+    found = load("detectors", trained, overlap_px=16, min_score=0.0).segment(tmp_path / "image.png")
     assert found.class_names == CLASS_NAMES
     assert found.instances.shape == image.shape[:2]
 
 
 @pytest.mark.parametrize(
-    ("detector", "encoder"), [("pointnu_net", "hrnet_w18_small"), ("sparse_inst", "resnet10t")]
+    ("detector", "encoder"), [("pointnu_net", "hrnet_w18_small"), ("sparse_inst", "test_resnet")]
 )
 def test_other_detectors_train_and_are_told_by_their_weights(
     detector: str, encoder: str, typed: str, tmp_path: Path

@@ -96,7 +96,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
 def test_a_switch_trains_a_step(sac_training: Training, tmp_path: Path, switch: str) -> None:
     settings, took_effect = SWITCHES[switch]
     shared = {**sac_training.settings, "samples_per_epoch": 1, "batch_size": 1, "val_interval": 99}
-    workflow = SAC.bundle(**{**shared, "output_dir": str(tmp_path), **settings})
+    workflow = SAC.bundle(**{**shared, "fit": "resize", "output_dir": str(tmp_path), **settings})
     before = [parameter.clone() for parameter in network_of(workflow).parameters()]
     workflow.run()
     assert took_effect(workflow)

@@ -65,7 +65,7 @@ def settings(dataset_dir: str, micro: None, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_trains_a_step(settings: dict[str, Any], switch: str) -> None:
     changed, took_effect = SWITCHES[switch]
-    workflow = EUNET3P.bundle(**{**settings, **changed})
+    workflow = EUNET3P.bundle(**{**settings, "fit": "resize", **changed})
     network = network_of(workflow)
     before = [parameter.clone() for parameter in network.parameters() if parameter.requires_grad]
     workflow.run()

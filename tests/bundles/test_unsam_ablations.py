@@ -92,8 +92,8 @@ SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_trains_a_step(training: Training, tmp_path: Path, switch: str) -> None:
     settings, took_effect = SWITCHES[switch]
-    shared = {**training.settings, "samples_per_epoch": 1, "val_interval": 99, "output_dir": str(tmp_path)}
-    workflow = bundle(**{**shared, **settings})
+    shared = {**training.settings, "samples_per_epoch": 1, "val_interval": 99, "fit": "resize"}
+    workflow = bundle(**{**shared, "output_dir": str(tmp_path), **settings})
     before = [parameter.clone() for parameter in network_of(workflow).parameters()]
     workflow.run()
     assert took_effect(workflow)

@@ -1,6 +1,7 @@
 import gzip
 import logging
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -474,6 +475,16 @@ def test_images_are_read_under_each_others_suffixes(tmp_path: Path, suffix: str)
     for source in {".png", ".tif", ".bmp", ".webp"} - {suffix}:
         (tmp_path / f"a{suffix}").write_bytes(bytes_of(tmp_path, f"good{source}"))
         np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), RGB)
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.nii.gz", "nibabel"), ("a.nrrd", "itk"), ("a.mha", "itk")])
+def test_a_format_whose_package_is_missing_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    write(tmp_path / name, RGB)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImageReadError, match=rf"{name}: .*{package}.*pip install 'nucsam-monai\[formats\]'"):
+        read_image(tmp_path / name)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

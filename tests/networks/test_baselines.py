@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -147,3 +148,9 @@ def test_two_outputs_are_foreground_and_distance(name):
 def test_hovernet_has_one_output():
     with pytest.raises(ConfigurationError, match="hovernet: found 2 outputs, expected 1"):
         Baseline("hovernet", outputs=2)
+
+
+def test_swin_unetr_without_einops_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "einops", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'nucsam-monai\[systems\]'"):
+        Baseline("swin_unetr")

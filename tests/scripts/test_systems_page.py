@@ -17,7 +17,7 @@ HERE = [system for system in compared_systems().values() if system.runs]
 
 
 def printed_parameters() -> dict[str, float]:
-    rows = re.findall(r"^\| ([^|]+) \|.* \| ([\d.]+) \| builds, ", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \|.* \| (\d+\.\d\d) \|$", PAGE.read_text(), re.MULTILINE)
     return {name: float(number) for name, number in rows}
 
 

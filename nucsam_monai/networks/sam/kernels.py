@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -75,21 +76,26 @@ MOST_ROWS = 2**10
 """Most input rows that a packed copy is made for; with more the products themselves take nearly all the time."""
 
 
+class _Use(NamedTuple):
+    rows: int
+    dtype: torch.dtype
+
+
 class _Packed(NamedTuple):
     source: Tensor  # shares the weight's memory: while it lives, no other tensor can have its address
     version: int
-    rows: int
+    use: _Use
     weight: Tensor
 
 
 class PackedLinear(nn.Linear):
-    """``nn.Linear`` with the same parameters and values, faster in float32 inference on a CPU with MKL.
+    """``nn.Linear`` with the same parameters and values, faster in inference on a CPU with MKL or oneDNN.
 
     A product of a few hundred rows spends a good part of its time on bringing the weights into blocks, every time,
-    and is shared badly among threads. Here the second call in a row with the same number of rows keeps the
-    blocks for the following ones, at the price of a second copy of the weights. Training, other types and devices,
-    tracing and compiling use the plain layer. The copy is dropped when the weight changes; only writing through
-    ``weight.data`` leaves no trace in PyTorch and is not noticed.
+    and is shared badly among threads; under autocast to bfloat16 they are cast first. Here the second call in a row
+    with the same number of rows and type keeps the blocks for the following ones, at the price of a second copy of the
+    weights. Training, other types and devices, tracing and compiling use the plain layer. The copy is dropped when the
+    weight changes; only writing through ``weight.data`` leaves no trace in PyTorch and is not noticed.
 
     Example:
         >>> layer = PackedLinear(4, 2).eval()
@@ -99,44 +105,53 @@ class PackedLinear(nn.Linear):
     """
 
     _packed: _Packed | None = None
-    _previous_rows: int = 0
+    _previous_use: _Use | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply ``(..., in_features)``; the result is ``(..., out_features)``."""
-        if not self._can_pack(input):
+        autocast = torch.is_autocast_enabled("cpu")
+        use = _Use(
+            input.numel() // self.in_features, torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        )
+        if not self._can_pack(input, use):
             return F.linear(input, self.weight, self.bias)
-        rows = input.numel() // self.in_features
         packed = self._packed  # read once: another thread may replace it meanwhile
-        if packed is None or packed.rows != rows or not self._is_current(packed):
-            if rows != self._previous_rows or not 1 < rows <= MOST_ROWS:
-                self._previous_rows = rows
+        if packed is None or packed.use != use or not self._is_current(packed):
+            if use != self._previous_use or not 1 < use.rows <= MOST_ROWS:
+                self._previous_use = use
                 return F.linear(input, self.weight, self.bias)
-            packed = self._pack(rows)
-        return torch.ops.mkl._mkl_linear(input, packed.weight, self.weight, self.bias, rows)
+            packed = self._pack(use)
+        if use.dtype is torch.float32:
+            return torch.ops.mkl._mkl_linear(input, packed.weight, self.weight, self.bias, use.rows)
+        bias = None if self.bias is None else self.bias.to(use.dtype)
+        return torch.ops.mkldnn._linear_pointwise(input.to(use.dtype), packed.weight, bias, "none", [], "")
 
-    def _can_pack(self, input: Tensor) -> bool:
+    def _can_pack(self, input: Tensor, use: _Use) -> bool:
         return (
             not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-            and not torch.is_autocast_enabled("cpu")
             and type(self.weight) is nn.Parameter  # function transforms put other types in its place
             and not self.weight.is_inference()  # such tensors do not count their changes
             and self.weight.is_cpu
             and input.is_cpu
-            and input.dtype is torch.float32 is self.weight.dtype
-            and _mkl_packs()
+            and self.weight.dtype is torch.float32
+            and input.dtype in (torch.float32, use.dtype)
+            and (_mkl_packs() if use.dtype is torch.float32 else _onednn_packs(use.dtype))
         )
 
     def _is_current(self, packed: _Packed) -> bool:
         return packed.version == self.weight._version and packed.source.data_ptr() == self.weight.data_ptr()
 
-    def _pack(self, rows: int) -> _Packed:
+    def _pack(self, use: _Use) -> _Packed:
         """Make the copy and keep it, where a change of the weight could be seen."""
         with torch.inference_mode(False), torch.no_grad():
             source = self.weight.detach()
-            weight = torch.ops.mkl._mkl_reorder_linear_weight(source, rows)
-        packed = _Packed(source, self.weight._version, rows, weight)
+            if use.dtype is torch.float32:
+                weight = torch.ops.mkl._mkl_reorder_linear_weight(source, use.rows)
+            else:
+                weight = torch.ops.mkldnn._reorder_linear_weight(source.to(use.dtype), use.rows)
+        packed = _Packed(source, self.weight._version, use, weight)
         self._packed = packed
         return packed
 
@@ -147,6 +162,17 @@ class PackedLinear(nn.Linear):
 
 def _mkl_packs() -> bool:
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+@cache
+def _onednn_packs(dtype: torch.dtype) -> bool:
+    operators = torch.ops.mkldnn
+    return (
+        dtype is torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(operators, "_linear_pointwise")
+        and bool(operators._is_mkldnn_bf16_supported())
+    )
 
 
 def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Tensor) -> tuple[Tensor, Tensor]:

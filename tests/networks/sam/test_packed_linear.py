@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs
+from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs, _onednn_packs
 
 needs_mkl = pytest.mark.skipif(not _mkl_packs(), reason="PyTorch was built without MKL")
+needs_onednn = pytest.mark.skipif(
+    not _onednn_packs(torch.bfloat16), reason="oneDNN computes no bfloat16 on this processor"
+)
 
 
 def plain(layer: nn.Linear, tokens: Tensor) -> Tensor:
@@ -49,7 +52,31 @@ def test_packs_for_the_size_that_came_twice_in_a_row() -> None:
         assert layer._packed is None
         layer(torch.randn(2, 2, 5))
         assert layer._packed is not None
-        assert layer._packed.rows == 4
+        assert layer._packed.use.rows == 4
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_packs_under_autocast_with_the_plain_values(bias: bool) -> None:
+    layer = PackedLinear(5, 7, bias=bias)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.float32, torch.bfloat16):
+            tokens = torch.randn(2, 3, 5, dtype=dtype)
+            assert torch.equal(layer(tokens), plain(layer, tokens))
+        assert layer._packed is not None
+        layer.load_state_dict(PackedLinear(5, 7, bias=bias).state_dict())
+        assert torch.equal(layer(tokens), plain(layer, tokens))
+
+
+@needs_mkl
+def test_never_packs_for_types_that_take_turns() -> None:
+    layer = PackedLinear(5, 7)
+    tokens = torch.randn(4, 5)
+    with torch.no_grad():
+        for enabled in (True, False, True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                layer(tokens)
+    assert layer._packed is None
 
 
 @needs_mkl

@@ -172,11 +172,13 @@ def test_depthwise_convolutions_pad_as_tensorflow_does(kernel, stride, size):
     assert convolution.weight is reference.weight
     maps = torch.randn(2, 6, *size)
     expected = reference(maps)
-    torch.testing.assert_close(convolution(maps), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = convolution(maps)
-    assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), expected, atol=0.05, rtol=0.05)
+    for records in (True, False):
+        with torch.set_grad_enabled(records):
+            torch.testing.assert_close(convolution(maps), expected)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                low = convolution(maps)
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.float(), expected, atol=0.05, rtol=0.05)
 
 
 def test_the_fine_map_joins_every_map_of_the_trunk():
