@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if importlib.util.find_spec("mlflow") is None:
-            raise ConfigurationError("MLflow is not installed. Run: pip install mlflow")
+            raise ConfigurationError("MLflow is not installed. Run: pip install 'nucsam-monai[train]'.")
         store = resolve_tracking_uri(given.store or tracking_uri())
         if store is None:
             raise ConfigurationError("--store off: there is nothing to show. Pass a database or an address.")

@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _SCRIPTS = {
     "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
     "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
 }
+_PACKAGES = {"datasets": ("pooch", "requests", "yaml"), "experiment": ("joblib", "matplotlib", "yaml")}
+"""Packages of the extra ``train`` that a command can't start without."""
 _SERVERS = {
     "view": ("viewer", "look at results in a browser"),
     "mlflow": ("mlflow_server", "look at the tracked runs in a browser"),
@@ -81,6 +84,7 @@ def command_of(given: Sequence[str]) -> list[str]:
     """
     name = given[0] if given else ""
     if name in _SCRIPTS:
+        _require_packages(name)
         return [_script(_SCRIPTS[name][0]), *given[1:]]
     if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
         return [_script(_OF_TOOLS), *given[1:]]
@@ -248,6 +252,19 @@ def _weights(arguments: argparse.Namespace) -> list[str]:
     if trained is None or any((folder / "models").glob("*.safetensors")):
         return []
     return ["--checkpoint", str(trained)]
+
+
+def _require_packages(command: str) -> None:
+    """Refuse a command whose packages are not installed.
+
+    Raises:
+        ConfigurationError: a package of the extra ``train`` is missing.
+    """
+    missing = [package for package in _PACKAGES.get(command, ()) if find_spec(package) is None]
+    if missing:
+        raise ConfigurationError(
+            f"nucsam {command}: {', '.join(missing)} is not installed. Run: pip install 'nucsam-monai[train]'."
+        )
 
 
 def _script(name: str) -> str:

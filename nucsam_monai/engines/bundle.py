@@ -364,6 +364,18 @@ def compile_if(wanted: bool, modules: Iterable[nn.Module], device: torch.device)
         compile_modules(modules, device)
 
 
+def trained_system(default: str) -> str:
+    """Return the system that the header of a user's ``checkpoint`` names, or ``default`` where there is no such file.
+
+    The checkpoint of a configuration file can depend on the system, and is passed over for that.
+    """
+    parser = current_parser()
+    checkpoint = None if parser is None else parser.get("checkpoint")
+    if not isinstance(checkpoint, str) or not Path(checkpoint).is_file():
+        return default
+    return read_header(checkpoint).get("method", default)
+
+
 def configured_method(domain: str | None = None) -> "MethodSource":
     """Return the network of the configuration being read, with the changes to its ``inference.json``.
 

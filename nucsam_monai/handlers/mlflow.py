@@ -411,7 +411,9 @@ def _mlflow_is_installed() -> bool:
         import mlflow  # noqa: F401
     except ImportError as error:
         if not _missing_reported:
-            logger.warning("No tracking: MLflow can't be imported (%s). Run: pip install mlflow", error)
+            logger.warning(
+                "No tracking: MLflow can't be imported (%s). Run: pip install 'nucsam-monai[train]'.", error
+            )
             _missing_reported = True
         return False
     return True

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
+from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk
 from nucsam_monai.utils.errors import ConfigurationError
+
+COMPACT_ENCODER = "lite0"
+"""EfficientNet-Lite0, which can start from ImageNet weights; heads on it are narrower than the papers'."""
 
 
 class Detections(NamedTuple):
@@ -40,6 +44,8 @@ class Detector(nn.Module):
     method: str
     """What weights files call the network."""
     paper_encoder: str
+    default_min_score = 0.5
+    """Score below which nuclei are dropped by default, best for AJI on validation images."""
     side_multiple = 1
     """What the sides of images must be multiples of, in pixels."""
 
@@ -88,16 +94,37 @@ class Detector(nn.Module):
         }
 
 
-def encoder_maps(name: str) -> tuple[nn.Module, list[int]]:
-    """Return a network of timm that gives a list of maps at strides 4 to 32, with random weights, and their channels.
+class TrunkLevels(ConvTrunk):
+    """EfficientNet-Lite0 whose maps have strides 4 to 32."""
+
+    channels = TRUNK_CHANNELS[1:]
+    """Of the maps, the finest first."""
+
+    def __init__(self) -> None:
+        super().__init__(maps=5)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return ``(B, C, H / stride, W / stride)`` for each stride of ``(B, 3, H, W)``, sides multiples of 32."""
+        return super().forward(image)[1:]
+
+
+def encoder_maps(name: str) -> tuple[nn.Module, Sequence[int]]:
+    """Return a network that gives maps at strides 4 to 32, with random weights, and the channels of the maps.
+
+    Args:
+        name: of a network of timm, or :data:`COMPACT_ENCODER`.
 
     Raises:
         ConfigurationError: timm doesn't know the name.
     """
+    if name == COMPACT_ENCODER:
+        return TrunkLevels(), TrunkLevels.channels
     import timm  # takes a second, which other networks need not spend
 
     if not timm.is_model(name):
-        raise ConfigurationError(f"encoder '{name}': expected a network of timm, as resnet50 or hrnet_w64.")
+        raise ConfigurationError(
+            f"encoder '{name}': expected a network of timm, as resnet50 or hrnet_w64, or {COMPACT_ENCODER}."
+        )
     options = {"feature_location": ""} if name.startswith("hrnet") else {}
     network = timm.create_model(
         name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), **options

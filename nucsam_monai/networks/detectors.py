@@ -29,18 +29,23 @@ def build_detector(
         >>> build_detector("sparse_inst", ["nucleus"], "resnet18").encoder
         'resnet18'
     """
-    encoder = encoder or paper_encoder(name)
+    encoder = encoder or detector_named(name).paper_encoder
     if name == MaskRCNN.method and rois_per_image is not None:
         return MaskRCNN(class_names, encoder, rois_per_image)
     return DETECTORS[name](class_names, encoder)
 
 
-def paper_encoder(name: str) -> str:
-    """Return the encoder that the paper of a detector has.
+def detector_named(name: str) -> type[Detector]:
+    """Return the class of a detector, whose attributes are what it does by default.
 
     Raises:
         ConfigurationError: an unknown name.
     """
     if name not in DETECTORS:
         raise ConfigurationError(f"detector '{name}': expected one of {', '.join(DETECTORS)}.")
-    return DETECTORS[name].paper_encoder
+    return DETECTORS[name]
+
+
+def paper_encoder(name: str) -> str:
+    """Return the encoder that the paper of a detector has; see :func:`detector_named`."""
+    return detector_named(name).paper_encoder

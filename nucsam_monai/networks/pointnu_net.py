@@ -10,19 +10,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nucsam_monai.networks.detector import (
+    COMPACT_ENCODER,
     Detections,
     Detector,
     encoder_maps,
     start_unlikely,
     with_coordinates,
 )
+from nucsam_monai.networks.sam.trunk import DepthwiseConv
 
 _STRIDE = 4
-_CHANNELS = 256
-_CONVS = 7
-"""Convolutions of each head."""
 _RATES = (1, 2, 4, 8)
+_GROUPS = 32
+"""Of channels that are normalised together, two at least: a map of one cell has no spread of its own."""
 _MASK_WEIGHT = 3.0
+
+
+class _Widths(NamedTuple):
+    """Channels of each level and branch of the fusion and of the heads, and convolutions of a head."""
+
+    fusion: int = 256
+    head: int = 256
+    convs: int = 7
+
+
+_COMPACT = _Widths(fusion=32, head=64, convs=3)
 
 
 class _Maps(NamedTuple):
@@ -38,22 +50,25 @@ class JointPyramidFusion(nn.Module):
 
     Args:
         in_channels: of the levels, the finest first.
+        channels: of each level and each branch inside.
     """
 
-    def __init__(self, in_channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.narrow = nn.ModuleList(_conv(width, _CHANNELS) for width in in_channels)
-        width = _CHANNELS * len(in_channels)
+        self.narrow = nn.ModuleList(_conv(width, channels) for width in in_channels)
+        width = channels * len(in_channels)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, width, kernel_size=3, padding=rate, dilation=rate, groups=width, bias=False),
-                _conv(width, _CHANNELS, kernel=1),
+                DepthwiseConv(
+                    nn.Conv2d(width, width, kernel_size=3, dilation=rate, groups=width, bias=False)
+                ),
+                _conv(width, channels, kernel=1),
             )
             for rate in _RATES
         )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, 1024, h, w)`` of the levels, the finest first."""
+        """Return ``(B, 4 * channels, h, w)`` of the levels, the finest first."""
         size = levels[0].shape[2:]
         maps = [
             F.interpolate(narrow(level), size=size, mode="bilinear", align_corners=False)
@@ -66,14 +81,14 @@ class JointPyramidFusion(nn.Module):
 def _conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
-        nn.GroupNorm(32, out_channels),
+        nn.GroupNorm(min(_GROUPS, out_channels // 2), out_channels),
         nn.ReLU(inplace=True),
     )
 
 
-def _head(in_channels: int, out_channels: int) -> nn.Sequential:
-    convs = [_conv(_CHANNELS if number else in_channels, _CHANNELS) for number in range(_CONVS)]
-    return nn.Sequential(*convs, nn.Conv2d(_CHANNELS, out_channels, kernel_size=1))
+def _head(in_channels: int, out_channels: int, widths: _Widths) -> nn.Sequential:
+    convs = [_conv(widths.head if number else in_channels, widths.head) for number in range(widths.convs)]
+    return nn.Sequential(*convs, nn.Conv2d(widths.head, out_channels, kernel_size=1))
 
 
 class PointNuNet(Detector):
@@ -81,7 +96,8 @@ class PointNuNet(Detector):
 
     Args:
         class_names: of the nuclei.
-        encoder: a network of timm that has maps at strides 4 to 32; the paper's is an HRNet-W64.
+        encoder: a network of timm that has maps at strides 4 to 32; the paper's is an HRNet-W64. On ``lite0`` each head
+            has 3 convolutions of 64 channels instead of 7 of 256, and levels and branches have 32 channels.
         most: objects per image that are kept.
         min_score: objects below it are dropped.
 
@@ -106,11 +122,12 @@ class PointNuNet(Detector):
         self.most = most
         self.min_score = min_score
         self.backbone, channels = encoder_maps(encoder)
-        self.fusion = JointPyramidFusion(channels)
-        width = _CHANNELS * len(_RATES)
-        self.heat_head = _head(width, len(self.class_names))
-        self.kernel_head = _head(width + 2, _CHANNELS)
-        self.feature_head = _head(width + 2, _CHANNELS)
+        widths = _COMPACT if encoder == COMPACT_ENCODER else _Widths()
+        self.fusion = JointPyramidFusion(channels, widths.fusion)
+        width = widths.fusion * len(_RATES)
+        self.heat_head = _head(width, len(self.class_names), widths)
+        self.kernel_head = _head(width + 2, widths.head, widths)
+        self.feature_head = _head(width + 2, widths.head, widths)
         start_unlikely(self.heat_head[-1])
         self.dice = DiceLoss(sigmoid=True, squared_pred=True)
 
@@ -165,7 +182,7 @@ class PointNuNet(Detector):
         if not len(cells):
             return features.new_zeros((0, 1, *(_STRIDE * side for side in features.shape[1:])))
         chosen = kernels[:, cells[:, 1], cells[:, 0]]
-        logits = torch.einsum("cn,chw->nhw", chosen, features)[:, None]
+        logits = torch.einsum("cn,chw->nhw", chosen, features)[:, None].float()
         return F.interpolate(logits, scale_factor=_STRIDE, mode="bilinear", align_corners=False)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from nucsam_monai.networks.detector import (
+    COMPACT_ENCODER,
     Detections,
     Detector,
     encoder_maps,
@@ -19,7 +20,7 @@ from nucsam_monai.networks.detector import (
 )
 
 _STRIDE = 4
-_CHANNELS = 256
+_CHANNELS, _COMPACT_CHANNELS = 256, 64
 _KERNEL = 128
 _GROUPS = 4
 _BINS = (1, 2, 3, 6)
@@ -41,22 +42,23 @@ class ContextEncoder(nn.Module):
 
     Args:
         in_channels: of the levels, the finest first.
+        channels: of each level and of the result.
     """
 
-    def __init__(self, in_channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(width, _CHANNELS, kernel_size=1) for width in in_channels)
-        self.smooth = nn.ModuleList(nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1) for _ in in_channels)
-        part = _CHANNELS // len(_BINS)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, kernel_size=1) for width in in_channels)
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        part = channels // len(_BINS)
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Conv2d(_CHANNELS, part, kernel_size=1), nn.ReLU())
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Conv2d(channels, part, kernel_size=1), nn.ReLU())
             for side in _BINS
         )
-        self.context = nn.Sequential(nn.Conv2d(2 * _CHANNELS, _CHANNELS, kernel_size=1), nn.ReLU())
-        self.join = nn.Conv2d(len(in_channels) * _CHANNELS, _CHANNELS, kernel_size=1)
+        self.context = nn.Sequential(nn.Conv2d(2 * channels, channels, kernel_size=1), nn.ReLU())
+        self.join = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, 256, h, w)`` of the levels, the finest first."""
+        """Return ``(B, channels, h, w)`` of the levels, the finest first."""
         *finer, coarsest = (lateral(level) for lateral, level in zip(self.lateral, levels, strict=True))
         pooled = [_enlarge(pool(coarsest), coarsest) for pool in self.pools]
         mixed = [self.context(torch.cat([*pooled, coarsest], dim=1))]
@@ -70,11 +72,18 @@ def _enlarge(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _convs(in_channels: int) -> nn.Sequential:
+def _convs(channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width in (in_channels, _CHANNELS, _CHANNELS, _CHANNELS):
-        layers += [nn.Conv2d(width, _CHANNELS, kernel_size=3, padding=1), nn.ReLU()]
+    for width in (channels + 2, channels, channels, channels):
+        layers += [nn.Conv2d(width, channels, kernel_size=3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+def _start_convolution(layer: nn.Module) -> None:
+    """Keep the size of what passes ReLUs (He et al., 2015): nothing is normalised, and layers are many."""
+    if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
 
 
 class SparseInst(Detector):
@@ -82,8 +91,10 @@ class SparseInst(Detector):
 
     Args:
         class_names: of the nuclei.
-        encoder: a network of timm that has maps at strides 4 to 32; the paper's is a ResNet-50.
+        encoder: a network of timm that has maps at strides 4 to 32; the paper's is a ResNet-50. On ``lite0`` features
+            have 64 channels instead of 256, and activation maps the paper's stride 8 instead of 4.
         most: objects per image; the paper's 100 are fewer than a tile of tissue holds.
+        min_score: objects below it are dropped.
 
     Example:
         >>> with torch.device("meta"):
@@ -96,28 +107,38 @@ class SparseInst(Detector):
     side_multiple = 32
 
     def __init__(
-        self, class_names: Sequence[str] = ("nucleus",), encoder: str = "resnet50", most: int = 300
+        self,
+        class_names: Sequence[str] = ("nucleus",),
+        encoder: str = "resnet50",
+        most: int = 300,
+        min_score: float = 0.05,
     ) -> None:
         super().__init__(class_names, encoder)
         self.most = most
+        self.min_score = min_score
         self.backbone, channels = encoder_maps(encoder)
-        self.context = ContextEncoder(channels)
-        self.instance_branch = _convs(_CHANNELS + 2)
-        self.mask_branch = nn.Sequential(*_convs(_CHANNELS + 2), nn.Conv2d(_CHANNELS, _KERNEL, kernel_size=1))
-        self.activation = nn.Conv2d(_CHANNELS, _GROUPS * most, 3, padding=1, groups=_GROUPS)
-        width = _GROUPS * _CHANNELS
+        own = _COMPACT_CHANNELS if encoder == COMPACT_ENCODER else _CHANNELS
+        self.context = ContextEncoder(channels, own)
+        self.instance_branch = _convs(own)
+        self.coarser = nn.AvgPool2d(2) if encoder == COMPACT_ENCODER else nn.Identity()
+        self.mask_branch = nn.Sequential(*_convs(own), nn.Conv2d(own, _KERNEL, kernel_size=1))
+        self.activation = nn.Conv2d(own, _GROUPS * most, 3, padding=1, groups=_GROUPS)
+        width = _GROUPS * own
         self.describe_object = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.classes = nn.Linear(width, len(self.class_names))
         self.objectness = nn.Linear(width, 1)
         self.kernel = nn.Linear(width, _KERNEL)
+        for part in (self.context, self.instance_branch, self.mask_branch):
+            part.apply(_start_convolution)
         for layer in (self.classes, self.activation):
             start_unlikely(layer)
+        nn.init.normal_(self.kernel.weight, std=0.01)  # masks begin undecided
         self.dice = DiceLoss(sigmoid=True, squared_pred=True)
 
     def describe(self, image: Tensor) -> _Objects:
         """Return the objects of ``(B, 3, S, S)``, masks at a quarter of the size."""
         features = with_coordinates(self.context(self.backbone(image)))
-        of_instances = self.instance_branch(features)
+        of_instances = self.instance_branch(self.coarser(features))
         highlighted = self.activation(of_instances).float().sigmoid().flatten(2)
         share = highlighted / highlighted.sum(dim=2, keepdim=True).clamp_min(1e-6)
         gathered = (share @ of_instances.float().flatten(2).mT).unflatten(1, (_GROUPS, self.most))
@@ -156,11 +177,13 @@ class SparseInst(Detector):
         }
 
     def find(self, image: Tensor) -> list[Detections]:
-        """Return all objects, scored by the geometric mean of class and objectness."""
+        """Return the objects, scored by the geometric mean of class and objectness."""
         detections = []
         for classes, objectness, masks in zip(*self.describe(image), strict=True):
             best, ids = classes.sigmoid().max(dim=1)
             scores, order = (best * objectness.sigmoid()).sqrt().sort(descending=True, stable=True)
+            scores = scores[scores >= self.min_score]
+            order = order[: len(scores)]
             detections.append(Detections(_at_full_size(masks[order]).sigmoid(), scores, ids[order]))
         return detections
 

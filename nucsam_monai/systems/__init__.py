@@ -14,6 +14,7 @@ from nucsam_monai.systems.registry import (
     system_named,
     trained_classes,
     trained_rule,
+    trained_size,
     true_classes,
 )
 from nucsam_monai.systems.system import (
@@ -51,5 +52,6 @@ __all__ = [
     "system_named",
     "trained_classes",
     "trained_rule",
+    "trained_size",
     "true_classes",
 ]

@@ -117,6 +117,14 @@ def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
     return trained
 
 
+def trained_size(checkpoint: Path | str | None) -> Size:
+    """Return the size of the network that weights were trained for; ``standard`` where there are none."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return "standard"
+    size: Size = json.loads(read_header(checkpoint).get("options", "{}")).get("size", "standard")
+    return size
+
+
 def trained_classes(checkpoint: Path | str | None) -> list[str]:
     """Return the names of the classes that weights tell apart; only "nucleus" where they tell none."""
     if checkpoint is None or not Path(checkpoint).is_file():

@@ -66,7 +66,7 @@ class ShardTask:
     def _row_of_tiles(self, start: int, end: int, size: int) -> tuple[int, int]:
         """Return start and end of tiles along one side; one that does not fit into the slide ends with it."""
         last = max(size - self.lattice.tile_px, 0)
-        if end > last:
+        if end - self.lattice.overlap_px > last:  # else no pixel of the evidence is in the last tile
             start, end = min(start, last // self.lattice.stride_px * self.lattice.stride_px), size
         return max(start, 0), end
 

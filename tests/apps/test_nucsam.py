@@ -83,6 +83,16 @@ def test_scripts_of_all_commands_exist() -> None:
         assert Path(command_of([*name.split(), "x"])[0]).is_file()
 
 
+def test_a_command_whose_package_is_missing_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    assert main(["experiment", "table.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "error: nucsam experiment: joblib is not installed. Run: pip install 'nucsam-monai[train]'.\n"
+    )
+
+
 def test_the_command_is_shown_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["segment", "my images", "--show_command"]) == 0
     assert "--input 'my images'" in capsys.readouterr().out

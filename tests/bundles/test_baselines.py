@@ -17,12 +17,21 @@ from nucsam_monai.inferers import ResizeInferer
 from nucsam_monai.losses import HoVerNetBranchLoss, MaskLoss
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Built
 from nucsam_monai.networks.sam import read_header
-from nucsam_monai.systems import SYSTEMS, SystemRule, default_rule, registry, trained_rule
+from nucsam_monai.systems import SYSTEMS, SystemRule, default_rule, registry, trained_rule, trained_size
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from tests.bundles.baselines_runs import BASELINES
 from tests.bundles.conftest import Training, train_once
 from tests.bundles.promptnucseg_runs import CLASS_NAMES, write_typed_dataset
-from tests.bundles.runs import BUNDLES, HEIGHT, WIDTH, assert_same_tensors, draw, network_of, raised_from
+from tests.bundles.runs import (
+    BUNDLES,
+    HEIGHT,
+    WIDTH,
+    BundleRuns,
+    assert_same_tensors,
+    draw,
+    network_of,
+    raised_from,
+)
 from tests.handlers.tracked_engines import Store
 
 SIDES = {
@@ -78,10 +87,10 @@ def evaluate(training: Training, output: Path, **settings: Any) -> Any:
 
 
 def infer(settings: dict[str, Any], weights: Path, folder: Path, **others: Any) -> Path:
-    """Segment an image and return the folder of the results."""
+    """Segment an image, by the system and size that the weights name, and return the folder of the results."""
     (folder / "images").mkdir()
     Image.fromarray(draw(np.random.default_rng(1), 4)[0]).save(folder / "images" / "one.png")
-    names = ("device", "baseline", "baseline_size", "image_size", "precision")
+    names = ("device", "image_size", "precision")
     workflow = BASELINES.bundle(
         base="inference",
         **{key: settings[key] for key in names},
@@ -219,9 +228,7 @@ def test_hovernet_learns_the_classes_of_a_dataset_that_has_them(tmp_path: Path) 
     assert facts["baseline"] == "hovernet"
     assert "mpq" in facts["summary"][0]
     assert len(list(infer(settings, weights, tmp_path).glob("one*"))) == 4
-    segmenter = load(
-        BASELINES.configs.parent, weights, "cpu", **{key: settings[key] for key in ("baseline", "image_size")}
-    )
+    segmenter = load(BASELINES.configs.parent, weights, "cpu", image_size=settings["image_size"])
     assert segmenter.class_names == CLASS_NAMES
 
 
@@ -239,8 +246,9 @@ def test_a_system_goes_all_the_way(
     assert (
         json.loads(read_header(weights)["settings"])["instances"] == trained_rule(weights, baseline) == rule
     )
-    checkpoint = {"checkpoint": str(weights), "output_dir": str(tmp_path / "evaluate")}
-    evaluated = BASELINES.evaluate(**{**settings, **checkpoint}, splits=["validation"])
+    settings |= {"checkpoint": str(weights), "output_dir": str(tmp_path / "evaluate")}
+    named = {key: value for key, value in {**BASELINES.tiny, **settings}.items() if "baseline" not in key}
+    evaluated = BundleRuns("baselines", named).evaluate(splits=["validation"])
     for metric in ("val_dice", "val_pq"):
         assert evaluated.evaluator.state.metrics[metric] == trained.evaluator.state.metrics[metric]
     assert json.loads((tmp_path / "evaluate" / "summary.json").read_text())["instances"] == rule
@@ -285,7 +293,8 @@ def test_train_and_inference_build_the_same_network() -> None:
     train, inference = (
         json.loads((BASELINES.configs / name).read_text()) for name in ("train.json", "inference.json")
     )
-    for key in ("network_def", "baseline", "baseline_size"):
-        assert train[key] == inference[key]
+    assert train["network_def"] == inference["network_def"]
+    assert inference["baseline"] == f"$nucsam_monai.engines.trained_system('{train['baseline']}')"
+    assert trained_size(None) == train["baseline_size"]
     told = "$nucsam_monai.networks.sam.trained_setting(@checkpoint, 'image_size', {})"
     assert inference["image_size"] == told.format(train["image_size"])

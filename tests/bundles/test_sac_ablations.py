@@ -52,6 +52,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], Callable[[ConfigWorkflow], bool]]] = {
         {"adapter": "msa"},
         lambda run: isinstance(network_of(run).adapters[0], BottleneckAdapters),
     ),
+    "SAMUS": ({"adapter": "samus"}, lambda run: network_of(run).samus is not None),
     "decoder alone": (
         {"adapter": "head"},
         lambda run: not any(p.requires_grad for p in network_of(run).sam.image_encoder.parameters()),

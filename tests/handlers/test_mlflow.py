@@ -249,7 +249,7 @@ def test_without_mlflow_the_training_continues_with_one_warning(
         trainer.run()
     assert trainer.state.epoch == 2
     (record,) = [record for record in caplog.records if record.name.startswith("nucsam_monai")]
-    assert "pip install mlflow" in record.getMessage()
+    assert "pip install 'nucsam-monai[train]'" in record.getMessage()
     monkeypatch.undo()
     assert Store(store_uri).runs() == []
 

@@ -4,19 +4,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from nucsam_monai.networks import DETECTORS, Detector, PointNuNet, SparseInst, build_detector
+from nucsam_monai.networks import (
+    DETECTORS,
+    Detector,
+    PointNuNet,
+    SparseInst,
+    build_detector,
+    detector_named,
+    paper_encoder,
+)
 from nucsam_monai.networks.detector import with_coordinates
 from nucsam_monai.networks.pointnu_net import centre_cells, draw_peaks, keypoint_loss
 from nucsam_monai.networks.sparse_inst import mask_iou, match
 from nucsam_monai.utils.errors import ConfigurationError
 
-SMALL = {"pointnu_net": "hrnet_w18_small", "sparse_inst": "resnet10t"}
+SMALL = [
+    ("pointnu_net", "hrnet_w18_small"),
+    ("sparse_inst", "resnet10t"),
+    ("pointnu_net", "lite0"),
+    ("sparse_inst", "lite0"),
+    ("maskrcnn", "lite0"),
+]
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=SMALL, ids="-".join)
 def network(request: pytest.FixtureRequest) -> Detector:
     torch.manual_seed(0)
-    return build_detector(request.param, ("left", "right"), SMALL[request.param])
+    return build_detector(request.param[0], ("left", "right"), request.param[1])
 
 
 def losses_of(network: Detector, *counts: int) -> dict[str, Tensor]:
@@ -41,7 +55,7 @@ def test_every_weight_learns_with_and_without_nuclei(network: Detector, counts: 
 
 
 def test_the_best_nuclei_come_first_and_masks_have_the_size_of_the_image(network: Detector) -> None:
-    if isinstance(network, PointNuNet):
+    if isinstance(network, PointNuNet | SparseInst):
         network.min_score = 0.0
     with torch.no_grad():
         (found,) = network.eval()(torch.randn(1, 3, 64, 32))
@@ -51,13 +65,17 @@ def test_the_best_nuclei_come_first_and_masks_have_the_size_of_the_image(network
     assert set(found.class_ids.tolist()) <= {0, 1}
 
 
-def test_an_image_in_which_nothing_is_likely_has_no_nuclei() -> None:
-    network = PointNuNet(encoder="hrnet_w18_small", min_score=0.99).eval()
+@pytest.mark.parametrize("detector", [PointNuNet, SparseInst])
+def test_an_image_in_which_nothing_is_likely_has_no_nuclei(
+    detector: type[PointNuNet] | type[SparseInst],
+) -> None:
+    network = detector(encoder="lite0", min_score=0.99).eval()
     with torch.no_grad():
         (found,) = network(torch.zeros(1, 3, 32, 32))
     assert found.masks.shape == (0, 1, 32, 32)
 
 
+@pytest.mark.parametrize("network", SMALL[:4], ids="-".join, indirect=True)
 def test_images_of_other_sides_are_refused(network: Detector) -> None:
     with pytest.raises(
         ConfigurationError, match="found an image of 64 x 40 px, expected sides that are multiples of 32"
@@ -76,6 +94,15 @@ def test_images_of_other_sides_are_refused(network: Detector) -> None:
 def test_unknown_names_are_refused(name: str, encoder: str | None, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         build_detector(name, ["nucleus"], encoder)
+
+
+def test_each_detector_has_its_own_encoder_and_score_by_default() -> None:
+    assert {name: detector_named(name).default_min_score for name in DETECTORS} == {
+        "maskrcnn": 0.5,
+        "pointnu_net": 0.5,
+        "sparse_inst": 0.5,
+    }
+    assert paper_encoder("pointnu_net") == "hrnet_w64"
 
 
 def test_parameters_are_counted() -> None:
