@@ -45,7 +45,7 @@ class Detector(nn.Module):
     """What weights files call the network."""
     paper_encoder: str
     default_min_score = 0.5
-    """Score below which nuclei are dropped by default, best for AJI on validation images."""
+    """Score below which nuclei are dropped by default."""
     side_multiple = 1
     """What the sides of images must be multiples of, in pixels."""
 

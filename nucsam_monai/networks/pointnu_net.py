@@ -109,6 +109,7 @@ class PointNuNet(Detector):
 
     method = "pointnu_net"
     paper_encoder = "hrnet_w64"
+    default_min_score = 0.2
     side_multiple = 32
 
     def __init__(

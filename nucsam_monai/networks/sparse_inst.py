@@ -104,6 +104,7 @@ class SparseInst(Detector):
 
     method = "sparse_inst"
     paper_encoder = "resnet50"
+    default_min_score = 0.3
     side_multiple = 32
 
     def __init__(

@@ -99,8 +99,8 @@ def test_unknown_names_are_refused(name: str, encoder: str | None, message: str)
 def test_each_detector_has_its_own_encoder_and_score_by_default() -> None:
     assert {name: detector_named(name).default_min_score for name in DETECTORS} == {
         "maskrcnn": 0.5,
-        "pointnu_net": 0.5,
-        "sparse_inst": 0.5,
+        "pointnu_net": 0.2,
+        "sparse_inst": 0.3,
     }
     assert paper_encoder("pointnu_net") == "hrnet_w64"
 
