@@ -59,7 +59,7 @@ CANDIDATES = {
     "domains": Candidate(
         "a domain for every dataset, drawn in turn",
         keys={
-            "domains": "@image_domains",
+            "network_domains": "@domains",
             "schedule": "interleaved",
             "train#trainer#prepare_batch#_target_": "nucsam_monai.engines.PrepareDomainBatch",
         },

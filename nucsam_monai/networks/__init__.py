@@ -4,7 +4,7 @@ from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam.network import CFRSAM, CFRSAMOutput, PromptedCFRSAM
 from nucsam_monai.networks.compilation import compile_modules
 from nucsam_monai.networks.detector import Detections, Detector
-from nucsam_monai.networks.detectors import DETECTORS, build_detector, detector_named, paper_encoder
+from nucsam_monai.networks.detectors import DETECTORS, build_detector, default_min_score, paper_encoder
 from nucsam_monai.networks.eunet3p import EUNet3P, EUNet3POutput, default_fusion
 from nucsam_monai.networks.mask_rcnn import MaskRCNN
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction, NucleusPrompts
@@ -58,7 +58,7 @@ __all__ = [
     "build_detector",
     "compile_modules",
     "default_fusion",
-    "detector_named",
+    "default_min_score",
     "learning_parameters",
     "load_networks",
     "paper_encoder",

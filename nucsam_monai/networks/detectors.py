@@ -29,13 +29,13 @@ def build_detector(
         >>> build_detector("sparse_inst", ["nucleus"], "resnet18").encoder
         'resnet18'
     """
-    encoder = encoder or detector_named(name).paper_encoder
+    encoder = encoder or _named(name).paper_encoder
     if name == MaskRCNN.method and rois_per_image is not None:
         return MaskRCNN(class_names, encoder, rois_per_image)
     return DETECTORS[name](class_names, encoder)
 
 
-def detector_named(name: str) -> type[Detector]:
+def _named(name: str) -> type[Detector]:
     """Return the class of a detector, whose attributes are what it does by default.
 
     Raises:
@@ -47,5 +47,10 @@ def detector_named(name: str) -> type[Detector]:
 
 
 def paper_encoder(name: str) -> str:
-    """Return the encoder that the paper of a detector has; see :func:`detector_named`."""
-    return detector_named(name).paper_encoder
+    """Return the encoder that the paper of a detector has."""
+    return _named(name).paper_encoder
+
+
+def default_min_score(name: str) -> float:
+    """Return the score below which nuclei of a detector are dropped by default."""
+    return _named(name).default_min_score

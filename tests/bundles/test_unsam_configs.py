@@ -53,6 +53,16 @@ def test_weights_of_the_training_and_of_the_compact_recipe_name_their_network(
         trained_unsam(tmp_path / "foreign.safetensors", domains, 32)
 
 
+def test_the_compact_recipe_takes_images_of_chosen_domains_and_has_one_domain_of_its_own(
+    training: Training, tmp_path: Path
+) -> None:
+    tiny = {**training.settings, "output_dir": str(tmp_path), "image_size": 64, "trunk_weights": None}
+    workflow = bundle("compact", **{**tiny, "sam_variant": "hybrid", "domains": ["dark"]})
+    assert network_of(workflow).domains == ("nuclei",)
+    items = workflow.parser.get_parsed_content("train#dataset#data")
+    assert {item["domain"] for item in items} == {"dark"}
+
+
 @pytest.fixture
 def paper(training: Training, tmp_path: Path) -> dict[str, Any]:
     return {**small_recipe(training.settings, tmp_path), "domains": ["dark", "bright"]}

@@ -10,7 +10,7 @@ from nucsam_monai.networks import (
     PointNuNet,
     SparseInst,
     build_detector,
-    detector_named,
+    default_min_score,
     paper_encoder,
 )
 from nucsam_monai.networks.detector import with_coordinates
@@ -97,7 +97,7 @@ def test_unknown_names_are_refused(name: str, encoder: str | None, message: str)
 
 
 def test_each_detector_has_its_own_encoder_and_score_by_default() -> None:
-    assert {name: detector_named(name).default_min_score for name in DETECTORS} == {
+    assert {name: default_min_score(name) for name in DETECTORS} == {
         "maskrcnn": 0.5,
         "pointnu_net": 0.2,
         "sparse_inst": 0.3,

@@ -14,7 +14,7 @@ from nucsam_monai.apps.monailabel.model import ServedModel
 from nucsam_monai.apps.monailabel.settings import AppSettings
 from nucsam_monai.io import read_image
 from nucsam_monai.networks.baselines import Size
-from nucsam_monai.networks.sam import save_trained, with_settings
+from nucsam_monai.networks.sam import build_sam, save_trained, with_settings
 from nucsam_monai.segmenter import Scalar
 from nucsam_monai.systems import build_network
 from nucsam_monai.utils.image_source import ArrayImage, Region
@@ -76,7 +76,11 @@ def served(micro: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, W
         network = build_network(kind.baseline, kind.size, class_names=kind.classes)
         save_trained(path, network, with_settings(network.header, {"baseline": kind.baseline}))
         found[name] = Weights("baselines", path, kind.settings)
-    return {**found, "SAMUS": random_weights("sac", SAMUS, tmp_path_factory.mktemp("samus"))}
+    folder = tmp_path_factory.mktemp("samus")  # its weights belong to those of a frozen SAM
+    torch.manual_seed(7)
+    torch.save(build_sam("micro", 32).state_dict(), folder / "sam_micro.pth")
+    settings = {**SAMUS, "sam_checkpoint": str(folder / "sam_micro.pth")}
+    return {**found, "SAMUS": random_weights("sac", settings, folder)}
 
 
 @every_kind

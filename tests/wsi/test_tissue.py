@@ -8,6 +8,7 @@ import pytest
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi.grid import Lattice, Shard, WorkingGrid, active_cells, cut_shards
+from nucsam_monai.wsi.shards import ShardTask
 from nucsam_monai.wsi.tissue import draw_region, read_region, tissue_mask
 from tests.wsi.slides import tissue_picture
 
@@ -45,8 +46,10 @@ def test_shards_cover_every_active_cell_once() -> None:
 
 def test_regions_are_made_of_whole_tiles_and_see_the_largest_nucleus() -> None:
     lattice = Lattice.of(256, 64, 120)
-    region, evidence = (getattr(Shard(0, 3, 2, 4, 5), name)(lattice) for name in ("region", "evidence"))
-    core = Shard(0, 3, 2, 4, 5).core(lattice)
+    shard = Shard(0, 3, 2, 4, 5)
+    grid = WorkingGrid(0, 0.25, 1.0, 10_000, 10_000, False)
+    task = ShardTask(None, grid, lattice, np.ones((52, 52), dtype=bool))
+    core, region, evidence = shard.core(lattice), task.seen_by(shard), task.evidence(shard)
     assert region.x0 % 192 == 0
     assert (region.x1 - region.x0 - 256) % 192 == 0
     assert core.x0 - evidence.x0 >= 120

@@ -358,7 +358,7 @@ def training_overrides(
     overrides: dict[str, Any] = {**shared, **{key: value for key, value in own.items() if key in config}}
     if domains := bundle.domains:
         # The network keeps the branches of all its domains, and only one of them sees images.
-        overrides |= {"domains": [domain], "network_def#domains": list(domains)}
+        overrides |= {"domains": [domain], "network_domains": list(domains)}
     return overrides
 
 

@@ -171,7 +171,7 @@ def test_training_gets_what_the_weights_were_made_with(weights: dict[str, Weight
     assert (overrides["fit"], overrides["image_size"]) == ("tile", 32)
     assert overrides["checkpoint"] == str(weights["unsam"].path)
     assert overrides["tracking_uri"] == "sqlite:///runs.db"
-    assert (overrides["domains"], overrides["network_def#domains"]) == (["nuclei"], ["nuclei"])
+    assert (overrides["domains"], overrides["network_domains"]) == (["nuclei"], ["nuclei"])
     scratch = training_overrides(own, replace(WANTED, start=FROM_SCRATCH), tmp_path, "nuclei", None)
     assert not {"checkpoint", "tracking_uri"} & scratch.keys()
 
