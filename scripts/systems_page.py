@@ -49,8 +49,8 @@ FOOT = """
   points, or with `--n_expert 2048` one point per nucleus. `--schedule sequential` trains on one dataset after the
   other. `nucsam train sac paper unsam_protocol` uses UN-SAM's settings for all of them (Adam, 30 epochs, factor
   0.98). Med-SA's adapter in the decoder is missing. SAMUS works on crops and tiles of 256 px, because nuclei would
-  vanish in shrunk images. Its paper describes the parts, but not all of their sizes; with ViT-B ours has 130.2
-  million parameters, including the frozen ones.
+  vanish in shrunk images. It was written without the paper's full text at hand: the parts follow its description,
+  their sizes are ours; with ViT-B it has 130.2 million parameters, including the frozen ones.
 - **Whole tables** leave out what is not legible in the papers' text: the adapter and LoRA rows of CFR-SAM 8, the
   time of ViT-B in SAC 7, and one distance in UN-SAM III. nnU-Net's row is that of its network. The two tables of
   tissues have no standard deviations.
