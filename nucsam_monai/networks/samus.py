@@ -1,4 +1,4 @@
-"""Define the image encoder of SAMUS ("SAMUS", Lin et al., arXiv 2309.06824, 2023, section 3)."""
+"""Define the image encoder of SAMUS ("SAMUS", Lin et al., arXiv 2309.06824, 2023); its full text was not at hand."""
 
 from itertools import pairwise
 
@@ -105,9 +105,9 @@ class LocalBranch(nn.Module):
       cross-branch attention.
     - The branch's last map joins the image embedding.
 
-    The paper's text gives neither the branch's channels, which double up to the encoder's width here, nor those of a
-    head of the attention, an eighth of it here, nor the place of the attention, here behind the block; nor how the
-    outputs are joined, here by a 1 x 1 convolution that is zero at first. The network starts as SAM with overlapping
+    What follows is our choice: the branch's channels, which double up to the encoder's width; those of a head of the
+    attention, an eighth of it; the place of the attention, behind the block; and how the outputs are joined, by a
+    1 x 1 convolution that is zero at first. The network starts as SAM with overlapping
     patches. Variants whose patches are cut by several convolutions keep their grid. The last block is a global one in
     all variants.
 
