@@ -154,9 +154,18 @@ class FineFeatures(nn.Module):
         joined = []
         for join, skip in zip(self.joins, maps, strict=True):
             up = F.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            coarse = join(torch.cat([up.to(skip.dtype), skip], dim=1))
+            both = torch.cat([_dense_gradient(up.to(skip.dtype)), _dense_gradient(skip)], dim=1)
+            coarse = _dense_gradient(join(both))
             joined.append(coarse)
         return tuple(joined)
+
+
+def _dense_gradient(maps: Tensor) -> Tensor:
+    """Return the maps, whose gradient will lie in memory as they do: parts of a larger tensor are slow to work on."""
+    if maps.requires_grad:
+        maps = maps.view_as(maps)
+        maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return maps
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -182,15 +191,19 @@ class DepthwiseConv(nn.Conv2d):
         device_type = maps.device.type
         is_autocast = device_type == "cpu" and torch.is_autocast_enabled(device_type)
         if not (is_autocast and self.is_slow_backward and torch.is_grad_enabled()):
-            return self._convolve(maps)
+            return self._convolve(maps, maps.dtype)
         with torch.autocast(device_type, enabled=False):
-            out = self._convolve(maps.float())
+            out = self._convolve(maps, torch.float32)
         return out.to(torch.get_autocast_dtype(device_type))
 
-    def _convolve(self, maps: Tensor) -> Tensor:
+    def _convolve(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
         """Pad with ``(kernel - stride) // 2`` zeros on the left and the top, with ``kernel // 2`` on the others."""
         kernel, stride = self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0]
         before, after = (kernel - stride) // 2, kernel // 2
+        weight = self.weight
         if before < after:  # which no convolution can do
-            maps, before = F.pad(maps, (before, after) * 2), 0
-        return F.conv2d(maps, self.weight, None, stride, before, self.dilation, self.groups)
+            if maps.is_cpu and self.dilation[0] == 1 and not torch.is_grad_enabled():
+                weight, before = F.pad(weight, (1, 0) * 2), after  # its first row and column see what is too much
+            else:
+                maps, before = F.pad(maps, (before, after) * 2), 0
+        return F.conv2d(maps.to(dtype), weight, None, stride, before, self.dilation, self.groups)
