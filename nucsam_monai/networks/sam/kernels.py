@@ -223,8 +223,8 @@ def folded_attention(
 
     The query at (i, j) is ``[s q, term of every key row, term of every key column]`` and the key at (k, l) is
     ``[k, one-hot k, one-hot l]``; their product is ``s q . k + row term + column term``. Attention at scale 1
-    over them never makes a tensor with an entry per pair, and needs no mask, whose gradient keeps PyTorch
-    from its fused kernels.
+    over them needs no mask, whose gradient keeps PyTorch from its fused kernels, and with more than a few keys
+    never makes a tensor with an entry per pair.
 
     Where the windows are cut by the border of the grid, all padded cells together are one more key, which
     has a component of its own (see :func:`~nucsam_monai.networks.sam.kernels.padding_term`).

