@@ -271,10 +271,11 @@ _MOST_KEYS = 256
 def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
 
-    On a CPU the backward pass of PyTorch's fused kernel takes two to five times as long as plain products with
-    few keys.
+    In bfloat16 on a CPU the backward pass of PyTorch's fused kernel takes two to five times as long as plain products
+    with few keys.
     """
-    if query.is_cpu and query.requires_grad and key.shape[2] <= _MOST_KEYS:
+    is_slow = query.is_cpu and query.dtype is torch.bfloat16 and query.requires_grad
+    if is_slow and key.shape[2] <= _MOST_KEYS:
         return (query @ key.mT).softmax(dim=-1) @ value
     extra = query.shape[-1] - value.shape[-1]
     attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=1.0)  # of one width
