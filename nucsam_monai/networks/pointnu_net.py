@@ -17,7 +17,7 @@ from nucsam_monai.networks.detector import (
     start_unlikely,
     with_coordinates,
 )
-from nucsam_monai.networks.sam.trunk import DepthwiseConv
+from nucsam_monai.networks.sam.convolutions import DepthwiseConv
 
 _STRIDE = 4
 _RATES = (1, 2, 4, 8)
@@ -59,9 +59,7 @@ class JointPyramidFusion(nn.Module):
         width = channels * len(in_channels)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                DepthwiseConv(
-                    nn.Conv2d(width, width, kernel_size=3, dilation=rate, groups=width, bias=False)
-                ),
+                DepthwiseConv(width, kernel=3, dilation=rate),
                 _conv(width, channels, kernel=1),
             )
             for rate in _RATES
