@@ -35,7 +35,7 @@ _SCRIPTS = {
     "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
     "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
 }
-_PACKAGES = {"datasets": ("pooch", "requests", "yaml"), "experiment": ("joblib", "matplotlib", "yaml")}
+_PACKAGES = {"experiment": ("joblib", "matplotlib")}
 """Packages of the extra ``train`` that a command can't start without."""
 _SERVERS = {
     "view": ("viewer", "look at results in a browser"),
