@@ -13,6 +13,7 @@ from nucsam_monai.data import class_names as classes_of_dataset
 from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.networks.sam.weights import open_safetensors
 from nucsam_monai.systems.cdnet import CDNET
 from nucsam_monai.systems.cellvit import CELLVIT
 from nucsam_monai.systems.cppnet import CPPNET
@@ -134,9 +135,27 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
     ]
 
 
-def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
-    """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none."""
-    return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
+def classes_of(name: str, dataset_dir: str | Path, *earlier: str | Path | None) -> list[str]:
+    """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none.
+
+    Args:
+        name: of the system.
+        dataset_dir: the dataset, or a folder of several.
+        earlier: weights or states that a training continues from, as far as there are any. If one of them tells no
+            classes apart, the training goes on without classes: it may be older than the system's head for them.
+    """
+    known = system_named(name).knows_classes
+    if not known or any(path and Path(path).is_file() and not _has_classes(path) for path in earlier):
+        return [*_NO_CLASSES]
+    return classes_of_dataset(dataset_dir)
+
+
+def _has_classes(path: str | Path) -> bool:
+    """Return whether weights name classes in their header, or a training state among its settings."""
+    with open_safetensors(path) as file:
+        header = file.metadata() or {}
+    settings = json.loads(header.get("settings", "{}"))
+    return "class_names" in header or settings.get("class_names", str([*_NO_CLASSES])) != str([*_NO_CLASSES])
 
 
 def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> list[str]:
