@@ -135,22 +135,29 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
     ]
 
 
-def classes_of(name: str, dataset_dir: str | Path, *earlier: str | Path | None) -> list[str]:
+def classes_of(
+    name: str, dataset_dir: str | Path, weights: str | Path | None = None, resumed: str | Path | None = None
+) -> list[str]:
     """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none.
+
+    A training that continues from weights or a state without classes goes on without: they may be older than the
+    system's head for classes.
 
     Args:
         name: of the system.
         dataset_dir: the dataset, or a folder of several.
-        earlier: weights or states that a training continues from, as far as there are any. If one of them tells no
-            classes apart, the training goes on without classes: it may be older than the system's head for them.
+        weights: file to start from.
+        resumed: folder of the training that is resumed.
     """
+    earlier = [Path(weights)] if weights else []
+    earlier += [Path(resumed) / "training_state.safetensors"] if resumed else []
     known = system_named(name).knows_classes
-    if not known or any(path and Path(path).is_file() and not _has_classes(path) for path in earlier):
+    if not known or any(file.is_file() and not _has_classes(file) for file in earlier):
         return [*_NO_CLASSES]
     return classes_of_dataset(dataset_dir)
 
 
-def _has_classes(path: str | Path) -> bool:
+def _has_classes(path: Path) -> bool:
     """Return whether weights name classes in their header, or a training state among its settings."""
     with open_safetensors(path) as file:
         header = file.metadata() or {}
