@@ -132,7 +132,7 @@ def select_points(
         >>> probability[..., 1:4, 5:8] = 1
         >>> select_points(probability, count=1).coordinates
         tensor([[[6., 2.],
-                 [2., 6.]]])
+                 [2., 2.]]])
     """
     if rule not in get_args(SelectionRule):
         raise ConfigurationError(f"selection '{rule}': expected 'O' (centroids) or 'R' (random).")
