@@ -136,7 +136,11 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
 
 
 def classes_of(
-    name: str, dataset_dir: str | Path, weights: str | Path | None = None, resumed: str | Path | None = None
+    name: str,
+    dataset_dir: str | Path,
+    weights: str | Path | None = None,
+    output_dir: str | Path = "",
+    resume: bool = False,
 ) -> list[str]:
     """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none.
 
@@ -147,10 +151,11 @@ def classes_of(
         name: of the system.
         dataset_dir: the dataset, or a folder of several.
         weights: file to start from.
-        resumed: folder of the training that is resumed.
+        output_dir: folder of the training.
+        resume: continue the training whose state lies there.
     """
     earlier = [Path(weights)] if weights else []
-    earlier += [Path(resumed) / "training_state.safetensors"] if resumed else []
+    earlier += [Path(output_dir, "training_state.safetensors")] if resume else []
     known = system_named(name).knows_classes
     if not known or any(file.is_file() and not _has_classes(file) for file in earlier):
         return [*_NO_CLASSES]

@@ -226,8 +226,8 @@ def test_classes_are_measured_where_network_and_dataset_agree(tmp_path: Path) ->
         save_trained(weights, network, network.header)
         write_safetensors(state, {}, {"settings": json.dumps({"class_names": str(classes)})})
         assert systems.classes_of("stardist", dataset, weights) == found
-        assert systems.classes_of("stardist", dataset, None, tmp_path) == found
-    assert systems.classes_of("stardist", dataset, "missing", "missing") == list(CLASS_NAMES)
+        assert systems.classes_of("stardist", dataset, None, tmp_path, resume=True) == found
+    assert systems.classes_of("stardist", dataset, "missing", "missing", resume=True) == list(CLASS_NAMES)
     assert systems.evaluated_classes(CLASS_NAMES, dataset) == list(CLASS_NAMES)
     assert systems.evaluated_classes(("other", "classes"), dataset) == ["nucleus"]
     assert systems.true_classes(("nucleus",)) == []
