@@ -196,8 +196,8 @@ def centre_cells(masks: Tensor, stride: int) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> cells, spread = centre_cells(torch.ones(1, 8, 16), 4)
-        >>> cells.tolist(), spread.round(decimals=2).tolist()
-        ([[1, 0]], [0.53])
+        >>> cells.tolist(), round(spread.item(), 2)
+        ([[1, 0]], 0.53)
     """
     pixels = masks.float()
     area = pixels.sum(dim=(1, 2)).clamp_min(1)
