@@ -1,4 +1,4 @@
-"""Write nuclei as GeoJSON that QuPath (0.4 and later) opens; their outlines run along the corners of their pixels."""
+"""Write nuclei as GeoJSON for QuPath (0.4 and later), with outlines along the pixel edges."""
 
 import itertools
 import json
@@ -31,17 +31,17 @@ _NUCLEI_AT_ONCE = 20_000
 def write_geojson(
     path: Path | str, prediction: NucleiPrediction, *, name: str, object_type: ObjectType = "detection"
 ) -> None:
-    """Write the nuclei as a GeoJSON ``FeatureCollection``, one feature per line, streamed.
+    """Write the nuclei as a GeoJSON ``FeatureCollection`` with one feature per line.
 
     Args:
-        path: the file, ``.geojson``; it appears complete or not at all.
-        prediction: the nuclei.
-        name: what the nuclei belong to, usually the image's stem; the ids of the features follow from it.
-        object_type: QuPath's kind of object. Detections stay fast for a million nuclei; annotations can be
+        path: ``.geojson`` file; written completely or not at all.
+        prediction: nuclei of one image.
+        name: usually the stem of the image file; the UUIDs of the features are derived from it.
+        object_type: QuPath object type. ``"detection"`` stays fast with a million nuclei, ``"annotation"`` can be
             edited.
 
     Raises:
-        ConfigurationError: an unknown ``object_type``.
+        ConfigurationError: ``object_type`` is unknown.
     """
     if object_type not in ("detection", "annotation"):
         raise ConfigurationError(f"object_type: expected 'detection' or 'annotation', found {object_type!r}.")
@@ -59,18 +59,18 @@ def nuclei_features(
 ) -> Iterator[dict[str, object]]:
     """Yield one GeoJSON feature per nucleus.
 
-    Coordinates are pixel corners: the image covers 0..W and 0..H, and the area of a geometry is the
-    nucleus's number of pixels (see :func:`nucsam_monai.io.geojson.mask_polygons`). A nucleus of one
-    4-connected part is a Polygon, with its holes; of several parts, a MultiPolygon.
+    Coordinates are pixel corners, so the image covers 0..W and 0..H, and the area of a geometry equals the number of
+    pixels of the nucleus (see :func:`nucsam_monai.io.geojson.mask_polygons`). A nucleus with one 4-connected part is
+    a Polygon with its holes, a nucleus with several parts a MultiPolygon.
 
     Args:
-        prediction: the nuclei.
-        name: seed of the features' ids: equal name and nucleus id give the same UUID (version 5).
-        object_type: QuPath's kind of object.
+        prediction: nuclei of one image.
+        name: the UUID (version 5) of a feature is derived from this name and the id of the nucleus.
+        object_type: QuPath object type.
 
     Yields:
-        Feature with ``id``, ``geometry`` and ``properties``: ``objectType``, ``classification`` and the
-        ``measurements`` ``id``, ``area_px`` and ``score``.
+        Feature with ``id``, ``geometry`` and ``properties``. The properties are ``objectType``, ``classification``
+        and ``measurements`` (``id``, ``area_px`` and ``score``).
     """
     colours = colours_of(np.arange(len(prediction.class_names))).tolist()
     classes = [
@@ -97,14 +97,14 @@ def nuclei_features(
 
 
 def nuclei_polygons(instances: np.ndarray, table: np.ndarray) -> Iterator[tuple[int, list[Polygon]]]:
-    """Yield the id and the polygons of one nucleus after the other.
+    """Yield the id and the polygons of each nucleus.
 
     Args:
         instances: ``(H, W)`` integers, 0 = background.
-        table: rows with ``id`` and ``box_*_px`` of :data:`~nucsam_monai.utils.prediction.NUCLEUS_DTYPE`.
+        table: rows with the fields ``id`` and ``box_*_px`` of :data:`~nucsam_monai.utils.prediction.NUCLEUS_DTYPE`.
 
     Yields:
-        The id and what :func:`mask_polygons` returns, in coordinates of the whole image.
+        The id of a nucleus and its polygons from :func:`mask_polygons`, in coordinates of the whole image.
     """
     for first in range(0, len(table), _NUCLEI_AT_ONCE):
         rows = table[first : first + _NUCLEI_AT_ONCE]
@@ -120,16 +120,16 @@ def nuclei_polygons(instances: np.ndarray, table: np.ndarray) -> Iterator[tuple[
 
 
 def mask_polygons(mask: np.ndarray, *, x_offset_px: int = 0, y_offset_px: int = 0) -> list[Polygon]:
-    """Trace a mask along its pixel corners, so that the area of the polygons is its number of pixels.
+    """Trace a mask along its pixel edges, so that the area of the polygons equals the number of pixels.
 
     The pixel in column x and row y covers the square from (x, y) to (x + 1, y + 1), as in QuPath. Parts that
-    touch only at a corner are polygons of their own; thus every ring is simple and the result is valid by
-    OGC's rules. Exteriors run counter-clockwise by the sign of their area (RFC 7946), holes clockwise.
+    touch only at a corner become separate polygons, so every ring is simple and the geometry is valid (OGC Simple
+    Features). Exterior rings have positive signed area, holes negative (RFC 7946, section 3.1.6).
 
     Args:
         mask: ``(h, w)`` uint8, 0 or 1, or bool.
-        x_offset_px: x of the mask's first column.
-        y_offset_px: y of the mask's first row.
+        x_offset_px: column of the mask's first pixel in the image.
+        y_offset_px: row of the mask's first pixel in the image.
 
     Returns:
         One polygon per 4-connected part, the largest first; empty for an empty mask.
