@@ -30,7 +30,7 @@ PALETTE = np.array(
 TRUE_POSITIVE = (0, 150, 255)
 FALSE_POSITIVE = (235, 95, 0)
 MISSED = (240, 225, 0)
-"""RGB of nuclei that were found, invented and missed; distinguishable to the colour-blind (red-green, blue-yellow)."""
+"""RGB of found nuclei, false positives and missed nuclei; distinguishable for colour-blind readers."""
 
 OVERLAY_PX = 2048
 """Longest side of an overlay by default: outlines are for a look, a large image as PNG takes tens of megabytes."""
