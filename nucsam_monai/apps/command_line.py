@@ -22,7 +22,7 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
     parameters that are texts or paths stay as they were typed, where Fire would read ``2024`` as a number.
 
     Args:
-        component: what ``fire.Fire`` takes.
+        component: function, or dictionary of functions, as for ``fire.Fire``.
         arguments: the options; None takes those of this process.
 
     Returns:

@@ -26,7 +26,7 @@ def find_predictions(
     """Return the label map of every image.
 
     Args:
-        folder: where the predictions are.
+        folder: folder with the predictions.
         ids: images that need one.
         other_ids: images of the other splits, whose predictions are ignored.
         split: for messages.
@@ -97,7 +97,7 @@ def read_samples(
     """Read ground truth and prediction of one image after the other.
 
     Args:
-        items: of the dataset.
+        items: images of the dataset.
         predictions: label map of every image, from :func:`find_predictions`.
         classes: classes of the predicted nuclei of every image, from :func:`find_classes`; empty where classes are
             not evaluated.

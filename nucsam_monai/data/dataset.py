@@ -40,7 +40,7 @@ class DatasetMetadata:
         mpp: micrometres per pixel; None where mixed or unknown.
         class_names: names that class ids index from 0; ``("nucleus",)`` without classes.
         licence: licence of images and annotation.
-        citation: what to cite.
+        citation: publication to cite.
         source: ``{file name: sha256}`` of what it was made from.
         conversion: options and counts of the conversion, for the reader of ``dataset.json``.
         protocols: the named splits of the dataset.
@@ -103,7 +103,7 @@ class Dataset:
 
     Attributes:
         folder: absolute path of the folder.
-        metadata: what is known about the dataset.
+        metadata: description of the dataset.
         splits: ``{"training" | "validation" | "test": items}``; each item is ``{"image", "instances",
             "classes"?, "domain", "id", "tissue"?, "group"?, "fold"?}`` with absolute paths as strings.
         unused: items that the protocol leaves out.
@@ -253,7 +253,7 @@ def training_domains(dataset_dir: Path | str, protocol: str | Mapping[str, str] 
 
     Args:
         dataset_dir: one dataset folder, or a folder of several.
-        protocol: as in :func:`load_items`.
+        protocol: named split, see :func:`load_items`.
 
     Raises:
         ConfigurationError: a protocol is unknown.
@@ -285,7 +285,7 @@ def domain_classes(dataset_dir: Path | str, domain: str) -> list[str]:
 
     Args:
         dataset_dir: one dataset folder, or a folder of several.
-        domain: its name.
+        domain: name of the domain.
 
     Raises:
         ConfigurationError: datasets of the domain have different classes.

@@ -29,7 +29,7 @@ class HostedFile:
     """A file on its publisher's server, and how to recognise it.
 
     Attributes:
-        url: where it lies.
+        url: address of the file.
         name: name of the file.
         sha256: digest of the file.
         max_bytes: a longer answer is not this file.
@@ -88,7 +88,7 @@ def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bo
 
     Args:
         url: an https address; redirects must be https, too.
-        target: where the file goes; parent folders are made.
+        target: path to write to; parent folders are created.
         sha256: the digest that it must have, in lower-case hexadecimal digits.
         max_bytes: an answer that states more is refused.
 

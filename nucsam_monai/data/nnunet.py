@@ -100,10 +100,10 @@ def import_nnunet(
     Args:
         predictions: nnU-Net's folder of ``<id>.png``, 0 background and 1 nucleus.
         dataset: the dataset folder that was exported.
-        output_dir: where ``<id>.tif`` go.
+        output_dir: folder for the label maps ``<id>.tif``.
         split: the split that was predicted.
-        split_protocol: as in the export.
-        instances: what makes nuclei of a mask: ``components``, or ``watershed`` on its distance transform.
+        split_protocol: named split of the export.
+        instances: how a mask is split into nuclei: ``components``, or ``watershed`` on its distance transform.
 
     Returns:
         What was written and the command that evaluates it.

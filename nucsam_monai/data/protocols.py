@@ -19,7 +19,7 @@ class Protocol:
         training: ids of the training images.
         validation: ids of the images that weights are selected with.
         test: ids of the images that results are reported on.
-        description: whose split it is and how it was drawn, in one sentence.
+        description: origin of the split and how it was drawn, in one sentence.
         divides_groups: it is known to put images of one slide or patient in several splits, as many
             published splits do. Everywhere else that is an error.
     """

@@ -80,7 +80,7 @@ class _WrittenSample:
     Attributes:
         files: ``{"image" | "instances" | "classes": absolute path}``.
         nuclei: number of instances.
-        dropped: see :class:`Sample`.
+        dropped: number of dropped nuclei, see :class:`Sample`.
     """
 
     files: Mapping[str, str]
@@ -175,14 +175,14 @@ class DatasetWriter:
 
     Args:
         folder: the dataset folder; it must not exist or be empty.
-        metadata: what is known before the first sample; see :meth:`note` for what is known after the last.
+        metadata: description of the dataset; see :meth:`note` for facts that are known only after the last sample.
 
     Attributes:
         dropped: ``{why: how many}`` annotations so far that are not in the instance maps.
         most_nuclei: nuclei of the sample that has most so far.
 
     Raises:
-        DatasetError: on entry, ``folder`` holds something already; on exit, no sample was written, or a
+        DatasetError: on entry, ``folder`` is not empty; on exit, no sample was written, or a
             protocol does not fit the samples.
 
     Example:

@@ -45,7 +45,7 @@ def collate_nuclei(items: Items) -> dict[str, Any]:
     """Collate items with prompts: the rows of :data:`PROMPT_KEYS` are concatenated.
 
     Args:
-        items: of one batch, with ``points``; each may have another number of prompts, or none.
+        items: items of one batch with ``points``; the number of prompts may differ and may be 0.
 
     Returns:
         The batch with ``prompts_per_image`` ``(B,)`` int64 added.
@@ -63,7 +63,7 @@ def collate_points(items: Items) -> dict[str, Any]:
     """Collate items with any number of nuclei: the values of :data:`POINT_KEYS` become lists.
 
     Args:
-        items: of one batch, with equal keys.
+        items: items of one batch, all with the same keys.
 
     Example:
         >>> items = [{"image": torch.zeros(3, 8, 8), "points": torch.zeros(n, 2)} for n in (1, 4)]
@@ -77,7 +77,7 @@ def collate_end_to_end(items: Items) -> dict[str, Any]:
     """Collate items with prompts as :func:`collate_nuclei` does, and their ``centroids`` and classes as lists.
 
     Args:
-        items: of one batch; ``centroids`` are the ``points`` of
+        items: items of one batch; ``centroids`` are the ``points`` of
             :class:`~nucsam_monai.transforms.NucleusCentroidsd`.
     """
     return _collate(items, joined=PROMPT_KEYS, listed=("centroids", "point_classes"))
@@ -88,8 +88,8 @@ class _Batch:
 
     Args:
         data: the collated batch.
-        device: of the tensors.
-        non_blocking: as in ``Tensor.to``.
+        device: device of the tensors.
+        non_blocking: see ``Tensor.to``.
         cast: further arguments of ``Tensor.to``.
     """
 
@@ -144,9 +144,9 @@ class _Prepare(PrepareBatch):
 
         Args:
             batchdata: the collated batch.
-            device: of the result.
-            non_blocking: as in ``Tensor.to``.
-            kwargs: of ``Tensor.to`` for the image.
+            device: device of the result.
+            non_blocking: see ``Tensor.to``.
+            kwargs: keyword arguments of ``Tensor.to`` for the image.
         """
         batch = _Batch(batchdata, device, non_blocking, kwargs)
         return (batch.converted("image"), self.target(batch), self.positional(batch), self.named(batch))

@@ -74,7 +74,7 @@ def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: boo
     step, and the demo data is drawn if it is what the workflow reads and it is not there yet.
 
     Args:
-        seed: of all random generators.
+        seed: seed of all random generators.
         dataset_dir: the data of the workflow.
         distributed: join the process group of ``torchrun``.
 
@@ -178,7 +178,7 @@ def training_loader(
     """Return the loader of a training, whose randomness every epoch seeds.
 
     Args:
-        dataset: of the training.
+        dataset: training dataset.
         sampler: gives the batches.
         num_workers: processes that load.
         collate_fn: joins items to a batch, or a name in :data:`COLLATES`; MONAI's by default.
@@ -201,7 +201,7 @@ def single_loader(
     """Return a loader of batches of one image, in their order.
 
     Args:
-        dataset: of a validation or an evaluation.
+        dataset: dataset of a validation or an evaluation.
         num_workers: processes that load.
         sampler: gives each of several processes its share.
         collate_fn: makes a batch of an item, or a name in :data:`COLLATES`; MONAI's by default.
@@ -255,7 +255,7 @@ def classes_of_domains(
     """Return the class names of every domain for which the network predicts several masks.
 
     Args:
-        network: with one query per class in such domains.
+        network: network with one query per class in domains with classes.
         dataset_dir: the datasets, which name the classes.
         instances: for ``distance`` the second mask is the distance map, and there are no classes.
 
@@ -324,7 +324,7 @@ def start(
     Args:
         network: changed in place.
         checkpoint: file of trained weights, or None.
-        header: what the header of the file must agree with.
+        header: header that the file's header must agree with.
         trunk_weights: pretrained weights of the trunk for a training that starts without a file.
     """
     if checkpoint:
@@ -380,7 +380,7 @@ def configured_method(domain: str | None = None) -> "MethodSource":
     """Return the network of the configuration being read, with the changes to its ``inference.json``.
 
     Args:
-        domain: of the slides, for methods with domains.
+        domain: domain of the slides, for methods with domains.
 
     Raises:
         ConfigurationError: called outside of a bundle's configuration.
@@ -396,7 +396,7 @@ def configured_segmenter(parser: ConfigParser | None) -> "Segmenter":
     """Return the segmenter of a bundle's configuration that is being read; its network is built once more.
 
     Raises:
-        ConfigurationError: as in :func:`configured_method`, or a change that is not a number, a switch or a text.
+        ConfigurationError: as for :func:`configured_method`, or a value is not a number, a switch or text.
     """
     from nucsam_monai import load
 

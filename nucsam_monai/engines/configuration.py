@@ -34,7 +34,7 @@ def restore_paths(arguments: Sequence[str] | None = None, parser: ConfigParser |
     turns ``#`` into ``::``. This runs while the first line of ``imports`` is evaluated, before anything reads a path.
 
     Args:
-        arguments: of the command; None takes those of this process.
+        arguments: arguments of the command. Default: those of this process.
         parser: None takes the one that is evaluating its configuration.
     """
     parser = parser or current_parser()
@@ -211,7 +211,7 @@ def deciding_settings(parser: ConfigParser, apart: Collection[str]) -> dict[str,
     """Return the settings that determine a result, by path; files and datasets are identified by content.
 
     Args:
-        parser: of the configuration.
+        parser: parser of the configuration.
         apart: keys at the top level that do not matter; paths of what the workflow writes are left out as well.
     """
     found: dict[str, str] = {}
@@ -282,7 +282,7 @@ def changed_keys(parser: ConfigParser, file: Path) -> list[str]:
     """Return those keys of a configuration file that have another value in the configuration that is being read.
 
     Args:
-        parser: of the configuration.
+        parser: parser of the configuration.
         file: one of the files that it was read from.
     """
     original = ConfigParser()

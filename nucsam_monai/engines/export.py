@@ -32,7 +32,7 @@ def export_network(
     back and run on a second one, and it is kept only if both agree.
 
     Args:
-        network: on the CPU, with its weights.
+        network: network on the CPU, with its weights.
         path: ``.pt2`` (``torch.export``), ``.ts`` (TorchScript) or ``.onnx``.
         image_size: S; the file takes ``(1, 3, S, S)``.
         pixel_std: how images are normalised for the network.

@@ -31,7 +31,7 @@ def inference_items(
     Args:
         source: an image, a folder of images, a dataset folder or a folder of several; of datasets the test
             images are taken, with their own domains.
-        output_dir: where the results go.
+        output_dir: folder for the results.
         domain: the domain of the images, or ``"mean"``; None where it is unknown.
 
     Returns:

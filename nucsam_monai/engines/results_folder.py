@@ -42,7 +42,7 @@ class ResultsFolder:
     The journal also records settings and weights, so that results of different ones are never mixed.
 
     Args:
-        folder: of the results.
+        folder: folder with the results.
         items: the images, with ``image`` (path) and ``id``.
         overwrite: segment all images, whatever is there.
 

@@ -69,14 +69,14 @@ class TrainingHandlers(_Handlers):
 
     Args:
         run: tracks the training.
-        data_loader: of the training, with a :class:`DomainBatchSampler`.
-        lr_scheduler: of the optimizer, stepped after every epoch.
-        network: what is trained, without a wrapper of distributed training.
+        data_loader: training data loader with a :class:`DomainBatchSampler`.
+        lr_scheduler: learning-rate scheduler, stepped after every epoch.
+        network: network that is trained, without the wrapper of distributed training.
         validator: validates every ``val_interval`` epochs and after the last one.
         val_interval: epochs; None trains without validation and saves the last weights.
         best_weights: keeps the weights of the best epoch; its file is uploaded. The state to resume from,
             ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to it.
-        resume: see :class:`TrainingState`.
+        resume: whether to resume, see :class:`TrainingState`.
         max_grad_norm: bound of the gradient's norm.
         weight_averaging: averages the weights, if the training does.
         early_stopping: stops the training, if it may.
@@ -196,7 +196,7 @@ class ValidationHandlers(_Handlers):
 
     Args:
         measure: handlers that turn outputs into metrics, in their order.
-        run: of the training.
+        run: MLflow run of the training.
         best_weights: save what was trained by the metrics.
         split: the part of the dataset.
     """
@@ -220,9 +220,9 @@ class EvaluationHandlers(_Handlers):
 
     Args:
         measure: handlers that turn outputs into metrics and tables, in their order.
-        run: of the evaluation.
+        run: MLflow run of the evaluation.
         splits: the parts of the dataset.
-        output_dir: where the tables are; they are uploaded at the end. None for an evaluation without tables.
+        output_dir: folder with the tables, which are uploaded at the end; None for an evaluation without tables.
         hide_progress: True shows no progress bar.
         description: in front of the progress bar.
     """
@@ -310,7 +310,7 @@ def evaluation_facts(
     """Return the facts that ``summary.json`` holds besides the numbers of an evaluation.
 
     Args:
-        bundle: its name.
+        bundle: name of the bundle.
         checkpoint: the evaluated weights, by name if there are several.
         settings: keys of the configuration whose values are listed, besides data, splits and seed.
     """
@@ -331,8 +331,8 @@ def run_tags(
     """Return the tags of a tracked run; a tag of None is left out.
 
     Args:
-        bundle: its name.
-        domains: of the images.
+        bundle: name of the bundle.
+        domains: domains of the images.
         protocol: how the network was trained for them, for example ``"supervised"`` or ``"zero_shot"``.
         stage: which of several networks is trained.
         split: the part of the dataset that is evaluated.
@@ -351,7 +351,7 @@ def evaluation_tags(
     """Return the tags of a tracked evaluation, see :func:`run_tags`.
 
     Args:
-        bundle: its name.
+        bundle: name of the bundle.
         items: the images, with ``domain``.
         splits: the parts of the dataset.
         protocol: how the network was trained for them.

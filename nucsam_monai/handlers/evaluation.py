@@ -48,10 +48,10 @@ class EvaluationReport:
     overlay, the same ones in every evaluation.
 
     Args:
-        output_dir: where the files go.
+        output_dir: folder for the files.
         facts: further entries of ``summary.json``: weights, split, seed.
         overlays_per_domain: images with an overlay.
-        prefix: of the metrics' names, taken off in the tables.
+        prefix: prefix of the metric names, removed in the tables.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ def write_comparison(
     """Draw truth and prediction over an image, in ``overlays/<domain>_<id>.png``.
 
     Args:
-        output_dir: of the evaluation.
-        item: with ``id``, ``domain`` and ``image_path``.
+        output_dir: folder of the evaluation.
+        item: image with ``id``, ``domain`` and ``image_path``.
         true: ``(H, W)`` label map.
         predicted: ``(H, W)`` label map.
     """
@@ -134,7 +134,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
     """Write the tables of an evaluation and log the summary.
 
     Args:
-        output_dir: where ``per_image.csv``, ``summary.csv`` and ``summary.json`` go.
+        output_dir: folder for ``per_image.csv``, ``summary.csv`` and ``summary.json``.
         rows: one per image with ``id``, ``domain`` and the metrics.
         facts: further entries of ``summary.json``.
     """
@@ -158,10 +158,10 @@ class NucleiEvaluation:
     Args:
         class_names: classes that are measured; with only one the classes of predictions do not count.
         radius_px: distance within which a centroid counts as detected.
-        output_dir: where tables and overlays go; None writes no files.
+        output_dir: folder for tables and overlays; None writes no files.
         facts: further entries of ``summary.json``.
         overlays_per_domain: the first images of every domain get an overlay.
-        prefix: of the metrics' names in the engine's state.
+        prefix: prefix of the metric names in the engine's state.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class LabelMapWriter:
     items hold ``id`` and ``domain``; its outputs a ``NucleiPrediction`` under ``pred``.
 
     Args:
-        output_dir: where the files go.
+        output_dir: folder for the files.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
@@ -271,9 +271,9 @@ class PredictionWriter:
     under ``pred``.
 
     Args:
-        output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
+        output_dir: folder for the files, see :func:`nucsam_monai.io.write_prediction`.
         overlay_px: longest side of the overlay; 0 writes none.
-        results: of the same folder, records what is written.
+        results: records the files that are written to the folder.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class TrackedRun:
 
     Args:
         experiment: name of the experiment, one per bundle, for example ``"nucsam/unsam"``.
-        tracking_uri: where to write, see :func:`~nucsam_monai.handlers.resolve_tracking_uri`; ``None``,
+        tracking_uri: MLflow store, see :func:`~nucsam_monai.handlers.resolve_tracking_uri`; ``None``,
             ``""`` or ``"off"`` for no tracking.
         workflow: ``"train"``, ``"evaluate"`` or ``"benchmark"``.
         tags: further tags, such as ``bundle``, ``bundle_version``, ``dataset``, ``split``, ``protocol``,
@@ -156,7 +156,7 @@ class TrackedRun:
         """Continue the run of an interrupted training when this one is next opened.
 
         Args:
-            run_id: of the run; one that is not in this store is replaced by a new one.
+            run_id: id of the run; a new run is started if it is not in this store.
             epoch: the last one that was completed.
             changed: settings that change from here on; they are recorded as ``after_epoch_<epoch>.<setting>``.
         """
@@ -220,8 +220,8 @@ class TrackedRun:
         """Write what MLflow shows on the run's page; :meth:`close` does it with this process's command.
 
         Args:
-            command: what was run.
-            folder: of an evaluation, whose overlays are artifacts of the run.
+            command: command that was run.
+            folder: folder of an evaluation, whose overlays are artifacts of the run.
         """
         if not self._is_open:
             return
@@ -271,7 +271,7 @@ class TrackedRun:
         Args:
             directory: the dataset folder, see :func:`~nucsam_monai.handlers.run_facts.dataset_facts`.
             split: the part that is used, for example ``"training"``.
-            context: what for: ``"training"``, ``"validation"`` or ``"evaluation"``.
+            context: use of the dataset: ``"training"``, ``"validation"`` or ``"evaluation"``.
             protocol: the named split in use, where it is not the one of ``dataset.json``.
 
         Raises:

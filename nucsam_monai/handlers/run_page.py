@@ -53,8 +53,8 @@ def run_name(tags: Mapping[str, Any], seed: object = None, bundle_root: str | Pa
     """Return a short name for a run: method, stage, data, split and seed, as far as they are known.
 
     Args:
-        tags: of the run: ``method`` or ``bundle``, ``stage``, ``dataset`` (several joined by "+"), ``split``.
-        seed: of the run.
+        tags: tags of the run: ``method`` or ``bundle``, ``stage``, ``dataset`` (several joined by "+"), ``split``.
+        seed: seed of the run.
         bundle_root: folder of the bundle, whose ``metadata.json`` names the method where the tags do not.
 
     Example:
@@ -95,7 +95,7 @@ def description(
         run_id: MLflow's id, to show an artifact of the run.
         metrics: latest values by name. Only those of the validation are listed if there are any, and no bounds of
             intervals.
-        command: what was run.
+        command: command that was run.
         folder: holds ``per_image.csv`` and ``overlays``, which are artifacts of the run under these names.
     """
     listed = {name: value for name, value in metrics.items() if "_ci_" not in name}

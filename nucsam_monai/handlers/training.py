@@ -108,7 +108,7 @@ class PhasedMetric:
     Args:
         name: in the validator's metrics.
         sampler: the schedule of the domains, if any.
-        network: what is trained; its ``stage`` counts if it has one.
+        network: network that is trained; its ``stage`` counts if it has one.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class NetworkEpoch:
 
     Args:
         network: the network itself, without its distributed wrapper.
-        epochs: of the whole training; the network may refuse it. None skips the check.
+        epochs: epochs of the whole training, which the network may refuse; None skips the check.
 
     Raises:
         ConfigurationError: so few epochs that a part of the network would never be trained.
@@ -230,7 +230,7 @@ class EarlyStopping:
         patience: validations without improvement; None never stops.
         metric: name in the validator's metrics, higher is better. A NaN is not an improvement.
         sampler: the schedule of the domains, if any.
-        network: what is trained; its ``stage`` counts if it has one, apart from its ``fixed_stages``.
+        network: network that is trained; its ``stage`` counts if it has one, except for ``fixed_stages``.
 
     Raises:
         ConfigurationError: ``patience`` is below 1.
@@ -346,7 +346,7 @@ class GradientClipping:
     For trainers without ``amp``: with it the gradient still carries the scaler's factor when it is clipped.
 
     Args:
-        network: whose gradient is bounded.
+        network: network whose gradient is clipped.
         max_norm: largest 2-norm over all parameters.
     """
 

@@ -32,7 +32,7 @@ class BestWeightsSaver:
     The file of the previous training is kept under the name ``<stem>.previous<suffix>``.
 
     Args:
-        network: whose trained tensors are saved.
+        network: network whose trained tensors are saved.
         path: the ``.safetensors`` file.
         header: describes the training, see :func:`nucsam_monai.networks.sam.save_trained`.
         metric: name in the validator's metrics.
@@ -141,7 +141,7 @@ class WeightAveraging:
     :class:`~nucsam_monai.handlers.TrainingState`, so that a resumed training continues averaging.
 
     Args:
-        network: what is trained, on its device and without a wrapper of distributed training.
+        network: network that is trained, on its device and without the wrapper of distributed training.
         decay: share of the average that stays in every step; None keeps no average, and ``averaged`` is the network
             itself, as it is trained.
         copy_epochs: number of epochs at whose steps the weights are copied.
@@ -231,7 +231,7 @@ class SAMExport:
     the best epoch, and those that were not.
 
     Args:
-        network: whose ``sam`` was trained.
+        network: network whose ``sam`` was trained.
         best_weights: wrote the trained tensors of the best epoch.
         path: the ``.safetensors`` file to be written.
     """

@@ -120,7 +120,7 @@ def instances_of_records(
     """Paint the masks of ``SamAutomaticMaskGenerator``.
 
     Args:
-        records: its answer with ``output_mode="uncompressed_rle"``. Of masks with the same predicted IoU the
+        records: masks generated with ``output_mode="uncompressed_rle"``. Of masks with the same predicted IoU the
             first one wins.
         shape: height and width of the image.
         max_area_share: masks above this share of the image's area are dropped.

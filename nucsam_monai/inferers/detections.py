@@ -36,12 +36,12 @@ class DetectionInferer(Inferer):
         tile_px: side of a tile.
         overlap_px: pixels that neighbours have in common, at least.
         min_score: nuclei below it are dropped.
-        threshold: of a mask's probability.
+        threshold: threshold of the mask probability.
         nms: how two masks of the same nucleus are recognised, see :data:`~nucsam_monai.inferers.masks.SuppressionRule`.
         nms_threshold: overlap above which the worse one is dropped.
-        precision: of the network, see :data:`~nucsam_monai.inferers.precision.PRECISIONS`; boxes are coarser in half
-            precision.
-        class_names: of the nuclei.
+        precision: precision of the network, see :data:`~nucsam_monai.inferers.precision.PRECISIONS`; boxes are
+            coarser in half precision.
+        class_names: names of the classes of nuclei.
 
     Raises:
         ConfigurationError: a value outside of its range.

@@ -91,7 +91,7 @@ def place_masks(
         class_ids: ``(N,)`` the class of each mask.
         tile_px: side of a tile.
         image_size: height and width in pixels.
-        edge_px: see above.
+        edge_px: width of the margin, see above.
     """
     drawn = np.flatnonzero(cropped.areas)
     boxes, first = cropped.boxes[drawn], origins[drawn]

@@ -178,7 +178,7 @@ def select_points(
     best is kept.
 
     Args:
-        output: of the network for one image.
+        output: output of the network for one image.
         image_size: height and width of the image in pixels.
         mask_filter: use the auxiliary mask.
         radius: largest distance in pixels between points of the same nucleus.
@@ -326,7 +326,7 @@ class TilePointFinder:
     """Find one point per nucleus in the encoded tiles of an image (PromptNucSeg, supplement: shared encoder).
 
     Args:
-        network: with a shared encoder.
+        network: network with a shared encoder.
         mask_filter: drop points where the auxiliary mask sees no nucleus.
         radius_px: largest distance between points of the same nucleus.
         tile_px: side of a tile, for :meth:`classify`.

@@ -96,10 +96,10 @@ class PromptedInferer(Inferer):
         tile_px: side of a tile, the size that the network was trained at.
         overlap_px: pixels that neighbouring tiles have in common: more than the largest nucleus and twice
             ``edge_px``.
-        edge_px: see :func:`~nucsam_monai.inferers.masks.place_masks`.
+        edge_px: width of the margin, see :func:`~nucsam_monai.inferers.masks.place_masks`.
         crossing: ``all`` decodes a prompt in every tile that it lies in. ``best`` does so only in the tile
             where it is farthest from the edges, and in the others only if its mask there is empty or presumably
-            cut: with an overlap of a quarter that saves up to 44 % of the masks, and for a single click up to
+            cut: with an overlap of a quarter this saves up to 44 % of the masks, and for a single click up to
             three of four tiles, but the embeddings of all tiles are kept until the image is finished.
         nms: whether two nuclei are compared by ``box``, ``mask`` or ``smaller_mask``; see
             :func:`~nucsam_monai.inferers.masks.suppress_duplicates`.
@@ -487,7 +487,7 @@ def nearest_others(
     Args:
         xy: ``(n, 2)`` positions of all prompts in pixels.
         visits: the N visits whose neighbours are looked for.
-        all_visits: those in which the neighbours are looked for.
+        all_visits: visits among which neighbours are searched.
         count: K.
 
     Returns:

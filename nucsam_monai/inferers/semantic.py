@@ -84,7 +84,7 @@ def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInf
         fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training, see
             :func:`~nucsam_monai.transforms.working_size`.
         image_size: side of the working image in pixels.
-        overlap: of the tiles, as a share of their side.
+        overlap: overlap of the tiles as a fraction of their side length.
 
     Raises:
         ConfigurationError: an unknown ``fit``.

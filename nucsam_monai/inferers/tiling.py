@@ -85,7 +85,7 @@ def plan_tiles(image_size: Sequence[int], tile_px: int, overlap_px: int) -> Tili
         overlap_px: pixels that neighbours have in common, at least.
 
     Raises:
-        ConfigurationError: as in :func:`tile_origins`.
+        ConfigurationError: as for :func:`tile_origins`.
     """
     height, width = image_size
     rows = tile_origins(height, tile_px, overlap_px)

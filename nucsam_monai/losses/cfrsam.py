@@ -33,8 +33,8 @@ class CFRSAMLoss(nn.Module):
     :class:`~nucsam_monai.losses.common.NucleusMaskLoss`. Coarse logits are enlarged to the image bilinearly.
 
     Args:
-        focal_weight: of the focal loss.
-        boundary_weight: of the boundary's cross-entropy.
+        focal_weight: weight of the focal loss.
+        boundary_weight: weight of the cross-entropy of the boundary.
         dice: ``pooled`` or ``per_mask``.
         iou_target: the one predicted IoU has to fit ``both`` masks, as in the paper, or the ``refined`` one.
         detach_iou_target: stop the gradient of the IoU term through the masks; the authors let it pass.

@@ -21,7 +21,7 @@ class NucleusMaskLoss(nn.Module):
     The focal loss has gamma 2 and no balance of the classes; the soft IoU is that of probabilities and mask.
 
     Args:
-        focal_weight: of the focal loss; the other terms have weight 1.
+        focal_weight: weight of the focal loss; the other terms have weight 1.
         dice: ``pooled`` sums over all masks of the batch before dividing, as the authors do; ``per_mask`` gives
             small nuclei the weight of large ones.
         detach_iou_target: stop the gradient of the third term through the masks; the authors let it pass.
@@ -111,7 +111,7 @@ class HoVerNetBranchLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` in training mode.
+            output: output of :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` in training mode.
             target: ``(B, 3, H, W)`` of mask, horizontal and vertical distance in -1..1; ``(B, 4, H, W)`` with types.
 
         Raises:
@@ -149,7 +149,7 @@ class DistanceInstanceLoss(nn.Module):
             none is given.
         distance_weight: weight of the distance map's part.
         l1_weight: weight of smooth L1 in it.
-        beta: of smooth L1: below this error it is quadratic.
+        beta: error below which the smooth L1 loss is quadratic.
 
     Source: ours; the map is that of :func:`~nucsam_monai.transforms.nucleus_distance`.
     """

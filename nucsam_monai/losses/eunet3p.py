@@ -18,7 +18,7 @@ class EUNet3PMaskLoss(nn.Module):
     authors' code does, but divides by the sum of the areas, as Dice is defined.
 
     Args:
-        kind: as above.
+        kind: kind of loss, see above.
 
     Raises:
         ConfigurationError: an unknown ``kind``.
@@ -93,7 +93,7 @@ class EUNet3PLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of the network in training mode.
+            output: output of the network in training mode.
             target: ``(B, 1, H, W)`` binary mask of all nuclei, or ``(B, 2, H, W)`` with the distance map behind it.
 
         Raises:

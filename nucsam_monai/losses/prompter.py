@@ -133,9 +133,9 @@ class PrompterLoss(nn.Module):
         distance_weight: alpha of the matching, per pixel.
         regression_weight: gamma.
         regression: ``squared`` coordinate errors as in the authors' code, or the paper's norm ``l2``.
-        normaliser: what the sum of the cross-entropies is divided by: ``code`` takes the sum of the weights
+        normaliser: divisor of the sum of the cross-entropies: ``code`` takes the sum of the weights
             as in the authors' code, ``paper`` the number of anchors.
-        mask_weight: of the pixel focal loss (gamma 2, no class balance).
+        mask_weight: weight of the pixel focal loss (gamma 2, no class balance).
 
     Raises:
         ConfigurationError: an unknown ``regression`` or ``normaliser``.
@@ -173,7 +173,7 @@ class PrompterLoss(nn.Module):
         """Return the three losses of a batch.
 
         Args:
-            output: of the network.
+            output: output of the network.
             target: the nuclei of the same images; an image may have none.
 
         Raises:

@@ -34,7 +34,7 @@ class SegmentorLoss(nn.Module):
     With class logits the multi-class focal loss of gamma 2 is added.
 
     Args:
-        focal_weight: see :class:`~nucsam_monai.losses.common.NucleusMaskLoss`, as the next two.
+        focal_weight: see :class:`~nucsam_monai.losses.common.NucleusMaskLoss`, also for the next two.
         dice: ``pooled`` or ``per_mask``.
         detach_iou_target: whether the predicted IoU leaves the masks alone.
         loss_at: compare at the size of the ``image``, to which logits are enlarged bilinearly, or at that of
@@ -61,7 +61,7 @@ class SegmentorLoss(nn.Module):
         """Return the scalar loss; without prompts a zero with a gradient of zero.
 
         Raises:
-            ConfigurationError: as many masks as prompts were expected, or classes are missing.
+            ConfigurationError: the numbers of masks and prompts differ, or classes are missing.
         """
         if output.class_logits is not None and target.classes is None:
             raise ConfigurationError(
@@ -100,8 +100,8 @@ class DenselyTaughtLoss(nn.Module):
     """``masks + dense_weight * dense``: the loss of prompted masks, and HoVer-Net's of all pixels.
 
     Args:
-        masks: of the prompted nuclei.
-        dense_weight: of MONAI's loss of HoVer-Net's branches; with 0 the head learns nothing.
+        masks: masks of the prompted nuclei.
+        dense_weight: weight of MONAI's loss of HoVer-Net's branches; with 0 the head is not trained.
 
     Raises:
         ConfigurationError: a negative weight.
@@ -141,7 +141,7 @@ class EndToEndLoss(nn.Module):
     Args:
         prompter: loss of the points.
         segmentor: loss of the masks.
-        prompter_weight: of the former; the paper gives none.
+        prompter_weight: weight of the prompter's loss, which the paper does not give.
     """
 
     def __init__(

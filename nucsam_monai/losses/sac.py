@@ -64,7 +64,7 @@ class SACLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of the network in training mode.
+            output: output of the network in training mode.
             target: ``(B, 1, S, S)`` binary mask of all nuclei, or ``(B, 2, S, S)`` with the distance map behind it.
 
         Raises:

@@ -73,7 +73,7 @@ class UNSAMLoss(nn.Module):
         mask: the loss of the masks; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where a domain's two masks are
             foreground and distance map.
         spgen_weight: w_s; the paper does not give it.
-        hint_target: see :data:`HintTarget`.
+        hint_target: target of the hint, see :data:`HintTarget`.
 
     Raises:
         ConfigurationError: an unknown ``hint_target``.
@@ -96,7 +96,7 @@ class UNSAMLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of the network in training mode.
+            output: output of the network in training mode.
             target: ``(B, n_q, S, S)`` binary masks.
 
         Raises:
@@ -122,7 +122,7 @@ def hint_target(target: Tensor, size: tuple[int, int], variant: HintTarget = "co
     Args:
         target: ``(B, n_q, S, S)`` binary; a pixel of any mask counts as foreground.
         size: height and width of the hint logits.
-        variant: see :data:`HintTarget`. On cells of more than 4 pixels, as at the token grid, ``released`` is
+        variant: see :data:`HintTarget`. On cells of more than 4 pixels, as on the token grid, ``released`` is
             ``covered`` too: one pixel of a token would miss nuclei or double them.
 
     Returns:

@@ -384,7 +384,7 @@ def classes_of(
     """Return the class id of every instance id.
 
     Args:
-        name: what an error calls the mapping.
+        name: how error messages name the mapping.
         ids: ``(n,)`` instance ids.
         classes: ``{instance id: class id}`` with at least these ids.
         class_count: class ids go from 0 to ``class_count - 1``.
@@ -406,7 +406,7 @@ def as_class_ids(name: str, values: ArrayLike, class_count: int) -> NDArray[np.i
     """Return ``(n,)`` int64 class ids.
 
     Args:
-        name: what an error calls the values.
+        name: how error messages name the values.
         values: ``(n,)`` integers.
         class_count: class ids go from 0 to ``class_count - 1``.
 

@@ -251,9 +251,9 @@ class WorkingSizeMetric(LabelMapMetric):
 
     Args:
         size_px: side of the square that truth and probability are stretched to; None keeps the image's size.
-        smooth: what Dice and IoU have added to numerator and denominator, see
+        smooth: constant added to numerator and denominator of Dice and IoU, see
             :func:`~nucsam_monai.metrics.smoothed_overlap`; None adds nothing.
-        threshold: of the probability.
+        threshold: threshold of the probability.
     """
 
     def __init__(

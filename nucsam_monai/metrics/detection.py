@@ -208,7 +208,7 @@ def as_points(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return ``(n, 2)`` float64 points; an empty list has no point.
 
     Args:
-        name: what an error calls the points.
+        name: how error messages name the points.
         values: ``(n, 2)`` finite x and y.
 
     Raises:

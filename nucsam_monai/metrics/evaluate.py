@@ -89,9 +89,9 @@ def evaluation_of(
     """Summarise images that were measured one by one, when there is no iterable of samples.
 
     Args:
-        measured: of every image, by :func:`nucsam_monai.metrics.measure_image`.
-        settings: what was measured.
-        bootstrap: as in :func:`evaluate`.
+        measured: measurement of every image, from :func:`nucsam_monai.metrics.measure_image`.
+        settings: metrics that were measured, with their options.
+        bootstrap: how intervals are computed; 95 % from 2000 resamples by default.
 
     Raises:
         ConfigurationError: there is no image, or one occurs twice.

@@ -224,7 +224,7 @@ def as_integer_map(name: str, values: ArrayLike) -> NDArray[Any]:
     """Return one label map as a NumPy array, without looking for negative ids.
 
     Args:
-        name: what an error calls the map.
+        name: how error messages name the map.
         values: ``(H, W)`` integers, 0 = background, or a bool mask (one object).
 
     Raises:
@@ -243,7 +243,7 @@ def refuse_negative_ids(name: str, ids: NDArray[Any]) -> None:
     """Refuse a label map with an id below 0.
 
     Args:
-        name: what an error calls the map.
+        name: how error messages name the map.
         ids: the map, or every id in it.
 
     Raises:

@@ -47,13 +47,13 @@ class Baseline(nn.Module):
     For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
 
     Args:
-        name: see above; of any system where ``built`` is given.
-        size: see :data:`Size`.
+        name: name of the network, see above; any name if ``built`` is given.
+        size: size of the network, see :data:`Size`.
         outputs: logits per pixel: 2 for learned instances, see
             :class:`~nucsam_monai.losses.DistanceInstanceLoss`.
         built: the network of a system of :data:`nucsam_monai.systems.SYSTEMS`, which
             :func:`nucsam_monai.systems.build_network` builds; None for those above.
-        class_names: of the nuclei that the network tells apart; one where it tells none.
+        class_names: names of the classes that the network distinguishes; one name without classes.
 
     Raises:
         ConfigurationError: an unknown name or size, or another number of outputs than HoVer-Net's one.
@@ -121,7 +121,7 @@ class HoVerNetBranches(nn.Module):
     follows, whose sigmoid is its probability.
 
     Args:
-        classes: of nuclei; with one there is no branch of types.
+        classes: number of classes of nuclei; with 1 there is no branch for types.
     """
 
     def __init__(self, classes: int = 1) -> None:
@@ -237,7 +237,7 @@ class TrunkFeatures(nn.Module):
     """EfficientNet-Lite0 with a light U-shaped decoder, whose finest map is half the image's size.
 
     Attributes:
-        channels: of that map.
+        channels: channels of the map.
     """
 
     channels = 32

@@ -37,7 +37,7 @@ class Detector(nn.Module):
     evaluation.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: name of the network that describes the image.
     """
 
@@ -112,7 +112,7 @@ def encoder_maps(name: str) -> tuple[nn.Module, Sequence[int]]:
     """Return a network that gives maps at strides 4 to 32, with random weights, and the channels of the maps.
 
     Args:
-        name: of a network of timm, or :data:`COMPACT_ENCODER`.
+        name: name of a timm network, or :data:`COMPACT_ENCODER`.
 
     Raises:
         ConfigurationError: timm doesn't know the name.

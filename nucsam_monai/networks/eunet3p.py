@@ -44,9 +44,9 @@ class ChannelGate(nn.Module):
     """Weight the channels of a map by the spatial means of the map and of SAM's features.
 
     Args:
-        channels: of the map.
-        guide_channels: of SAM's features.
-        kind: see :class:`XGFBOptions`.
+        channels: channels of the map.
+        guide_channels: channels of SAM's features.
+        kind: kind of gate, see :class:`XGFBOptions`.
     """
 
     def __init__(self, channels: int, guide_channels: int, kind: Gate) -> None:
@@ -72,8 +72,8 @@ class XGatedFusionBlock(nn.Module):
     One head as wide as the map, neither positions nor normalisation: SAM contributes through the gate.
 
     Args:
-        channels: of the map.
-        guide_channels: of SAM's features.
+        channels: channels of the map.
+        guide_channels: channels of SAM's features.
         options: gate, keys and values, residual.
 
     Example:
@@ -106,8 +106,8 @@ class ConcatFusion(nn.Module):
     """The ablation of X-GFB: concatenate and convolve 1 x 1.
 
     Args:
-        channels: of the map.
-        guide_channels: of SAM's features.
+        channels: channels of the map.
+        guide_channels: channels of SAM's features.
     """
 
     def __init__(self, channels: int, guide_channels: int) -> None:
@@ -130,10 +130,10 @@ class SAMGuidance(nn.Module):
 
     Args:
         filters: channels of the levels, the finest first.
-        embed_channels: of SAM's embedding.
+        embed_channels: channels of SAM's embedding.
         embedding_stride: pixels of the U-Net's image per pixel of the embedding.
         fusion: ``xgfb`` or ``concat``.
-        xgfb: of the X-gated fusion block.
+        xgfb: options of the X-gated fusion block.
         advanced: gate the other levels.
 
     Raises:
@@ -225,7 +225,7 @@ class EUNet3POutput(NamedTuple):
 
     Attributes:
         logits: ``(B, 2, H, W)`` of background and nucleus, and the distance map's as a third where it is learned.
-        side_logits: the same of each supervised level, the finer first; empty without deep supervision.
+        side_logits: logits of each supervised level, finest first; empty without deep supervision.
     """
 
     logits: Tensor
@@ -241,7 +241,7 @@ class EUNet3P(nn.Module):
 
     Args:
         sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; unused with ``fusion: none``.
-        fusion: see :data:`Fusion`.
+        fusion: kind of fusion, see :data:`Fusion`.
         advanced: let SAM gate every level of the encoder (authors' code).
         unet: values of :class:`~nucsam_monai.networks.unet3plus.UNet3PlusOptions`.
         xgfb: values of :class:`~nucsam_monai.networks.eunet3p.XGFBOptions`.
@@ -313,7 +313,7 @@ class EUNet3P(nn.Module):
 
         Args:
             image: ``(B, 3, H, W)``, sides multiples of 16 px with five levels, normalised with SAM's constants.
-            features: what :meth:`sam_features` returns for them, where it is known.
+            features: output of :meth:`sam_features` for the images, if already computed.
 
         Returns:
             Logits of nucleus ``(B, outputs, H, W)``, positive where the nucleus's channel is the greater, and of

@@ -216,7 +216,7 @@ class MALAOptions:
     """Size and start of MALA.
 
     Attributes:
-        kernel: see :data:`MALAKernel`; ``static`` and ``none`` are the paper's ablation.
+        kernel: kind of kernel, see :data:`MALAKernel`; ``static`` and ``none`` are the paper's ablation.
         rank: channels r inside; the paper compares 16 to 128.
         dropout: share of channels dropped in training.
         init: ``zero_last`` starts from plain SAM (last layer zero), ``torch_default`` does not.
@@ -312,7 +312,7 @@ class BlockMALA(BlockAdapter):
 
     Args:
         width: encoder width d.
-        options: of both.
+        options: options of both.
     """
 
     def __init__(self, width: int, options: MALAOptions) -> None:
@@ -374,7 +374,7 @@ def build_adapters(
     Args:
         kind: the kind of fine-tuning.
         variant: the sizes of SAM.
-        options: of this kind; None for its defaults.
+        options: options of this kind of adapter; None takes its defaults.
 
     Raises:
         ConfigurationError: an unknown ``kind`` or a value that the adapter refuses.

@@ -31,7 +31,7 @@ class TrunkPyramid(nn.Module):
     """A feature pyramid of five levels on EfficientNet-Lite0, strides 4 to 64.
 
     Attributes:
-        out_channels: of each level.
+        out_channels: channels of each level.
     """
 
     out_channels = _COMPACT_CHANNELS
@@ -52,7 +52,7 @@ class MaskRCNN(Detector):
     Images are taken as they are: normalised before, and of the size that the network was trained on.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``lite0``, with a feature pyramid of five
             levels; on ``lite0`` pyramid and masks have 64 channels instead of 256, and boxes 256 instead of 1024.
         rois_per_image: regions that the heads learn from in an image, a quarter of them nuclei if there are as many.

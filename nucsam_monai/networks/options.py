@@ -26,7 +26,7 @@ def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: st
     Args:
         kind: a dataclass; booleans, numbers, literals, None and unions of them are checked, types of any
             other kind are left to the dataclass.
-        values: by field; fields that are not named keep their defaults.
+        values: values of the fields; other fields keep their defaults.
         name: the configuration's key, for messages.
 
     Raises:

@@ -49,8 +49,8 @@ class JointPyramidFusion(nn.Module):
     """The paper's JPFM: all levels at the size of the finest, seen by separable convolutions of several dilations.
 
     Args:
-        in_channels: of the levels, the finest first.
-        channels: of each level and each branch inside.
+        in_channels: channels of the levels, finest first.
+        channels: channels of each level and of each branch.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
@@ -95,7 +95,7 @@ class PointNuNet(Detector):
     """Find nuclei by their centres; the kernel at a centre draws the nucleus' mask from the image's features.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: a network of timm that has maps at strides 4 to 32; the paper's is an HRNet-W64. On ``lite0`` each head
             has 3 convolutions of 64 channels instead of 7 of 256, and levels and branches have 32 channels.
         most: objects per image that are kept.
@@ -232,7 +232,7 @@ def keypoint_loss(logits: Tensor, heat: Tensor) -> Tensor:
 
     Args:
         logits: ``(B, classes, h, w)`` float32.
-        heat: of that shape, 1 at centres and falling off around them.
+        heat: target of the same shape, 1 at centres and decreasing around them.
     """
     probability = logits.sigmoid()
     found = (1 - probability) ** 2 * F.logsigmoid(logits)

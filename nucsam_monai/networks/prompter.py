@@ -40,7 +40,7 @@ def anchor_grid(height: int, width: int, step: int, device: torch.device | None 
         height: rows of the grid.
         width: columns of the grid.
         step: side of a cell in pixels.
-        device: where the result lies.
+        device: device of the result.
 
     Returns:
         ``(height, width, 2)`` float32 as (x, y) in pixels.
@@ -248,7 +248,7 @@ class EmbeddingPyramid(nn.Module):
     With an encoder that also returns finer maps the convolutions are not needed.
 
     Args:
-        channels: of the embedding, a multiple of 4.
+        channels: channels of the embedding, a multiple of 4.
         patch: pixels per cell of the embedding, a power of two from 4 to 16.
         finer: channels of the encoder's maps that are finer than the embedding, at half its pixels per cell, a
             quarter and so on down to 4; empty where it has none.
@@ -399,7 +399,7 @@ class PrompterOptions:
             paper, 64 for ``compact`` and half of the embedding's for ``shared``.
         deform_step: move each anchor by a first offset before it is sampled (in the authors' code and in
             CFR-SAM's text, but not in PromptNucSeg's).
-        sample_align: see :func:`~nucsam_monai.networks.prompter.sample_at`.
+        sample_align: how pixels are sampled, see :func:`~nucsam_monai.networks.prompter.sample_at`.
         aux_mask: the auxiliary mask of all nuclei.
         dropout: share of the heads' hidden values that is dropped in training.
         sizes: predict width and height of each nucleus too, for prompts that are boxes (CFR-SAM, ablation of
@@ -452,7 +452,7 @@ class EmbeddingShape(NamedTuple):
     """The embedding that a prompter without a backbone reads.
 
     Attributes:
-        channels: of the embedding.
+        channels: channels of the embedding.
         patch: pixels per cell.
         finer: channels of finer maps, see :class:`~nucsam_monai.networks.prompter.EmbeddingPyramid`.
     """
@@ -486,7 +486,7 @@ class Prompter(nn.Module):
     Args:
         n_classes: classes C of nuclei, without the background; 1 where nuclei have no classes.
         options: values of :class:`PrompterOptions`.
-        embedding: what a prompter with the backbone ``shared`` reads in place of an image.
+        embedding: SAM's embedding, which a prompter with the backbone ``shared`` takes instead of an image.
         backbone_checkpoint: ImageNet weights of ``convnext_small`` in torchvision's layout; without them
             everything is random.
 
@@ -690,8 +690,8 @@ def start_from_other_classes(path: Path | str, prompter: Prompter, header: Mappi
 
     Args:
         path: ``prompter.safetensors`` of a training.
-        prompter: with the options of that training.
-        header: of ``prompter``, with its ``class_names``.
+        prompter: prompter with the options of that training.
+        header: header of ``prompter``, with its ``class_names``.
 
     Raises:
         CheckpointError: the file is missing or damaged, names no classes, or is of a prompter of other options.

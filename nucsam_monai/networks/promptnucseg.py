@@ -127,7 +127,7 @@ class Segmentor(nn.Module):
         """Segment the prompted nuclei of encoded images, a bounded number of prompts at a time.
 
         Args:
-            features: of :meth:`encode`.
+            features: output of :meth:`encode`.
             prompts: the nuclei; none at all are allowed. In training every tensor that masks would train then
                 gets a gradient of zero, so that several processes stay in step.
 
@@ -187,7 +187,7 @@ def start_from_unsam(path: str, segmentor: Segmentor) -> None:
 
     Args:
         path: weights file of UN-SAM, all of which was trained.
-        segmentor: of the same SAM variant; changed in place.
+        segmentor: segmentor with the same SAM variant; modified in place.
 
     Raises:
         CheckpointError: the file is missing or damaged, is not UN-SAM's or of another variant, or lacks tensors.
@@ -237,7 +237,7 @@ class ClassHead(nn.Module):
     """A learned token among those of the mask decoder, and the MLP that reads a class off its result.
 
     Args:
-        channels: of a token.
+        channels: channels of a token.
         classes: number of classes.
     """
 
@@ -255,8 +255,8 @@ class TaughtPrediction(NamedTuple):
     """What the network says in training.
 
     Attributes:
-        masks: of the prompted nuclei.
-        dense: of every pixel, see :class:`DenseNucleiHead`.
+        masks: masks of the prompted nuclei.
+        dense: dense prediction of every pixel, see :class:`DenseNucleiHead`.
     """
 
     masks: MaskPrediction
@@ -303,7 +303,7 @@ class DenselyTaughtSegmentor(Segmentor):
     out, and SAM's file does not contain it.
 
     Args:
-        sam_variant: as in :class:`~nucsam_monai.networks.promptnucseg.Segmentor`, like all others.
+        sam_variant: see :class:`~nucsam_monai.networks.promptnucseg.Segmentor`, also for the other arguments.
         image_size: side of the tiles in pixels.
         options: further arguments of the segmentor.
 
@@ -352,13 +352,13 @@ class PromptNucSeg(nn.Module):
     :func:`~nucsam_monai.inferers.point_finder`.
 
     Args:
-        class_names: of the nuclei; one name where they have no classes.
-        sam_variant: of the segmentor.
+        class_names: names of the classes of nuclei; one name without classes.
+        sam_variant: SAM variant of the segmentor.
         image_size: side of the segmentor's tiles in pixels.
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`.
         finetune: values of :class:`~nucsam_monai.networks.promptnucseg.FineTuneOptions`.
         segmentor_classifies: give the segmentor a class head (the paper's ablation).
-        decode_window: of the segmentor.
+        decode_window: window of the segmentor's decoder in cells.
         backbone_checkpoint: ImageNet weights of the prompter's backbone.
         sam_checkpoint: weights of SAM.
 
@@ -446,7 +446,7 @@ class PromptNucSeg(nn.Module):
         """Return the points that a prompter with a shared encoder proposes for encoded images.
 
         Args:
-            features: of :meth:`encode`.
+            features: output of :meth:`encode`.
             with_mask: compute the auxiliary mask.
 
         Raises:
@@ -489,7 +489,7 @@ class EndToEnd(nn.Module):
     """A network with a shared encoder as what is trained: the encoder runs once for points and masks.
 
     Args:
-        network: its tensors are trained.
+        network: network whose tensors are trained.
 
     Raises:
         ConfigurationError: the prompter has a backbone of its own.
@@ -560,7 +560,7 @@ def trained_classes(checkpoint: str | None, default: Sequence[str]) -> list[str]
 
     Args:
         checkpoint: the prompter's weights file of a PromptNucSeg training.
-        default: what to return where there is no such file; tools that only look at a bundle have no weights.
+        default: value if there is no such file, because tools that only inspect a bundle have no weights.
 
     Raises:
         CheckpointError: the file is damaged, or names no classes.

@@ -110,7 +110,7 @@ def select_points(
         count: points of each label, 0 or more.
         rule: ``O`` or ``R``.
         tau: threshold in [0, 1]; 0.5 for ``O`` and 0.9 for ``R`` by default.
-        seed: what every image draws from, so that its points depend on nothing else; None draws from
+        seed: seed for every image, so that its points depend only on the image; None draws from
             PyTorch's global generator.
 
     Returns:
@@ -231,17 +231,17 @@ class GeneratorOptions:
 
     Attributes:
         n_points: points on nuclei, and as many on background; with 0 there is no generator.
-        n_points_test: the same in evaluation if it differs. 0 leaves a network that was trained with
-            auto points to the points of the user, or to none (SAC, Table 4).
+        n_points_test: number of points in evaluation if it differs. With 0, a network that was trained with automatic
+            points takes the user's points, or none (SAC, Table 4).
         selection: ``O`` centroids, ``R`` random pixels.
         tau: probability from which on a pixel can be chosen; None is 0.5 for ``O`` and 0.9 for ``R``.
         input_size: side in pixels that the generator sees the image at; None is the image's own.
         training: ``joint`` trains both parts from the start; ``pretrain`` trains the generator alone for
             ``pretrain_epochs`` and freezes it then; ``warmup`` chooses points from the ground truth for
             ``warmup_epochs``, as those of an untrained generator are random.
-        pretrain_epochs: see ``training``.
-        warmup_epochs: see ``training``.
-        seed: of the selection in evaluation, which gives an image the same points every time.
+        pretrain_epochs: epochs of the first stage, see ``training``.
+        warmup_epochs: epochs of the warm-up, see ``training``.
+        seed: seed of the point selection in evaluation, so that an image always gets the same points.
     """
 
     n_points: int = 1
@@ -285,7 +285,7 @@ class AutoPrompter(nn.Module):
     """Locate nuclei with a small U-Net and choose points from its output (SAC, auto-prompting).
 
     Args:
-        options: of the generator.
+        options: options of the generator.
     """
 
     def __init__(self, options: GeneratorOptions) -> None:
@@ -487,8 +487,8 @@ class SAC(nn.Module):
         """Return the user's and the automatic points of each image, and the generator's logits.
 
         Args:
-            image: as in :meth:`forward`.
-            points: as in :meth:`forward`.
+            image: see :meth:`forward`.
+            points: see :meth:`forward`.
             truth: choose the automatic points from this mask.
         """
         found = [] if points is None else [PointPrompts(points[0].float(), points[1].long())]

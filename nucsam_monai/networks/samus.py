@@ -155,7 +155,7 @@ class LocalBranch(nn.Module):
         """Encode images with SAM's encoder and what is added to it.
 
         Args:
-            encoder: of SAM.
+            encoder: image encoder of SAM.
             image: ``(B, 3, H, W)``, normalised with SAM's constants.
 
         Returns:

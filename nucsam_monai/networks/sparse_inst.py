@@ -41,8 +41,8 @@ class ContextEncoder(nn.Module):
     """Mix the levels of a residual network: pyramid pooling of the coarsest, then down to the finest, and all joined.
 
     Args:
-        in_channels: of the levels, the finest first.
-        channels: of each level and of the result.
+        in_channels: channels of the levels, finest first.
+        channels: channels of each level and of the result.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
@@ -90,7 +90,7 @@ class SparseInst(Detector):
     """Find nuclei by maps that each highlight one of them; no box, no anchor, no suppression of duplicates.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: a network of timm that has maps at strides 4 to 32; the paper's is a ResNet-50. On ``lite0`` features
             have 64 channels instead of 256, and activation maps the paper's stride 8 instead of 4.
         most: objects per image; the paper's 100 are fewer than a tile of tissue holds.

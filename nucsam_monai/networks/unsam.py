@@ -59,7 +59,7 @@ class DomainBypass(nn.Module):
         width: encoder width d.
         domains: number of domains K.
         common_ratio: hidden width of the common embedding as a multiple of ``width``.
-        specific_ratio: the same for each domain-specific embedding.
+        specific_ratio: reduction ratio of each domain-specific embedding.
         scale: factor of the bypass.
         init: ``zero_last`` starts from plain SAM (last specific layer zero), ``torch_default`` does not.
         common_scope: ``shared`` keeps one common embedding that trains on through all domains;

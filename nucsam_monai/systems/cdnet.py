@@ -82,7 +82,7 @@ def cdnet_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[str]
 
     Args:
         maps: ``(11, H, W)`` probability of nucleus, of its inside, nearness of the centre, and of the 8 directions.
-        threshold: of nucleus.
+        threshold: threshold of the nucleus probability.
     """
     require_maps(maps, 3 + DIRECTIONS, "CDNet")
     nucleus, inside, centre = maps[:3]

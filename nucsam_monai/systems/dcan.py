@@ -43,7 +43,7 @@ def dcan_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[str])
 
     Args:
         maps: ``(2, H, W)`` probability of nucleus and of contour.
-        threshold: of nucleus; that of contour is 0.5.
+        threshold: threshold of the nucleus probability; the contour's threshold is 0.5.
     """
     require_maps(maps, 2, "DCAN")
     foreground = maps[0] >= threshold

@@ -50,7 +50,7 @@ def dist_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[str])
 
     Args:
         maps: ``(1, H, W)`` in 0..1, 0.5 at :data:`FOREGROUND_PX`; a distance d px is ``d / (d + 0.5)``.
-        threshold: of the map.
+        threshold: threshold of the map.
     """
     require_maps(maps, 1, "DIST")
     foreground = maps[0] >= threshold

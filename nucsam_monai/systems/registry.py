@@ -80,7 +80,7 @@ def build_network(
         instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
             ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
             :func:`default_rule`.
-        class_names: of the nuclei; systems that do not know classes pass over them.
+        class_names: names of the classes of nuclei; systems without classes ignore them.
 
     Raises:
         ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
@@ -163,9 +163,9 @@ def own_targets(name: str, instances: SystemRule, class_names: Sequence[str] = _
     """Return what makes ``label``, so far the foreground, the training target of a system.
 
     Args:
-        name: of the system.
+        name: name of the system.
         instances: the rule that is trained for.
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
     """
     system = system_named(name)
     if system.target is None:
@@ -190,12 +190,12 @@ def system_instances(
     """Turn the maps ``pred`` of a system into nuclei.
 
     Args:
-        name: of the system.
-        threshold: of the foreground's probability.
+        name: name of the system.
+        threshold: threshold of the foreground probability.
         instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
             probability alone, or of a dense system the distance map as well.
         distance_rule: options of the rule ``distance``.
-        class_names: of the nuclei, for the rule ``own``.
+        class_names: names of the classes of nuclei, for the rule ``own``.
         with_truth: keep the true label map under ``label_instances``, for metrics.
 
     Raises:

@@ -76,7 +76,7 @@ class StarDistLoss(nn.Module):
     Rays outside of nuclei are drawn to 0 with a small weight, as in the authors' regularisation of later work.
 
     Args:
-        ray_weight: of the rays' part.
+        ray_weight: weight of the rays' loss.
         background: weight of a background pixel's rays.
     """
 
@@ -104,8 +104,8 @@ class StarPolygon:
     """The pixels of one polygon.
 
     Attributes:
-        rows: of its pixels.
-        columns: of its pixels.
+        rows: rows of its pixels.
+        columns: columns of its pixels.
         box: rows and columns that it lies between, ``(top, left, bottom, right)``, both ends inclusive.
     """
 
@@ -124,10 +124,10 @@ def star_polygon(row: int, column: int, rays: np.ndarray, shape: tuple[int, int]
     """Return the pixels whose centres lie in a polygon; None if there are none within the image.
 
     Args:
-        row: of the pixel that the rays start from.
-        column: of that pixel.
+        row: row of the pixel that the rays start from.
+        column: column of that pixel.
         rays: ``(32,)`` in pixels.
-        shape: of the image.
+        shape: height and width of the image.
     """
     corners = np.array([row, column]) + rays[:, None] * _DIRECTIONS_YX
     rows, columns = polygon(corners[:, 0], corners[:, 1], shape)
@@ -181,7 +181,7 @@ def stardist_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[s
 
     Args:
         maps: ``(33, H, W)``: object probability, and rays as shares of :data:`LARGEST_RAY_PX`.
-        threshold: of the object probability.
+        threshold: threshold of the object probability.
     """
     require_maps(maps, 1 + RAYS, "StarDist")
     label_map, scores = paint_stars(maps[0], LARGEST_RAY_PX * maps[1:], threshold)

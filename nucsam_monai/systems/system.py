@@ -29,10 +29,10 @@ class Order(NamedTuple):
     """The network that is wanted of a system.
 
     Attributes:
-        size: of the network.
+        size: size of the network.
         outputs: logits per pixel, of dense systems: 2 where a distance map is learned next to the foreground.
         classes: number of classes of nuclei; 1 where they are not told apart.
-        variant: what a name has in place of the asterisk of its key, for example an encoder.
+        variant: part of the name that stands for the asterisk in its key, for example an encoder.
     """
 
     size: Size = "standard"
@@ -61,12 +61,12 @@ class System:
     Attributes:
         build: builds the network.
         loss: makes the training loss, called as ``loss(network output, target)``, from that of dense systems.
-        target: see :data:`Target`; None for foreground and distance map.
-        rule: see :data:`Rule`; None for dense systems.
-        has_foreground: of systems with a rule, the first map is the probability of nucleus, so that the rules of dense
+        target: training target, see :data:`Target`; None for foreground and distance map.
+        rule: post-processing, see :data:`Rule`; None for dense systems.
+        has_foreground: for systems with a rule: the first map is the nucleus probability, so that the rules of dense
             systems may take it as well.
         knows_classes: the network tells classes of nuclei apart.
-        sizes: of its network.
+        sizes: sizes of its network.
     """
 
     build: Callable[[Order], Built]
@@ -82,7 +82,7 @@ class OwnTargetd(MapTransform):
     """Put a system's own training target ``(C, H, W)`` float32 under ``label``.
 
     Args:
-        target: see :data:`Target`.
+        target: training target, see :data:`Target`.
         with_classes: items hold ``classes``, ``{instance id: class id}``, and the target tells them apart.
         keys: the instance map ``(1, H, W)``.
         output_key: key of the target.
@@ -118,7 +118,7 @@ class OwnInstancesd(MapTransform):
     """Turn the maps of a system into nuclei by its own rule.
 
     Args:
-        rule: see :data:`Rule`.
+        rule: post-processing, see :data:`Rule`.
         threshold: a pixel is foreground from this probability on.
         class_names: names of the classes; one where they are not told apart.
         keys: the maps ``(C, H, W)`` in 0..1. A :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes their

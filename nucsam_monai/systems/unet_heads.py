@@ -32,9 +32,9 @@ class UNetHeads(nn.Module):
         heads: channels of each map by its name.
         to_logits: makes of the maps, ``(B, C, H, W)`` float32 each, what the network gives in evaluation: logits whose
             sigmoid the system's rule takes.
-        size: of the U-Net.
-        classes: of nuclei; with several there is a head :data:`TYPES` more, and the probability of each class follows
-            the other maps in evaluation.
+        size: size of the U-Net.
+        classes: number of classes of nuclei. With several there is another head, :data:`TYPES`, and in evaluation the
+            probability of each class follows the other maps.
     """
 
     def __init__(

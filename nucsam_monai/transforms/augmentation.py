@@ -44,7 +44,7 @@ def microscopy_augmentation(
         zoom: smallest and largest magnification of a crop.
         instances: for ``distance`` the map of each whole image is cropped with it, so that nuclei at the border of a
             crop keep their depth.
-        fit: see :class:`RandZoomCropd`.
+        fit: meaning of magnification 1, see :class:`RandZoomCropd`.
     """
     interpolation: dict[str, Interpolation] = {"image": "image", "instances": "labels"}
     maps: list[MapTransform] = []
@@ -72,7 +72,7 @@ class RandZoomCropd(Randomizable, MapTransform):
         interpolation: one :data:`Interpolation` per key.
         zoom: smallest and largest magnification, drawn log-uniformly.
         prob: share of the crops that are magnified; the others keep their scale.
-        fit: what magnification 1 is: ``tile`` the image's own pixels, ``resize`` the whole image in the square.
+        fit: meaning of magnification 1: ``tile``, the image's own pixels; ``resize``, the whole image in the square.
 
     Raises:
         ConfigurationError: an unknown ``fit``.
@@ -485,7 +485,7 @@ class AugmentedCopiesd(Randomizable, Transform):
 
     Args:
         transforms: dictionary transforms that take all their randomness from MONAI's ``set_random_state``.
-        copies: of each item; None draws from so many that none comes again.
+        copies: number of augmented copies of each item; None draws from so many that none repeats.
         id_key: the key that identifies the items.
         seed: another seed makes other copies.
 

@@ -70,7 +70,7 @@ def load_nuclei(
     """Read the image ``(3, H, W)`` and the label map ``(1, H, W)`` of an item of a dataset.
 
     Args:
-        class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
+        class_names: names of the classes; with one name, classes are not read. None for
             methods without classes, or with classes in some domains.
         read_classes: reads the classes' file.
 
@@ -109,10 +109,10 @@ def read_image_alone(
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
     Args:
-        pixel_std: see :class:`NormalizeSAMd`.
+        pixel_std: constants of the normalisation, see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
-        intensity_range: see :class:`NucleiImageReader`.
+        intensity_range: pixel values that become black and white, see :class:`NucleiImageReader`.
         max_pixels: larger images are not read here, nor are those that
         strips_above_mpx: leaves to be segmented in parts, see :func:`nucsam_monai.io.whole_image_px`.
     """
@@ -135,7 +135,7 @@ def foreground_targets(
     """Normalise the image and draw the foreground ``label`` ``(1, H, W)``.
 
     Args:
-        pixel_std: see :class:`NormalizeSAMd`.
+        pixel_std: constants of the normalisation, see :class:`NormalizeSAMd`.
         classes: domains with one mask per class, see :class:`ForegroundMaskd`; the classes are dropped behind it.
     """
     return [
@@ -180,7 +180,7 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
 
     Args:
         size_px: side of the square.
-        pad_mode: of MONAI's ``SpatialPad``.
+        pad_mode: mode of MONAI's ``SpatialPad``.
         random: anywhere, or in the middle.
     """
     size = [size_px, size_px]
@@ -260,7 +260,7 @@ def to_instances(
     """Turn the output ``pred`` of a semantic network into instances.
 
     Args:
-        threshold: of the foreground's probability.
+        threshold: threshold of the foreground probability.
         instances: rule, see :class:`ProbabilityToInstancesd`.
         distance_rule: options of the rule ``distance``.
         hovernet: the output is HoVer-Net's.

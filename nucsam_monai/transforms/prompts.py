@@ -38,7 +38,7 @@ class ExpertPointsd(MapTransform):
 
     Args:
         keys: the image ``(C, H, W)``, still at its original size.
-        file: see :func:`nucsam_monai.io.read_points`.
+        file: JSON file with the points, see :func:`nucsam_monai.io.read_points`.
         items: all images, each with ``image`` (path) and ``id``.
 
     Raises:
@@ -74,7 +74,7 @@ class NucleusPointsd(Randomizable, MapTransform):
         keys: the instance map ``(1, H, W)``.
         max_points: number of points K of every image; None takes all nuclei, so that K differs between images and
             they cannot be collated. It is 1 at least.
-        seed: of the selection, which then depends on the image alone and is the same every time; None draws
+        seed: seed of the selection, which then depends only on the image; None draws
             from the transform's random state.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64.
@@ -389,8 +389,8 @@ class MatchedPromptsd(Randomizable, MapTransform):
     Args:
         keys: the instance map ``(1, H, W)``; of several only the last one's prompts stay.
         max_nuclei: nuclei that are chosen at random, or all if there are no more; the paper has 25.
-        prompts: see :data:`TrainingPrompts`; ``predicted`` and ``mixed`` need the item's ``found_points`` and
-            ``found_scores`` of :class:`~nucsam_monai.transforms.AugmentWithFoundd`.
+        prompts: kind of prompts, see :data:`TrainingPrompts`; ``predicted`` and ``mixed`` need the item's
+            ``found_points`` and ``found_scores`` of :class:`~nucsam_monai.transforms.AugmentWithFoundd`.
         prompt: ``point``, or ``box``: the found box around the nucleus' point, or in place of its centroid the
             nucleus' own box, and in place of a random pixel that box with its sides moved at random.
 

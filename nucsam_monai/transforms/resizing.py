@@ -15,7 +15,7 @@ class Resized(monai_transforms.Resized):
     """MONAI's ``Resized``, with a label map that :func:`resize_labels` resizes.
 
     Args:
-        keys: of image and label map, in this order.
+        keys: keys of image and label map, in this order.
         spatial_size: height and width of the result.
     """
 
@@ -35,7 +35,7 @@ class RandZoomd(monai_transforms.RandZoomd):
     """MONAI's ``RandZoomd``, with a label map that :func:`resize_labels` resizes.
 
     Args:
-        keys: of image and label map, in this order.
+        keys: keys of image and label map, in this order.
         prob: share of the items that are magnified.
         min_zoom: smallest factor.
         max_zoom: largest factor.

@@ -53,8 +53,8 @@ def atomic_files(folder: Path | str, names: Mapping[str, str]) -> Iterator[dict[
     """Yield temporary paths of files that appear in ``folder`` together when the block ends without an error.
 
     Args:
-        folder: made if missing.
-        names: of the files, by kind.
+        folder: folder for the files; created if missing.
+        names: file names by kind.
 
     Raises:
         OutputError: the files can't be written.
@@ -98,7 +98,7 @@ def naming(path: Path, numbers: Container[int | None] | None = None) -> Iterator
 
     Args:
         path: the file or folder.
-        numbers: of the errors that are turned; None turns all.
+        numbers: ``errno`` values of the errors to convert; None converts all.
 
     Raises:
         OutputError: in place of the error.

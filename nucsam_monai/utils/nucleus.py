@@ -117,7 +117,7 @@ def component_at(nucleus: Nucleus, x: int, y: int) -> Nucleus:
     """Return the 8-connected component of a mask at a pixel, or the nearest one.
 
     Args:
-        nucleus: with at least one pixel.
+        nucleus: nucleus with at least one pixel.
         x: column in the coordinates of the nucleus.
         y: row.
     """

@@ -58,7 +58,7 @@ def find_weights(folder: Path, weights: str | Path) -> Path:
     """Return the weights file for a short name or a path.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
 
     Raises:

@@ -33,7 +33,7 @@ class BundleRegions:
     Attributes:
         segmenter: the bundle with its weights.
         options: values of its configuration.
-        domain: of the slide.
+        domain: domain of the slide.
         statistics: mean and standard deviation that regions are normalised by; None where the method has constants.
     """
 
@@ -56,7 +56,7 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
 
     Args:
         segmenter: the bundle with its weights.
-        domain: of the slides, for methods with domains.
+        domain: domain of the slides, for methods with domains.
         options: values of keys of ``inference.json``.
 
     Raises:

@@ -57,10 +57,10 @@ class MethodSource:
     """Where a worker finds the network: names and numbers only, so that no weights travel.
 
     Attributes:
-        bundle: its folder.
-        checkpoint: its weights; None for those that the configuration names.
+        bundle: folder of the bundle.
+        checkpoint: weights file; None takes the weights that the configuration names.
         settings: other values of the configuration, chosen once.
-        domain: of the slides.
+        domain: domain of the slides.
         options: values for the slides.
         device: None takes a GPU if there is one; workers of one machine take turns.
     """
@@ -105,12 +105,12 @@ def segment_slide_on(
     """Segment a slide with the workers of a Dask client; see :func:`nucsam_monai.wsi.segment_slide`.
 
     Args:
-        client: of Dask distributed; its workers see the same files.
+        client: client of Dask distributed, whose workers see the same files.
         path: the slide.
-        output_dir: made if missing.
-        source: of the network.
-        options: of the slide.
-        method: the same network, loaded here, to make the plan with; None loads it.
+        output_dir: folder for the results; created if missing.
+        source: source of the network.
+        options: options of the slide.
+        method: the same network, already loaded, to make the plan; None loads it.
         overwrite: drop what an earlier run left.
 
     Raises:

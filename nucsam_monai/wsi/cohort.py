@@ -41,10 +41,10 @@ def segment_slides(
     """Segment a slide, a folder or a list; print a line for each. Called again it goes on where it stopped.
 
     Args:
-        source: of the network.
+        source: source of the network.
         slides: a slide, a folder, or a text file with one path per line.
-        output_dir: made if missing; every slide gets a folder there, and ``cohort.csv`` a row.
-        options: of all slides.
+        output_dir: folder for the results, created if missing; every slide has a subfolder and a row of ``cohort.csv``.
+        options: options of all slides.
         workers: processes on this machine; more than one needs Dask distributed.
         scheduler: address of a running Dask scheduler in place of processes here.
         overwrite: drop what earlier runs left.

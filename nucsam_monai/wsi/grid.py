@@ -22,7 +22,7 @@ class WorkingGrid:
     """The pixels that the network sees; its origin is level 0's.
 
     Attributes:
-        level: of the slide that is read.
+        level: level of the slide that is read.
         mpp: micrometres per pixel of the grid.
         scale: side in pixels of level 0 that one pixel of the grid spans.
         width: in pixels of the grid.
@@ -177,11 +177,11 @@ class Shard:
     """A rectangle of cells that is segmented and written at once.
 
     Attributes:
-        index: its place in the order of all shards.
-        column: of its first cell.
-        row: of its first cell.
-        columns: of cells.
-        rows: of cells.
+        index: position among all shards.
+        column: column of its first cell.
+        row: row of its first cell.
+        columns: number of cells in a row.
+        rows: number of cells in a column.
     """
 
     index: int
@@ -212,7 +212,7 @@ def cut_shards(cells: np.ndarray, side: int) -> list[Shard]:
 
     Args:
         cells: ``(rows, columns)`` bool.
-        side: of a block, in cells.
+        side: side length of a block in cells.
 
     Returns:
         The shards in Z-order, so that neighbours are read soon after one another.
@@ -239,8 +239,8 @@ def active_cells(mask: np.ndarray, mask_mpp: float, grid: WorkingGrid, lattice: 
     Args:
         mask: ``(h, w)`` bool, of the whole slide.
         mask_mpp: micrometres per pixel of the mask.
-        grid: of the slide.
-        lattice: on the grid.
+        grid: working grid of the slide.
+        lattice: lattice of tiles on the grid.
     """
     rows, columns = (math.ceil(side / lattice.stride_px) for side in (grid.height, grid.width))
     step = lattice.stride_px * grid.mpp / mask_mpp

@@ -27,7 +27,7 @@ class Reported:
         row: in the shard's file.
         own: whether the nucleus' centroid lies in the shard's core.
         crossing: whether it reaches beyond the core.
-        score: of the nucleus.
+        score: score of the nucleus.
         box: ``(n, 4)`` in pixels of level 0.
     """
 
@@ -43,7 +43,7 @@ def merged_shards(journal: Journal, count: int) -> Iterator[pa.Table]:
     """Yield the nuclei of one shard after the other with their final ids; only one shard is in memory.
 
     Args:
-        journal: of a slide, all of whose shards are done.
+        journal: journal of a slide whose shards are all done.
         count: number of shards.
     """
     keep = kept_nuclei(journal, count)

@@ -48,8 +48,8 @@ class Measured(NamedTuple):
 
     Attributes:
         area: pixels.
-        sum_x: of the columns of its pixels, whole numbers in pixels of the grid.
-        sum_y: of the rows.
+        sum_x: sum of the columns of its pixels, in pixels of the grid.
+        sum_y: sum of the rows.
         axes: ``(n, 2)`` major and minor axis of the ellipse with the same second moments, in pixels.
         orientation: angle of the major axis against x in radians, -pi/2 to pi/2, y pointing down.
         colour: ``(n, 3)`` mean RGB.
@@ -148,11 +148,11 @@ def nuclei_rows(
 
     Args:
         prediction: the nuclei.
-        measured: of :func:`measure`.
+        measured: output of :func:`measure`.
         origin: column and row of the prediction's first pixel on the grid.
         scale: pixels of level 0 per pixel of the grid.
         mpp: micrometres per pixel of the grid.
-        shard: that found them.
+        shard: shard that found the nuclei.
         cut: ``(n,)`` bool, nuclei that reach beyond what the shard sees.
     """
     count = len(prediction)

@@ -45,7 +45,7 @@ class Summary:
 
     Args:
         thumbnail_shape: height and width of the slide's thumbnail.
-        um_per_pixel: of the thumbnail.
+        um_per_pixel: micrometres per pixel of the thumbnail.
     """
 
     def __init__(self, thumbnail_shape: tuple[int, int], um_per_pixel: float) -> None:
@@ -105,7 +105,7 @@ def write_nuclei(
     """Write the nuclei, each output complete or absent; return the names of the files.
 
     Args:
-        folder: of the slide.
+        folder: folder of the slide.
         shards: nuclei with their ids, one table per shard.
         kinds: keys of :data:`OUTPUTS`.
         name: seed of the ids of QuPath's objects.

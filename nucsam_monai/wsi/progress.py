@@ -24,9 +24,9 @@ class Progress:
     """A bar in mm2, and a line a minute in the log with speed, time left and the network's share.
 
     Args:
-        task: of the slide.
-        shards: that are left.
-        workers: that segment them at the same time.
+        task: task of the slide.
+        shards: remaining shards.
+        workers: number of workers that segment them at the same time.
         tile_s: expected seconds per tile; None if unknown.
     """
 

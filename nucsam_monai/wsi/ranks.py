@@ -22,8 +22,8 @@ class Ranks:
     """This process among those that torchrun started; alone without it.
 
     Attributes:
-        rank: of this process.
-        count: of all processes.
+        rank: rank of this process.
+        count: number of processes.
         launch: tells one start of torchrun from another.
     """
 
@@ -58,8 +58,8 @@ class Ranks:
         """Wait until another process has told one of ``words`` about the slide in ``folder``.
 
         Args:
-            folder: of the slide.
-            words: to wait for.
+            folder: folder of the slide.
+            words: words to wait for.
             until: ends the waiting as well.
 
         Raises:

@@ -54,8 +54,8 @@ class SlideReader(ABC):
 
     Attributes:
         path: the file.
-        levels: its resolutions, the finest first.
-        properties: what the file says about itself.
+        levels: resolutions, finest first.
+        properties: metadata of the file.
         bounds: the scanned part ``(x, y, width, height)`` in pixels of level 0.
         is_in_memory: whether all pixels are at hand.
     """
@@ -170,7 +170,7 @@ class ImageReader(SlideReader):
     Args:
         path: the file.
         pixels: ``(H, W, 3)`` uint8 in place of the file's.
-        mpp: of the image, where it is known.
+        mpp: micrometres per pixel of the image, if known.
     """
 
     is_in_memory = True

@@ -17,9 +17,9 @@ def remember(path: Path, output_dir: Path, source: Any, options: SlideOptions, m
 
     Args:
         path: the slide.
-        output_dir: of the run.
+        output_dir: folder of the run.
         source: dataclass that names the network.
-        options: of the slide.
+        options: options of the slide.
         method: the network that it named.
     """
     files = {str(file.resolve()): sha256_of_file(file) for file in method.files}

@@ -75,7 +75,7 @@ class SlideOptions:
 
     Attributes:
         mpp: micrometres per pixel at level 0, for files that lack them.
-        model_mpp: that the network was trained at.
+        model_mpp: micrometres per pixel that the network was trained at.
         mpp_tolerance: a level this near to ``model_mpp`` is read as it is.
         mask: ``otsu``, ``all``, or the path of a mask image of the whole slide.
         region: GeoJSON file with the region to segment, in pixels of level 0.
@@ -102,13 +102,13 @@ class Method:
     """The network as the plan of a slide knows it.
 
     Attributes:
-        facts: what identifies it: bundle, digest of weights and configuration, options.
+        facts: identification of the network: bundle, digests of weights and configuration, options.
         tile_px: side of its tiles.
-        overlap_px: that neighbouring tiles have in common.
+        overlap_px: overlap of neighbouring tiles in pixels.
         own_statistics: whether it normalises an image by the image's own mean and standard deviation; on a slide
             these are taken once, from tissue all over it.
         build: returns what segments regions, for the mean and standard deviation of the slide or None.
-        files: that the facts were taken from: configuration and weights.
+        files: files that the facts were taken from: configuration and weights.
         unwritten: shards that may still be on their way to the disk when the network begins the next one. They are lost
             with it if the run is killed, so only a network on a GPU, which would wait for long, has one.
     """
@@ -338,7 +338,7 @@ def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
     """Write the outputs of a slide, all of whose shards are done; no network is needed.
 
     Args:
-        journal: of the slide.
+        journal: journal of the slide.
         outputs: keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`; None for those of the plan.
 
     Raises:

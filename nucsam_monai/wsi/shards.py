@@ -34,9 +34,9 @@ class ShardTask:
     """Everything that the segmentation of a slide's shards shares.
 
     Attributes:
-        reader: of the slide.
-        grid: its working grid.
-        lattice: of the network's tiles on it.
+        reader: open slide.
+        grid: working grid of the slide.
+        lattice: lattice of the network's tiles on the grid.
         cells: ``(rows, columns)`` bool, the cells whose nuclei are kept.
         region: geometry in pixels of level 0 that the user restricts the slide to; None for all of it.
         unwritten: shards that may still be on their way to the disk when the network begins the next one.
@@ -131,8 +131,8 @@ class Stages:
     """Seconds that the stages of a shard take, by the clock and of the processor.
 
     Attributes:
-        wall_s: by stage.
-        cpu_s: by stage, of the thread that runs it.
+        wall_s: seconds by stage.
+        cpu_s: processor seconds by stage, of the thread that runs it.
     """
 
     def __init__(self) -> None:

@@ -24,15 +24,15 @@ class DatasetInfo:
 
     Attributes:
         name: name of the dataset and of its domain, for example ``"monuseg"``.
-        title: what it is, in one line.
+        title: description in one line.
         images: number of images, in words where it depends on the release.
         size_px: size of the images in pixels.
         modality: stain or microscopy, in words.
         magnification: objective magnification (``40.0`` for 40x); None where mixed or unknown.
         mpp: micrometres per pixel; None where mixed or unknown.
         licence: licence of images and annotation.
-        citation: what to cite.
-        obtain: where users get it.
+        citation: publication to cite.
+        obtain: where to download the dataset.
         protocols: ``{name: description}`` of its named splits, the default first.
         class_names: names that class ids index from 0.
     """
@@ -101,7 +101,7 @@ def write_dataset(
 
     Args:
         output_dir: the dataset folder; it must not exist or be empty.
-        info: what is known of the dataset.
+        info: description of the dataset.
         jobs: all samples, those that the protocol leaves out included, so that one folder serves every
             protocol.
         sources: the archives and folders that were read.
@@ -153,7 +153,7 @@ def named_protocols(
     protocol divides groups is found out, not assumed.
 
     Args:
-        info: what is known of the dataset; its protocols have the descriptions.
+        info: description of the dataset and of its protocols.
         splits: ``{protocol: {split: ids}}`` in the order of ``info.protocols``.
         groups: ``{id: slide or patient}``, where known.
     """

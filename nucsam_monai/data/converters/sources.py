@@ -116,7 +116,7 @@ class Source(ABC):
         """Return the error for a source without any file of a dataset.
 
         Args:
-            title: what it should have been, for example ``"a TNBC archive"``.
+            title: what was expected, for example ``"a TNBC archive"``.
             layout: the expected names.
         """
         return DatasetError(f"{self.path}: not {title}, expected {layout}; first file: {self.names[0]}.")

@@ -162,7 +162,7 @@ class Scene:
     Attributes:
         instances: ``(H, W)`` int32, 0 = background, ids 1..n; nucleus ``i`` has id ``i + 1``.
         nuclei: the nuclei, ordered by id.
-        tissue: what lies round them.
+        tissue: tissue around the nuclei.
     """
 
     instances: np.ndarray

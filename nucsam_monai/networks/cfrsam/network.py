@@ -71,8 +71,8 @@ class HMFM(nn.Module):
     ``a_l = sigmoid(GAP(ReLU(BN(Conv1x1(F_l)))))`` and ``F = sum_l (a_l * F_l + F_l)``.
 
     Args:
-        channels: of an embedding.
-        options: see :class:`HMFMOptions`; not for ``none``, which has no module.
+        channels: channels of an embedding.
+        options: see :class:`HMFMOptions`; ``none`` has no module.
 
     Example:
         >>> sum(parameter.numel() for parameter in HMFM(256, HMFMOptions()).parameters())
@@ -121,7 +121,7 @@ class EncodedImages(NamedTuple):
 
     Attributes:
         embedding: ``(B, C, g, g)`` fused levels of the encoder.
-        guides: what the refinement takes from the images; None without it.
+        guides: image features for the refinement; None without refinement.
         pyramid: finer maps of the encoder, of SAM variants that have such; else empty.
     """
 
@@ -301,7 +301,7 @@ class CFRSAM(nn.Module):
         """Return the masks of the prompts before and after the refinement.
 
         Args:
-            encoded: of :meth:`encode`.
+            encoded: output of :meth:`encode`.
             prompts: the nuclei of all images; none at all are allowed. In training every tensor that masks
                 would train then gets a gradient of zero, so that several processes stay in step. One prompt
                 alone is too few for statistics: batch normalisation then uses its running ones.
@@ -393,8 +393,8 @@ class PromptedCFRSAM(nn.Module):
     :class:`~nucsam_monai.inferers.PointFinder` around its ``prompter``.
 
     Args:
-        class_names: of the nuclei; one name where they have no classes.
-        sam_variant: of the second stage.
+        class_names: names of the classes of nuclei; one name without classes.
+        sam_variant: SAM variant of the second stage.
         image_size: side of its tiles in pixels.
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`, without ``sizes``.
         backbone_checkpoint: ImageNet weights of the prompter's backbone.

@@ -196,7 +196,7 @@ class BoundaryFusion(nn.Module):
 
     Args:
         width: channels of the evidence, of the mask's features and of the result, an even number.
-        order: see :class:`SpatialAttention`.
+        order: order of the operations, see :class:`SpatialAttention`.
         side: kernel side of the plain convolution, 1 in the authors' code; the paper does not tell.
     """
 
@@ -291,7 +291,7 @@ class BoundaryRefinement(nn.Module):
     Args:
         channels: C of the embedding; all inside is ``w = C / 8`` channels wide, as SAM's up-scaled features.
         pixels_per_logit: side in pixels of a coarse logit: 4 in the official SAMs, 2 in the compact one.
-        options: see :class:`BGMROptions`, of kind ``full``.
+        options: see :class:`BGMROptions`; the kind is ``full``.
 
     Raises:
         ConfigurationError: the embedding's channels are no multiple of 16, or ``pixels_per_logit`` is none of
@@ -349,7 +349,7 @@ class BoundaryRefinement(nn.Module):
         """Draw masks at full resolution.
 
         Args:
-            guides: of the images.
+            guides: guides of the images.
             upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
             owners: ``(N,)`` int64, the image of each prompt.
         """
@@ -447,7 +447,7 @@ def _bytes_per_refinement(width: int, pixels: int, element_bytes: int = 4) -> in
 
     Args:
         width: channels w.
-        pixels: of a mask at full resolution.
+        pixels: number of pixels of a mask at full resolution.
         element_bytes: bytes of one number.
     """
     return (9 * 3 * width // 2 + 8 * width) * pixels * element_bytes
@@ -462,7 +462,7 @@ def refine_in_chunks(
 
     Args:
         refinement: the network.
-        guides: of the images.
+        guides: guides of the images.
         upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder, N > 0.
         owners: ``(N,)`` int64, the image of each mask.
     """
@@ -579,7 +579,7 @@ def refine_in_boxes(
 
     Args:
         refinement: the network in evaluation mode.
-        guides: of the images.
+        guides: guides of the images.
         upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
         owners: ``(N,)`` int64, the image of each mask.
         coarse: ``(N, 1, 4g, 4g)`` coarse logits, or larger ones.

@@ -45,7 +45,7 @@ class R2UNet(nn.Module):
 
     Args:
         outputs: logits per pixel.
-        channels: of the finest level; every level below has twice as many.
+        channels: channels of the finest level; every coarser level has twice as many.
         levels: number of down-samplings.
         steps: the paper's t, how often a convolution sees its own output.
 

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
     Attributes:
         tensors: contiguous tensors on the CPU, by name.
-        header: what describes them; the stores only carry it.
+        header: description of the tensors, stored as it is.
     """
 
     tensors: dict[str, Tensor]
@@ -97,7 +97,7 @@ class FileStore:
     ends writing, not the training.
 
     Args:
-        folder: made where it does not exist. Files in it that are not of this store are left alone.
+        folder: folder of the store, created if missing. Other files in it are left alone.
         max_bytes: limit of all files together.
 
     Raises:
@@ -251,7 +251,7 @@ def first_trained_block(encoder: ImageEncoder, adapters: Adapters = None) -> int
 
     Args:
         encoder: the encoder.
-        adapters: what is passed to its ``forward``.
+        adapters: adapters that are passed to its ``forward``.
 
     Returns:
         0 where the patch embedding, the positions or the first block are trained; the encoder's depth where
@@ -390,7 +390,7 @@ class EmbeddingCache:
     block; four times that with levels, and at 1024 px sixteen times that.
 
     Args:
-        folder: where files are kept; see :class:`~nucsam_monai.networks.sam.cache.FileStore`. None
+        folder: folder of the files, see :class:`~nucsam_monai.networks.sam.cache.FileStore`. None
             keeps entries in memory only.
         max_bytes: limit of the folder.
         max_memory_bytes: limit in the memory of each process; 0 keeps nothing there.
@@ -467,7 +467,7 @@ class EmbeddingCache:
         """Keep the tensors of an image.
 
         Args:
-            key: of :meth:`key`.
+            key: key from :meth:`key`.
             tensors: at least one, all of one floating-point type.
             description: for people who read a file's header.
 
@@ -523,13 +523,13 @@ def build_embedding_cache(
     """Build the embedding cache of a configuration, or none.
 
     Args:
-        folder: where files are kept; None, with no memory either, works without a cache.
+        folder: folder of the files; None, together with no memory, disables the cache.
         size_gb: limit of the folder in 10^9 bytes.
         memory_gb: limit in the memory of each process in 10^9 bytes.
         storage: ``fp32``, ``fp16`` or ``bf16``.
 
     Raises:
-        ConfigurationError: see :class:`EmbeddingCache`.
+        ConfigurationError: as for :class:`EmbeddingCache`.
 
     Example:
         In a bundle::
@@ -578,7 +578,7 @@ def encode_cached(
         return_levels: also return the outputs of ``variant.feature_blocks``.
 
     Raises:
-        ConfigurationError: as :meth:`ImageEncoder.forward`.
+        ConfigurationError: as for :meth:`ImageEncoder.forward`.
 
     Example:
         >>> from nucsam_monai.networks.sam.variants import sam_variant

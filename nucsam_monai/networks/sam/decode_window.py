@@ -55,7 +55,7 @@ def decode_in_windows(
         prompts_per_image: ``(B,)`` integers with sum N.
         window: side of the window in cells.
         places: ``(N, 2)`` where each prompt is, as shares (x, y) of the image's width and height.
-        pyramid: as in :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`, like the rest.
+        pyramid: see :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`, also for the other arguments.
         multimask: return the three ambiguity masks instead of the single mask.
         extra_tokens: ``(E, C)`` further learned tokens.
 

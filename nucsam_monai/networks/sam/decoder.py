@@ -507,12 +507,12 @@ def decode_chunk(
 
     Args:
         mask_decoder: the decoder.
-        images: what the first layer needs of the images, or the cells ``(N, P, C)`` of each prompt's own.
+        images: input of the first layer: features of the images, or the cells ``(N, P, C)`` of each prompt.
         code: ``(1, P, C)``, or ``(N, P, C)`` for each prompt's own cells.
         sparse: ``(N, T, C)`` prompt tokens.
         counts: number of prompts of each image.
         grid: rows and columns of the P cells.
-        fine: of decoders with a fine map.
+        fine: fine map, for decoders that have one.
         multimask: return three masks.
         return_upscaled: also return the up-scaled feature maps.
         extra_tokens: ``(E, C)`` further learned tokens.

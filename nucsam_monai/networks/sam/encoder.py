@@ -20,9 +20,9 @@ class EncoderFeatures(NamedTuple):
 
     Attributes:
         embedding: ``(B, embed_channels, h, w)`` image embedding, ``h`` and ``w`` being image sides / patch.
-        levels: on request, the outputs of the blocks ``variant.feature_blocks``, each through the one shared
+        levels: on request, the outputs of the blocks ``variant.feature_blocks``, each through the shared
             neck, shaped like ``embedding``; the last one is ``embedding`` itself. Else empty.
-        pyramid: of variants with a trunk, maps at an 8th, a 4th and half of the image that join the embedding with
+        pyramid: for variants with a trunk, maps at an 8th, a 4th and half of the image that combine the embedding with
             the trunk's maps; else empty.
     """
 
@@ -449,7 +449,7 @@ class ImageEncoder(nn.Module):
 
         Args:
             image: ``(B, 3, H, W)``.
-            maps: of the trunk, for variants that have one.
+            maps: maps of the trunk, for variants that have one.
 
         Returns:
             ``(B, h, w, C)``.

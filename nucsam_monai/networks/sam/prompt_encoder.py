@@ -72,7 +72,7 @@ class PromptEncoder(OfficialPromptEncoder):
         Args:
             points: ``(N, K, 2)``, as in :meth:`forward`.
             labels: ``(N, K)``.
-            image_size: as in :meth:`forward`.
+            image_size: see :meth:`forward`.
 
         Returns:
             ``(N, 2)`` float32; zero where a prompt has no such point.

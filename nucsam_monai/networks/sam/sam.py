@@ -97,7 +97,7 @@ class SAM(nn.Module):
         """Segment what N prompts show on B encoded images.
 
         Args:
-            features: of :meth:`encode`.
+            features: output of :meth:`encode`.
             points: ``(N, K, 2)`` as (x, y) in pixels of the images, prompts in the order of the images.
             labels: ``(N, K)``: 1 foreground, 0 background, -1 padding; 2 and 3 are the corners of a box.
             prompts_per_image: ``(B,)`` integers with sum N.

@@ -128,7 +128,7 @@ class FineFeatures(nn.Module):
     once per image, whatever the number of prompts.
 
     Args:
-        channels: of the coarse map.
+        channels: channels of the coarse map.
         skips: channels of the trunk maps that are joined, coarse to fine.
         widths: channels after each join.
     """

@@ -75,8 +75,8 @@ def write_safetensors(
 
     Args:
         path: the file.
-        tensors: on any device.
-        header: its metadata.
+        tensors: tensors on any device.
+        header: metadata of the file.
 
     Raises:
         OutputError: the file can't be written.
@@ -178,10 +178,10 @@ def require_same_tensors(
     """Compare tensors by name and shape.
 
     Args:
-        expected: what the network has.
-        found: what the file has.
+        expected: value of the network.
+        found: value in the file.
         source: the file, for the message.
-        hint: what the reader may do about a difference.
+        hint: what the user can do about a difference.
 
     Raises:
         CheckpointError: they differ; one sentence counts the differences and names the first of each kind.
@@ -225,7 +225,7 @@ def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeight
     Args:
         path: ``.safetensors``, for example of :func:`save_sam`, or any other suffix for a file written by
             ``torch.save``.
-        variant: what the weights are meant for. What they are is read from the shapes of the tensors.
+        variant: variant that the weights should belong to; their own is inferred from the shapes of the tensors.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds anything but tensors, or is of another variant.
@@ -271,7 +271,7 @@ def save_sam(
     Args:
         path: the file; its name ends with ``.safetensors``.
         state: ``SAM.state_dict()``.
-        variant: of this SAM.
+        variant: variant of this SAM.
         image_size: side in pixels of the images that it was trained on.
         facts: further entries of the header, for example of the training.
 
@@ -303,9 +303,9 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     """Load a state dict that must fit ``module`` tensor by tensor; a module on the meta device takes it over.
 
     Args:
-        module: what is loaded into.
+        module: module to load into.
         state: every parameter and buffer of the module, by name.
-        source: where the tensors come from, for messages.
+        source: origin of the tensors, for error messages.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape. Nothing is loaded then.
@@ -512,7 +512,7 @@ def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dic
     """Add to a header how inference has to treat images and outputs.
 
     Args:
-        header: of the network.
+        header: header of the network.
         settings: values of keys of ``inference.json`` that the weights were trained for, for example
             ``{"pixel_std": "image", "instances": "distance"}``.
     """
@@ -546,9 +546,9 @@ def trained_names(
 
     Args:
         checkpoint: the file.
-        entry: of the header.
+        entry: entry of the header.
         default: returned if there is no such file, as for tools that only inspect a bundle; None requires the file.
-        method: see :func:`read_header`.
+        method: name of the method, see :func:`read_header`.
 
     Raises:
         CheckpointError: the file is missing and there is no default, it is damaged or of another kind, or names
