@@ -26,7 +26,7 @@ _PLAIN_HTTP_HOSTS: frozenset[str] = frozenset()  # tests have a server on 127.0.
 
 @dataclass(frozen=True)
 class HostedFile:
-    """A file on its publisher's server, and how to recognise it.
+    """Describe a file on its publisher's server, with its size and SHA-256.
 
     Attributes:
         url: address of the file.

@@ -13,7 +13,7 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to split a dataset, written out so that a run can be repeated.
+    """Hold a named split of a dataset, with the ids of all images so that runs can be repeated.
 
     Attributes:
         training: ids of the training images.

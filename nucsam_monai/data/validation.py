@@ -18,7 +18,7 @@ _SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """A valid dataset in numbers.
+    """Summarise a valid dataset in numbers.
 
     Attributes:
         folder: the dataset folder.

@@ -33,7 +33,7 @@ _LONGEST_ID_BYTES = 200  # leaves room for what output files append
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its annotation.
+    """Hold one image with its annotation.
 
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB.
@@ -168,7 +168,7 @@ class SplitCounts:
 
 
 class DatasetWriter:
-    """Write a dataset folder as its samples come.
+    """Write a dataset folder sample by sample.
 
     Everything goes to a hidden folder next to ``folder`` which takes its name when the ``with`` block ends
     without an error; otherwise nothing is left.

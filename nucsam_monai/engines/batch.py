@@ -131,7 +131,7 @@ class _Batch:
 
 
 class _Prepare(PrepareBatch):
-    """Hand over image, target, positional and named arguments of the network."""
+    """Split a batch into the network's image, target, positional arguments and keyword arguments."""
 
     def __call__(
         self,
@@ -165,7 +165,7 @@ class _Prepare(PrepareBatch):
 
 
 class PreparePointsBatch(_Prepare):
-    """Hand over ``image``, ``label`` if there is one, and points if the network is prompted by hand.
+    """Pass ``image``, ``label`` if there is one, and the user's points if there are any.
 
     The named argument is ``points``: coordinates and labels, the batch's ``points`` and ``point_labels``.
     """
@@ -182,7 +182,7 @@ class PreparePointsBatch(_Prepare):
 
 
 class PrepareDomainBatch(PreparePointsBatch):
-    """Also hand over the batch's domain, as ``domain``."""
+    """Also pass the batch's domain as the keyword argument ``domain``."""
 
     def named(self, batch: _Batch) -> dict[str, Any]:
         """Return ``domain`` and ``points``.
@@ -200,7 +200,7 @@ class PrepareDomainBatch(PreparePointsBatch):
 
 
 class PrepareTruthBatch(PreparePointsBatch):
-    """Hand over the label's first channel as ``truth`` as well: for training alone.
+    """Also pass the label's first channel as ``truth``; for training only.
 
     A network whose own prompts are poor at first can take them from there in a warm-up (SAC, generator).
     """
@@ -211,7 +211,7 @@ class PrepareTruthBatch(PreparePointsBatch):
 
 
 class PrepareNucleusBatch(_Prepare):
-    """Hand over a batch of :func:`collate_nuclei`: image, what is known of its nuclei, and ``prompts``."""
+    """Pass a batch of :func:`collate_nuclei`: image, ground truth of its nuclei, and ``prompts``."""
 
     def target(self, batch: _Batch) -> Any:
         """Return the masks of the prompted nuclei."""
@@ -223,7 +223,7 @@ class PrepareNucleusBatch(_Prepare):
 
 
 class PrepareDetectionBatch(_Prepare):
-    """Hand over a batch of :func:`collate_nuclei` for a detector, which computes its losses itself.
+    """Pass a batch of :func:`collate_nuclei` to a detector, which computes its own losses.
 
     The named arguments are ``masks`` ``(n, S, S)`` and ``class_ids`` ``(n,)`` of each image.
     """
@@ -244,7 +244,7 @@ class PrepareDetectionBatch(_Prepare):
 
 
 class PrepareCFRSAMBatch(PrepareNucleusBatch):
-    """Hand over a batch for CFR-SAM's second stage.
+    """Pass a batch to CFR-SAM's second stage.
 
     The mask of all nuclei, ``foreground`` ``(B, 1, S, S)``, is part of the target if the batch has it.
     """
@@ -256,7 +256,7 @@ class PrepareCFRSAMBatch(PrepareNucleusBatch):
 
 
 class PrepareEndToEndBatch(PrepareNucleusBatch):
-    """Hand over a batch of :func:`collate_end_to_end`, with the targets of both networks."""
+    """Pass a batch of :func:`collate_end_to_end` with the targets of both networks."""
 
     def target(self, batch: _Batch) -> EndToEndTarget:
         """Return points and masks; what is matched on the CPU stays there."""
@@ -266,7 +266,7 @@ class PrepareEndToEndBatch(PrepareNucleusBatch):
 
 
 class PreparePrompterBatch(PrepareBatch):
-    """Hand over the images of a batch of :func:`collate_points`, and in training its nuclei.
+    """Pass the images of a batch of :func:`collate_points`, and in training its nuclei.
 
     Batches hold ``image`` and, in training, ``points``, ``point_classes``, ``mask`` and perhaps ``point_sizes``.
     """
@@ -289,7 +289,7 @@ class PreparePrompterBatch(PrepareBatch):
 
 
 class PreparePromptsBatch(_Prepare):
-    """Hand over one image and its prompts, in the order that :class:`~nucsam_monai.inferers.PromptedInferer` takes.
+    """Pass one image and its prompts, in the order that :class:`~nucsam_monai.inferers.PromptedInferer` expects.
 
     Prompts are found by the prompter, or are the ``points`` ``(1, K, 2)`` of the batch. Those have their own classes
     under ``point_classes`` ``(1, K)``, and sizes under ``point_sizes`` ``(1, K, 2)`` if they stand for boxes, or get

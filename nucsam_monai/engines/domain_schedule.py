@@ -14,7 +14,7 @@ Schedule = Literal["sequential", "interleaved", "mixed"]
 
 
 class DomainBatchSampler(Sampler[list[int]]):
-    """Draw batches of images of several domains, different but reproducible in every epoch.
+    """Draw batches of images from several domains, different in every epoch but reproducible.
 
     ``sequential`` and ``interleaved`` give batches of one domain each. ``sequential`` trains ``epochs`` epochs
     on the first domain, then as many on the next (UN-SAM, Algorithm 1). ``interleaved`` takes all batches of

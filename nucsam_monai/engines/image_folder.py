@@ -72,7 +72,7 @@ def _dataset_name(item: Mapping[str, str]) -> str:
 
 
 class ReadableImages(IterableDataset):
-    """Yield transformed items; an image that cannot be read is reported and skipped.
+    """Yield transformed items; report and skip images that cannot be read.
 
     An image that the transform finds too large is not yielded either: it is segmented in parts, and its results are
     written to the folder.

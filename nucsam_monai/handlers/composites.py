@@ -43,14 +43,14 @@ _TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "s
 
 
 class Handler(Protocol):
-    """Declare what can be attached to an engine."""
+    """Declare an object that can be attached to an engine."""
 
     def attach(self, engine: Engine) -> None:
         """Register at the engine's events."""
 
 
 class _Handlers:
-    """Attach handlers together, in their order."""
+    """Attach several handlers in order."""
 
     def __init__(self, handlers: Iterable[Handler | None]) -> None:
         self.handlers = [handler for handler in handlers if handler is not None]
@@ -62,7 +62,7 @@ class _Handlers:
 
 
 class TrainingHandlers(_Handlers):
-    """Do everything in a training besides its steps.
+    """Attach all handlers of a training: validation, logging, tracking, weights and resuming.
 
     Track it, seed every epoch, clip the gradient, show and log progress, validate, schedule the learning rate and
     save a state to resume from.
@@ -192,7 +192,7 @@ class TrainingHandlers(_Handlers):
 
 
 class ValidationHandlers(_Handlers):
-    """Do everything in a validation besides its steps: measure, log, track, save the best weights.
+    """Attach all handlers of a validation: measure, log, track, save the best weights.
 
     Args:
         measure: handlers that turn outputs into metrics, in their order.
@@ -216,7 +216,7 @@ class ValidationHandlers(_Handlers):
 
 
 class EvaluationHandlers(_Handlers):
-    """Do everything in an evaluation besides its steps: measure, report, show progress, track.
+    """Attach all handlers of an evaluation: measure, report, show progress, track.
 
     Args:
         measure: handlers that turn outputs into metrics and tables, in their order.
@@ -250,7 +250,7 @@ class EvaluationHandlers(_Handlers):
 
 
 class InferenceHandlers(_Handlers):
-    """Do everything in an inference besides its steps: write results, show progress, log.
+    """Attach all handlers of an inference: write results, show progress, log.
 
     Args:
         results: the folder that is written to.

@@ -147,7 +147,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
 
 
 class NucleiEvaluation:
-    """Measure every image with :func:`nucsam_monai.metrics.evaluate`'s metrics, report them and write the tables.
+    """Measure every image with the metrics of :func:`nucsam_monai.metrics.evaluate`, report them and write the tables.
 
     The evaluator's items hold ``id``, ``domain``, ``image_path``, ``instances`` ``(1, H, W)``, perhaps ``tissue``,
     ``group`` and ``fold``, and with several classes ``point_classes`` ``(n,)`` in the order of the instance ids;

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class BestWeightsSaver:
-    """Save what was trained whenever the validation's metric is the best so far.
+    """Save the trained weights whenever the validation metric is the best so far.
 
     Each domain of a sequential schedule and each stage of a network that has some starts the comparison again, see
     :class:`~nucsam_monai.handlers.training.PhasedMetric`.
@@ -200,7 +200,7 @@ class WeightAveraging:
 
 
 class SharedStatistics:
-    """Give every process the first one's buffers before it validates.
+    """Copy the first process's buffers to all processes before they validate.
 
     Batch normalisation collects its running statistics from each process's own images. The first process
     saves the weights, so all of them have to validate with its statistics. Alone, there is nothing to share.
@@ -225,7 +225,7 @@ class SharedStatistics:
 
 
 class SAMExport:
-    """Write the whole SAM of the best epoch when a training ends, even if it was only resumed for that.
+    """Write the whole SAM of the best epoch at the end of a training.
 
     The file is what every bundle takes as ``sam_checkpoint``: the tensors that were trained, as they were in
     the best epoch, and those that were not.

@@ -32,7 +32,7 @@ _MARGIN_PX = 3
 
 @dataclass(frozen=True)
 class Clicks:
-    """Hold what a user marked in an image, in pixels with pixel centres at integers.
+    """Hold the points and boxes that a user marked in an image, in pixels with pixel centres at integers.
 
     Attributes:
         foreground: ``(n, 2)`` float64 (x, y), one click on each of n nuclei.
@@ -122,7 +122,7 @@ class _TwiceTheSize(ImageSource):
 
 
 class ClickSegmenter:
-    """Segment one nucleus for each click and each box.
+    """Segment one nucleus for each click or box.
 
     An image larger than the network's tiles is covered by tiles that overlap by half, and each click goes to
     the one in whose middle it lies. A tile's encoding is kept under the digest of its pixels: a

@@ -245,7 +245,7 @@ FindPoints = Callable[[Tensor], DetectedPoints]
 
 @runtime_checkable
 class TilePrompter(Protocol):
-    """Find points in the embeddings of the tiles: a prompter that shares the segmenter's encoder."""
+    """Find points in the embeddings of tiles, with a prompter that shares the segmenter's encoder."""
 
     def find_in_tiles(self, encoded: Sequence[EncodedTiles], tiling: Tiling) -> DetectedPoints:
         """Return the nuclei of the image that ``tiling`` covers, all of whose tiles are encoded."""

@@ -31,7 +31,7 @@ _FULLEST = 0.6
 
 
 class Look(NamedTuple):
-    """Hold what a look at an image shows.
+    """Hold the estimated scale of an image.
 
     Attributes:
         nuclei: number of nuclei found.
@@ -49,7 +49,7 @@ class Look(NamedTuple):
 
 
 class ScaledInferer(Inferer):
-    """Resize an image before another inferer sees it, and its maps back to the image's size.
+    """Resize an image for another inferer, and its output maps back to the image's size.
 
     With ``auto`` the image is looked at first: as a whole if it has few tiles, else in four tiles. Small nuclei are
     enlarged; if the network is unsure of what it finds, it looks at other scales, see :func:`choose_scale`. All else

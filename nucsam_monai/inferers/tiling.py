@@ -175,7 +175,7 @@ def tiles_of(points: NDArray[np.float64], tiling: Tiling) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class View:
-    """Look at a square image after a mirroring and then a rotation by quarter turns.
+    """Mirror a square image and rotate it by quarter turns, for test-time augmentation.
 
     Both map pixels exactly onto pixels, and points with them: about the image's centre, which is at
     ``(S - 1) / 2`` where pixel centres are at integers.

@@ -12,7 +12,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class CFRSAMTarget(NamedTuple):
-    """The ground truth of N prompts on B images.
+    """Hold the ground truth of N prompts on B images.
 
     Attributes:
         masks: ``(N, S, S)`` binary masks of the prompted nuclei, of any type.
@@ -27,7 +27,7 @@ class CFRSAMTarget(NamedTuple):
 
 
 class CFRSAMLoss(nn.Module):
-    """``L(coarse) + L(refined) + 0.01 * BCE(boundary)``, ``L = 20 * focal + Dice + (predicted IoU - IoU)^2``.
+    """Compute ``L(coarse) + L(refined) + 0.01 * BCE(boundary)``, ``L = 20 * focal + Dice + (predicted IoU - IoU)^2``.
 
     CFR-SAM, section on the training objective; ``L`` is
     :class:`~nucsam_monai.losses.common.NucleusMaskLoss`. Coarse logits are enlarged to the image bilinearly.

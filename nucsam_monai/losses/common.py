@@ -16,7 +16,7 @@ _NEARLY_NOTHING = 1e-7
 
 
 class NucleusMaskLoss(nn.Module):
-    """``focal_weight * focal + Dice + (predicted IoU - soft IoU)^2``, which PromptNucSeg and CFR-SAM share.
+    """Compute ``focal_weight * focal + Dice + (predicted IoU - soft IoU)^2``, used by PromptNucSeg and CFR-SAM.
 
     The focal loss has gamma 2 and no balance of the classes; the soft IoU is that of probabilities and mask.
 
@@ -96,7 +96,7 @@ def cell_means(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class HoVerNetBranchLoss(nn.Module):
-    """MONAI's loss of HoVer-Net's branches (section 3.1), from one target tensor.
+    """Compute MONAI's loss of HoVer-Net's branches (section 3.1) from one target tensor.
 
     The target is the mask followed by the maps: ``ComputeHoVerMapsd(keys="instances")`` and
     ``ConcatItemsd(keys=["label", "hover_instances"], name="label")``. Where the network has the branch of types, the
@@ -139,7 +139,7 @@ class HoVerNetBranchLoss(nn.Module):
 
 
 class DistanceInstanceLoss(nn.Module):
-    """A loss of the foreground plus cross-entropy and smooth L1 of the distance map.
+    """Add cross-entropy and smooth L1 of the distance map to a loss of the foreground.
 
     The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy has large gradients where the output is
     far off, its smooth L1 makes the values accurate, on which the markers' threshold relies.

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnchorMatching(NamedTuple):
-    """The pairs of one image, in the order of the nuclei.
+    """Hold the matched pairs of one image, in the order of the nuclei.
 
     Attributes:
         anchors: ``(G,)`` int64, the anchor of every nucleus; no anchor has two nuclei.
@@ -99,7 +99,7 @@ def _with_finite_numbers(cost: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class PrompterTarget(NamedTuple):
-    """The nuclei of B images, G_b of each.
+    """Hold the nuclei of B images, G_b in image b.
 
     Attributes:
         points: B tensors ``(G_b, 2)`` float32, centroids as (x, y) in pixels.
@@ -115,7 +115,7 @@ class PrompterTarget(NamedTuple):
 
 
 class PrompterLossTerms(NamedTuple):
-    """The summands of the loss, weights included; each is a scalar."""
+    """Hold the terms of the loss, including their weights; each is a scalar."""
 
     regression: Tensor
     classification: Tensor
@@ -123,7 +123,7 @@ class PrompterLossTerms(NamedTuple):
 
 
 class PrompterLoss(nn.Module):
-    """``L_reg + L_cls + L_aux`` (PromptNucSeg, section on the nuclei prompter; CFR-SAM, Eq. 2).
+    """Compute ``L_reg + L_cls + L_aux`` (PromptNucSeg, section on the nuclei prompter; CFR-SAM, Eq. 2).
 
     Predicted sizes are compared as points are, with the same weight (CFR-SAM, ablation with box prompts).
 

@@ -14,7 +14,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class NucleusTargets(NamedTuple):
-    """The ground truth of N prompts.
+    """Hold the ground truth of N prompts.
 
     Attributes:
         masks: ``(N, S, S)`` binary, any type.
@@ -29,7 +29,7 @@ class NucleusTargets(NamedTuple):
 
 
 class SegmentorLoss(nn.Module):
-    """``20 * focal + Dice + (predicted IoU - soft IoU)^2`` (PromptNucSeg, section on the segmentor).
+    """Compute ``20 * focal + Dice + (predicted IoU - soft IoU)^2`` (PromptNucSeg, section on the segmentor).
 
     With class logits the multi-class focal loss of gamma 2 is added.
 
@@ -97,7 +97,7 @@ def _multiclass_focal(logits: Tensor, classes: Tensor, gamma: float = 2.0) -> Te
 
 
 class DenselyTaughtLoss(nn.Module):
-    """``masks + dense_weight * dense``: the loss of prompted masks, and HoVer-Net's of all pixels.
+    """Compute ``masks + dense_weight * dense``: the loss of prompted masks, and HoVer-Net's loss of all pixels.
 
     Args:
         masks: masks of the prompted nuclei.
@@ -129,14 +129,14 @@ class DenselyTaughtLoss(nn.Module):
 
 
 class EndToEndTarget(NamedTuple):
-    """The ground truth of both networks for one batch."""
+    """Hold the ground truth of both networks for one batch."""
 
     nuclei: PrompterTarget
     masks: NucleusTargets
 
 
 class EndToEndLoss(nn.Module):
-    """``prompter_weight * (L_reg + L_cls + L_aux) + L_segmentor`` (PromptNucSeg, supplement: shared encoder).
+    """Compute ``prompter_weight * (L_reg + L_cls + L_aux) + L_segmentor`` (PromptNucSeg, supplement: shared encoder).
 
     Args:
         prompter: loss of the points.

@@ -12,7 +12,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class SACMaskLoss(nn.Module):
-    """``w * focal + Dice``, or ``Dice + cross-entropy``, on mask logits (SAC, section on the losses).
+    """Compute ``w * focal + Dice``, or ``Dice + cross-entropy``, on mask logits (SAC, section on the losses).
 
     Dice has squared sums in its denominator, and is computed per image. The paper gives no constants: the
     focal loss has those of its authors (gamma 2, alpha 0.25), its weight is SAM's. The paper prints the
@@ -49,7 +49,7 @@ class SACMaskLoss(nn.Module):
 
 
 class SACLoss(nn.Module):
-    """The loss of the mask plus the cross-entropy of the generator; whatever does not train is left out.
+    """Add the mask loss and the cross-entropy of the generator; parts that are not trained are left out.
 
     Args:
         mask: the loss of the mask; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where the network also draws the

@@ -17,7 +17,7 @@ the authors' code, its first pixel, which teaches every nucleus 1.5 px too far d
 
 
 class MaskLoss(nn.Module):
-    """``lambda * focal + (1 - lambda) * Dice`` on mask logits (UN-SAM, segmentation loss, lambda = 0.8).
+    """Compute ``lambda * focal + (1 - lambda) * Dice`` on mask logits (UN-SAM, segmentation loss, lambda = 0.8).
 
     Args:
         focal_weight: lambda.
@@ -58,7 +58,7 @@ class MaskLoss(nn.Module):
 
 
 class BatchFocalLoss(nn.Module):
-    """Focal factor on the mean cross-entropy b of a batch: ``0.8 (1 - exp(-b))^2 b`` (the authors' code)."""
+    """Compute ``0.8 (1 - exp(-b))^2 b`` from the mean cross-entropy b of a batch (the authors' code)."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of logits against a binary target of the same shape."""
@@ -67,7 +67,7 @@ class BatchFocalLoss(nn.Module):
 
 
 class UNSAMLoss(nn.Module):
-    """``L_seg + w_s * L_spgen``.
+    """Compute ``L_seg + w_s * L_spgen``.
 
     Args:
         mask: the loss of the masks; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where a domain's two masks are

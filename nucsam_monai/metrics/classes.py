@@ -18,7 +18,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class ClassMatches(NamedTuple):
-    """Matches, unmatched predictions, unmatched ground truth and sums of matched IoU, each ``(classes,)``."""
+    """Count matches, unmatched predictions and unmatched ground truth, and sum the matched IoU, each ``(classes,)``."""
 
     tp: NDArray[np.int64]
     fp: NDArray[np.int64]
@@ -153,7 +153,7 @@ class PanNukeImage(NamedTuple):
 
 
 class TissueQuality(NamedTuple):
-    """bPQ and mPQ of one tissue, each the mean over folds of the mean over images."""
+    """Hold bPQ and mPQ of one tissue, each the mean over folds of the mean over images."""
 
     tissue: str
     images: int
@@ -163,7 +163,7 @@ class TissueQuality(NamedTuple):
 
 
 class PanNukeScore(NamedTuple):
-    """One quality of a whole dataset, averaged in both ways that are in use.
+    """Hold bPQ or mPQ of a whole dataset, averaged in both ways that papers use.
 
     Attributes:
         tissue_mean: the headline; mean over images within a tissue and fold, over folds, over tissues.
@@ -180,7 +180,7 @@ class PanNukeScore(NamedTuple):
 
 @dataclass(frozen=True)
 class PanNukeSummary:
-    """A dataset by the PanNuke protocol.
+    """Summarise a dataset by the PanNuke protocol.
 
     Attributes:
         bpq: binary panoptic quality.
@@ -289,7 +289,7 @@ def _names(images: Sequence[PanNukeImage], attribute: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class PooledQuality:
-    """Qualities of a dataset from pooled counts; arrays are ``(classes,)``.
+    """Hold DQ, SQ and PQ of a dataset from pooled counts; arrays are ``(classes,)``.
 
     Attributes:
         mpq_plus: mean of ``pq`` over the classes that occur in the ground truth; NaN if none does.
@@ -307,7 +307,7 @@ class PooledQuality:
 
 
 class PooledPanopticQuality:
-    """mPQ+: matches of each class are counted over all images before any quality is computed.
+    """Compute mPQ+: count the matches of each class over all images before computing any quality.
 
     An image without a class still adds its false positives of that class, which the mean over images (mPQ)
     leaves out. A class without a nucleus in the whole ground truth is NaN and not part of the mean; MONAI's

@@ -34,14 +34,14 @@ _TIE_WEIGHT = 1e-9
 
 
 class Centroids(NamedTuple):
-    """Ids of the ``n`` instances of a label map in ascending order, ``(n,)``, and centroids ``(n, 2)`` as x, y."""
+    """Hold the ids ``(n,)`` of the instances of a label map, ascending, and their centroids ``(n, 2)`` as x, y."""
 
     ids: NDArray[Any]
     xy: NDArray[np.float64]
 
 
 class PointPairs(NamedTuple):
-    """The ``k`` pairs of a true point (row) and a predicted point (column) that lie close enough."""
+    """Hold ``k`` pairs of a true point (row) and a predicted point (column) within the radius."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -233,7 +233,7 @@ def _check_radius(radius_px: float) -> None:
 
 
 class DetectionScore(NamedTuple):
-    """Precision, recall and F1, and how many were right, falsely predicted and missed.
+    """Hold precision, recall and F1, and the numbers of true positives, false positives and false negatives.
 
     In the class scores of :class:`~nucsam_monai.metrics.HovernetDetection`, ``fp`` and ``fn`` count confusions
     and unpaired points once each, although the ratios weigh confusions twice.
@@ -248,14 +248,14 @@ class DetectionScore(NamedTuple):
 
 
 class DetectionResult(NamedTuple):
-    """Scores of a dataset: ``detection`` whatever the class, ``classes`` one per class id."""
+    """Hold the scores of a dataset: ``detection`` regardless of class, and ``classes`` with one per class id."""
 
     detection: DetectionScore
     classes: tuple[DetectionScore, ...]
 
 
 class DetectionAccumulator(ABC):
-    """Base of the protocols: checks what comes in, and adds up integer counts.
+    """Check the input and add up integer counts; the base class of both protocols.
 
     Args:
         class_count: number of classes; class ids go from 0 to ``class_count - 1``.
@@ -380,7 +380,7 @@ class DetectionAccumulator(ABC):
 
 
 class HovernetDetection(DetectionAccumulator):
-    """The protocol of HoVer-Net, behind the detection and classification tables of PanNuke.
+    """Score detection by HoVer-Net's protocol, used for the detection and classification tables of PanNuke.
 
     Points are paired whatever their class. With TP_c pairs of class c on both sides, FP_c pairs predicted as c
     of another true class, FN_c pairs of class c predicted as another, and FP_dc, FN_dc unpaired points of c::
@@ -463,7 +463,7 @@ class HovernetDetection(DetectionAccumulator):
 
 
 class GreedyDetection(DetectionAccumulator):
-    """The protocol of point detectors: class by class, the most confident prediction chooses first.
+    """Score detection by the protocol of point detectors: class by class, the most confident prediction chooses first.
 
     In descending score order (equal scores: in the order given) every prediction takes the nearest ground truth of
     its class within the radius that is still free. ``detection`` is the same without regard to classes.

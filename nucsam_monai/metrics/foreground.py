@@ -33,14 +33,14 @@ FIVE_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class PrecisionRecall(NamedTuple):
-    """Pixel precision and recall of the foreground."""
+    """Hold pixel precision and recall of the foreground."""
 
     precision: float
     recall: float
 
 
 class ForegroundMetrics(NamedTuple):
-    """All foreground metrics of one image; ``hd`` and ``hd95`` in pixels."""
+    """Hold all foreground metrics of one image; ``hd`` and ``hd95`` in pixels."""
 
     dice: float
     iou: float
@@ -51,7 +51,7 @@ class ForegroundMetrics(NamedTuple):
 
 
 class ForegroundCounts(NamedTuple):
-    """Foreground areas of both maps and of their overlap, in pixels."""
+    """Hold the foreground areas of both maps and of their overlap, in pixels."""
 
     overlap: int
     y: int
@@ -80,21 +80,21 @@ class ForegroundCounts(NamedTuple):
 
 
 class WeightedScores(NamedTuple):
-    """F1 and IoU of background and foreground, weighted by their area in the ground truth."""
+    """Hold F1 and IoU of background and foreground, weighted by their area in the ground truth."""
 
     weighted_f1: float
     weighted_iou: float
 
 
 class OverlapScores(NamedTuple):
-    """Dice and IoU of the foreground in a variant that the function names."""
+    """Hold Dice and IoU of the foreground."""
 
     dice: float
     iou: float
 
 
 class ForegroundMeans(NamedTuple):
-    """Foreground metrics of a dataset; NaN if every image was skipped."""
+    """Hold the foreground metrics of a dataset; NaN if every image was skipped."""
 
     dice: float
     iou: float

@@ -32,7 +32,7 @@ _SQ_EPSILON = 1e-6  # as in the evaluation code of HoVer-Net; a perfect SQ is n 
 
 
 class PanopticQuality(NamedTuple):
-    """Detection quality, segmentation quality, their product, and the counts behind them."""
+    """Hold detection quality, segmentation quality, their product, and the counts behind them."""
 
     dq: float
     sq: float
@@ -43,7 +43,7 @@ class PanopticQuality(NamedTuple):
 
 
 class InstanceMetrics(NamedTuple):
-    """All instance metrics of one image."""
+    """Hold all instance metrics of one image."""
 
     aji: float
     aji_plus: float
@@ -56,7 +56,7 @@ class InstanceMetrics(NamedTuple):
 
 
 class ObjectScores(NamedTuple):
-    """Scores of one image or, after :meth:`plus`, of several; every array is ``(thresholds,)``.
+    """Hold the object scores of one image or, after :meth:`plus`, of several; every array is ``(thresholds,)``.
 
     Attributes:
         thresholds: the IoU from which a pair matches.

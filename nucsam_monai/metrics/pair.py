@@ -17,7 +17,7 @@ _TIE_WEIGHT = 1e-9
 
 @dataclass(frozen=True)
 class ContingencyTable:
-    """Areas of all instances of two label maps and of their overlaps.
+    """Hold the areas of all instances of two label maps and of their overlaps.
 
     Rows are the ``n`` instances of ``y`` and columns the ``m`` instances of ``y_pred``, both in rising
     order of their ids; background is neither. Only the ``k`` pairs that share a pixel are stored, in
@@ -52,7 +52,7 @@ class ContingencyTable:
 
 
 class LabelPair:
-    """The ground truth and the prediction of one image, measured once.
+    """Compare the ground truth and the prediction of one image; all metrics share its contingency table.
 
     Every metric of this package takes either two label maps or a pair. What several metrics need is counted
     when the first of them asks for it and kept with the pair, so the maps must not change afterwards.

@@ -17,7 +17,7 @@ _NAMED_IDS = 3
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The difference of a metric between two evaluations, A minus B, of the same images.
+    """Hold the difference of a metric between two evaluations, A minus B, of the same images.
 
     Attributes:
         metric: name of the metric.

@@ -88,7 +88,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value of a set of images.
+    """Hold a value of a set of images and its confidence interval.
 
     Attributes:
         value: the value; NaN where no image has one.
@@ -103,7 +103,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Statistic:
-    """Values of a set of images that are functions of sums over the images.
+    """Define values of a set of images that are functions of sums over the images.
 
     Attributes:
         names: ``m`` names of the values.

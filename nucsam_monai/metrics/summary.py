@@ -32,7 +32,7 @@ TEXT_COLUMNS = ("id", "domain", "tissue", "group", "fold")
 
 @dataclass(frozen=True)
 class SubsetSummary:
-    """The values of a set of images.
+    """Hold the metrics of a set of images.
 
     Attributes:
         name: name of the set: a domain, a tissue, or :data:`ALL_IMAGES`.
@@ -64,7 +64,7 @@ class SubsetSummary:
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """The values of one class.
+    """Hold the metrics of one class.
 
     Attributes:
         name: name of the class.

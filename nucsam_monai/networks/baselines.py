@@ -19,14 +19,14 @@ Size = Literal["small", "standard", "compact"]
 
 
 class Built(NamedTuple):
-    """A network, and the number that the sides of its images must be multiples of."""
+    """Hold a network and the number that the side lengths of its images must be multiples of."""
 
     network: nn.Module
     side_multiple: int
 
 
 class Baseline(nn.Module):
-    """A network that is trained from scratch, by its name.
+    """Build a network by its name; trained from scratch unless noted.
 
     ================== ================================================ ======= ==========
     name               network; millions of parameters                  small   standard
@@ -109,7 +109,7 @@ class Baseline(nn.Module):
 
 
 class HoVerNetBranches(nn.Module):
-    """HoVer-Net: nucleus branch, maps of horizontal and vertical distances, and for several classes that of types.
+    """Join HoVer-Net's branches: nucleus, horizontal and vertical distances, and types if there are several classes.
 
     Images have exactly 256 x 256 px, as MONAI's fast mode has it; the decoder pads, so that the output has the
     same size.

@@ -17,7 +17,7 @@ COMPACT_ENCODER = "lite0"
 
 
 class Detections(NamedTuple):
-    """The objects that were found in one image, the best first.
+    """Hold the objects found in one image, in descending order of their scores.
 
     Attributes:
         masks: ``(n, 1, S, S)`` probabilities.
@@ -31,7 +31,7 @@ class Detections(NamedTuple):
 
 
 class Detector(nn.Module):
-    """A network that finds nuclei, draws the mask of each, and computes its losses itself.
+    """Detect nuclei with one mask each; the base class of networks that compute their own losses.
 
     Subclasses give their :attr:`method`, and say in :meth:`learn` and :meth:`find` what they do in training and
     evaluation.

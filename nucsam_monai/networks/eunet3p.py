@@ -25,7 +25,7 @@ Gate = Literal["glu", "released"]
 
 @dataclass(frozen=True)
 class XGFBOptions:
-    """The X-gated fusion block.
+    """Configure the X-gated fusion block.
 
     Attributes:
         gate: ``glu`` expands and gates as the paper says; ``released`` squeezes to a sixteenth with ReLU as
@@ -211,7 +211,7 @@ Fusion = Literal["xgfb", "concat", "none"]
 
 @dataclass(frozen=True)
 class SAMInputOptions:
-    """What SAM sees: the U-Net's image, enlarged ``input_scale`` times (from 256 to 1024 px in the paper)."""
+    """Configure SAM's input: the U-Net's image enlarged ``input_scale`` times (from 256 to 1024 px in the paper)."""
 
     input_scale: int = 4
 
@@ -233,7 +233,7 @@ class EUNet3POutput(NamedTuple):
 
 
 class EUNet3P(nn.Module):
-    """eU-Net3+ with the X-gated fusion block ("SAM Guided Task-Specific Enhanced Nuclei Segmentation").
+    """Segment nuclei with eU-Net3+ and X-gated fusion ("SAM Guided Task-Specific Enhanced Nuclei Segmentation").
 
     SAM is frozen: without a gradient, and with the cache once per image. Only the U-Net and the fusion learn.
     The paper's numbers of parameters are those of the defaults with ``fusion: none``, and with the gate

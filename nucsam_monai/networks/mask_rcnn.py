@@ -47,7 +47,7 @@ class TrunkPyramid(nn.Module):
 
 
 class MaskRCNN(Detector):
-    """Find nuclei as boxes, and draw the mask of each.
+    """Find nuclei as boxes and segment the mask in each box.
 
     Images are taken as they are: normalised before, and of the size that the network was trained on.
 

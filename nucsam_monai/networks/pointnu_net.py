@@ -92,7 +92,7 @@ def _head(in_channels: int, out_channels: int, widths: _Widths) -> nn.Sequential
 
 
 class PointNuNet(Detector):
-    """Find nuclei by their centres; the kernel at a centre draws the nucleus' mask from the image's features.
+    """Find nuclei by their centres; the kernel predicted at a centre gives the mask from the image's features.
 
     Args:
         class_names: names of the classes of nuclei.

@@ -387,7 +387,7 @@ _SMALLEST_SIDE = 32  # the coarsest stage has one cell then
 
 @dataclass(frozen=True)
 class PrompterOptions:
-    """Options of the prompter; the defaults are the paper's for PanNuke.
+    """Configure the prompter; the defaults are the paper's for PanNuke.
 
     Attributes:
         backbone: ``convnext_small``; ``compact``, a small residual network for training from scratch on a CPU; or
@@ -433,7 +433,7 @@ class PrompterOptions:
 
 
 class PrompterOutput(NamedTuple):
-    """The M anchor points of each image after their moves.
+    """Hold the M anchor points of each image after regression.
 
     Attributes:
         points: ``(B, M, 2)`` float32 as (x, y) in pixels; they may lie outside of the image.
@@ -449,7 +449,7 @@ class PrompterOutput(NamedTuple):
 
 
 class EmbeddingShape(NamedTuple):
-    """The embedding that a prompter without a backbone reads.
+    """Describe the embedding that a prompter without a backbone reads.
 
     Attributes:
         channels: channels of the embedding.

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """What of SAM learns (PromptNucSeg, ablation FT: ``none`` is vanilla SAM).
+    """Choose the parts of SAM that are fine-tuned (PromptNucSeg, ablation FT: ``none`` is vanilla SAM).
 
     The prompt encoder of a pretrained SAM stays as it is; from scratch its few tables may learn too.
     """
@@ -55,7 +55,7 @@ class FineTuneOptions:
 
 
 class Segmentor(nn.Module):
-    """SAM for one prompt, one nucleus (PromptNucSeg, section on the segmentor).
+    """Segment one nucleus per prompt with SAM (PromptNucSeg, section on the segmentor).
 
     Encode an image once and ask for as many of its nuclei as there are points, at any time::
 
@@ -252,7 +252,7 @@ class ClassHead(nn.Module):
 
 
 class TaughtPrediction(NamedTuple):
-    """What the network says in training.
+    """Hold the network's output in training.
 
     Attributes:
         masks: masks of the prompted nuclei.
@@ -342,7 +342,7 @@ PARTS = ("prompter", "segmentor")
 
 
 class PromptNucSeg(nn.Module):
-    """Both networks of the method, which share nothing and are trained one after the other (PromptNucSeg, 3.1).
+    """Combine both networks, which share no parameters and are trained one after the other (PromptNucSeg, 3.1).
 
     With the prompter's backbone ``shared`` the prompter reads the embedding of the segmentor's encoder, and both are
     trained together (the paper's supplement); see :class:`EndToEnd`.
@@ -479,14 +479,14 @@ class PromptNucSeg(nn.Module):
 
 
 class EndToEndOutput(NamedTuple):
-    """What both networks say of one batch."""
+    """Hold the outputs of both networks for one batch."""
 
     found: PrompterOutput
     masks: MaskPrediction
 
 
 class EndToEnd(nn.Module):
-    """A network with a shared encoder as what is trained: the encoder runs once for points and masks.
+    """Train both networks end to end with a shared encoder that runs once for points and masks.
 
     Args:
         network: network whose tensors are trained.

@@ -72,7 +72,7 @@ _PADDING = -1
 
 
 class PointPrompts(NamedTuple):
-    """The points of B images, K each.
+    """Hold the points of B images, K in each.
 
     Attributes:
         coordinates: ``(B, K, 2)`` float32 as (x, y) in pixels.
@@ -227,7 +227,7 @@ Stage = Literal["joint", "generator", "segmenter", "truth"]
 
 @dataclass(frozen=True)
 class GeneratorOptions:
-    """The auto-prompt generator, its points and its training.
+    """Configure the auto-prompt generator, its points and its training.
 
     Attributes:
         n_points: points on nuclei, and as many on background; with 0 there is no generator.
@@ -346,7 +346,7 @@ class AutoPrompter(nn.Module):
 
 @dataclass(frozen=True)
 class SAMOptions:
-    """Options of SAM itself; ``finetune: false`` is vanilla SAM, entirely frozen.
+    """Configure SAM itself; ``finetune: false`` is vanilla SAM, entirely frozen.
 
     SAC freezes the prompt encoder by its text, but counts it as trained in its parameter table.
     """

@@ -87,7 +87,7 @@ def _start_convolution(layer: nn.Module) -> None:
 
 
 class SparseInst(Detector):
-    """Find nuclei by maps that each highlight one of them; no box, no anchor, no suppression of duplicates.
+    """Find nuclei by maps that each highlight one nucleus, without boxes, anchors or duplicate suppression.
 
     Args:
         class_names: names of the classes of nuclei.

@@ -185,7 +185,7 @@ Guide = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class UNet3PlusOptions:
-    """Sizes and parts; the defaults are eU-Net3+, see :data:`ORIGINAL_UNET3PLUS` for U-Net 3+.
+    """Configure sizes and parts; the defaults are eU-Net3+, see :data:`ORIGINAL_UNET3PLUS` for U-Net 3+.
 
     Attributes:
         filters: channels of the encoder levels, the finest first. Each skip connection has those of the first.
@@ -221,7 +221,7 @@ ORIGINAL_UNET3PLUS = UNet3PlusOptions(
 
 
 class UNet3Plus(nn.Module):
-    """U-Net 3+ (Huang et al., 2020) with the changes of eU-Net3+ as options.
+    """Segment images with U-Net 3+ (Huang et al., 2020), with the changes of eU-Net3+ as options.
 
     Args:
         in_channels: channels of the image.

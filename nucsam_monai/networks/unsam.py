@@ -347,7 +347,7 @@ def _kernels(mlps: nn.Module, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """DT-Encoder: which parts train and how the bypass is built (ablation switch E is ``bypass``)."""
+    """Configure the DT-Encoder: trained parts and form of the bypass (ablation switch E is ``bypass``)."""
 
     bypass: bool = True
     trainable: Literal["bypass", "all"] = "bypass"
@@ -361,7 +361,7 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class SelfPromptOptions:
-    """SPGen: form of the generator and how its hint enters (ablation switch S is ``enabled``).
+    """Configure SPGen: form of the generator and how its hint is used (ablation switch S is ``enabled``).
 
     ``mask_prompt`` sends the binary hint through SAM's mask-prompt convolutions, and a binary hint passes no
     gradient; ``detach`` therefore matters for ``add`` alone, which adds the thresholded logits themselves.
@@ -381,7 +381,7 @@ class SelfPromptOptions:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """DQ-Decoder: whose queries are used (ablation switch D is ``domain_queries``).
+    """Configure the DQ-Decoder: which domain's queries are used (ablation switch D is ``domain_queries``).
 
     ``query_init: sam`` needs a SAM checkpoint to copy from. Domains that ``queries_per_domain`` does not name
     have one query. Without domain queries one set, started from SAM's mask token, serves all domains.
@@ -406,7 +406,7 @@ class UNSAMOutput(NamedTuple):
 
 
 class UNSAM(nn.Module):
-    """Universal prompt-free segmentation of nuclei (UN-SAM, section III).
+    """Segment the nuclei of several domains without prompts (UN-SAM, section III).
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.

@@ -42,7 +42,7 @@ def cdnet_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.ndarr
 
 
 class CDNetLoss(nn.Module):
-    """Cross-entropy of mask and of direction plus mean squared error of the centres' map (section 3.4)."""
+    """Compute cross-entropy of mask and direction plus mean squared error of the centre map (section 3.4)."""
 
     def forward(self, maps: Maps, target: Tensor) -> Tensor:
         """Return the scalar loss of the maps against ``(B, 3, H, W)`` of :func:`cdnet_target`."""

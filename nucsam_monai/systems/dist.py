@@ -38,7 +38,7 @@ def dist_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.ndarra
 
 
 class DISTLoss(nn.Module):
-    """Mean squared error of the distance map (section III-B)."""
+    """Compute the mean squared error of the distance map (section III-B)."""
 
     def forward(self, maps: Maps, target: Tensor) -> Tensor:
         """Return the scalar loss of the map in pixels against ``(B, 1, H, W)`` of :func:`dist_target`."""

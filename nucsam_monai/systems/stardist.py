@@ -71,7 +71,7 @@ def stardist_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.nd
 
 
 class StarDistLoss(nn.Module):
-    """Cross-entropy of the probability plus mean absolute error of the rays, weighted by it (section 2.1).
+    """Compute cross-entropy of the probability plus mean absolute error of the rays, weighted by it (section 2.1).
 
     Rays outside of nuclei are drawn to 0 with a small weight, as in the authors' regularisation of later work.
 

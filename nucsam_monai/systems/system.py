@@ -26,7 +26,7 @@ and the names of the classes."""
 
 
 class Order(NamedTuple):
-    """The network that is wanted of a system.
+    """Describe the network to build for a system.
 
     Attributes:
         size: size of the network.
@@ -52,7 +52,7 @@ def _given(loss: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class System:
-    """A system to compare with: how its network is built, what it learns, and how its output becomes nuclei.
+    """Define a compared system: its network, its training target and its post-processing.
 
     A dense system gives logits ``(B, outputs, H, W)`` of nucleus and, where it is learned, distance map. It is trained
     with the bundle's loss and needs nothing but ``build``. Other systems have a rule of their own: in evaluation they
@@ -115,7 +115,7 @@ class OwnTargetd(MapTransform):
 
 
 class OwnInstancesd(MapTransform):
-    """Turn the maps of a system into nuclei by its own rule.
+    """Turn the output maps of a system into nuclei by its own post-processing.
 
     Args:
         rule: post-processing, see :data:`Rule`.
@@ -146,7 +146,7 @@ class OwnInstancesd(MapTransform):
 
 
 class ForegroundChanneld(MapTransform):
-    """Keep the first of a system's maps, the probability of nucleus.
+    """Keep the first of a system's maps, the nucleus probability.
 
     Args:
         keys: the maps ``(C, H, W)``.

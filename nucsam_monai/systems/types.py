@@ -13,7 +13,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction
 
 
 class TypedLoss(nn.Module):
-    """A system's own loss, plus cross-entropy and Dice loss of the types where the network has them.
+    """Add cross-entropy and Dice loss of the types, if the network predicts them, to a system's own loss.
 
     Args:
         own: loss of the system's maps.

@@ -171,7 +171,7 @@ def _restained(image: NDArray[np.uint8], amount: NDArray[Any], shift: NDArray[An
 
 
 class RandDegraded(Randomizable, MapTransform):
-    """Take colour, sharpness and polarity away, and add noise and compression, each with a probability.
+    """Remove colour and sharpness, invert, and add noise and compression, each with a probability.
 
     Args:
         keys: ``(3, H, W)`` RGB images with values in 0..255.
@@ -395,7 +395,7 @@ def zoom_blur(image: Tensor, factors: Tensor) -> Tensor:
 
 
 class RandGridShuffled(RandomizableTransform, MapTransform):
-    """Cut image and instances into ``n x n`` cells of equal size and exchange these at random.
+    """Cut image and instances into ``n x n`` cells of equal size and shuffle them.
 
     Parts of a nucleus in different cells are scattered. Each becomes a separate nucleus with the class of
     the whole, as at the border of a crop; the item's ``classes_key`` gains their ids if there are classes.
@@ -477,7 +477,7 @@ def _one_id_per_part(instances: Tensor, grid: int) -> tuple[Tensor, dict[int, in
 
 
 class AugmentedCopiesd(Randomizable, Transform):
-    """Give one of a fixed number of augmented copies of an item, chosen at random each time.
+    """Return one of a fixed number of augmented copies of an item, chosen at random each time.
 
     Copy k of an item is the same in every epoch, process and run, to the last bit. So a frozen encoder sees it
     once only: :class:`~nucsam_monai.networks.sam.EmbeddingCache` finds it again. Random transforms after this

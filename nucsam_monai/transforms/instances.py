@@ -31,7 +31,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_inst
 
 
 class ProbabilityToInstancesd(MapTransform):
-    """Turn a probability into nuclei: the components of its foreground, whole or cut where nuclei touch.
+    """Turn a foreground probability into nuclei: connected components, optionally split where nuclei touch.
 
     The nuclei score their mean probability, with ``distance`` see
     :func:`~nucsam_monai.utils.instances.distance_scores`.

@@ -31,7 +31,7 @@ _POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
 
 
 class ExpertPointsd(MapTransform):
-    """Add the points that a file holds for an image; an image that it does not name gets none.
+    """Add the points that a file holds for an image; images that are not in the file get none.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64 (1 nucleus,
     0 background).
@@ -295,7 +295,7 @@ class FoundNuclei(NamedTuple):
 
 
 class AugmentWithFoundd(Randomizable, Transform):
-    """Augment an item and add the points found in its image, moved as the pixels are.
+    """Augment an item and add the points found in its image, transformed like the pixels.
 
     Points are moved as coordinates by the affine map that MONAI keeps of each of its transforms; nothing is rounded
     or drawn. A transform that moves pixels in another way, like an elastic one or
@@ -381,7 +381,7 @@ def _tracked() -> Iterator[None]:
 
 
 class MatchedPromptsd(Randomizable, MapTransform):
-    """Prompt some nuclei of a crop, each by one point or box, as CFR-SAM's second stage is trained.
+    """Prompt some nuclei of a crop by one point or box each, for training CFR-SAM's second stage.
 
     A point that the first stage found belongs to the instance of the pixel that it lies in; of several points of
     one nucleus the one with the highest score counts. Nuclei without a prompt are not trained on.

@@ -12,7 +12,7 @@ from nucsam_monai.utils.resizing import resize_labels
 
 
 class Resized(monai_transforms.Resized):
-    """MONAI's ``Resized``, with a label map that :func:`resize_labels` resizes.
+    """Resize images like MONAI's ``Resized``, and label maps with :func:`resize_labels`.
 
     Args:
         keys: keys of image and label map, in this order.
@@ -32,7 +32,7 @@ class Resized(monai_transforms.Resized):
 
 
 class RandZoomd(monai_transforms.RandZoomd):
-    """MONAI's ``RandZoomd``, with a label map that :func:`resize_labels` resizes.
+    """Zoom images like MONAI's ``RandZoomd``, and label maps with :func:`resize_labels`.
 
     Args:
         keys: keys of image and label map, in this order.

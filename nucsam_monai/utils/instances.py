@@ -21,7 +21,7 @@ _SMOOTHING_PX = 1.0  # a ragged outline gives the distance transform several max
 
 @dataclass(frozen=True)
 class DistanceRule:
-    """Thresholds for splitting a foreground by a learned distance map. Lengths are in pixels of the map.
+    """Configure how a foreground is split by a learned distance map. Lengths are in pixels of the map.
 
     Attributes:
         threshold: a pixel is foreground from this probability on.

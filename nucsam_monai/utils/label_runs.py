@@ -10,7 +10,7 @@ _LOOKUP_TABLE_MAX_ID = 1 << 22  # 4 MB of flags; larger ids are sorted instead
 
 
 class LabelRuns(NamedTuple):
-    """The ``k`` runs of pixels, each within one row, in which no map changes; every pixel is in one.
+    """Hold the ``k`` runs of pixels, each within one row, in which no map changes; every pixel is in one run.
 
     Attributes:
         starts: ``(k,)`` int64 index of the first pixel of each run in the flattened map, rising.

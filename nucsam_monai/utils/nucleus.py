@@ -14,7 +14,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction
 
 @dataclass(frozen=True)
 class Nucleus:
-    """One nucleus.
+    """Hold one nucleus as a mask cropped to its box.
 
     Attributes:
         x: column of the mask's first pixel in the region.

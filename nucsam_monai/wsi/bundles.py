@@ -28,7 +28,7 @@ _LOCAL = {"fit": "tile", "neg_test": 0, "points": None, "whole_image": False}
 
 @dataclass
 class BundleRegions:
-    """The nuclei of regions as a bundle finds them, with the mean and standard deviation of the whole slide.
+    """Segment regions of a slide with a bundle, normalised with the mean and standard deviation of the whole slide.
 
     Attributes:
         segmenter: the bundle with its weights.

@@ -54,7 +54,7 @@ _IMPORTED_ONCE = [
 
 @dataclass(frozen=True)
 class MethodSource:
-    """Where a worker finds the network: names and numbers only, so that no weights travel.
+    """Tell a worker where to find the network; only names and numbers, so that no weights are sent.
 
     Attributes:
         bundle: folder of the bundle.

@@ -19,7 +19,7 @@ _UNREADABLE_PX, _UNREADABLE_GREY = 256, 128
 
 @dataclass(frozen=True)
 class WorkingGrid:
-    """The pixels that the network sees; its origin is level 0's.
+    """Describe the pixel grid that the network sees; its origin is that of level 0.
 
     Attributes:
         level: level of the slide that is read.
@@ -39,7 +39,7 @@ class WorkingGrid:
 
 
 class Read(NamedTuple):
-    """Pixels ``(height, width, 3)`` uint8 of the grid, and the blocks (column, row) in them that were unreadable."""
+    """Hold pixels ``(height, width, 3)`` uint8 of the grid, and the unreadable blocks (column, row) in them."""
 
     pixels: np.ndarray
     unreadable: list[tuple[int, int]]
@@ -139,7 +139,7 @@ def _readable_part(reader: SlideReader, level: int, x: int, y: int, width: int, 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Tiles (column, row) that begin at multiples of the stride, over the whole slide and beyond its border.
+    """Place tiles (column, row) at multiples of the stride, over the whole slide and beyond its border.
 
     Attributes:
         tile_px: side of a tile.
@@ -164,7 +164,7 @@ class Lattice:
 
 
 class Rectangle(NamedTuple):
-    """A half-open rectangle in pixels of the grid."""
+    """Hold a half-open rectangle in pixels of the grid."""
 
     x0: int
     y0: int
@@ -174,7 +174,7 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A rectangle of cells that is segmented and written at once.
+    """Hold a rectangle of cells that is segmented and written in one step.
 
     Attributes:
         index: position among all shards.

@@ -22,7 +22,7 @@ _KEY = b"nucsam"
 
 
 class Journal:
-    """The folder of one slide.
+    """Read and write the folder of one slide.
 
     A shard is done if its Parquet file exists and names this plan; there is no other record.
 

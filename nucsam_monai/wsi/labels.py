@@ -21,7 +21,7 @@ _COARSEST_PX = 2048
 
 
 class LabelImage:
-    """A pyramid of label images into which nuclei are painted, a table at a time; a strip of it is in memory.
+    """Write a pyramid of label images, one table of nuclei at a time, with only a strip in memory.
 
     Args:
         folder: folder of the image.

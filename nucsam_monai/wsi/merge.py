@@ -20,7 +20,7 @@ _PAIRS_AT_ONCE = 20_000
 
 @dataclass(frozen=True)
 class Reported:
-    """What all shards report, without outlines; arrays ``(n,)`` in the order of the shards and of their rows.
+    """Hold the nuclei of all shards without outlines; arrays ``(n,)`` in the order of the shards and their rows.
 
     Attributes:
         shard: index of the shard.

@@ -44,7 +44,7 @@ the network saw; ``bbox`` and ``geometry`` (WKB, along pixel corners) are pixels
 
 
 class Measured(NamedTuple):
-    """What the pixels of each nucleus say; arrays ``(n,)`` in the order of the ids.
+    """Hold the measurements of each nucleus; arrays ``(n,)`` in the order of the ids.
 
     Attributes:
         area: pixels.

@@ -41,7 +41,7 @@ _FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
 
 
 class Summary:
-    """Counts over all nuclei of a slide, filled shard by shard.
+    """Count the nuclei of a slide, shard by shard.
 
     Args:
         thumbnail_shape: height and width of the slide's thumbnail.

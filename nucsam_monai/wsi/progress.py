@@ -21,7 +21,7 @@ _LONG_S = 12 * 3600
 
 
 class Progress:
-    """A bar in mm2, and a line a minute in the log with speed, time left and the network's share.
+    """Show a bar in mm2, and log speed, remaining time and the network's share once a minute.
 
     Args:
         task: task of the slide.

@@ -19,7 +19,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that torchrun started; alone without it.
+    """Describe this process among those that torchrun started; without torchrun it is the only one.
 
     Attributes:
         rank: rank of this process.

@@ -27,7 +27,7 @@ _INSTALL = "Install them with: pip install 'nucsam-monai[slides]'."
 
 
 class SlideError(ImageReadError):
-    """A slide cannot be opened or lacks what its segmentation needs."""
+    """A slide cannot be opened or lacks information that its segmentation needs."""
 
 
 class SlideMetadataError(SlideError):
@@ -35,7 +35,7 @@ class SlideMetadataError(SlideError):
 
 
 class Level(NamedTuple):
-    """One resolution of a slide: its size in own pixels, and how many level-0 pixels one of them spans."""
+    """Describe one resolution of a slide: its size in its own pixels and its downsampling factor."""
 
     width: int
     height: int
@@ -43,14 +43,14 @@ class Level(NamedTuple):
 
 
 class Mpp(NamedTuple):
-    """Micrometres per pixel at level 0, and where the number comes from."""
+    """Hold the micrometres per pixel at level 0 and their source."""
 
     value: float
     source: str
 
 
 class SlideReader(ABC):
-    """A slide that is open in this process.
+    """Read the pixels of an open slide.
 
     Attributes:
         path: the file.
@@ -106,7 +106,7 @@ class SlideReader(ABC):
 
 
 class OpenSlideReader(SlideReader):
-    """A slide of a scanner, or a pyramid of TIFF, opened by OpenSlide."""
+    """Read a scanner's slide or a pyramidal TIFF with OpenSlide."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,7 +136,7 @@ class OpenSlideReader(SlideReader):
 
 
 class TiffSlideReader(SlideReader):
-    """An OME-TIFF with its pyramid, which OpenSlide does not see, opened by tiffslide."""
+    """Read an OME-TIFF with its pyramid, which OpenSlide does not support, with tiffslide."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -165,7 +165,7 @@ class TiffSlideReader(SlideReader):
 
 
 class ImageReader(SlideReader):
-    """A plain image as a slide of one level, kept in memory.
+    """Read a plain image, kept in memory, as a slide with one level.
 
     Args:
         path: the file.

@@ -71,7 +71,7 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class SlideOptions:
-    """What the result of a slide depends on besides the network.
+    """Configure how a slide is read and which files are written; everything besides the network.
 
     Attributes:
         mpp: micrometres per pixel at level 0, for files that lack them.
@@ -99,7 +99,7 @@ class SlideOptions:
 
 @dataclass(frozen=True)
 class Method:
-    """The network as the plan of a slide knows it.
+    """Describe a network to the plan of a slide.
 
     Attributes:
         facts: identification of the network: bundle, digests of weights and configuration, options.
@@ -124,7 +124,18 @@ class Method:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """How a slide ended: ``done``, ``done_empty``, ``partial``, ``failed`` or ``refused``, and the folder with it."""
+    """Hold the status of a segmented slide.
+
+    Attributes:
+        slide: name of the slide.
+        status: ``done``, ``done_empty`` (no nuclei), ``partial`` (some pixels could not be read), ``failed``, or
+            ``refused`` (unknown micrometres per pixel).
+        nuclei: number of nuclei.
+        mm2: segmented area in square millimetres.
+        seconds: wall-clock time.
+        message: reason if the slide failed or was refused.
+        folder: folder with the results.
+    """
 
     slide: str
     status: str

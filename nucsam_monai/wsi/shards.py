@@ -20,7 +20,7 @@ SHARD_COLUMNS = ("own", "crossing")
 
 
 class RegionSegmenter(Protocol):
-    """What segments regions; the network and what follows it are apart so that both can run at the same time."""
+    """Declare a segmenter of regions; network and post-processing are separate so that both run at the same time."""
 
     def infer(self, pixels: np.ndarray) -> Any:
         """Run the network on ``(H, W, 3)`` uint8; return what :meth:`nuclei` takes."""
@@ -31,7 +31,7 @@ class RegionSegmenter(Protocol):
 
 @dataclass
 class ShardTask:
-    """Everything that the segmentation of a slide's shards shares.
+    """Hold everything that the shards of a slide share.
 
     Attributes:
         reader: open slide.
@@ -128,7 +128,7 @@ class ShardTask:
 
 
 class Stages:
-    """Seconds that the stages of a shard take, by the clock and of the processor.
+    """Measure wall-clock and processor seconds of the stages of a shard.
 
     Attributes:
         wall_s: seconds by stage.

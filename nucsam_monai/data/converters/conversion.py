@@ -20,7 +20,7 @@ Splits = Mapping[str, Iterable[str]]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A public dataset as its own publication describes it.
+    """Describe a public dataset as its publication does.
 
     Attributes:
         name: name of the dataset and of its domain, for example ``"monuseg"``.
@@ -65,7 +65,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """A finished conversion in numbers.
+    """Summarise a finished conversion in numbers.
 
     Attributes:
         folder: the dataset folder that was written.
@@ -169,7 +169,7 @@ def named_protocols(
 
 @dataclass(frozen=True)
 class KnownArchive:
-    """An archive whose every byte is known, and therefore its content.
+    """Describe an archive that is recognised by its SHA-256, so that its content is known.
 
     Attributes:
         sha256: digest of the file.

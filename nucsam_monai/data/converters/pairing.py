@@ -14,7 +14,7 @@ _WORDS = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image of a source and its label map, by name."""
+    """Name an image of a source and its label map."""
 
     source: Source
     image: str

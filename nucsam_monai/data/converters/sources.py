@@ -33,7 +33,7 @@ _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runti
 
 
 class Source(ABC):
-    """Files by name. The files of a zip archive in it are named ``<archive>/<member>``, at any depth.
+    """Give access to files by name; files inside a zip archive are named ``<archive>/<member>``, at any depth.
 
     A source can be sent to another process, which opens it again.
 

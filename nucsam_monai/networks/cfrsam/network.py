@@ -117,7 +117,7 @@ PromptKind = Literal["point", "box"]
 
 
 class EncodedImages(NamedTuple):
-    """What the prompts of B images are decoded from; computed once per image.
+    """Hold the encoder's output for B images, from which all prompts are decoded.
 
     Attributes:
         embedding: ``(B, C, g, g)`` fused levels of the encoder.
@@ -135,7 +135,7 @@ class EncodedImages(NamedTuple):
 
 
 class CFRSAMOutput(NamedTuple):
-    """The masks of N prompts in both stages, as the loss needs them.
+    """Hold the masks of N prompts in both stages, as the loss needs them.
 
     Attributes:
         coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder, with a fine map ``(N, 1, 8g, 8g)``.
@@ -156,7 +156,7 @@ class CFRSAMOutput(NamedTuple):
 
 
 class CFRSAM(nn.Module):
-    """SAM for one prompt, one nucleus, with fine-grained refinement (CFR-SAM, section on the method).
+    """Segment one nucleus per prompt with SAM and fine-grained refinement (CFR-SAM, section on the method).
 
     Encode an image once and ask for as many of its nuclei as there are prompts, at any time::
 
@@ -385,7 +385,7 @@ def _refinement_inputs(
 
 
 class PromptedCFRSAM(nn.Module):
-    """Both stages of the method, which share nothing and are trained one after the other (CFR-SAM, overview).
+    """Combine both stages, which share no parameters and are trained one after the other (CFR-SAM, overview).
 
     The first stage is PromptNucSeg's prompter; with prompts that are boxes it predicts sizes as well. As one module
     both are moved, switched to evaluation and exported together. Inference on whole images runs

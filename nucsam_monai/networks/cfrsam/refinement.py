@@ -271,7 +271,7 @@ class ImageGuides(NamedTuple):
 
 
 class RefinedMasks(NamedTuple):
-    """The masks of N prompts.
+    """Hold the masks of N prompts.
 
     Attributes:
         logits: ``(N, 1, S, S)``.

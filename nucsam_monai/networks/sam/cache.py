@@ -37,7 +37,7 @@ _LOOK_AGAIN_SHARE = 1 / 32  # of the limit: other processes write too
 
 
 class Entry(NamedTuple):
-    """Hold what is cached of one image.
+    """Hold the cached tensors of one image.
 
     Attributes:
         tensors: contiguous tensors on the CPU, by name.
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 class MemoryStore:
-    """The entries used last, as many as fit; a copy, also in another process, starts empty.
+    """Keep the most recently used entries that fit into memory; a copy, also in another process, starts empty.
 
     Args:
         max_bytes: the limit; 0 keeps nothing.
@@ -88,7 +88,7 @@ class MemoryStore:
 
 
 class FileStore:
-    """One safetensors file per entry, in subfolders named by the first two digits of the key.
+    """Keep one safetensors file per entry, in subfolders named by the first two digits of the key.
 
     Any number of processes may read and write the same folder: files appear complete or not at all, and of
     two writers of one key the last wins. A damaged file counts as missing and is removed. When the folder
@@ -376,7 +376,7 @@ _COMPUTED = {str(dtype): dtype for dtype in (torch.float64, *_STORED.values())}
 
 
 class EmbeddingCache:
-    """A content-addressed cache of what the frozen part of an image encoder returns, image by image.
+    """Cache the output of the frozen part of an image encoder for each image, addressed by content.
 
     An entry's key is a digest of the frozen weights, the prepared image, the precision, the depth of the
     frozen part and the format; what changed is therefore simply not found. Only the device is left out: its

@@ -327,7 +327,7 @@ UPSCALED_CELLS = 2**11
 
 
 class DecodedMasks(NamedTuple):
-    """The masks of N prompts.
+    """Hold the masks of N prompts.
 
     Attributes:
         logits: ``(N, M, 4h, 4w)`` mask logits, M = 1 or 3; a pixel is foreground above 0. With a fine map they are

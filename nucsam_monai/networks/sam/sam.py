@@ -18,7 +18,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class SAM(nn.Module):
-    """Image encoder, prompt encoder and mask decoder of one variant, keyed like the official checkpoints.
+    """Combine image encoder, prompt encoder and mask decoder of one variant, with the keys of the official checkpoints.
 
     Args:
         variant: the sizes.

@@ -12,7 +12,7 @@ _STEMS = get_args(Stem)
 
 @dataclass(frozen=True, kw_only=True)
 class SAMVariant:
-    """All numbers that define one SAM model.
+    """Define the sizes of one SAM model.
 
     The official models are those of "Segment Anything" (Kirillov et al., 2023), appendix A, with the plain
     vision transformer of ViTDet (Li et al., 2022) as image encoder.

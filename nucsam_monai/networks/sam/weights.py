@@ -212,7 +212,7 @@ _Signature = tuple[int, int, int, int, int]
 
 
 class SAMWeights(NamedTuple):
-    """The state dicts of SAM's parts, float32 on the CPU."""
+    """Hold the state dicts of SAM's parts, float32 on the CPU."""
 
     image_encoder: dict[str, Tensor]
     prompt_encoder: dict[str, Tensor]
