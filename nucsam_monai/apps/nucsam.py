@@ -185,11 +185,25 @@ def _train(arguments: argparse.Namespace) -> list[str]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> list[str]:
+    if not arguments.overlays:
+        _add_pretrained_overlays(arguments)
     of_test = [name for name in arguments.overlays if _is_of_test(arguments.bundle, name)]
     names = ["train", *(name for name in arguments.overlays if name not in of_test), "evaluate", *of_test]
     output = ["--output_dir", arguments.output_dir or f"output/{arguments.bundle}_evaluated"]
     weights = [] if of_test and arguments.weights is None else _weights(arguments)
     return [*_bundle_run(arguments.bundle, names, "evaluating"), *output, *weights]
+
+
+def _add_pretrained_overlays(arguments: argparse.Namespace) -> None:
+    """Add the configurations that pretrained weights were trained with, if their evaluation needs them."""
+    folder = Path(bundle_root(arguments.bundle))
+    default = folder / "models" / "compact.safetensors"
+    weights = default if arguments.weights is None else find_weights(folder, arguments.weights)
+    if weights.resolve().parent == default.parent.resolve() and weights.is_file():
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        overlays = metadata["shipped_weights"][weights.name].get("overlays", [])
+        if overlays:
+            arguments.overlays, arguments.weights = overlays, str(weights)
 
 
 def _label(arguments: argparse.Namespace) -> list[str]:

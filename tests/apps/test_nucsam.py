@@ -17,6 +17,7 @@ from tests.bundles.runs import BUNDLES, REPOSITORY
 RUN = "-m monai.bundle run"
 UNSAM = "bundles/unsam"
 SAC = "bundles/sac/configs"
+PNS = "bundles/promptnucseg/configs"
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,13 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
             f"{RUN} evaluating --config_file "
             f"""'["{UNSAM}/configs/train.json", "{UNSAM}/configs/evaluate.json"]' """
             "--output_dir output/unsam_evaluated --dataset_dir data",
+        ),
+        (  # the recipe of the pretrained weights
+            "evaluate promptnucseg --dataset_dir data",
+            f"{RUN} evaluating --config_file "
+            f"""'["{PNS}/train.json", "{PNS}/shared_encoder.json", "{PNS}/compact.json", "{PNS}/evaluate.json"]' """
+            "--output_dir output/promptnucseg_evaluated "
+            "--checkpoint bundles/promptnucseg/models/compact.safetensors --dataset_dir data",
         ),
         (
             "evaluate sac paper zero_shot",
