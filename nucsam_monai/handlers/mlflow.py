@@ -328,7 +328,9 @@ class TrackedRun:
 
     def _default_name(self) -> str:
         tags = {"bundle": self.experiment.rsplit("/", maxsplit=1)[-1], **self.tags}
-        return run_name(tags, self.tags.get("seed", get_seed()), self._bundle_root)
+        trained = [path for name, path in self.weights.items() if path and name != "sam"]
+        weights = trained[0] if trained and "split" in tags else None  # of an evaluation
+        return run_name(tags, self.tags.get("seed", get_seed()), self._bundle_root, weights)
 
     def _continued(self, experiment: str) -> Any:
         """Return the interrupted run, running again, if this store has it."""

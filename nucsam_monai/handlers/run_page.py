@@ -1,7 +1,8 @@
-"""What MLflow's pages show of a run: its name, its description, and the address of the list that it is in."""
+"""Describe a run on MLflow's pages: its name, its description, and the address of the list that it is in."""
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ MAX_DESCRIPTION_LENGTH = 5000
 
 _NOTE = "mlflow.note.content"
 _RANKED_BY = ("aji", "pq", "dice")
+_LONGEST_NAME = 20
+_BREAK = "\\\n    "
 _TASK = " nuclei segmentation"  # ends the names of most bundles
 
 
@@ -49,21 +52,30 @@ def where_to_look(uri: str, experiment_id: str) -> str:
     return f"{page} (start the server with: nucsam mlflow{store})"
 
 
-def run_name(tags: Mapping[str, Any], seed: object = None, bundle_root: str | Path | None = None) -> str:
-    """Return a short name for a run: method, stage, data, split and seed, as far as they are known.
+def run_name(
+    tags: Mapping[str, Any],
+    seed: object = None,
+    bundle_root: str | Path | None = None,
+    weights: str | Path | None = None,
+) -> str:
+    """Return a short name for a run: method, weights, stage, data, split and seed, as far as they are known.
 
     Args:
         tags: tags of the run: ``method`` or ``bundle``, ``stage``, ``dataset`` (several joined by "+"), ``split``.
         seed: seed of the run.
-        bundle_root: folder of the bundle, whose ``metadata.json`` names the method where the tags do not.
+        bundle_root: folder of the bundle, whose ``metadata.json`` names the method if the tags do not.
+        weights: weights file of an evaluation.
 
     Example:
         >>> run_name({"method": "UN-SAM", "dataset": "dsb+tnbc+monuseg+nucls"}, seed=0)
         'UN-SAM, 4 domains, seed 0'
+        >>> run_name({"method": "UN-SAM", "dataset": "dsb2018", "split": "test"}, 0, weights="models/compact_he.pt")
+        'UN-SAM, he, dsb2018, test, seed 0'
     """
     data = str(tags.get("dataset") or "").split("+")
     parts = [
         str(tags.get("method") or _method(bundle_root) or tags.get("bundle") or "run"),
+        "" if weights is None else _weights_name(Path(weights)),
         str(tags.get("stage") or ""),
         data[0] if len(data) == 1 else f"{len(data)} domains",
         str(tags.get("split") or ""),
@@ -77,6 +89,13 @@ def _method(bundle_root: str | Path | None) -> str | None:
     if path is None or not path.is_file():
         return None
     return str(json.loads(path.read_text(encoding="utf-8"))["name"]).removesuffix(_TASK)
+
+
+def _weights_name(path: Path) -> str:
+    """Return the short name of pretrained weights, or the folder of a training; nothing if it is long."""
+    pretrained = path.parent.name == "models"
+    name = path.stem.removeprefix("compact").removeprefix("_") if pretrained else path.absolute().parent.name
+    return name if len(name) <= _LONGEST_NAME else ""
 
 
 def described(text: str) -> dict[str, str]:
@@ -104,10 +123,17 @@ def description(
     rows = [f"| {name} | {value:.4g} |" for name, value in sorted(listed.items())]
     sections = [
         "" if overlay is None else picture(run_id, f"overlays/{overlay.name}"),
-        f"```\n{command}\n```",
+        f"```\n{_wrapped(command)}\n```",
         "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "",
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def _wrapped(command: str) -> str:
+    """Break a command before its options: a long line would push the values of metrics off MLflow's page."""
+    first, *words = shlex.split(command)
+    first = re.sub(r".*/(python)[\d.]*$", r"\1", first)
+    return " ".join([first, *(f"{_BREAK * word.startswith('--')}{shlex.quote(word)}" for word in words)])
 
 
 def picture(run_id: str, artifact: str) -> str:

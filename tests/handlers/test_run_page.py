@@ -10,6 +10,7 @@ from nucsam_monai.handlers.run_page import (
     MAX_DESCRIPTION_LENGTH,
     best_overlay,
     described,
+    description,
     run_name,
     runs_page,
     where_to_look,
@@ -36,6 +37,25 @@ def test_the_name_of_a_run_is_short(
     tags: dict[str, str], seed: int | None, bundle: str | None, name: str
 ) -> None:
     assert run_name(tags, seed, bundle and BUNDLES / bundle) == name
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("bundles/unsam/models/compact_he.safetensors", "UN-SAM, he, a"),
+        ("bundles/unsam/models/compact.safetensors", "UN-SAM, a"),
+        ("output/mine/model.safetensors", "UN-SAM, mine, a"),
+        ("output/unsam_on_dsb2018_seed_42-1234abcd/model.safetensors", "UN-SAM, a"),
+    ],
+)
+def test_evaluations_of_different_weights_have_different_names(weights: str, name: str) -> None:
+    assert run_name({"method": "UN-SAM", "dataset": "a"}, weights=weights) == name
+
+
+def test_a_long_command_is_broken_before_its_options() -> None:
+    text = description("1", {}, "/env/bin/python3 -m monai.bundle run training --seed 0 --output_dir 'a --b'")
+    lines = ["python -m monai.bundle run training \\", "    --seed 0 \\", "    --output_dir 'a --b'"]
+    assert text.splitlines()[1:4] == lines
 
 
 def test_the_address_shows_the_runs_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +99,7 @@ def test_a_finished_run_says_what_it_found_and_where_to_look(
     assert "| val_dice | 0.75 |" in note
     assert "ci_low" not in note
     assert "train_loss" not in note
-    assert run.data.tags["command"] in note
+    assert run.data.tags["command"].partition(" ")[2] in note.replace(" \\\n   ", "")
     assert runs_page(str(tracked.uri), run.info.experiment_id) in caplog.records[-1].getMessage()
 
 
