@@ -76,7 +76,7 @@ def balanced_weights(items: Sequence[Mapping[str, Any]], crop_px: int) -> NDArra
 
     Args:
         items: training items with ``image`` (path) and ``domain``.
-        crop_px: side of a crop.
+        crop_px: side length of a crop.
 
     Returns:
         ``(n,)``, with sum 1.

@@ -40,7 +40,7 @@ class BestWeightsSaver:
         mode: ``min`` where lower is better, ``max`` where higher is.
 
     Raises:
-        ConfigurationError: an unknown mode.
+        ConfigurationError: the mode is unknown.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class WeightAveraging:
 
     Args:
         network: network that is trained, on its device and without the wrapper of distributed training.
-        decay: share of the average that stays in every step; None keeps no average, and ``averaged`` is the network
+        decay: fraction of the average that stays in every step; None keeps no average, and ``averaged`` is the network
             itself, as it is trained.
         copy_epochs: number of epochs at whose steps the weights are copied.
         warm_up: after n averaged steps at most ``(1 + n) / (10 + n)`` stays: the average spans about the last tenth

@@ -67,7 +67,7 @@ class ImagePoints(NamedTuple):
         Args:
             prompts: ``(N,)`` indices of points.
             origins: ``(N, 2)`` first pixel as (x, y) of the tile in which each point is decoded.
-            tile_px: side of a tile.
+            tile_px: side length of a tile.
 
         Returns:
             ``(N, 1, 2)`` or ``(N, 2, 2)`` in pixels of the tiles, and SAM's labels of them ``(N, 1)`` or ``(N, 2)``.

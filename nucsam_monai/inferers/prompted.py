@@ -480,7 +480,7 @@ def nearest_others(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Find the nearest other points of the same tile (PromptNucSeg, negative prompts).
 
-    A point at the very position of the prompt is no neighbour: as a negative point it would contradict it.
+    A point at the position of the prompt itself is not a neighbour: as a negative point it would contradict the prompt.
 
     Args:
         xy: ``(n, 2)`` positions of all prompts in pixels.

@@ -37,7 +37,7 @@ class Look(NamedTuple):
         nuclei: number of nuclei found.
         diameter_px: their median diameter in pixels of the image; NaN without nuclei.
         score: their mean score; 0 without nuclei.
-        covered: share of what was looked at that they cover.
+        covered: fraction of what was looked at that they cover.
         area_px: area that was measured, in pixels of the image.
     """
 

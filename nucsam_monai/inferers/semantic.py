@@ -26,8 +26,8 @@ class TileInferer(Inferer):
     """Cover an image with overlapping square tiles and blend their probabilities.
 
     Args:
-        tile_px: side of a tile, the size the network was trained at.
-        overlap: share of a tile that it has in common with its neighbour.
+        tile_px: side length of a tile, the size the network was trained at.
+        overlap: fraction of a tile that it has in common with its neighbour.
         tiles_per_batch: tiles that go through the network together.
     """
 
@@ -87,7 +87,7 @@ def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInf
         overlap: overlap of the tiles as a fraction of their side length.
 
     Raises:
-        ConfigurationError: an unknown ``fit``.
+        ConfigurationError: ``fit`` is unknown.
     """
     check_fit(fit)
     return TileInferer(image_size, overlap) if fit == "tile" else ResizeInferer(image_size)

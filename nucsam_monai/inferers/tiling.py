@@ -40,7 +40,7 @@ class Tiling:
 
     Attributes:
         image_size: height and width in pixels.
-        tile_px: side of a tile.
+        tile_px: side length of a tile.
         rows: first pixel of each row of tiles.
         columns: first pixel of each column of tiles.
     """
@@ -81,7 +81,7 @@ def plan_tiles(image_size: Sequence[int], tile_px: int, overlap_px: int) -> Tili
 
     Args:
         image_size: height and width in pixels.
-        tile_px: side of a tile.
+        tile_px: side length of a tile.
         overlap_px: pixels that neighbours have in common, at least.
 
     Raises:

@@ -132,7 +132,7 @@ def mask_polygons(mask: np.ndarray, *, x_offset_px: int = 0, y_offset_px: int = 
         y_offset_px: row of the mask's first pixel in the image.
 
     Returns:
-        One polygon per 4-connected part, the largest first; empty for an empty mask.
+        One polygon per 4-connected part, largest first; empty for an empty mask.
 
     Example:
         >>> mask_polygons(np.ones((1, 2), dtype=np.uint8))

@@ -92,7 +92,7 @@ def draw_prediction(
     Args:
         prediction: nuclei of the image.
         image: ``(H, W, 3)`` uint8 RGB; not modified.
-        longest_px: longest side of the result in pixels; larger images are reduced before outlines are drawn.
+        longest_px: longest side length of the result in pixels; larger images are reduced before outlines are drawn.
 
     Returns:
         ``(H, W, 3)`` uint8.

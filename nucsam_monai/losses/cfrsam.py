@@ -43,7 +43,7 @@ class CFRSAMLoss(nn.Module):
             maximum, inside the nucleus: as the authors do, but for their rounding, which keeps corners alone.
 
     Raises:
-        ConfigurationError: an unknown choice.
+        ConfigurationError: the choice is unknown.
     """
 
     def __init__(

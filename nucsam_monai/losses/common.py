@@ -27,7 +27,7 @@ class NucleusMaskLoss(nn.Module):
         detach_iou_target: stop the gradient of the third term through the masks; the authors let it pass.
 
     Raises:
-        ConfigurationError: an unknown ``dice``.
+        ConfigurationError: ``dice`` is unknown.
     """
 
     def __init__(

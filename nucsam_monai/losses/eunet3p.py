@@ -21,7 +21,7 @@ class EUNet3PMaskLoss(nn.Module):
         kind: kind of loss, see above.
 
     Raises:
-        ConfigurationError: an unknown ``kind``.
+        ConfigurationError: ``kind`` is unknown.
 
     Example:
         >>> loss = EUNet3PMaskLoss()

@@ -138,7 +138,7 @@ class PrompterLoss(nn.Module):
         mask_weight: weight of the pixel focal loss (gamma 2, no class balance).
 
     Raises:
-        ConfigurationError: an unknown ``regression`` or ``normaliser``.
+        ConfigurationError: ``regression`` or ``normaliser`` is unknown.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class SegmentorLoss(nn.Module):
             the ``logits``, with the mask's pixel in the middle of each cell, which costs less.
 
     Raises:
-        ConfigurationError: an unknown ``dice`` or ``loss_at``.
+        ConfigurationError: ``dice`` or ``loss_at`` is unknown.
     """
 
     def __init__(

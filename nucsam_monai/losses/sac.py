@@ -24,7 +24,7 @@ class SACMaskLoss(nn.Module):
         focal_weight: w of ``focal_dice``.
 
     Raises:
-        ConfigurationError: an unknown ``kind``.
+        ConfigurationError: ``kind`` is unknown.
     """
 
     def __init__(

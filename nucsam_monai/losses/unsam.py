@@ -26,7 +26,7 @@ class MaskLoss(nn.Module):
             authors' code, which puts lambda on Dice and takes the focal factor of the mean cross-entropy.
 
     Raises:
-        ConfigurationError: an unknown ``dice`` or ``variant``.
+        ConfigurationError: ``dice`` or ``variant`` is unknown.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class UNSAMLoss(nn.Module):
         hint_target: target of the hint, see :data:`HintTarget`.
 
     Raises:
-        ConfigurationError: an unknown ``hint_target``.
+        ConfigurationError: ``hint_target`` is unknown.
     """
 
     def __init__(

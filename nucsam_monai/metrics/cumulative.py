@@ -250,7 +250,7 @@ class WorkingSizeMetric(LabelMapMetric):
     probability in place of the predicted label map.
 
     Args:
-        size_px: side of the square that truth and probability are stretched to; None keeps the image's size.
+        size_px: side length of the square that truth and probability are stretched to; None keeps the image's size.
         smooth: constant added to numerator and denominator of Dice and IoU, see
             :func:`~nucsam_monai.metrics.smoothed_overlap`; None adds nothing.
         threshold: threshold of the probability.

@@ -1,15 +1,13 @@
 """Compute pixel metrics of the binary foreground of one image; foreground is every id > 0.
 
-Empty images score instead of being skipped:
+Empty images have a value and are not skipped:
 
-===============  ===========================  ==================
-case             Dice, IoU, precision, recall  Hausdorff distance
-===============  ===========================  ==================
-both empty       1                             0
-one empty        0                             image diagonal
-===============  ===========================  ==================
+| case | Dice, IoU, precision, recall | Hausdorff distance |
+|---|---|---|
+| both maps empty | 1 | 0 |
+| one map empty | 0 | image diagonal |
 
-A dataset's value is the mean over its images; :func:`average_foreground` averages in other ways. The variants
+The value of a dataset is the mean over its images; :func:`average_foreground` offers other averages. The variants
 that single papers use (:func:`weighted_scores`, :func:`smoothed_overlap`, :func:`threshold_mean`) must not be
 compared with the plain metrics.
 """

@@ -1,16 +1,14 @@
 """Compute instance metrics of one image: AJI, AJI+, panoptic quality, object F1, average precision and Dice 2.
 
-All of them read the contingency table of a :class:`~nucsam_monai.metrics.LabelPair`. Ids may have gaps and any
-size, and an image needs no background pixel. Empty images:
+All of them use the contingency table of a :class:`~nucsam_monai.metrics.LabelPair`. Ids may have gaps, and an image
+needs no background pixel. Empty images:
 
-========================  ==========================  ===========================
-case                      AJI, AJI+, DQ, SQ, PQ       TP, FP, FN
-========================  ==========================  ===========================
-``y`` has no instance     NaN: skipped in means       0, number predicted, 0
-``y_pred`` has none       0                           0, 0, number in ``y``
-========================  ==========================  ===========================
+| case | AJI, AJI+, DQ, SQ, PQ | TP, FP, FN |
+|---|---|---|
+| ``y`` has no nucleus | NaN, skipped in means | 0, number predicted, 0 |
+| ``y_pred`` has no nucleus | 0 | 0, 0, number in ``y`` |
 
-A dataset's value is the mean of its images' values that are not NaN.
+The value of a dataset is the mean over its images, without NaN.
 """
 
 import math

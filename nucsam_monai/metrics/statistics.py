@@ -266,7 +266,7 @@ def percentile_interval(
 
     Args:
         values: ``(resamples, m)``.
-        confidence: share of the resamples inside the interval.
+        confidence: fraction of the resamples inside the interval.
 
     Returns:
         ``(m,)`` lower and upper bounds, NaN for a column without any value.

@@ -28,23 +28,21 @@ class Built(NamedTuple):
 class Baseline(nn.Module):
     """Build a network by its name; trained from scratch unless noted.
 
-    ================== ================================================ ======= ==========
-    name               network; millions of parameters                  small   standard
-    ================== ================================================ ======= ==========
-    ``unet``           U-Net, residual units (Ronneberger et al., 2015) 0.4     6.5
-    ``unetpp``         U-Net++ (Zhou et al., 2018)                      0.6     2.4
-    ``attention_unet`` Attention U-Net (Oktay et al., 2018)             0.5     7.9
-    ``unet3p``         U-Net 3+ (Huang et al., 2020)                    1.7     27.0
-    ``nnunet``         2D network of nnU-Net (Isensee et al., 2021)     0.5     20.6
-    ``swin_unetr``     Swin UNETR (Hatamizadeh et al., 2022)            1.6     6.3
-    ``hovernet``       HoVer-Net (Graham et al., 2019)                          33.6
-    ``pretrained_unet`` U-Net on EfficientNet-Lite0                     3.5     3.5
-    ================== ================================================ ======= ==========
+    | name | network | parameters, ``small`` | ``standard`` |
+    |---|---|---|---|
+    | ``unet`` | U-Net, residual units (Ronneberger et al., 2015) | 0.4 M | 6.5 M |
+    | ``unetpp`` | U-Net++ (Zhou et al., 2018) | 0.6 M | 2.4 M |
+    | ``attention_unet`` | Attention U-Net (Oktay et al., 2018) | 0.5 M | 7.9 M |
+    | ``unet3p`` | U-Net 3+ (Huang et al., 2020) | 1.7 M | 27.0 M |
+    | ``nnunet`` | 2D network of nnU-Net (Isensee et al., 2021) | 0.5 M | 20.6 M |
+    | ``swin_unetr`` | Swin UNETR (Hatamizadeh et al., 2022) | 1.6 M | 6.3 M |
+    | ``hovernet`` | HoVer-Net (Graham et al., 2019) | | 33.6 M |
+    | ``pretrained_unet`` | U-Net on EfficientNet-Lite0 | 3.5 M | 3.5 M |
 
-    All but HoVer-Net give ``outputs`` logits, of nucleus and of the distance map, in training and evaluation, so that
-    any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net
-    only the network is here, not its choice of sizes, augmentation and schedule.
-    For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
+    All except HoVer-Net return ``outputs`` logits (nucleus and distance map) in training and evaluation, so they work
+    with any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer`. None has deep supervision. ``nnunet`` is
+    only the network, without nnU-Net's choice of sizes, augmentation and schedule. For ``hovernet``, which has one
+    size, see :class:`HoVerNetBranches`.
 
     Args:
         name: name of the network, see above; any name if ``built`` is given.
@@ -56,7 +54,7 @@ class Baseline(nn.Module):
         class_names: names of the classes that the network distinguishes; one name without classes.
 
     Raises:
-        ConfigurationError: an unknown name or size, or another number of outputs than HoVer-Net's one.
+        ConfigurationError: the name or size is unknown, or HoVer-Net has more than one output.
 
     Example:
         >>> Baseline("unet", "small").eval()(torch.zeros(1, 3, 64, 64)).shape

@@ -65,7 +65,7 @@ class Detector(nn.Module):
             class_ids: in training ``(n,)`` of each image.
 
         Raises:
-            ConfigurationError: the network is exported, or the sides are no multiples of :attr:`side_multiple`.
+            ConfigurationError: the network is exported, or the side lengths are not multiples of :attr:`side_multiple`.
         """
         refuse_export(WHY_NO_EXPORT)
         if any(side % self.side_multiple for side in image.shape[2:]):

@@ -39,7 +39,7 @@ def _named(name: str) -> type[Detector]:
     """Return the class of a detector, whose attributes are what it does by default.
 
     Raises:
-        ConfigurationError: an unknown name.
+        ConfigurationError: the name is unknown.
     """
     if name not in DETECTORS:
         raise ConfigurationError(f"detector '{name}': expected one of {', '.join(DETECTORS)}.")

@@ -129,7 +129,7 @@ class SAMGuidance(nn.Module):
     The gates of the other levels are those of the authors' code; the paper leaves them to future work.
 
     Args:
-        filters: channels of the levels, the finest first.
+        filters: channels of the levels, finest first.
         embed_channels: channels of SAM's embedding.
         embedding_stride: pixels of the U-Net's image per pixel of the embedding.
         fusion: ``xgfb`` or ``concat``.

@@ -42,7 +42,7 @@ class TrunkPyramid(nn.Module):
         self.pyramid = FeaturePyramidNetwork(list(self.trunk.channels), self.out_channels, LastLevelMaxPool())
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the levels ``(B, 64, ...)`` by number, the finest first, of ``(B, 3, H, W)``."""
+        """Return the levels ``(B, 64, ...)`` by number, finest first, of ``(B, 3, H, W)``."""
         return self.pyramid({str(number): one for number, one in enumerate(self.trunk(image))})
 
 
@@ -61,7 +61,7 @@ class MaskRCNN(Detector):
         overlap: intersection over union of boxes of one class above which the worse one is dropped.
 
     Raises:
-        ConfigurationError: an unknown encoder.
+        ConfigurationError: the encoder is unknown.
 
     Example:
         >>> sum(p.numel() for p in MaskRCNN().parameters())

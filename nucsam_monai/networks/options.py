@@ -57,8 +57,8 @@ def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]
     Args:
         network: the network.
         lr: learning rate of all other parts.
-        factors: share of ``lr`` by the start of the parameters' names, for example ``{"image_encoder.trunk": 0.5}``; a
-            ``*`` stands for anything.
+        factors: fraction of ``lr`` by the start of the parameter names, for example ``{"image_encoder.trunk": 0.5}``;
+            ``*`` matches anything.
 
     Raises:
         ConfigurationError: no trained parameter has such a name.

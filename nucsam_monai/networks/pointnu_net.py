@@ -68,7 +68,7 @@ class JointPyramidFusion(nn.Module):
         )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, 4 * channels, h, w)`` of the levels, the finest first."""
+        """Return ``(B, 4 * channels, h, w)`` of the levels, finest first."""
         size = levels[0].shape[2:]
         maps = [
             F.interpolate(narrow(level), size=size, mode="bilinear", align_corners=False)
@@ -190,7 +190,7 @@ class PointNuNet(Detector):
 def centre_cells(masks: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Return the cells (x, y) int64 ``(n, 2)`` of the nuclei's centroids, and the spread ``(n,)`` of their peaks.
 
-    The spread is a third of the radius of a disc of the nucleus' area, and at least half a cell.
+    The spread is a third of the radius of a disc of the nucleus's area, and at least half a cell.
 
     Args:
         masks: ``(n, S, S)``.

@@ -310,9 +310,9 @@ class FeaturePyramid(nn.Module):
     normalisation nor activation.
 
     Args:
-        in_channels: channels of the backbone's stages, the finest first.
+        in_channels: channels of the backbone's stages, finest first.
         channels: channels of the result.
-        levels: number of maps that are returned, the finest first.
+        levels: number of maps that are returned, finest first.
 
     Example:
         >>> import torch
@@ -359,7 +359,7 @@ class NucleiMaskHead(nn.Module):
     by up to a few pixels; here nothing is padded.
 
     Args:
-        in_channels: channels of the backbone's stages, the finest first.
+        in_channels: channels of the backbone's stages, finest first.
         channels: channels of the pyramid.
     """
 
@@ -401,7 +401,7 @@ class PrompterOptions:
             CFR-SAM's text, but not in PromptNucSeg's).
         sample_align: how pixels are sampled, see :func:`~nucsam_monai.networks.prompter.sample_at`.
         aux_mask: the auxiliary mask of all nuclei.
-        dropout: share of the heads' hidden values that is dropped in training.
+        dropout: fraction of the heads' hidden values that is dropped in training.
         sizes: predict width and height of each nucleus too, for prompts that are boxes (CFR-SAM, ablation of
             the prompt).
     """

@@ -66,8 +66,8 @@ class Segmentor(nn.Module):
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
         image_size: side of the tiles in pixels.
         finetune: values of :class:`FineTuneOptions`.
-        classes: number of classes that a head on a token of its own tells apart (the paper's ablation; the
-            method takes classes from the prompter); 0 is no such head.
+        classes: number of classes of a class head with its own token (the paper's ablation; the method itself takes
+            classes from the prompter); 0 for no head.
         decode_window: side in cells of the part of the embedding that each prompt is decoded on, see
             :func:`~nucsam_monai.networks.sam.decode_window.decode_in_windows`; 0 takes all, as the paper does.
         sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see

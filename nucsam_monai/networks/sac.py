@@ -37,7 +37,7 @@ class UNetGenerator(OriginalUNet):
     Args:
         in_channels: channels of the image.
         channels: channels of the finest level; every level below has twice as many.
-        levels: number of down-samplings.
+        levels: number of downsamplings.
 
     Example:
         >>> UNetGenerator()(torch.zeros(1, 3, 64, 64)).shape
@@ -599,7 +599,7 @@ class SAC(nn.Module):
         """Build the distance map's output layers, if needed, as copies of the mask's.
 
         Returns:
-            The token, its hyper-network for the up-scaled embedding, and that for the fine map of variants that have
+            The token, its hyper-network for the upscaled embedding, and that for the fine map of variants that have
             one.
         """
         if self.outputs not in (1, 2) or (self.outputs == 2 and not self.sam_options.finetune):

@@ -1,4 +1,4 @@
-"""Define the image encoder of SAMUS ("SAMUS", Lin et al., arXiv 2309.06824, 2023); its full text was not at hand."""
+"""Define the image encoder of SAMUS ("SAMUS", Lin et al., arXiv 2309.06824, 2023); its full text was not available."""
 
 from itertools import pairwise
 

@@ -58,7 +58,7 @@ class ContextEncoder(nn.Module):
         self.join = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, channels, h, w)`` of the levels, the finest first."""
+        """Return ``(B, channels, h, w)`` of the levels, finest first."""
         *finer, coarsest = (lateral(level) for lateral, level in zip(self.lateral, levels, strict=True))
         pooled = [_enlarge(pool(coarsest), coarsest) for pool in self.pools]
         mixed = [self.context(torch.cat([*pooled, coarsest], dim=1))]

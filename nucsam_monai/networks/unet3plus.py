@@ -151,7 +151,7 @@ class FullScaleNode(nn.Module):
         """Return ``(B, skip_channels * levels, h, w)``.
 
         Args:
-            maps: ``(B, C_j, h_j, w_j)`` of all levels, the finest first: of finer levels and its own those of
+            maps: ``(B, C_j, h_j, w_j)`` of all levels, finest first: of finer levels and its own those of
                 the encoder, of coarser levels those of the decoder.
         """
         skips = [
@@ -188,10 +188,10 @@ class UNet3PlusOptions:
     """Configure sizes and parts; the defaults are eU-Net3+, see :data:`ORIGINAL_UNET3PLUS` for U-Net 3+.
 
     Attributes:
-        filters: channels of the encoder levels, the finest first. Each skip connection has those of the first.
+        filters: channels of the encoder levels, finest first. Each skip connection has those of the first.
         activation: activation of the encoder; the decoder has ReLU.
         pool: ``maxblur`` or ``max``.
-        dropout: share of the coarsest level's channels that are left out in training.
+        dropout: fraction of the coarsest level's channels that are left out in training.
         deep_supervision: give an output of every decoder level in training (U-Net 3+, section 2.2).
     """
 
@@ -279,7 +279,7 @@ class UNet3Plus(nn.Module):
             )
 
     def encode(self, image: Tensor, guide: Guide | None = None) -> list[Tensor]:
-        """Return the maps of all levels, the finest first.
+        """Return the maps of all levels, finest first.
 
         Args:
             image: ``(B, in_channels, H, W)``.

@@ -66,7 +66,7 @@ class DomainBypass(nn.Module):
             ``per_domain`` stores one copy per domain, which :meth:`inherit` passes on.
 
     Raises:
-        ConfigurationError: an unknown ``init`` or ``common_scope``.
+        ConfigurationError: ``init`` or ``common_scope`` is unknown.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class PyramidSelfPromptGenerator(nn.Module):
     """Hint logits from four encoder levels, joined top-down as the paper's text describes.
 
     The shallow levels go to the fine scales: transposed convolution x4, x2, identity and stride 2. A
-    feature pyramid then adds each finer map to the up-sampled coarser one.
+    feature pyramid then adds each finer map to the upsampled coarser one.
 
     Args:
         in_channels: channels of each level.
@@ -238,7 +238,7 @@ def thresholded_hint(logits: Tensor, tau: float) -> Tensor:
 
 
 class DomainQueryDecoder(nn.Module):
-    """Decode masks with SAM's two-way transformer and up-scaling from the queries of one domain.
+    """Decode masks with SAM's two-way transformer and upscaling from the queries of one domain.
 
     SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own. Queries
     are kept domain by domain: a row of one common table would get a gradient of zero instead of none while
@@ -324,7 +324,7 @@ class DomainQueryDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
-        """Copy SAM's transformer, up-scaling and the hyper-network of its single-mask token.
+        """Copy SAM's transformer, upscaling and the hyper-network of its single-mask token.
 
         Args:
             sam_decoder: SAM's mask decoder with its official weights.
@@ -659,7 +659,7 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
     """Return the domains of a UN-SAM weights file, in the order of its queries.
 
     Args:
-        checkpoint: the file.
+        checkpoint: path of the file.
         default: returned if there is no such file; tools that only inspect a bundle have no weights.
 
     Raises:

@@ -126,7 +126,7 @@ def trained_size(checkpoint: Path | str | None) -> Size:
 
 
 def trained_classes(checkpoint: Path | str | None) -> list[str]:
-    """Return the names of the classes that weights tell apart; only "nucleus" where they tell none."""
+    """Return the names of the classes that weights distinguish; only "nucleus" without classes."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return [*_NO_CLASSES]
     return [

@@ -25,7 +25,7 @@ class UNetHeads(nn.Module):
     """A U-Net with batch normalisation, and a head of two convolutions for each map.
 
     Next to the heads it has 0.5 million parameters in the size ``small`` and 7.8 million in ``standard``: MONAI's plain
-    U-Net. ``compact`` is :class:`~nucsam_monai.networks.baselines.TrunkFeatures`, 3.5 million; its maps are up-sampled
+    U-Net. ``compact`` is :class:`~nucsam_monai.networks.baselines.TrunkFeatures`, 3.5 million; its maps are upsampled
     from half the image's size.
 
     Args:

@@ -179,7 +179,7 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
     """Cut a square out of image and label map; smaller ones are padded.
 
     Args:
-        size_px: side of the square.
+        size_px: side length of the square.
         pad_mode: mode of MONAI's ``SpatialPad``.
         random: anywhere, or in the middle.
     """
@@ -192,12 +192,12 @@ def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant")
     """Bring image and label map to the size a network is trained at, as inference does.
 
     Args:
-        size_px: side of the result.
+        size_px: side length of the result.
         fit: ``tile`` cuts a random square, ``resize`` stretches the whole image.
         pad_mode: how smaller images are padded.
 
     Raises:
-        ConfigurationError: an unknown ``fit``.
+        ConfigurationError: ``fit`` is unknown.
     """
     check_fit(fit)
     return crop(size_px, pad_mode=pad_mode) if fit == "tile" else [resize(size_px)]
@@ -207,7 +207,7 @@ def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant", fit: Fit = "ti
     """Cut a random square, flip it, turn it by right angles and vary its colours.
 
     Args:
-        size_px: side of the square.
+        size_px: side length of the square.
         pad_mode: how smaller images are padded.
         fit: ``resize`` stretches the whole image to the square instead.
     """
@@ -321,7 +321,7 @@ def promptnucseg_mask_augmentation(size_px: int) -> Steps:
     """Augment as PromptNucSeg does for its segmenter.
 
     Args:
-        size_px: side of the crops.
+        size_px: side length of the crops.
     """
     return [
         *crop(size_px),

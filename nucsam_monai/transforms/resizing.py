@@ -36,7 +36,7 @@ class RandZoomd(monai_transforms.RandZoomd):
 
     Args:
         keys: keys of image and label map, in this order.
-        prob: share of the items that are magnified.
+        prob: fraction of the items that are magnified.
         min_zoom: smallest factor.
         max_zoom: largest factor.
         keep_size: cut the result to the size of the item, or fill it up.

@@ -20,7 +20,7 @@ class FolderLock:
     The lock of a process of this host that no longer runs is taken over, as after a crash or a power cut.
 
     Args:
-        folder: the folder; made if missing.
+        folder: the folder; created if missing.
 
     Example:
         >>> lock = FolderLock("output/train")  # doctest: +SKIP

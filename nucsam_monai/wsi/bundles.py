@@ -1,4 +1,4 @@
-"""The only place where whole slides know bundles: a loaded bundle as the method that segments a slide."""
+"""Turn a loaded bundle into the method that segments a slide; the only module of this package that knows bundles."""
 
 import itertools
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Shards on several processes or machines with Dask distributed; the journal unites what they write."""
+"""Segment shards on several processes or machines with Dask distributed; the journal collects their results."""
 
 import logging
 import os
@@ -106,15 +106,15 @@ def segment_slide_on(
 
     Args:
         client: client of Dask distributed, whose workers see the same files.
-        path: the slide.
+        path: path of the slide.
         output_dir: folder for the results; created if missing.
         source: source of the network.
         options: options of the slide.
         method: the same network, already loaded, to make the plan; None loads it.
-        overwrite: drop what an earlier run left.
+        overwrite: delete the results of an earlier run.
 
     Raises:
-        SlideError: a shard failed, or ended its worker, twice.
+        SlideError: a shard failed, or crashed its worker, twice.
     """
     from distributed import KilledWorker
 

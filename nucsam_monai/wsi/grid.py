@@ -1,4 +1,4 @@
-"""The grid on which a slide is segmented: its pixels, its lattice of tiles and the shards cut from it."""
+"""Define the grid on which a slide is segmented: its pixels, its lattice of tiles and its shards."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -122,7 +122,7 @@ def thumbnail(reader: SlideReader, mpp: float, target_mpp: float = 8.0) -> np.nd
 
 
 def _readable_part(reader: SlideReader, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-    """Return a rectangle of a level, grey where it cannot be decoded: no glass, so that it is missed in the tissue."""
+    """Return a rectangle of a level; pixels that cannot be decoded are grey, so that they do not count as glass."""
     try:
         return reader.read(level, x, y, width, height)
     except SlideError:
@@ -142,9 +142,9 @@ class Lattice:
     """Place tiles (column, row) at multiples of the stride, over the whole slide and beyond its border.
 
     Attributes:
-        tile_px: side of a tile.
+        tile_px: side length of a tile.
         stride_px: distance of two tiles, which is also the side of a cell.
-        halo: tiles on each side of a shard's core that are segmented besides it.
+        halo: number of tiles on each side of a shard's core that are segmented in addition to the core.
     """
 
     tile_px: int
@@ -159,7 +159,7 @@ class Lattice:
 
     @property
     def overlap_px(self) -> int:
-        """Pixels that neighbouring tiles have in common."""
+        """Pixels that adjacent tiles have in common."""
         return self.tile_px - self.stride_px
 
 

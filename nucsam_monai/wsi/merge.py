@@ -1,4 +1,4 @@
-"""Unite the shards of a slide: each nucleus once, in one order, with ids 1..n."""
+"""Merge the shards of a slide, so that each nucleus occurs once, with ids 1..n in a fixed order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Reported:
     Attributes:
         shard: index of the shard.
         row: in the shard's file.
-        own: whether the nucleus' centroid lies in the shard's core.
+        own: whether the nucleus's centroid lies in the shard's core.
         crossing: whether it reaches beyond the core.
         score: score of the nucleus.
         box: ``(n, 4)`` in pixels of level 0.

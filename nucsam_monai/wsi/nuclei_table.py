@@ -1,4 +1,4 @@
-"""Nuclei of a slide as rows: measured on a label map, kept as Arrow tables with lossless outlines."""
+"""Measure the nuclei of a slide on a label map, and store them as Arrow tables with lossless outlines."""
 
 import json
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def measure(instances: np.ndarray, ids: np.ndarray, pixels: np.ndarray, x: int, 
 
     Args:
         instances: ``(H, W)`` label map.
-        ids: ``(n,)`` rising, of its nuclei.
+        ids: ``(n,)`` ascending, of its nuclei.
         pixels: ``(H, W, 3)`` uint8.
         x: column of the map's first pixel on the grid.
         y: row of it.

@@ -1,4 +1,4 @@
-"""Write what was found on a slide: tables and outlines streamed from the shards, pictures, statistics."""
+"""Write the results of a slide: tables and outlines streamed from the shards, pictures and statistics."""
 
 import gzip
 import hashlib
@@ -154,10 +154,10 @@ def write_nuclei(
 
 
 def check_outputs(kinds: Sequence[str]) -> None:
-    """Refuse what cannot be written, before the work begins.
+    """Check before the work begins that all outputs can be written.
 
     Raises:
-        ConfigurationError: an unknown output, or a package is missing.
+        ConfigurationError: an output is unknown, or a package is not installed.
     """
     if unknown := sorted(set(kinds) - set(OUTPUTS)):
         raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")

@@ -1,4 +1,4 @@
-"""Say what a slide costs before it starts, and once a minute how far it is."""
+"""Log the expected time of a slide before it starts, and its progress once a minute."""
 
 import logging
 import threading

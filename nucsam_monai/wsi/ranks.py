@@ -1,7 +1,7 @@
-"""Share a slide among the processes that torchrun started, without a connection between them.
+"""Distribute a slide over the processes that torchrun started, without a connection between them.
 
-Each takes its part of the shards, and the first one merges. They tell one another what happened by small files in the
-slide's folder.
+Each process segments a part of the shards, and the first one merges them. The processes communicate through small
+files in the slide's folder.
 """
 
 import os

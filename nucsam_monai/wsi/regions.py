@@ -1,4 +1,4 @@
-"""Segment a rectangle of a slide as the whole slide would be, without keeping anything on the disk."""
+"""Segment a rectangle of a slide as in the whole slide, without writing results to the disk."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -90,7 +90,7 @@ def write_annotations(path: Path | str, kind: str, nuclei: Iterable[Nucleus], fa
     """Write one polygon per nucleus, in the order given.
 
     Args:
-        path: the file; it appears complete or not at all.
+        path: path of the file; it is written completely or not at all.
         kind: ``asap`` for XML that QuPath's extension reads, ``dsa`` for JSON of the Digital Slide Archive.
         nuclei: nuclei of the region.
         facts: about the region.

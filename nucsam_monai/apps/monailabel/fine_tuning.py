@@ -81,7 +81,7 @@ def write_annotated_dataset(
         opener: reads the images.
         domain: domain of the images.
         class_names: names of the classes; with more than one, outlines must be named by them.
-        validation_share: share of the images, at least one, that selects the weights.
+        validation_share: fraction of the images, at least one, that selects the weights.
 
     Returns:
         Number of images by split.
@@ -212,7 +212,7 @@ class FineTuning:
     Attributes:
         epochs: passes of the training, as the bundle counts them.
         learning_rate: learning rate; None keeps the bundle's value.
-        validation_share: share of the images that selects the weights.
+        validation_share: fraction of the images that selects the weights.
         start: name of the weights to start from, or :data:`FROM_SCRATCH`.
         domain: domain of the images, for methods with domains.
         serve: whether the server answers with the new weights from then on.

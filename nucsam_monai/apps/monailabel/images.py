@@ -79,7 +79,7 @@ class ImageOpener:
         """Open an image.
 
         Args:
-            path: the file.
+            path: path of the file.
             level: level of a slide.
 
         Raises:

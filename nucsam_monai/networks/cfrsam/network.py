@@ -141,7 +141,7 @@ class CFRSAMOutput(NamedTuple):
         coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder, with a fine map ``(N, 1, 8g, 8g)``.
         refined: ``(N, 1, S, S)`` logits after the refinement; None without one.
         iou: ``(N, 1)`` predicted intersection over union.
-        boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without boundary supervision.
+        boundary: ``(N, 1, S, S)`` logits of each nucleus's boundary; None without boundary supervision.
     """
 
     coarse: Tensor
@@ -370,7 +370,7 @@ class CFRSAM(nn.Module):
 def _refinement_inputs(
     encoded: EncodedImages, decoded: DecodedMasks, prompts: NucleusPrompts
 ) -> tuple[ImageGuides, Tensor, Tensor]:
-    """Return what the images share, the up-scaled features of the prompts, and the image of each prompt.
+    """Return what the images share, the upscaled features of the prompts, and the image of each prompt.
 
     Raises:
         ConfigurationError: the images were encoded by a network without refinement.

@@ -39,7 +39,7 @@ def convolve_joined(conv: nn.Conv2d, shared: Tensor, own: Tensor, owners: Tensor
 
 
 class JoinedConv(nn.Module):
-    """Convolution without bias, BN and ReLU of the maps of images beside those of their prompts.
+    """Apply convolution without bias, BN and ReLU to the maps of images next to the maps of their prompts.
 
     Args:
         inputs: channels of both together.
@@ -275,7 +275,7 @@ class RefinedMasks(NamedTuple):
 
     Attributes:
         logits: ``(N, 1, S, S)``.
-        boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without that head.
+        boundary: ``(N, 1, S, S)`` logits of each nucleus's boundary; None without that head.
         reach_px: ``(N,)`` how far the taps of the deformable convolutions were moved, in pixels, one after
             the other.
     """
@@ -289,12 +289,12 @@ class BoundaryRefinement(nn.Module):
     """BGMR with MCBE and BGFF (CFR-SAM, section on the boundary-guided refinement).
 
     Args:
-        channels: C of the embedding; all inside is ``w = C / 8`` channels wide, as SAM's up-scaled features.
+        channels: C of the embedding; all inside is ``w = C / 8`` channels wide, as SAM's upscaled features.
         pixels_per_logit: side in pixels of a coarse logit: 4 in the official SAMs, 2 in the compact one.
         options: see :class:`BGMROptions`; the kind is ``full``.
 
     Raises:
-        ConfigurationError: the embedding's channels are no multiple of 16, or ``pixels_per_logit`` is none of
+        ConfigurationError: the embedding's channels are not a multiple of 16, or ``pixels_per_logit`` is none of
             1, 2 and 4.
 
     Example:
@@ -350,7 +350,7 @@ class BoundaryRefinement(nn.Module):
 
         Args:
             guides: guides of the images.
-            upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
+            upscaled: ``(N, w, 4g, 4g)`` upscaled features of the mask decoder.
             owners: ``(N,)`` int64, the image of each prompt.
         """
         features = self._upscaled(guides.semantic, upscaled, owners)
@@ -377,7 +377,7 @@ class BoundaryRefinement(nn.Module):
 
 
 class PixelRefinement(nn.Module):
-    """A network with about as many parameters that sees one pixel of the up-scaled features at a time.
+    """A network with about as many parameters that sees one pixel of the upscaled features at a time.
 
     The paper's control for the number of parameters (CFR-SAM, ablation "BGMR -> MLP").
 
@@ -403,7 +403,7 @@ class PixelRefinement(nn.Module):
         )
 
     def forward(self, upscaled: Tensor) -> Tensor:
-        """Turn up-scaled features ``(N, w, 4g, 4g)`` into logits ``(N, 1, S, S)``."""
+        """Turn upscaled features ``(N, w, 4g, 4g)`` into logits ``(N, 1, S, S)``."""
         return _enlarged(self.layers(upscaled), self.pixels_per_logit)
 
 
@@ -463,7 +463,7 @@ def refine_in_chunks(
     Args:
         refinement: the network.
         guides: guides of the images.
-        upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder, N > 0.
+        upscaled: ``(N, w, 4g, 4g)`` upscaled features of the mask decoder, N > 0.
         owners: ``(N,)`` int64, the image of each mask.
     """
     whole = (guides.evidence.shape[2], guides.evidence.shape[3])
@@ -580,7 +580,7 @@ def refine_in_boxes(
     Args:
         refinement: the network in evaluation mode.
         guides: guides of the images.
-        upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
+        upscaled: ``(N, w, 4g, 4g)`` upscaled features of the mask decoder.
         owners: ``(N,)`` int64, the image of each mask.
         coarse: ``(N, 1, 4g, 4g)`` coarse logits, or larger ones.
         margin_px: how far beyond the coarse mask a box goes, at least the pixels of one logit.

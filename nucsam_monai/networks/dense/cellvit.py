@@ -33,7 +33,7 @@ def _climb(*widths: int) -> nn.Sequential:
 
 
 class _Branch(nn.Module):
-    """Join the maps of all depths, the coarsest first, as UNETR does (Hatamizadeh et al., 2022)."""
+    """Join the maps of all depths, coarsest first, as UNETR does (Hatamizadeh et al., 2022)."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], outputs: int) -> None:
         super().__init__()

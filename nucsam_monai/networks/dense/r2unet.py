@@ -46,7 +46,7 @@ class R2UNet(nn.Module):
     Args:
         outputs: logits per pixel.
         channels: channels of the finest level; every coarser level has twice as many.
-        levels: number of down-samplings.
+        levels: number of downsamplings.
         steps: the paper's t, how often a convolution sees its own output.
 
     Example:

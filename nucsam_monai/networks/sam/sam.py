@@ -104,7 +104,7 @@ class SAM(nn.Module):
             pad: append SAM's padding point to each prompt, as it belongs to points, but not to boxes.
             is_local: each prompt asks for one object near it, not for objects all over the image.
             multimask: return three ambiguity masks per prompt instead of one.
-            return_upscaled: also return the up-scaled feature map of each prompt.
+            return_upscaled: also return the upscaled feature map of each prompt.
             extra_tokens: ``(E, C)`` learned tokens, see :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`.
 
         Raises:

@@ -121,7 +121,7 @@ def start_trunk(network: nn.Module, weights: str | None) -> None:
 
 
 class FineFeatures(nn.Module):
-    """Maps up to half the image's size: a coarse map up-sampled step by step, each joined with a trunk map.
+    """Maps up to half the image's size: a coarse map upsampled step by step, each joined with a trunk map.
 
     SAM's mask decoder draws at a quarter of the image's size from the embedding alone. What it draws is corrected by
     the product of the last map with a second kernel of each mask, as in HQ-SAM (Ke et al., 2023); the map is computed

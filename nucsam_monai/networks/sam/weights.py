@@ -74,7 +74,7 @@ def write_safetensors(
     The header holds the SHA-256 of the tensors, by which :func:`read_safetensors` detects damage.
 
     Args:
-        path: the file.
+        path: path of the file.
         tensors: tensors on any device.
         header: metadata of the file.
 
@@ -269,7 +269,7 @@ def save_sam(
     of the tensors, by which a damaged file is detected when it is loaded.
 
     Args:
-        path: the file; its name ends with ``.safetensors``.
+        path: path of the file; its name ends with ``.safetensors``.
         state: ``SAM.state_dict()``.
         variant: variant of this SAM.
         image_size: side in pixels of the images that it was trained on.
@@ -372,7 +372,7 @@ def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]
     the statistics of batch normalisation.
 
     Args:
-        path: the file; by convention it ends with ``.safetensors``.
+        path: path of the file; by convention it ends with ``.safetensors``.
         network: any module.
         header: ``method`` and ``sam_variant``, and whatever else describes the training, for example
             ``config_sha256`` or ``domains``. The format, the versions and the digests of the tensors and of the
@@ -401,7 +401,7 @@ def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, st
     Everything is checked before the first tensor is changed.
 
     Args:
-        path: the file.
+        path: path of the file.
         network: the method's network with the frozen base weights already loaded.
         expected: header entries that must agree: ``method``, ``sam_variant``, and more if wanted.
 
@@ -446,7 +446,7 @@ def read_header(path: Path | str, method: str | None = None) -> dict[str, str]:
     """Read the header of a file of :func:`save_trained` without its tensors.
 
     Args:
-        path: the file.
+        path: path of the file.
         method: the method that it must be of; None takes any.
 
     Raises:
@@ -545,7 +545,7 @@ def trained_names(
     """Return the classes or domains that a weights file names in its header.
 
     Args:
-        checkpoint: the file.
+        checkpoint: path of the file.
         entry: entry of the header.
         default: returned if there is no such file, as for tools that only inspect a bundle; None requires the file.
         method: name of the method, see :func:`read_header`.
