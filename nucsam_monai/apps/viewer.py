@@ -1,7 +1,7 @@
-"""Show segmented images and slides in a browser, with outlines, scores, a table and filters.
+"""Show segmented images and slides in a browser.
 
-The page is one HTML file that loads nothing from the network. Its server runs on 127.0.0.1, so only this machine can
-open it, and it never writes.
+The page shows outlines, scores, a table and filters, and loads nothing from
+the network. Only this machine can open it.
 
 Example:
     nucsam view output/segmented --images images

@@ -83,17 +83,17 @@ def hosted_file(dataset: str) -> HostedFile:
 def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bool:
     """Download a file whose digest is known, or do nothing if it is already there.
 
-    The file appears under its name only when it is complete and has the digest. Connections that break and servers
-    that are busy are tried again, from the beginning.
+    The file gets its name only when it is complete and has the expected digest. Interrupted downloads are tried again
+    from the beginning.
 
     Args:
         url: an https address; redirects must be https, too.
         target: path to write to; parent folders are created.
         sha256: the digest that it must have, in lower-case hexadecimal digits.
-        max_bytes: an answer that states more is refused.
+        max_bytes: largest size of the file.
 
     Returns:
-        Whether anything was downloaded.
+        Whether the file was downloaded.
 
     Raises:
         ConfigurationError: ``sha256`` is not a digest.

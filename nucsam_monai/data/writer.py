@@ -1,4 +1,4 @@
-"""Write a dataset folder sample by sample; it appears whole or not at all."""
+"""Write a dataset folder sample by sample; it is written completely or not at all."""
 
 import json
 import re
@@ -170,16 +170,16 @@ class SplitCounts:
 class DatasetWriter:
     """Write a dataset folder sample by sample.
 
-    Everything goes to a hidden folder next to ``folder`` which takes its name when the ``with`` block ends
-    without an error; otherwise nothing is left.
+    Files are written to a hidden folder next to ``folder``, which is renamed when the ``with`` block ends without an
+    error and removed otherwise.
 
     Args:
-        folder: the dataset folder; it must not exist or be empty.
+        folder: dataset folder; must not exist or must be empty.
         metadata: description of the dataset; see :meth:`note` for facts that are known only after the last sample.
 
     Attributes:
         dropped: ``{why: how many}`` annotations so far that are not in the instance maps.
-        most_nuclei: nuclei of the sample that has most so far.
+        most_nuclei: largest number of nuclei in a sample so far.
 
     Raises:
         DatasetError: on entry, ``folder`` is not empty; on exit, no sample was written, or a
@@ -264,8 +264,8 @@ class DatasetWriter:
         Samples that the protocol leaves out become ``unused``. What was dropped is summed in ``dropped``.
 
         Args:
-            jobs: the samples; of an iterator only as many are taken ahead as keep the workers busy.
-            workers: processes that decode and write; 1 stays in this one.
+            jobs: samples; an iterator is consumed only as fast as the workers need.
+            workers: number of processes that decode and write; 1 uses this process.
 
         Raises:
             DatasetError: samples contradict the format or each other; several are all named, up to a limit.

@@ -28,8 +28,8 @@ _DIRECTIONS_YX = np.stack([np.sin(_ANGLES), np.cos(_ANGLES)], axis=1)
 def ray_lengths(instances: np.ndarray) -> np.ndarray:
     """Return how far each pixel's nucleus reaches in each direction, ``(32, H, W)`` float32 in pixels (section 2.1).
 
-    A ray is followed in steps of one pixel; it ends half a step before the first that is nearest to a pixel of something
-    else, or outside of the image. In the background all rays are 0.
+    A ray is followed in steps of one pixel. It ends half a step before the first step that is nearest to a pixel of
+    something else, or outside the image. In the background all rays are 0.
 
     Args:
         instances: ``(H, W)`` integers, 0 = background.
