@@ -21,8 +21,8 @@ _JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 def atomic_path(path: Path | str) -> Iterator[Path]:
     r"""Yield a temporary path next to ``path``, renamed to ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
-    folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
+    The temporary name keeps the suffix, because some writers choose the format by it. Parent folders are created. On
+    an error the temporary file is removed and an existing ``path`` is not modified.
 
     Raises:
         OutputError: the file can't be written.
