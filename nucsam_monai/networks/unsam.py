@@ -359,6 +359,7 @@ class EncoderOptions:
         common_scope: whether the domains share the common embedding.
         activation_checkpointing: recompute activations of the encoder, which saves memory and takes more time.
     """
+
     bypass: bool = True
     trainable: Literal["bypass", "all"] = "bypass"
     common_ratio: float = 2.0
