@@ -1,4 +1,4 @@
-"""Collate items into batches, and hand a batch to the network and to the loss."""
+"""Collate items into batches, and split a batch into inputs and target."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -153,14 +153,14 @@ class _Prepare(PrepareBatch):
 
     @abstractmethod
     def target(self, batch: _Batch) -> Any:
-        """Return what the loss compares with."""
+        """Return the target of the loss."""
 
     def positional(self, batch: _Batch) -> tuple[Any, ...]:
-        """Return the network's arguments behind the image."""
+        """Return the positional arguments of the network after the image."""
         return ()
 
     def named(self, batch: _Batch) -> dict[str, Any]:
-        """Return the network's named arguments."""
+        """Return the keyword arguments of the network."""
         return {}
 
 
@@ -229,10 +229,10 @@ class PrepareDetectionBatch(_Prepare):
     """
 
     def target(self, batch: _Batch) -> None:
-        """Return None: nothing is compared outside of the network."""
+        """Return None, because the network computes its own losses."""
 
     def named(self, batch: _Batch) -> dict[str, Any]:
-        """Return what is known of the nuclei of each image."""
+        """Return masks and classes of the nuclei of each image."""
         masks = batch.moved("masks")
         classes = (
             batch.moved("class_ids")
@@ -259,7 +259,7 @@ class PrepareEndToEndBatch(PrepareNucleusBatch):
     """Pass a batch of :func:`collate_end_to_end` with the targets of both networks."""
 
     def target(self, batch: _Batch) -> EndToEndTarget:
-        """Return points and masks; what is matched on the CPU stays there."""
+        """Return points and masks; the points stay on the CPU, where they are matched."""
         mask = batch.moved("mask") if "mask" in batch else None
         points = PrompterTarget(batch.data["centroids"], batch.data["point_classes"], mask)
         return EndToEndTarget(points, batch.nuclei())
@@ -291,14 +291,14 @@ class PreparePrompterBatch(PrepareBatch):
 class PreparePromptsBatch(_Prepare):
     """Pass one image and its prompts, in the order that :class:`~nucsam_monai.inferers.PromptedInferer` expects.
 
-    Prompts are found by the prompter, or are the ``points`` ``(1, K, 2)`` of the batch. Those have their own classes
-    under ``point_classes`` ``(1, K)``, and sizes under ``point_sizes`` ``(1, K, 2)`` if they stand for boxes, or get
-    the prompter's.
+    Prompts are found by the prompter, or are the ``points`` ``(1, K, 2)`` of the batch. Given points may have classes
+    ``point_classes`` ``(1, K)``, and sizes ``point_sizes`` ``(1, K, 2)`` if they stand for boxes; otherwise they get
+    those of the prompter.
 
     Args:
         finder: finds and classifies points.
-        given_points: take points from batches that have them: those of the ground truth (the ablation with
-            oracle prompts), or of a user.
+        given_points: use the points of the batch if it has any: from the ground truth (the ablation with oracle
+            prompts) or from a user.
     """
 
     def __init__(self, finder: PointFinder | TilePointFinder, *, given_points: bool = False) -> None:
@@ -306,7 +306,7 @@ class PreparePromptsBatch(_Prepare):
         self.given_points = given_points
 
     def target(self, batch: _Batch) -> None:
-        """Return None: nothing is compared."""
+        """Return None, because there is no loss."""
 
     def positional(self, batch: _Batch) -> tuple[Any, ...]:
         """Return the prompts.

@@ -1,6 +1,7 @@
-"""Bundle the handlers that every training, validation, evaluation and inference has.
+"""Combine the handlers that every training, validation, evaluation and inference has.
 
-A composite is attached like a single handler. In a configuration it is an item of a list, so that more can be added.
+A composite is attached like a single handler. In a configuration it is an item of a list, so other handlers can be
+added.
 """
 
 import logging
@@ -72,19 +73,19 @@ class TrainingHandlers(_Handlers):
         data_loader: training data loader with a :class:`DomainBatchSampler`.
         lr_scheduler: learning-rate scheduler, stepped after every epoch.
         network: network that is trained, without the wrapper of distributed training.
-        validator: validates every ``val_interval`` epochs and after the last one.
-        val_interval: epochs; None trains without validation and saves the last weights.
-        best_weights: keeps the weights of the best epoch; its file is uploaded. The state to resume from,
-            ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to it.
+        validator: evaluator that is run every ``val_interval`` epochs and after the last one.
+        val_interval: number of epochs between validations; None trains without validation and saves the last weights.
+        best_weights: saves the weights of the best epoch, which are uploaded to MLflow. The state to resume from,
+            ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to them.
         resume: whether to resume, see :class:`TrainingState`.
-        max_grad_norm: bound of the gradient's norm.
-        weight_averaging: averages the weights, if the training does.
-        early_stopping: stops the training, if it may.
-        extra: further handlers, called before those that validate and save.
-        parts: further objects whose state is kept, by name.
-        artifacts: further files to upload at the end.
-        stage: name of the stage, for trainings of several.
-        hide_progress: True shows no progress bar.
+        max_grad_norm: largest norm of the gradient.
+        weight_averaging: averages the weights.
+        early_stopping: stops the training early.
+        extra: more handlers, called before those that validate and save.
+        parts: more objects whose state is saved, by name.
+        artifacts: more files to upload at the end.
+        stage: name of the stage in trainings with several stages.
+        hide_progress: whether to hide the progress bar.
 
     Raises:
         ConfigurationError: the loader has another sampler.
@@ -224,7 +225,7 @@ class EvaluationHandlers(_Handlers):
         splits: the parts of the dataset.
         output_dir: folder with the tables, which are uploaded at the end; None for an evaluation without tables.
         hide_progress: True shows no progress bar.
-        description: in front of the progress bar.
+        description: text in front of the progress bar.
     """
 
     def __init__(
@@ -253,9 +254,9 @@ class InferenceHandlers(_Handlers):
     """Attach all handlers of an inference: write results, show progress, log.
 
     Args:
-        results: the folder that is written to.
-        overlay_px: longest side of the overlays; 0 writes none.
-        hide_progress: True shows no progress bar.
+        results: folder of the results.
+        overlay_px: longest side of the overlays in pixels; 0 writes no overlays.
+        hide_progress: whether to hide the progress bar.
     """
 
     def __init__(self, results: ResultsFolder, overlay_px: int, hide_progress: bool | None = None) -> None:

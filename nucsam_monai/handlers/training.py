@@ -1,4 +1,4 @@
-"""Handle what happens between training steps: schedules, stopping, validation, clipping, timing."""
+"""Control a training between its steps: schedules, early stopping, validation, gradient clipping and timing."""
 
 import copy
 import logging
