@@ -57,7 +57,7 @@ class ResizeInferer(Inferer):
     """Stretch the whole image to the working size and the probability back (UN-SAM, section IV).
 
     Args:
-        image_size: side of the working image in pixels.
+        image_size: side length of the input image in pixels.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -83,7 +83,7 @@ def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInf
     Args:
         fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training, see
             :func:`~nucsam_monai.transforms.working_size`.
-        image_size: side of the working image in pixels.
+        image_size: side length of the input image in pixels.
         overlap: overlap of the tiles as a fraction of their side length.
 
     Raises:

@@ -100,7 +100,7 @@ class Baseline(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         options = {"size": self.size} | ({"outputs": self.outputs} if self.outputs > 1 else {})
         classes = {"class_names": json.dumps(self.class_names)} if len(self.class_names) > 1 else {}
         return {"method": self.name, "sam_variant": "none", "options": json.dumps(options), **classes}

@@ -85,7 +85,7 @@ class Detector(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         return {
             "method": self.method,
             "sam_variant": "none",

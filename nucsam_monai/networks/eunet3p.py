@@ -67,7 +67,7 @@ class ChannelGate(nn.Module):
 
 
 class XGatedFusionBlock(nn.Module):
-    """X-GFB: a channel gate, then attention of all positions to all (eU-Net3+, section on the fusion block).
+    """Apply a channel gate, then attention between all positions (X-GFB; eU-Net3+, section on the fusion block).
 
     One head as wide as the map, neither positions nor normalisation: SAM contributes through the gate.
 
@@ -103,7 +103,7 @@ class XGatedFusionBlock(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """The ablation of X-GFB: concatenate and convolve 1 x 1.
+    """Concatenate and convolve 1 x 1: the ablation of X-GFB.
 
     Args:
         channels: channels of the map.
@@ -235,7 +235,7 @@ class EUNet3POutput(NamedTuple):
 class EUNet3P(nn.Module):
     """Segment nuclei with eU-Net3+ and X-gated fusion ("SAM Guided Task-Specific Enhanced Nuclei Segmentation").
 
-    SAM is frozen: without a gradient, and with the cache once per image. Only the U-Net and the fusion learn.
+    SAM is frozen; with the cache it runs once per image. Only the U-Net and the fusion are trained.
     The paper's numbers of parameters are those of the defaults with ``fusion: none``, and with the gate
     ``released``. U-Net 3+ itself is :data:`~nucsam_monai.networks.unet3plus.ORIGINAL_UNET3PLUS`.
 
@@ -247,12 +247,12 @@ class EUNet3P(nn.Module):
         xgfb: values of :class:`~nucsam_monai.networks.eunet3p.XGFBOptions`.
         sam: values of :class:`SAMInputOptions`.
         sam_checkpoint: SAM weights in the official layout; without them SAM is random, the same each time.
-        embedding_cache: keeps SAM's features of images that recur.
+        embedding_cache: cache for SAM's features.
         outputs: logits per pixel in evaluation: 2 for learned instances, of nucleus and of the distance map.
 
     Raises:
-        ConfigurationError: an unknown option or value, or a variant and an ``input_scale`` that do not fit.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: an option or its value is unknown, or a variant and an ``input_scale`` that do not fit.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> network = EUNet3P("vit_tiny", unet={"filters": [8, 8, 16, 16, 32]}, sam={"input_scale": 1}).eval()
@@ -346,7 +346,7 @@ class EUNet3P(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Return the header of a weights file, which must agree with the network it is loaded into.
+        """Return the header of a weights file, which must agree with the network that it is loaded into.
 
         Dropout is left out, as only training uses it.
         """

@@ -194,7 +194,7 @@ def centre_cells(masks: Tensor, stride: int) -> tuple[Tensor, Tensor]:
 
     Args:
         masks: ``(n, S, S)``.
-        stride: side of a cell in pixels.
+        stride: side length of a cell in pixels.
 
     Example:
         >>> cells, spread = centre_cells(torch.ones(1, 8, 16), 4)

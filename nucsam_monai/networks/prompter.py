@@ -39,7 +39,7 @@ def anchor_grid(height: int, width: int, step: int, device: torch.device | None 
     Args:
         height: rows of the grid.
         width: columns of the grid.
-        step: side of a cell in pixels.
+        step: side length of a cell in pixels.
         device: device of the result.
 
     Returns:
@@ -63,7 +63,7 @@ def sample_at(
     Args:
         features: ``(B, C, h, w)``, each cell standing for ``stride`` x ``stride`` pixels.
         points: ``(B, n, m, 2)`` float32 as (x, y) in pixels of the image.
-        stride: side of a cell in pixels.
+        stride: side length of a cell in pixels.
         alignment: ``corrected`` reads the value of a cell at the cell's centre, and at the border of the map
             that of the outermost cells. ``released`` is the authors' code, for their published weights: it
             stretches the centres of the outermost cells to the border of the image, which shifts samples by
@@ -93,7 +93,7 @@ _GROUPS = 8
 
 
 class CompactBackbone(nn.Module):
-    """One residual block (He et al., 2016) with group normalisation (Wu and He, 2018) for each of four sizes.
+    """Compute four maps with one residual block each (He et al., 2016), with group normalisation (Wu and He, 2018).
 
     Trained from random weights for some hundred steps it finds more nuclei than a ConvNeXt of the same cost, which
     is meant for long trainings. Batches may be small, and images do not influence each other. All reductions take whole
@@ -171,7 +171,7 @@ def _convolution(before: int, after: int, kernel: int) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class ConvNeXtShape:
-    """The size of a ConvNeXt.
+    """Define the size of a ConvNeXt.
 
     Attributes:
         depths: blocks of each stage.
@@ -187,7 +187,7 @@ CONVNEXT_SMALL = ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768))
 
 
 class ConvNeXtBackbone(nn.Module):
-    """The four stages of a ConvNeXt without its classifier and without stochastic depth.
+    """Compute the four stages of a ConvNeXt, without its classifier and without stochastic depth.
 
     Args:
         shape: the size.
@@ -241,7 +241,7 @@ _STRIDES = (4, 8, 16, 32)
 
 
 class EmbeddingPyramid(nn.Module):
-    """The simple feature pyramid of ViTDet (Li et al., 2022): one map enlarged and reduced.
+    """Enlarge and reduce one map: the simple feature pyramid of ViTDet (Li et al., 2022).
 
     Transposed convolutions enlarge, each halving the channels; maximum pooling reduces.
 
@@ -304,7 +304,7 @@ def _stage(channels: int, patch: int, stride: int) -> nn.Module:
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of one width that combine the detail of fine stages with the view of coarse ones.
+    """Combine the detail of fine stages with the context of coarse stages in maps of one width.
 
     All stages take part in the top-down path, even where only the finest are returned. There is neither
     normalisation nor activation.
@@ -417,10 +417,10 @@ class PrompterOptions:
     sizes: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers without a meaning.
+        """Check the values.
 
         Raises:
-            ConfigurationError: one is out of range.
+            ConfigurationError: a value is out of range.
         """
         if not 1 <= self.levels <= 4:
             raise ConfigurationError(f"options.levels {self.levels}: expected 1 to 4 levels of the pyramid.")
@@ -491,7 +491,7 @@ class Prompter(nn.Module):
             everything is random.
 
     Raises:
-        ConfigurationError: an unknown option or value, the backbone ``shared`` without an embedding, or weights for
+        ConfigurationError: an option or its value is unknown, ``shared`` has no embedding, or there are weights for
             another backbone than ``convnext_small``.
         CheckpointError: the weights are missing, damaged or of another network.
 
@@ -595,7 +595,7 @@ class Prompter(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Header of a weights file, which must agree with the network it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         # Weights of a network without sizes lack the entry: that option came later.
         left_out = {"dropout"} if self.options.sizes else {"dropout", "sizes"}
         options = {name: value for name, value in asdict(self.options).items() if name not in left_out}
@@ -654,7 +654,7 @@ def any_nucleus_logits(
 ) -> Tensor:
     """Return the logits ``(B, 1, S, S)`` of "any nucleus": at each pixel the highest of all masks.
 
-    Every anchor point that is likelier a nucleus than background is a prompt; points of the same nucleus are not
+    Every anchor point that is more likely a nucleus than background is a prompt; points of the same nucleus are not
     merged, as that changes nothing here.
 
     Args:

@@ -67,7 +67,7 @@ class Segmentor(nn.Module):
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
-        image_size: side of the tiles in pixels.
+        image_size: side length of the tiles in pixels.
         finetune: values of :class:`FineTuneOptions`.
         classes: number of classes of a class head with its own token (the paper's ablation; the method itself takes
             classes from the prompter); 0 for no head.
@@ -307,7 +307,7 @@ class DenselyTaughtSegmentor(Segmentor):
 
     Args:
         sam_variant: see :class:`~nucsam_monai.networks.promptnucseg.Segmentor`, also for the other arguments.
-        image_size: side of the tiles in pixels.
+        image_size: side length of the tiles in pixels.
         options: further arguments of the segmentor.
 
     Source: ours.
@@ -366,7 +366,7 @@ class PromptNucSeg(nn.Module):
         sam_checkpoint: weights of SAM.
 
     Raises:
-        ConfigurationError: no class or one named twice, an unknown option or value.
+        ConfigurationError: there is no class, a class occurs twice, or an option or its value is unknown.
         CheckpointError: a file of weights is missing, damaged or of another network.
 
     Example:

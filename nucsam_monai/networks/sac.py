@@ -557,7 +557,7 @@ class SAC(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Return the header of a weights file, which must agree with the network it is loaded into.
+        """Return the header of a weights file, which must agree with the network that it is loaded into.
 
         Left out are settings of training or evaluation alone: the schedule and ``n_points_test``.
         """

@@ -1,4 +1,4 @@
-"""CFR-SAM: frozen SAM with local adapters, fused levels, and masks refined along their boundaries."""
+"""Define CFR-SAM: frozen SAM with local adapters, fused levels, and masks refined along their boundaries."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class HMFMOptions:
-    """How the levels are fused; all but ``modulated`` are the paper's ablation, ``none`` takes the last level.
+    """Configure the fusion of levels; all except ``modulated`` are the paper's ablation, ``none`` takes the last level.
 
     ``reduce`` says what becomes of the modulated levels. Their sum, as in the paper, is about four times as
     large as the embedding that SAM's decoder was trained on, and the decoder has to get used to it.
@@ -66,7 +66,7 @@ class HMFMOptions:
 
 
 class HMFM(nn.Module):
-    """Weight the channels of each level by what the level shows, and add the levels up.
+    """Weight the channels of each level by its content, and add the levels.
 
     ``a_l = sigmoid(GAP(ReLU(BN(Conv1x1(F_l)))))`` and ``F = sum_l (a_l * F_l + F_l)``.
 
@@ -158,7 +158,7 @@ class CFRSAMOutput(NamedTuple):
 class CFRSAM(nn.Module):
     """Segment one nucleus per prompt with SAM and fine-grained refinement (CFR-SAM, section on the method).
 
-    Encode an image once and ask for as many of its nuclei as there are prompts, at any time::
+    An image is encoded once, and any number of prompts is decoded from it::
 
         encoded = network.encode(image)
         masks = network.decode(encoded, prompts).logits > 0
@@ -168,8 +168,8 @@ class CFRSAM(nn.Module):
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
-        image_size: side of the tiles in pixels.
-        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
+        image_size: side length of the tiles in pixels.
+        adapter: kind of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         mala: values of :class:`~nucsam_monai.networks.fine_tuning.MALAOptions`, for ``adapter: mala``.
         lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
@@ -183,14 +183,14 @@ class CFRSAM(nn.Module):
             as the paper does.
         refine_halo_px: width of what is computed around each of these boxes; None for all that the masks in them
             depend on.
-        train_sam: let all of SAM learn, beyond what ``adapter`` says: random weights have nothing to adapt.
+        train_sam: train all of SAM in addition to the adapters, for random weights.
         activation_checkpointing: recompute the encoder's blocks in the backward pass to save memory.
-        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
+        sam_checkpoint: SAM weights in the official layout to start from. Default: random weights, see
             :func:`~nucsam_monai.networks.sam.decoder.start_localised`.
 
     Raises:
-        ConfigurationError: an unknown option or value.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: an option or its value is unknown.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> network = CFRSAM("vit_tiny", 64, adapter="full").eval()
@@ -268,7 +268,7 @@ class CFRSAM(nn.Module):
         """Return the final masks of the prompts: the refined ones, or the coarse ones where none are refined.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         margin = None if self.training else self.refine_margin_px
         if margin is not None and len(prompts.points) and isinstance(self.bgmr, BoundaryRefinement):
@@ -307,7 +307,7 @@ class CFRSAM(nn.Module):
                 alone is too few for statistics: batch normalisation then uses its running ones.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         if not len(prompts.points):
             some = self.decode_stages(encoded, padding_prompt(prompts))
@@ -337,7 +337,7 @@ class CFRSAM(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         options: dict[str, Any] = {
             "adapter": self.adapter,
             "hmfm": asdict(self.hmfm_options),
@@ -395,13 +395,13 @@ class PromptedCFRSAM(nn.Module):
     Args:
         class_names: names of the classes of nuclei; one name without classes.
         sam_variant: SAM variant of the second stage.
-        image_size: side of its tiles in pixels.
+        image_size: side length of its tiles in pixels.
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`, without ``sizes``.
         backbone_checkpoint: ImageNet weights of the prompter's backbone.
         segmentor: further arguments of :class:`~nucsam_monai.networks.cfrsam.network.CFRSAM`.
 
     Raises:
-        ConfigurationError: no class or one named twice, an unknown option or value.
+        ConfigurationError: there is no class, a class occurs twice, or an option or its value is unknown.
         CheckpointError: a file of weights is missing, damaged or of another network.
 
     Example:

@@ -108,7 +108,7 @@ class SAM(nn.Module):
             extra_tokens: ``(E, C)`` learned tokens, see :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         grid = (features.embedding.shape[-2], features.embedding.shape[-1])
         size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)
