@@ -140,12 +140,24 @@ def merge_slides(arguments: argparse.Namespace) -> int:
 
     outputs = arguments.outputs and arguments.outputs.split(",")
     check_outputs(outputs or ())
-    for plan in sorted(arguments.output_dir.glob("*/plan.json")):
+    for plan in plans_in(arguments.output_dir):
         journal = Journal(plan.parent)
         with journal.locked():
             merge_slide(journal, outputs)
         print(f"{plan.parent.name}: merged")
     return 0
+
+
+def plans_in(folder: Path) -> list[Path]:
+    """Return the plans of all slides in an output folder.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    plans = sorted(folder.glob("*/plan.json"))
+    if not plans:
+        raise ConfigurationError(f"{folder}: no slides in it. Pass the output folder of 'nucsam slides run'.")
+    return plans
 
 
 def show_status(arguments: argparse.Namespace) -> int:
@@ -154,7 +166,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     from nucsam_monai.wsi.grid import cut_shards
     from nucsam_monai.wsi.run import pending
 
-    for file in sorted(arguments.output_dir.glob("*/plan.json")):
+    for file in plans_in(arguments.output_dir):
         journal = Journal(file.parent)
         shards = cut_shards(journal.cells(), (journal.plan or {})["shard_cells"])
         left = {shard.index for shard in pending(journal, shards)}

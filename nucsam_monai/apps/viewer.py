@@ -306,7 +306,7 @@ def find_results(folder: Path, images: Path | None = None) -> list[Result]:
         slide = sources.get(done.parent.name)
         if slide is None:
             raise ConfigurationError(
-                f"{done.parent.name}: its slide is not known. Pass --images with the slide or its folder."
+                f"{done.parent.name}: the slide is missing. Pass --images with the slide or its folder."
             )
         results.append(SlideResult(done.parent, slide))
     if not results:

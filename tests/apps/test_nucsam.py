@@ -120,7 +120,7 @@ def test_models_lists_every_bundle_and_weights_file(capsys: pytest.CaptureFixtur
     ("call", "message"),
     [
         ("train unsam compakt", "unsam: found no configuration 'compakt'. Expected one of compact"),
-        ("segment a --bundle nothing", "bundle 'nothing': no configs/metadata.json found"),
+        ("segment a --bundle nothing", "bundle 'nothing': not found. The bundles in "),
         ("segment a --weights nothing", "weights 'nothing': neither a file nor a short name"),
     ],
 )

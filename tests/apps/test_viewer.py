@@ -132,7 +132,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "DONE.json").write_text("{}")
     assert main([str(tmp_path), "--no_browser"]) == 1
-    assert "its slide is not known. Pass --images" in capsys.readouterr().err
+    assert "the slide is missing. Pass --images" in capsys.readouterr().err
 
 
 def test_a_slide_is_shown_in_pixels_of_its_finest_level(tmp_path: Path) -> None:
