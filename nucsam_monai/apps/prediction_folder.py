@@ -29,7 +29,7 @@ def find_predictions(
         folder: folder with the predictions.
         ids: images that need one.
         other_ids: images of the other splits, whose predictions are ignored.
-        split: for messages.
+        split: name of the split for error messages.
 
     Raises:
         DatasetError: an image has no prediction or several, or a file belongs to no image of the dataset.

@@ -141,14 +141,13 @@ class HoVerNetBranchLoss(nn.Module):
 class DistanceInstanceLoss(nn.Module):
     """Add cross-entropy and smooth L1 of the distance map to a loss of the foreground.
 
-    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy has large gradients where the output is
-    far off, its smooth L1 makes the values accurate, on which the markers' threshold relies.
+    The distance is a target between 0 and 1 of a sigmoid. Cross-entropy gives large gradients where the output is
+    wrong, and smooth L1 makes the values accurate, which the threshold of the markers needs.
 
     Args:
-        mask: the loss of the foreground's logits against a binary target ``(B, 1, H, W)``; Dice + cross-entropy where
-            none is given.
-        distance_weight: weight of the distance map's part.
-        l1_weight: weight of smooth L1 in it.
+        mask: loss of the foreground logits against a binary target ``(B, 1, H, W)``. Default: Dice + cross-entropy.
+        distance_weight: weight of the losses of the distance map.
+        l1_weight: weight of smooth L1 among these.
         beta: error below which the smooth L1 loss is quadratic.
 
     Source: ours; the map is that of :func:`~nucsam_monai.transforms.nucleus_distance`.

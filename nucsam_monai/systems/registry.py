@@ -1,4 +1,4 @@
-"""All systems by their names, and what the bundle ``baselines`` asks of one of them."""
+"""List all systems by name, and provide their parts to the bundle ``baselines``."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +57,7 @@ _NO_CLASSES = ("nucleus",)
 
 
 def system_named(name: str) -> System:
-    """Return a system; the names of users' networks, in copies of the bundle, stand for dense ones, as a U-Net is."""
+    """Return a system by name; unknown names, as of users' own networks, stand for dense systems like the U-Net."""
     return SYSTEMS.get(_key(name), SYSTEMS["unet"])
 
 
@@ -75,16 +75,15 @@ def build_network(
     """Build the network of a system.
 
     Args:
-        name: a key of :data:`SYSTEMS`, with a variant in place of its asterisk.
-        size: one of the system's.
-        instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
-            ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
-            :func:`default_rule`.
+        name: key of :data:`SYSTEMS`, with a variant instead of its asterisk.
+        size: one of the sizes of the system.
+        instances: post-processing: ``own`` for that of the system, ``components``, ``watershed``, or ``distance``, for
+            which a dense network also learns a distance map. Default: :func:`default_rule`.
         class_names: names of the classes of nuclei; systems without classes ignore them.
 
     Raises:
-        ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
-            that it does not have.
+        ConfigurationError: the name or size is unknown, or the system does not have this size, variant or
+            post-processing.
     """
     if _key(name) not in SYSTEMS:
         raise ConfigurationError(f"baseline '{name}': expected one of {', '.join(SYSTEMS)}.")
@@ -100,12 +99,12 @@ def build_network(
 
 
 def default_rule(name: str) -> SystemRule:
-    """Return the rule that makes nuclei of a system's output: its own where it has one, else ``components``."""
+    """Return the default post-processing of a system: its own if it has one, else ``components``."""
     return "own" if system_named(name).rule else "components"
 
 
 def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
-    """Return the rule that weights were trained for, or :func:`default_rule` where there are none.
+    """Return the post-processing that weights were trained for, or :func:`default_rule` without weights.
 
     Older weights do not name their system among their settings. In their time the setting had no effect on HoVer-Net,
     so it is passed over.
@@ -118,7 +117,7 @@ def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
 
 
 def trained_size(checkpoint: Path | str | None) -> Size:
-    """Return the size of the network that weights were trained for; ``standard`` where there are none."""
+    """Return the size of the network that weights were trained for; ``standard`` without weights."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return "standard"
     size: Size = json.loads(read_header(checkpoint).get("options", "{}")).get("size", "standard")
@@ -135,7 +134,7 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
 
 
 def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
-    """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none."""
+    """Return the names of the classes that a system learns from a dataset; only "nucleus" if it learns none."""
     return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
 
 
@@ -146,25 +145,25 @@ def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> li
 
 
 def true_classes(class_names: Sequence[str]) -> Steps:
-    """Return what adds the class of each true nucleus, for metrics of several classes."""
+    """Return the transforms that add the class of each true nucleus, for metrics of several classes."""
     if len(class_names) == 1:
         return []
     return [NucleusCentroidsd("instances"), DeleteItemsd(["classes", "mask", "points"])]
 
 
 def read_classes_of(class_names: Sequence[str]) -> Steps:
-    """Return what reads the classes of an item's nuclei, before anything that is kept in memory, where they differ."""
+    """Return the transforms that read the classes of an item's nuclei, if there are several classes."""
     if len(class_names) == 1:
         return []
     return [Lambdad("classes", func=read_classes, allow_missing_keys=True)]
 
 
 def own_targets(name: str, instances: SystemRule, class_names: Sequence[str] = _NO_CLASSES) -> Steps:
-    """Return what makes ``label``, so far the foreground, the training target of a system.
+    """Return the transforms that replace ``label``, so far the foreground, by the training target of a system.
 
     Args:
         name: name of the system.
-        instances: the rule that is trained for.
+        instances: post-processing that the network is trained for.
         class_names: names of the classes of nuclei.
     """
     system = system_named(name)
