@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -29,7 +30,15 @@ from nucsam_monai.handlers.run_facts import (
     tracked_name,
     weights_facts,
 )
-from nucsam_monai.handlers.run_page import described, description, run_name, where_to_look
+from nucsam_monai.handlers.run_page import (
+    best_overlay,
+    described,
+    description,
+    picture,
+    run_name,
+    small_copy,
+    where_to_look,
+)
 from nucsam_monai.handlers.tracking_store import connect, experiment_id, resolve_tracking_uri
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import project_root
@@ -221,13 +230,19 @@ class TrackedRun:
 
         Args:
             command: command that was run.
-            folder: folder of an evaluation, whose overlays are artifacts of the run.
+            folder: folder of an evaluation, whose best overlay is shown.
         """
         if not self._is_open:
             return
-        with self._writing("description"):
+        overlay = None if folder is None else best_overlay(Path(folder))
+        with self._writing("description"), TemporaryDirectory() as temporary:
+            shown = ""
+            if overlay is not None:
+                small = small_copy(overlay, Path(temporary))
+                self.client.log_artifact(self.run_id, str(small))
+                shown = picture(str(self.run_id), small.name)
             metrics = self.client.get_run(self.run_id).data.metrics
-            self.log_tags(described(description(str(self.run_id), metrics, command, folder)))
+            self.log_tags(described(description(metrics, command, shown)))
         self._is_described = True
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from PIL import Image
+
 from nucsam_monai.handlers.run_facts import without_passwords
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
 
@@ -21,6 +23,7 @@ MAX_DESCRIPTION_LENGTH = 5000
 _NOTE = "mlflow.note.content"
 _RANKED_BY = ("aji", "pq", "dice")
 _LONGEST_NAME = 20
+_DESCRIPTION_PX = 560
 _BREAK = "\\\n    "
 _TASK = " nuclei segmentation"  # ends the names of most bundles
 
@@ -105,24 +108,24 @@ def described(text: str) -> dict[str, str]:
     return {_NOTE: text}
 
 
-def description(
-    run_id: str, metrics: Mapping[str, float], command: str, folder: str | Path | None = None
-) -> str:
-    """Return the description of a run in Markdown: its best overlay, its command and the table of its metrics.
+def description(metrics: Mapping[str, float], command: str, overlay: str = "") -> str:
+    """Return the description of a run in Markdown: its main metrics, best overlay, command and table of metrics.
+
+    MLflow shows the first lines, and the rest on a click.
 
     Args:
-        run_id: MLflow's id, to show an artifact of the run.
         metrics: latest values by name. Only those of the validation are listed if there are any, and no bounds of
             intervals.
         command: command that was run.
-        folder: holds ``per_image.csv`` and ``overlays``, which are artifacts of the run under these names.
+        overlay: Markdown of a picture, see :func:`picture`.
     """
     listed = {name: value for name, value in metrics.items() if "_ci_" not in name}
     listed = {name: value for name, value in listed.items() if name.startswith("val_")} or listed
-    overlay = None if folder is None else best_overlay(Path(folder))
+    main = [(name, listed.get(f"val_{name}", listed.get(name))) for name in _RANKED_BY]
     rows = [f"| {name} | {value:.4g} |" for name, value in sorted(listed.items())]
     sections = [
-        "" if overlay is None else picture(run_id, f"overlays/{overlay.name}"),
+        ", ".join(f"**{name} {value:.3f}**" for name, value in main if value is not None),
+        overlay,
         f"```\n{_wrapped(command)}\n```",
         "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "",
     ]
@@ -134,6 +137,15 @@ def _wrapped(command: str) -> str:
     first, *words = shlex.split(command)
     first = re.sub(r".*/(python)[\d.]*$", r"\1", first)
     return " ".join([first, *(f"{_BREAK * word.startswith('--')}{shlex.quote(word)}" for word in words)])
+
+
+def small_copy(image: Path, folder: Path) -> Path:
+    """Write a copy of an image that fits into a description: a wider one pushes the metrics off MLflow's page."""
+    copy = folder / f"small_{image.name}"
+    with Image.open(image) as pixels:
+        pixels.thumbnail((_DESCRIPTION_PX, _DESCRIPTION_PX))
+        pixels.save(copy)
+    return copy
 
 
 def picture(run_id: str, artifact: str) -> str:
