@@ -5,6 +5,8 @@ A message says what was found, where, what was expected and what to do, for exam
     stage1_train.zip: not a zip archive (first bytes: 3c21444f). Download it again.
 """
 
+from importlib.util import find_spec
+
 
 class NucSAMError(Exception):
     """Base class of all errors that are caused by input, files or configuration rather than by a bug.
@@ -40,3 +42,21 @@ class ConfigurationError(NucSAMError, ValueError):
 
 class OutputError(NucSAMError, OSError):
     """A file or folder cannot be written, because the disk is full or read-only or permission is missing."""
+
+
+def require_package(package: str, what: str, extra: str = "systems") -> None:
+    """Check that a package is installed.
+
+    Args:
+        package: import name of the package.
+        what: feature that needs it, for the error message.
+        extra: extra of this package that installs it.
+
+    Raises:
+        ConfigurationError: the package is not installed.
+    """
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise ConfigurationError(
+            f"{what}: {name} is not installed. Run: pip install 'nucsam-monai[{extra}]'."
+        )

@@ -223,8 +223,8 @@ def folded_attention(
 
     The query at (i, j) is ``[s q, term of every key row, term of every key column]`` and the key at (k, l) is
     ``[k, one-hot k, one-hot l]``; their product is ``s q . k + row term + column term``. Attention at scale 1
-    over them never makes a tensor with an entry per pair, and needs no mask, whose gradient keeps PyTorch
-    from its fused kernels.
+    over them needs no mask, whose gradient keeps PyTorch from its fused kernels, and with more than a few keys
+    never makes a tensor with an entry per pair.
 
     Where the windows are cut by the border of the grid, all padded cells together are one more key, which
     has a component of its own (see :func:`~nucsam_monai.networks.sam.kernels.padding_term`).
@@ -253,15 +253,33 @@ def folded_attention(
 
     one_hot = F.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
     wide_key = _flatten_cells(torch.cat([key, one_hot.expand(*key.shape[:-1], extra)], dim=-1))
-    wide_value = _flatten_cells(F.pad(value, (0, extra)))  # fused kernels demand one width
+    value = _flatten_cells(value)
     if padding is not None:
         _, padded_key, padded_value = padding.to(key.dtype).reshape(3, heads, 1, channels).unbind(0)
         own = F.pad(F.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
         wide_key = _append_cell(wide_key, own)
-        wide_value = _append_cell(wide_value, F.pad(padded_value, (0, extra)))
-    attended = F.scaled_dot_product_attention(_flatten_cells(wide_query), wide_key, wide_value, scale=1.0)
-    # (N, heads, h * w, C + extra) -> (..., h, w, heads * C)
-    return attended[..., :channels].transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
+        value = _append_cell(value, padded_value)
+    attended = _attend_unscaled(_flatten_cells(wide_query), wide_key, value)
+    # (N, heads, h * w, C) -> (..., h, w, heads * C)
+    return attended.transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
+
+
+_MOST_KEYS = 256
+"""Most keys of an attention whose weights are kept for its gradient."""
+
+
+def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
+
+    In bfloat16 on a CPU the backward pass of PyTorch's fused kernel takes two to five times as long as plain products
+    with few keys.
+    """
+    is_slow = query.is_cpu and query.dtype is torch.bfloat16 and query.requires_grad
+    if is_slow and key.shape[2] <= _MOST_KEYS:
+        return (query @ key.mT).softmax(dim=-1) @ value
+    extra = query.shape[-1] - value.shape[-1]
+    attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=1.0)  # of one width
+    return attended[..., : value.shape[-1]]
 
 
 def _one_hot_positions(height: int, width: int, like: Tensor) -> Tensor:
