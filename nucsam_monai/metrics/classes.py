@@ -61,7 +61,7 @@ def binary_panoptic_quality(y: Labels, y_pred: ArrayLike | None = None) -> float
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         bPQ in [0, 1]; NaN if ``y`` has no nucleus.
@@ -88,7 +88,7 @@ def class_panoptic_quality(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         y_classes: ``{id in y: class id}`` with class ids from 0; ids that the map lacks are ignored.
         y_pred_classes: ``{id in y_pred: class id}``.
         class_count: number of classes.
@@ -135,8 +135,8 @@ class PanNukeImage(NamedTuple):
     """Hold the contribution of one image to the summary.
 
     Attributes:
-        tissue: the tissue it shows.
-        bpq: from :func:`binary_panoptic_quality`.
+        tissue: tissue in the image.
+        bpq: bPQ of the image, from :func:`binary_panoptic_quality`.
         class_pq: ``(classes,)`` from :func:`class_panoptic_quality`.
         fold: the test fold that it was predicted in; "" for a single set.
     """

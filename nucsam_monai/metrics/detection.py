@@ -106,11 +106,10 @@ def centroids_xy(instances: ArrayLike) -> Centroids:
 def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> NDArray[np.int64]:
     """Pair points by the Hungarian method on all distances, then drop the pairs beyond the radius.
 
-    This is, to the letter, the protocol behind published detection and classification scores of PanNuke. The
-    assignment pairs every point of the smaller set, so a missed nucleus and a false detection that lie far
-    apart can be paired through a chain of neighbours, each of which loses its own close partner and falls out
-    when the radius is applied. Compared with :func:`match_points` it therefore finds fewer pairs where both
-    kinds of error occur.
+    This is exactly the protocol behind the published detection and classification scores of PanNuke. The assignment
+    pairs every point of the smaller set. If a missed nucleus and a false detection are far apart, it may therefore pair
+    them through a chain of neighbours, which lose their own close partners and are dropped when the radius is applied.
+    It finds fewer pairs than :func:`match_points` if both kinds of error occur.
 
     Args:
         true_xy: ``(n, 2)`` ground truth, in pixels.
@@ -121,9 +120,8 @@ def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: fl
         ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in ascending order.
 
     Raises:
-        ConfigurationError: the points or the radius are not such values, or there are more than
-            10,000 x 10,000 pairs: the method needs all distances at once and cubic time. Use
-            :func:`match_points` there.
+        ConfigurationError: the points or the radius are invalid, or there are more than 10,000 x 10,000 pairs, because
+            the method needs all distances at once and cubic time; use :func:`match_points` instead.
 
     Source:
         Graham et al., HoVer-Net, Medical Image Analysis 2019, evaluation of nuclear classification, and its
@@ -161,7 +159,7 @@ def match_points(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> ND
         ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in ascending order.
 
     Raises:
-        ConfigurationError: the points or the radius are not such values.
+        ConfigurationError: the points or the radius are invalid.
 
     Source:
         Schuhmacher et al., A Consistent Metric for Performance Evaluation of Multi-Object Filters, IEEE
@@ -187,7 +185,7 @@ def pairs_within(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> Po
         radius_px: pairs at this distance still count; > 0.
 
     Raises:
-        ConfigurationError: the points or the radius are not such values.
+        ConfigurationError: the points or the radius are invalid.
     """
     truth, prediction = _as_points(true_xy, pred_xy, radius_px)
     if not len(truth) or not len(prediction):

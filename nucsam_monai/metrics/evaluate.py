@@ -51,10 +51,10 @@ def evaluate(
 ) -> DatasetEvaluation:
     """Measure a whole dataset.
 
-    Samples are taken one by one and dropped when they are measured, so a generator that reads them keeps memory
-    small. Means are over images; images without a value (NaN) are left out and counted in ``skipped``. Intervals
-    are bootstrapped over images, or over groups where samples have a group, because images of one slide or
-    patient are not independent. The result doesn't depend on the order of the samples.
+    Samples are measured one by one, so a generator that reads them needs little memory. Means are over images; images
+    without a value (NaN) are left out and counted in ``skipped``. Confidence intervals are bootstrapped over images, or
+    over groups if samples have a group, because images of one slide or patient are not independent. The order of the
+    samples does not matter.
 
     Args:
         samples: ground truth and prediction of every image.

@@ -108,7 +108,7 @@ def foreground_metrics(y: Labels, y_pred: ArrayLike | None = None) -> Foreground
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -124,7 +124,7 @@ def foreground_counts(y: Labels, y_pred: ArrayLike | None = None) -> ForegroundC
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -139,7 +139,7 @@ def dice(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Dice in [0, 1]; 1 if both foregrounds are empty, 0 if one is.
@@ -161,7 +161,7 @@ def iou(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         IoU in [0, 1]; 1 if both foregrounds are empty, 0 if one is.
@@ -177,7 +177,7 @@ def precision_recall(y: Labels, y_pred: ArrayLike | None = None) -> PrecisionRec
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Both in [0, 1]; both 1 if both foregrounds are empty, both 0 if one is.
@@ -228,7 +228,7 @@ def hausdorff_distance(y: Labels, y_pred: ArrayLike | None = None, percentile: f
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         percentile: 0 < percentile <= 100, linearly interpolated; None is the maximum. 95 gives HD95.
 
     Returns:
@@ -298,7 +298,7 @@ def weighted_scores(y: Labels, y_pred: ArrayLike | None = None) -> WeightedScore
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Both in [0, 1]; NaN for an image without pixels.
@@ -335,7 +335,7 @@ def smoothed_overlap(y: Labels, y_pred: ArrayLike | None = None, smooth: float =
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         smooth: the constant, > 0, in pixels.
 
     Raises:

@@ -101,7 +101,7 @@ def aggregated_jaccard_index(y: Labels, y_pred: ArrayLike | None = None) -> floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         AJI in [0, 1]; NaN if ``y`` has no instance.
@@ -141,7 +141,7 @@ def aggregated_jaccard_index_plus(y: Labels, y_pred: ArrayLike | None = None) ->
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         AJI+ in [0, 1]; NaN if ``y`` has no instance.
@@ -173,7 +173,7 @@ def panoptic_quality(y: Labels, y_pred: ArrayLike | None = None, match_iou: floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
 
     Returns:
@@ -199,7 +199,7 @@ def instance_metrics(y: Labels, y_pred: ArrayLike | None = None, match_iou: floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         match_iou: IoU above which a pair counts as detected in DQ, SQ and PQ; 0 <= match_iou < 1.
 
     Raises:
@@ -221,7 +221,7 @@ def matched_ids(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
 
     Raises:
@@ -280,7 +280,7 @@ def object_scores(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         thresholds: each 0 < threshold <= 1.
 
     Raises:
@@ -310,7 +310,7 @@ def dice2(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Dice 2 in [0, 1]; 0 if nothing overlaps, NaN if ``y`` has no instance.

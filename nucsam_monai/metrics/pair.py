@@ -194,7 +194,7 @@ def contingency_table(y: Labels, y_pred: ArrayLike | None = None) -> Contingency
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
