@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 class EvaluationReport:
     """Write ``per_image.csv``, ``summary.csv``, ``summary.json`` and some overlays of an evaluation.
 
-    The rows come from ``engine.state.metric_details``, so the report is attached behind the handlers that
+    The rows come from ``engine.state.metric_details``, so the report is attached after the handlers that
     measure. The evaluator's items hold ``id``, ``domain``, ``image_path`` and perhaps ``group``, its outputs
     a ``NucleiPrediction`` under ``pred`` and the true ``label_instances``. Every mean in the summary has a 95 %
     bootstrap interval over the images, or over the groups if there are any. The first images of every domain get an
@@ -250,7 +250,7 @@ class LabelMapWriter:
         self.output_dir = Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator, behind the handler that splits batches into items, if any."""
+        """Attach to the evaluator, after the handler that splits batches into items, if any."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:

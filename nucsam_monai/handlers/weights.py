@@ -64,7 +64,7 @@ class BestWeightsSaver:
         self.owns_file = False
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a validator, behind the handler that computes the metric."""
+        """Attach to a validator, after the handler that computes the metric."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.compare)
 
     def compare(self, engine: Engine) -> None:
