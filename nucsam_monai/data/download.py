@@ -26,10 +26,10 @@ _PLAIN_HTTP_HOSTS: frozenset[str] = frozenset()  # tests have a server on 127.0.
 
 @dataclass(frozen=True)
 class HostedFile:
-    """A file on its publisher's server, and how to recognise it.
+    """Describe a file on its publisher's server, with its size and SHA-256.
 
     Attributes:
-        url: where it lies.
+        url: address of the file.
         name: name of the file.
         sha256: digest of the file.
         max_bytes: a longer answer is not this file.
@@ -83,17 +83,17 @@ def hosted_file(dataset: str) -> HostedFile:
 def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bool:
     """Download a file whose digest is known, or do nothing if it is already there.
 
-    The file appears under its name only when it is complete and has the digest. Connections that break and servers
-    that are busy are tried again, from the beginning.
+    The file gets its name only when it is complete and has the expected digest. Interrupted downloads are tried again
+    from the beginning.
 
     Args:
         url: an https address; redirects must be https, too.
-        target: where the file goes; parent folders are made.
+        target: path to write to; parent folders are created.
         sha256: the digest that it must have, in lower-case hexadecimal digits.
-        max_bytes: an answer that states more is refused.
+        max_bytes: largest size of the file.
 
     Returns:
-        Whether anything was downloaded.
+        Whether the file was downloaded.
 
     Raises:
         ConfigurationError: ``sha256`` is not a digest, or a package of the extra ``train`` is missing.

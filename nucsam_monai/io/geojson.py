@@ -1,4 +1,4 @@
-"""Write nuclei as GeoJSON that QuPath (0.4 and later) opens; their outlines run along the corners of their pixels."""
+"""Write nuclei as GeoJSON for QuPath (0.4 and later), with outlines along the pixel edges."""
 
 import itertools
 import json
@@ -32,17 +32,17 @@ _PIXELS_AT_ONCE = 1 << 19
 def write_geojson(
     path: Path | str, prediction: NucleiPrediction, *, name: str, object_type: ObjectType = "detection"
 ) -> None:
-    """Write the nuclei as a GeoJSON ``FeatureCollection``, one feature per line, streamed.
+    """Write the nuclei as a GeoJSON ``FeatureCollection`` with one feature per line.
 
     Args:
-        path: the file, ``.geojson``; it appears complete or not at all.
-        prediction: the nuclei.
-        name: what the nuclei belong to, usually the image's stem; the ids of the features follow from it.
-        object_type: QuPath's kind of object. Detections stay fast for a million nuclei; annotations can be
+        path: ``.geojson`` file; written completely or not at all.
+        prediction: nuclei of one image.
+        name: usually the stem of the image file; the UUIDs of the features are derived from it.
+        object_type: QuPath object type. ``"detection"`` stays fast with a million nuclei, ``"annotation"`` can be
             edited.
 
     Raises:
-        ConfigurationError: an unknown ``object_type``.
+        ConfigurationError: ``object_type`` is unknown.
     """
     if object_type not in ("detection", "annotation"):
         raise ConfigurationError(f"object_type: expected 'detection' or 'annotation', found {object_type!r}.")
@@ -60,18 +60,18 @@ def nuclei_features(
 ) -> Iterator[dict[str, object]]:
     """Yield one GeoJSON feature per nucleus.
 
-    Coordinates are pixel corners: the image covers 0..W and 0..H, and the area of a geometry is the
-    nucleus's number of pixels (see :func:`nucsam_monai.io.geojson.polygons_of_masks`). A nucleus of one
-    4-connected part is a Polygon, with its holes; of several parts, a MultiPolygon.
+    Coordinates are pixel corners, so the image covers 0..W and 0..H, and the area of a geometry equals the number of
+    pixels of the nucleus (see :func:`nucsam_monai.io.geojson.polygons_of_masks`). A nucleus with one 4-connected part is
+    a Polygon with its holes, a nucleus with several parts a MultiPolygon.
 
     Args:
-        prediction: the nuclei.
-        name: seed of the features' ids: equal name and nucleus id give the same UUID (version 5).
-        object_type: QuPath's kind of object.
+        prediction: nuclei of one image.
+        name: the UUID (version 5) of a feature is derived from this name and the id of the nucleus.
+        object_type: QuPath object type.
 
     Yields:
-        Feature with ``id``, ``geometry`` and ``properties``: ``objectType``, ``classification`` and the
-        ``measurements`` ``id``, ``area_px`` and ``score``.
+        Feature with ``id``, ``geometry`` and ``properties``. The properties are ``objectType``, ``classification``
+        and ``measurements`` (``id``, ``area_px`` and ``score``).
     """
     colours = colours_of(np.arange(len(prediction.class_names))).tolist()
     classes = [
@@ -98,14 +98,14 @@ def nuclei_features(
 
 
 def nuclei_polygons(instances: np.ndarray, table: np.ndarray) -> Iterator[tuple[int, list[Polygon]]]:
-    """Yield the id and the polygons of one nucleus after the other.
+    """Yield the id and the polygons of each nucleus.
 
     Args:
         instances: ``(H, W)`` integers, 0 = background.
-        table: rows with ``id`` and ``box_*_px`` of :data:`~nucsam_monai.utils.prediction.NUCLEUS_DTYPE`.
+        table: rows with the fields ``id`` and ``box_*_px`` of :data:`~nucsam_monai.utils.prediction.NUCLEUS_DTYPE`.
 
     Yields:
-        The id and what :func:`polygons_of_masks` yields, in coordinates of the whole image.
+        The id of a nucleus and its polygons from :func:`polygons_of_masks`, in coordinates of the whole image.
     """
     for first in range(0, len(table), _NUCLEI_AT_ONCE):
         rows = table[first : first + _NUCLEI_AT_ONCE]
@@ -126,18 +126,18 @@ def _polygons(outlines: LabelOutlines, nuclei: int) -> list[list[Polygon]]:
 
 
 def polygons_of_masks(masks: Iterable[np.ndarray]) -> Iterator[list[Polygon]]:
-    """Trace masks along their pixel corners, so that the area of a mask's polygons is its number of pixels.
+    """Trace masks along their pixel edges, so that the area of the polygons equals the number of pixels.
 
     The pixel in column x and row y covers the square from (x, y) to (x + 1, y + 1), as in QuPath. Parts that
-    touch only at a corner are polygons of their own; thus every ring is simple and the result is valid by
-    OGC's rules. Exteriors run counter-clockwise by the sign of their area (RFC 7946), holes clockwise. Many
-    masks are traced at once, in a fraction of the time that single ones take.
+    touch only at a corner become separate polygons, so every ring is simple and the geometry is valid (OGC Simple
+    Features). Exterior rings have positive signed area, holes negative (RFC 7946, section 3.1.6). Many masks are
+    traced at once, in a fraction of the time that single ones take.
 
     Args:
         masks: ``(h, w)`` each, uint8, 0 or 1, or bool.
 
     Yields:
-        For each mask one polygon per 4-connected part, the largest first; none for an empty mask.
+        For each mask one polygon per 4-connected part, largest first; none for an empty mask.
 
     Example:
         >>> next(polygons_of_masks([np.ones((1, 2), dtype=np.uint8)]))

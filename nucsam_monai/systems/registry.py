@@ -1,4 +1,4 @@
-"""All systems by their names, and what the bundle ``baselines`` asks of one of them."""
+"""List all systems by name, and provide their parts to the bundle ``baselines``."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +58,7 @@ _NO_CLASSES = ("nucleus",)
 
 
 def system_named(name: str) -> System:
-    """Return a system; the names of users' networks, in copies of the bundle, stand for dense ones, as a U-Net is."""
+    """Return a system by name; unknown names, as of users' own networks, stand for dense systems like the U-Net."""
     return SYSTEMS.get(_key(name), SYSTEMS["unet"])
 
 
@@ -76,16 +76,15 @@ def build_network(
     """Build the network of a system.
 
     Args:
-        name: a key of :data:`SYSTEMS`, with a variant in place of its asterisk.
-        size: one of the system's.
-        instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
-            ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
-            :func:`default_rule`.
-        class_names: of the nuclei; systems that do not know classes pass over them.
+        name: key of :data:`SYSTEMS`, with a variant instead of its asterisk.
+        size: one of the sizes of the system.
+        instances: post-processing: ``own`` for that of the system, ``components``, ``watershed``, or ``distance``, for
+            which a dense network also learns a distance map. Default: :func:`default_rule`.
+        class_names: names of the classes of nuclei; systems without classes ignore them.
 
     Raises:
-        ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
-            that it does not have.
+        ConfigurationError: the name or size is unknown, or the system does not have this size, variant or
+            post-processing.
     """
     if _key(name) not in SYSTEMS:
         raise ConfigurationError(f"baseline '{name}': expected one of {', '.join(SYSTEMS)}.")
@@ -101,12 +100,12 @@ def build_network(
 
 
 def default_rule(name: str) -> SystemRule:
-    """Return the rule that makes nuclei of a system's output: its own where it has one, else ``components``."""
+    """Return the default post-processing of a system: its own if it has one, else ``components``."""
     return "own" if system_named(name).rule else "components"
 
 
 def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
-    """Return the rule that weights were trained for, or :func:`default_rule` where there are none.
+    """Return the post-processing that weights were trained for, or :func:`default_rule` without weights.
 
     Older weights do not name their system among their settings. In their time the setting had no effect on HoVer-Net,
     so it is passed over.
@@ -119,7 +118,7 @@ def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
 
 
 def trained_size(checkpoint: Path | str | None) -> Size:
-    """Return the size of the network that weights were trained for; ``standard`` where there are none."""
+    """Return the size of the network that weights were trained for; ``standard`` without weights."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return "standard"
     size: Size = json.loads(read_header(checkpoint).get("options", "{}")).get("size", "standard")
@@ -127,7 +126,7 @@ def trained_size(checkpoint: Path | str | None) -> Size:
 
 
 def trained_classes(checkpoint: Path | str | None) -> list[str]:
-    """Return the names of the classes that weights tell apart; only "nucleus" where they tell none."""
+    """Return the names of the classes that weights distinguish; only "nucleus" without classes."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return [*_NO_CLASSES]
     return [
@@ -142,7 +141,7 @@ def classes_of(
     output_dir: str | Path = "",
     resume: bool = False,
 ) -> list[str]:
-    """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none.
+    """Return the names of the classes that a system learns from a dataset; only "nucleus" if it learns none.
 
     A training that continues from weights or a state without classes goes on without: they may be older than the
     system's head for classes.
@@ -177,26 +176,26 @@ def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> li
 
 
 def true_classes(class_names: Sequence[str]) -> Steps:
-    """Return what adds the class of each true nucleus, for metrics of several classes."""
+    """Return the transforms that add the class of each true nucleus, for metrics of several classes."""
     if len(class_names) == 1:
         return []
     return [NucleusCentroidsd("instances"), DeleteItemsd(["classes", "mask", "points"])]
 
 
 def read_classes_of(class_names: Sequence[str]) -> Steps:
-    """Return what reads the classes of an item's nuclei, before anything that is kept in memory, where they differ."""
+    """Return the transforms that read the classes of an item's nuclei, if there are several classes."""
     if len(class_names) == 1:
         return []
     return [Lambdad("classes", func=read_classes, allow_missing_keys=True)]
 
 
 def own_targets(name: str, instances: SystemRule, class_names: Sequence[str] = _NO_CLASSES) -> Steps:
-    """Return what makes ``label``, so far the foreground, the training target of a system.
+    """Return the transforms that replace ``label``, so far the foreground, by the training target of a system.
 
     Args:
-        name: of the system.
-        instances: the rule that is trained for.
-        class_names: of the nuclei.
+        name: name of the system.
+        instances: post-processing that the network is trained for.
+        class_names: names of the classes of nuclei.
     """
     system = system_named(name)
     if system.target is None:
@@ -221,12 +220,12 @@ def system_instances(
     """Turn the maps ``pred`` of a system into nuclei.
 
     Args:
-        name: of the system.
-        threshold: of the foreground's probability.
+        name: name of the system.
+        threshold: threshold of the foreground probability.
         instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
             probability alone, or of a dense system the distance map as well.
         distance_rule: options of the rule ``distance``.
-        class_names: of the nuclei, for the rule ``own``.
+        class_names: names of the classes of nuclei, for the rule ``own``.
         with_truth: keep the true label map under ``label_instances``, for metrics.
 
     Raises:

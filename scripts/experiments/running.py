@@ -342,17 +342,17 @@ def main(
     """Run or continue an experiment, and write its report.
 
     Args:
-        file: a YAML or JSON file, see docs/experiments.md.
-        form: ``paper`` or ``small``, or another form of the file.
+        file: YAML or JSON file, see docs/experiments.md.
+        form: ``small``, ``paper``, or another form of the file.
         data_dir: folder of the dataset folders.
         weights_dir: folder of pretrained weights.
         output_dir: folder of trainings, evaluations and reports; experiments share it.
-        store: MLflow tracking URI; the project's own by default, ``off`` for none.
-        datasets: names of dataset folders to take instead of those of the form, joined by commas.
-        train_datasets: the same for the datasets that a zero-shot experiment trains on.
-        jobs: steps that run at a time.
+        store: MLflow tracking URI; ``off`` disables tracking. Default: the project's ``mlflow.db``.
+        datasets: dataset folders to use instead of those of the form, separated by commas.
+        train_datasets: dataset folders that a zero-shot experiment trains on, separated by commas.
+        jobs: number of steps that run at the same time.
         only_plan: check, list the steps and stop.
-        unknown: refused; without it Fire would complain about a misspelt option only after the work.
+        unknown: other options are an error.
 
     Raises:
         ConfigurationError: an option is unknown, something is missing, or steps failed.

@@ -77,9 +77,9 @@ def write_annotations(path: Path | str, kind: str, nuclei: Iterable[Nucleus], fa
     """Write one polygon per nucleus, in the order given.
 
     Args:
-        path: the file; it appears complete or not at all.
+        path: path of the file; it is written completely or not at all.
         kind: ``asap`` for XML that QuPath's extension reads, ``dsa`` for JSON of the Digital Slide Archive.
-        nuclei: of the region.
+        nuclei: nuclei of the region.
         facts: about the region.
 
     Returns:
@@ -195,8 +195,8 @@ def parse_polygons(content: bytes, where: str) -> list[NamedPolygon]:
     """Read the content of a file of outlines, see :func:`read_polygons`.
 
     Args:
-        content: of the file.
-        where: its name, for messages.
+        content: bytes of the file.
+        where: file name for error messages.
 
     Raises:
         DatasetError: as of :func:`read_polygons`.

@@ -182,7 +182,7 @@ def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Ten
 
     Args:
         query: ``(..., h, w, C)``.
-        positions_h: of :func:`relative_positions`, ``(rows, rows, C)`` with at least ``h`` rows.
+        positions_h: ``(rows, rows, C)`` from :func:`relative_positions`, with at least ``h`` rows.
         positions_w: ``(columns, columns, C)`` with at least ``w`` columns.
 
     Returns:
@@ -202,7 +202,7 @@ def padding_term(along_h: Tensor, along_w: Tensor) -> Tensor:
     of rows and columns, and no padded cell is looked at.
 
     Args:
-        along_h: of :func:`relative_position_terms`, ``(..., h, w, rows)``, of the ``h`` x ``w`` real tokens.
+        along_h: ``(..., h, w, rows)`` from :func:`relative_position_terms`, for the ``h`` x ``w`` real tokens.
         along_w: ``(..., h, w, columns)``; ``rows`` x ``columns`` is the whole window.
 
     Returns:

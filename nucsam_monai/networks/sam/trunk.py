@@ -191,14 +191,14 @@ def _norm_relu6(channels: int) -> NormReLU:
 
 
 class FineFeatures(nn.Module):
-    """Maps up to half the image's size: a coarse map up-sampled step by step, each joined with a trunk map.
+    """Maps up to half the image's size: a coarse map upsampled step by step, each joined with a trunk map.
 
     SAM's mask decoder draws at a quarter of the image's size from the embedding alone. What it draws is corrected by
     the product of the last map with a second kernel of each mask, as in HQ-SAM (Ke et al., 2023); the map is computed
     once per image, whatever the number of prompts.
 
     Args:
-        channels: of the coarse map.
+        channels: channels of the coarse map.
         skips: channels of the trunk maps that are joined, coarse to fine.
         widths: channels after each join.
     """

@@ -13,7 +13,8 @@ from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_pack
 
 needs_mkl = pytest.mark.skipif(not _mkl_packs(), reason="PyTorch was built without MKL")
 needs_onednn = pytest.mark.skipif(
-    not onednn_has("_linear_pointwise", torch.bfloat16), reason="oneDNN computes no bfloat16 on this processor"
+    not onednn_has("_linear_pointwise", torch.bfloat16),
+    reason="oneDNN computes no bfloat16 on this processor",
 )
 
 
