@@ -61,8 +61,8 @@ def nuclei_features(
     """Yield one GeoJSON feature per nucleus.
 
     Coordinates are pixel corners, so the image covers 0..W and 0..H, and the area of a geometry equals the number of
-    pixels of the nucleus (see :func:`nucsam_monai.io.geojson.polygons_of_masks`). A nucleus with one 4-connected part is
-    a Polygon with its holes, a nucleus with several parts a MultiPolygon.
+    pixels of the nucleus (see :func:`nucsam_monai.io.geojson.polygons_of_masks`). A nucleus with one 4-connected part
+    is a Polygon with its holes, a nucleus with several parts a MultiPolygon.
 
     Args:
         prediction: nuclei of one image.
