@@ -38,8 +38,11 @@ _SCRIPTS = {
     "experiment": ("run_experiment.py", "reproduce a table of a paper: train, evaluate, report"),
     "export": ("export_monaibundle.py", "copy a bundle and its weights for MONAI Label's own app"),
 }
-_PACKAGES = {"datasets": ("pooch", "requests", "yaml"), "experiment": ("joblib", "matplotlib", "yaml")}
-"""Packages of the extra ``train`` that a command can't start without."""
+_PACKAGES = {
+    "experiment": (("joblib", "matplotlib"), "pip install 'nucsam-monai[train]'"),
+    "label": (("monailabel",), "bash scripts/install_label.sh, in a checkout of the project"),
+}
+"""Packages that a command can't start without, and what installs them."""
 _SERVERS = {
     "view": ("viewer", "view the results in a browser"),
     "mlflow": ("mlflow_server", "view the recorded trainings and evaluations in a browser"),
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--show_command"]
     try:
         command = command_of(given)
+        if not shown and not {"-h", "--help"} & set(given):
+            _require_packages(*given[:1])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for example head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,7 +93,6 @@ def command_of(given: Sequence[str]) -> list[str]:
     """
     name = given[0] if given else ""
     if name in _SCRIPTS:
-        _require_packages(name)
         return [_script(_SCRIPTS[name][0]), *given[1:]]
     if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
         return [_script(_OF_TOOLS), *given[1:]]
@@ -133,12 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         takes_keys=True,
     )
     option("input", help="image, or folder of images")
-    option(
-        "output_dir",
-        nargs="?",
-        default="output/segmented",
-        help="folder for the results (default: %(default)s)",
-    )
+    output_help = "folder for the results (default: %(default)s)"
+    option("output_dir", nargs="?", default="output/segmented", help=output_help)
     option("--bundle", default="unsam", help=f"{_BUNDLE_HELP} (default: %(default)s)")
     option("--weights", help=_WEIGHTS_HELP)
     option = add(
@@ -275,16 +275,18 @@ def _weights(arguments: argparse.Namespace) -> list[str]:
     return ["--checkpoint", str(trained)]
 
 
-def _require_packages(command: str) -> None:
+def _require_packages(command: str = "") -> None:
     """Refuse a command whose packages are not installed.
 
     Raises:
-        ConfigurationError: a package of the extra ``train`` is missing.
+        ConfigurationError: a package is missing.
     """
-    missing = [package for package in _PACKAGES.get(command, ()) if find_spec(package) is None]
+    packages, remedy = _PACKAGES.get(command, ((), ""))
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise ConfigurationError(
-            f"nucsam {command}: {', '.join(missing)} is not installed. Run: pip install 'nucsam-monai[train]'."
+            f"nucsam {command}: {' and '.join(missing)} {verb} not installed. Run: {remedy}."
         )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
-
-import requests
-from pooch import HTTPDownloader
 
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_path, sha256_of_file
+
+if TYPE_CHECKING:
+    from requests import Response
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTEMPTS = 4
@@ -96,7 +96,7 @@ def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bo
         Whether the file was downloaded.
 
     Raises:
-        ConfigurationError: ``sha256`` is not a digest.
+        ConfigurationError: ``sha256`` is not a digest, or a package of the extra ``train`` is missing.
         DatasetError: ``target`` exists with another digest, the server refuses, every attempt failed, the disk is
             full, or what arrived is not the expected file.
 
@@ -135,6 +135,13 @@ def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bo
 
 def _fetch(url: str, path: Path, max_bytes: int) -> None:
     """Write what the server sends to ``path``; an attempt that fails starts again after a while."""
+    try:
+        import requests
+        from pooch import HTTPDownloader
+    except ImportError as error:
+        raise ConfigurationError(
+            f"downloads need {error.name}, which is not installed. Run: pip install 'nucsam-monai[train]'."
+        ) from error
     downloader = HTTPDownloader(
         progressbar=sys.stderr.isatty(),
         timeout=_TIMEOUT_S,
@@ -157,7 +164,7 @@ def _fetch(url: str, path: Path, max_bytes: int) -> None:
     return None
 
 
-def _check_response(response: requests.Response, *, max_bytes: int, **_: Any) -> None:
+def _check_response(response: "Response", *, max_bytes: int, **_: Any) -> None:
     """Refuse answers that another attempt would not change, and redirects before they are followed."""
     if response.is_redirect:
         _check_scheme(urljoin(response.url, response.headers["Location"]))

@@ -250,13 +250,15 @@ def _content_of(path: Path) -> str:
 def changed_settings(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Return ``{key: (old, new)}`` of settings that differ.
 
-    Keys at the top level count only if both have them: which expressions were read may differ, and so may versions.
+    A key that one of them lacks counts only inside of a component that both have: which expressions were read may
+    differ, and so may versions, where an expression may have taken the place of a component.
     """
-    keys = [key for key in {**old, **new} if "#" in key or (key in old and key in new)]
+    components = [{key.rpartition("#")[0] for key in settings if "#" in key} for settings in (old, new)]
+    in_both = components[0] & components[1]
     return {
         key: (old.get(key, "not given"), new.get(key, "not given"))
-        for key in keys
-        if old.get(key) != new.get(key)
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and ((key in old and key in new) or key.rpartition("#")[0] in in_both)
     }
 
 

@@ -34,7 +34,7 @@ from nucsam_monai.handlers.training import (
 )
 from nucsam_monai.handlers.training_state import NOT_COMPARED, TrainingState
 from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.lock import FolderLock
 from nucsam_monai.utils.paths import trained_weights
 
@@ -226,6 +226,9 @@ class EvaluationHandlers(_Handlers):
         output_dir: folder with the tables, which are uploaded at the end; None for an evaluation without tables.
         hide_progress: True shows no progress bar.
         description: text in front of the progress bar.
+
+    Raises:
+        CheckpointError: an evaluation with tables of a network without any weights, trained ones or SAM's.
     """
 
     def __init__(
@@ -237,6 +240,11 @@ class EvaluationHandlers(_Handlers):
         hide_progress: bool | None = None,
         description: str = "evaluating",
     ) -> None:
+        if output_dir is not None and run.weights and not any(run.weights.values()):
+            raise CheckpointError(
+                "evaluation: found no weights, so that all of the network's would be random. Give trained weights "
+                "(checkpoint)" + (", or those of SAM (sam_checkpoint)." if "sam" in run.weights else ".")
+            )
         tables = [] if output_dir is None else [f"{output_dir}/{name}" for name in _TABLES]
         split = splits if isinstance(splits, str) else "+".join(splits)
         tracker = _owner(run, [*tables, *run.configurations] if tables else [], split)

@@ -17,7 +17,7 @@ from nucsam_monai.networks.detector import (
     start_unlikely,
     with_coordinates,
 )
-from nucsam_monai.networks.sam.trunk import DepthwiseConv
+from nucsam_monai.networks.sam.convolutions import DepthwiseConv
 
 _STRIDE = 4
 _RATES = (1, 2, 4, 8)
@@ -59,9 +59,7 @@ class JointPyramidFusion(nn.Module):
         width = channels * len(in_channels)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                DepthwiseConv(
-                    nn.Conv2d(width, width, kernel_size=3, dilation=rate, groups=width, bias=False)
-                ),
+                DepthwiseConv(width, kernel=3, dilation=rate),
                 _conv(width, channels, kernel=1),
             )
             for rate in _RATES
@@ -198,8 +196,8 @@ def centre_cells(masks: Tensor, stride: int) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> cells, spread = centre_cells(torch.ones(1, 8, 16), 4)
-        >>> cells.tolist(), spread.round(decimals=2).tolist()
-        ([[1, 0]], [0.53])
+        >>> cells.tolist(), round(spread.item(), 2)
+        ([[1, 0]], 0.53)
     """
     pixels = masks.float()
     area = pixels.sum(dim=(1, 2)).clamp_min(1)

@@ -371,8 +371,8 @@ class PromptNucSeg(nn.Module):
 
     Example:
         >>> network = PromptNucSeg(["nucleus"], "vit_tiny", prompter={"backbone": "compact"}).eval()
-        >>> network(torch.zeros(1, 3, 256, 256)).shape
-        torch.Size([1, 1, 256, 256])
+        >>> network(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1, 64, 64])
     """
 
     def __init__(

@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.compilation import refuse_export
 from nucsam_monai.networks.dense.unet import OriginalUNet
-from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
+from nucsam_monai.networks.fine_tuning import (
+    FineTuning,
+    LoRAOptions,
+    MSAOptions,
+    build_adapters,
+    freeze_for,
+    warn_of_frozen_encoder,
+)
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import EncoderFeatures, build_sam
@@ -125,7 +132,7 @@ def select_points(
         >>> probability[..., 1:4, 5:8] = 1
         >>> select_points(probability, count=1).coordinates
         tensor([[[6., 2.],
-                 [2., 6.]]])
+                 [2., 2.]]])
     """
     if rule not in get_args(SelectionRule):
         raise ConfigurationError(f"selection '{rule}': expected 'O' (centroids) or 'R' (random).")
@@ -633,6 +640,8 @@ class SAC(nn.Module):
                     "nothing is left to learn once the generator is frozen."
                 )
             self.sam.requires_grad_(False)
+            if not pretrained:
+                warn_of_frozen_encoder("sam.finetune false", "train SAM with sam.finetune true")
             return
         freeze_for(
             self.adapter,

@@ -13,6 +13,7 @@ from nucsam_monai.data import class_names as classes_of_dataset
 from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.networks.sam.weights import open_safetensors
 from nucsam_monai.systems.cdnet import CDNET
 from nucsam_monai.systems.cellvit import CELLVIT
 from nucsam_monai.systems.cppnet import CPPNET
@@ -133,9 +134,39 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
     ]
 
 
-def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
-    """Return the names of the classes that a system learns from a dataset; only "nucleus" if it learns none."""
-    return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
+def classes_of(
+    name: str,
+    dataset_dir: str | Path,
+    weights: str | Path | None = None,
+    output_dir: str | Path = "",
+    resume: bool = False,
+) -> list[str]:
+    """Return the names of the classes that a system learns from a dataset; only "nucleus" if it learns none.
+
+    A training that continues from weights or a state without classes goes on without: they may be older than the
+    system's head for classes.
+
+    Args:
+        name: of the system.
+        dataset_dir: the dataset, or a folder of several.
+        weights: file to start from.
+        output_dir: folder of the training.
+        resume: continue the training whose state lies there.
+    """
+    earlier = [Path(weights)] if weights else []
+    earlier += [Path(output_dir, "training_state.safetensors")] if resume else []
+    known = system_named(name).knows_classes
+    if not known or any(file.is_file() and not _has_classes(file) for file in earlier):
+        return [*_NO_CLASSES]
+    return classes_of_dataset(dataset_dir)
+
+
+def _has_classes(path: Path) -> bool:
+    """Return whether weights name classes in their header, or a training state among its settings."""
+    with open_safetensors(path) as file:
+        header = file.metadata() or {}
+    settings = json.loads(header.get("settings", "{}"))
+    return "class_names" in header or settings.get("class_names", str([*_NO_CLASSES])) != str([*_NO_CLASSES])
 
 
 def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> list[str]:

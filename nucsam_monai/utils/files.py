@@ -28,7 +28,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         OutputError: the file can't be written.
 
     Example:
-        >>> with atomic_path("out/table.csv") as temporary:
+        >>> with atomic_path("out/table.csv") as temporary:  # doctest: +SKIP
         ...     _ = temporary.write_text("id,area_px\n")
     """
     path = Path(path)

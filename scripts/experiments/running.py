@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -144,6 +143,8 @@ def run_steps(
         jobs: how many run at a time.
         run: runs a command.
     """
+    import joblib  # type: ignore[import-untyped]  # of the extra ``train``, which the help needs not
+
     missing = [step for step in steps if not is_done(step, places)]
     parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered", batch_size=1)
     yield from parallel(joblib.delayed(run_step)(step, places, tracking, run) for step in missing)

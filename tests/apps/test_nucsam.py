@@ -95,6 +95,8 @@ def test_a_command_whose_package_is_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "joblib", None)
+    assert main(["experiment", "table.yaml", "--show_command"]) == 0
+    capsys.readouterr()
     assert main(["experiment", "table.yaml"]) == 2
     assert capsys.readouterr().err == (
         "error: nucsam experiment: joblib is not installed. Run: pip install 'nucsam-monai[train]'.\n"

@@ -39,7 +39,7 @@ class FrozenCache:
 
     def __call__(self, parameter: Tensor, *arguments: Hashable) -> Tensor:
         """Return ``function(parameter, *arguments)``; the caller must not write into it."""
-        if _is_recording() or not _is_frozen(parameter):
+        if is_recording() or not _is_frozen(parameter):
             return self._function(parameter, *arguments)
         entry = self._entry  # read once: another thread may replace it meanwhile
         if entry is None or entry.arguments != arguments or not _is_unchanged(parameter, entry):
@@ -54,7 +54,8 @@ class FrozenCache:
         return FrozenCache, (self._function,)
 
 
-def _is_recording() -> bool:
+def is_recording() -> bool:
+    """Return whether a graph is traced, exported or compiled."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
@@ -137,7 +138,7 @@ class PackedLinear(nn.Linear):
             and input.is_cpu
             and self.weight.dtype is torch.float32
             and input.dtype in (torch.float32, use.dtype)
-            and (_mkl_packs() if use.dtype is torch.float32 else _onednn_packs(use.dtype))
+            and (_mkl_packs() if use.dtype is torch.float32 else onednn_has("_linear_pointwise", use.dtype))
         )
 
     def _is_current(self, packed: _Packed) -> bool:
@@ -165,14 +166,12 @@ def _mkl_packs() -> bool:
 
 
 @cache
-def _onednn_packs(dtype: torch.dtype) -> bool:
+def onednn_has(operator: str, dtype: torch.dtype) -> bool:
+    """Return whether oneDNN is there with an operator of ``torch.ops.mkldnn`` for a type."""
     operators = torch.ops.mkldnn
-    return (
-        dtype is torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(operators, "_linear_pointwise")
-        and bool(operators._is_mkldnn_bf16_supported())
-    )
+    if not (torch.backends.mkldnn.is_available() and hasattr(operators, operator)):
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported()))
 
 
 def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,11 +270,10 @@ _MOST_KEYS = 256
 def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
 
-    In bfloat16 on a CPU the backward pass of PyTorch's fused kernel takes two to five times as long as plain products
-    with few keys.
+    In bfloat16 on a CPU PyTorch's fused kernel takes twice as long as plain products with few keys, and its gradient
+    two to five times.
     """
-    is_slow = query.is_cpu and query.dtype is torch.bfloat16 and query.requires_grad
-    if is_slow and key.shape[2] <= _MOST_KEYS:
+    if query.is_cpu and query.dtype is torch.bfloat16 and key.shape[2] <= _MOST_KEYS:
         return (query @ key.mT).softmax(dim=-1) @ value
     extra = query.shape[-1] - value.shape[-1]
     attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=1.0)  # of one width
