@@ -275,7 +275,7 @@ class Segmenter:
     ) -> NucleiPrediction:
         """Segment an image as a slide; another thread takes the nuclei out of the maps, so the lock is not held."""
         from nucsam_monai.wsi.bundles import method_of
-        from nucsam_monai.wsi.image import nuclei_of_image
+        from nucsam_monai.wsi.regions import nuclei_of_image
 
         def scale_of(statistics: tuple[float, float] | None) -> float:
             with self._lock, _own_errors():

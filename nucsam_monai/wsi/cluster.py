@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, OutputError
 from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.bundles import method_of
 from nucsam_monai.wsi.grid import Shard
@@ -115,6 +115,7 @@ def segment_slide_on(
 
     Raises:
         SlideError: a shard failed, or ended its worker, twice.
+        OutputError: the disk is full or read-only.
     """
     from distributed import KilledWorker
 
@@ -129,6 +130,8 @@ def segment_slide_on(
             if left := pending(journal, shards):
                 arguments = (str(path), str(journal.folder), source, options, journal.digest)
                 errors = _segment_with(client, arguments, task, left)
+                if full := [error for error in errors if isinstance(error, OutputError)]:
+                    raise full[0]
                 if still := pending(journal, shards):
                     reason = "it ends its workers" if isinstance(errors[0], KilledWorker) else errors[0]
                     raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
@@ -155,8 +158,8 @@ def _segment_with(
                 progress.done(*future.result())
             else:
                 errors.append(future.exception())
-            if any(isinstance(error, KilledWorker) for error in errors):
-                client.cancel(futures)  # the rest would end more workers, and the next run continues here
+            if any(isinstance(error, (KilledWorker, OutputError)) for error in errors):
+                client.cancel(futures)  # the rest would end in the same way, and the next run continues here
                 break
     return errors
 
