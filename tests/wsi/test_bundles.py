@@ -98,7 +98,7 @@ def test_every_method_finds_the_nuclei_of_one_pass_each_once(
     segmenter = weights[bundle].segmenter()
     maps = segmenter.infer_region(image, None, None)
     # Of random weights' probabilities the highest only, so that nuclei are no larger than a shard sees whole.
-    chosen = {"threshold": float(maps.quantile(0.95))} if isinstance(maps, torch.Tensor) else {}
+    chosen: dict[str, Any] = {"threshold": float(maps.quantile(0.95))} if torch.is_tensor(maps) else {}
     found = {}
     for shard_px in (4032, 48):  # of which the latter see at most 152 px
         options = SlideOptions(mask="all", shard_px=shard_px, max_nucleus_um=8.0, outputs=("parquet",))
