@@ -72,6 +72,7 @@ ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 """An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, or an image of Pillow."""
 
 _PIPELINES_KEPT = 4
+_CORNER_PX = 32
 _NETWORK_KEYS = ("network_def", "network")
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
@@ -482,11 +483,14 @@ class _Pipeline:
         self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None
     ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
         """Return the network's input for an image, and the further arguments of the inferer."""
-        batch = self.batch(image, **({} if domain is None else {"domain": domain}))
-        if statistics is not None:
+        item = {} if domain is None else {"domain": domain}
+        if statistics is None:
+            batch = self.batch(image, **item)
+        else:
             mean, std = statistics
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-            batch["image"] = (pixels.float() - mean) / max(std, FAINTEST_STD)
+            batch = self.batch(image[:_CORNER_PX, :_CORNER_PX], **item)  # for what goes with the image
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float()
+            batch["image"] = pixels.sub_(mean).div_(max(std, FAINTEST_STD))
         inputs, _, *rest = self.prepare_batch(batch, self.device)
         args, kwargs = rest or ((), {})
         return inputs, args, kwargs
