@@ -233,6 +233,7 @@ def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
         raise ConfigurationError(
             "workers: several need Dask distributed. Install it with: pip install 'nucsam-monai[slides]'."
         ) from error
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # whose import lets every connection be logged
     files.enter_context(dask.config.set(_DASK))
     # A process of multiprocessing warns of what others left when they are stopped; nothing of it stays.
     sys.warnoptions.append("ignore:resource_tracker")

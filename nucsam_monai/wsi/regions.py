@@ -155,7 +155,7 @@ def _cells_of(grid: WorkingGrid, lattice: Lattice, edges: np.ndarray | None = No
     Without a rectangle all of them do.
     """
     s = lattice.stride_px
-    cells = np.zeros((math.ceil(grid.height / s), math.ceil(grid.width / s)), dtype=bool)
+    cells = np.zeros(lattice.cells_over(grid), dtype=bool)
     x0, y0, x1, y1 = (0, 0, grid.width, grid.height) if edges is None else edges
     cells[math.floor(y0 / s) : math.ceil(y1 / s), math.floor(x0 / s) : math.ceil(x1 / s)] = True
     return cells

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.files import sha256_of_file
 from nucsam_monai.utils.machine import reuse_freed_memory
@@ -31,14 +32,7 @@ from nucsam_monai.wsi.grid import (
 )
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.merge import merged_shards
-from nucsam_monai.wsi.outputs import (
-    STREAMED,
-    Summary,
-    check_outputs,
-    write_nuclei,
-    write_pictures,
-    write_statistics,
-)
+from nucsam_monai.wsi.outputs import STREAMED, Summary, check_outputs, write_nuclei, write_pictures
 from nucsam_monai.wsi.progress import Progress, seconds_per_tile
 from nucsam_monai.wsi.ranks import Ranks
 from nucsam_monai.wsi.readers import (
@@ -378,8 +372,8 @@ def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
         "method": request["method"],
         "plan": journal.digest,
     }
-    names += write_statistics(journal.folder, document)
-    journal.finish(names)
+    write_json(journal.folder / "statistics.json", document)
+    journal.finish([*names, "statistics.json"])
 
 
 def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
