@@ -73,6 +73,7 @@ ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 
 _PIPELINES_KEPT = 4
 _CORNER_PX = 32
+_NOT_INSTALLED = "{}: not installed. Type: pip install 'nucsam-monai[slides]'."
 _NETWORK_KEYS = ("network_def", "network")
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
@@ -268,7 +269,7 @@ class Segmenter:
         try:
             from nucsam_monai.wsi.bundles import why_not_in_parts
         except ImportError as error:
-            return f"{error.name}: not installed. Type: pip install 'nucsam-monai[slides]'."
+            return _NOT_INSTALLED.format(error.name)
         return why_not_in_parts(self, **options)
 
     def _in_parts(
@@ -312,8 +313,11 @@ class Segmenter:
             SlideError: the slide cannot be read, or its micrometres per pixel are unknown.
             ConfigurationError: an unknown option, or ``output_dir`` holds this slide segmented in another way.
         """
-        from nucsam_monai.wsi import SlideOptions, segment_slide
-        from nucsam_monai.wsi.bundles import method_of
+        try:
+            from nucsam_monai.wsi import SlideOptions, segment_slide
+            from nucsam_monai.wsi.bundles import method_of
+        except ImportError as error:
+            raise ConfigurationError(_NOT_INSTALLED.format(error.name)) from error
 
         self._check_options(options, domain)
         method = method_of(self, domain, **options)

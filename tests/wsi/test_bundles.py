@@ -1,6 +1,7 @@
 """Bundles with the weights that ship, on a slide."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def test_a_large_image_has_the_nuclei_of_the_whole_and_of_the_slide(unsam: Any, 
     for axis in "xy":
         places = table[f"centroid_{axis}_um"].to_numpy() / 0.25 - 0.5
         np.testing.assert_allclose(np.sort(places), np.sort(parts.table[f"centroid_{axis}_px"]))
+
+
+def test_a_missing_library_is_named(unsam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nucsam_monai.wsi", None)
+    with pytest.raises(ConfigurationError, match=r"not installed\. Type: pip install"):
+        unsam.segment_slide("a.svs", "output")
 
 
 def test_options_that_look_beyond_a_tile_are_refused() -> None:
