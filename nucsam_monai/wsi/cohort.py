@@ -1,4 +1,4 @@
-"""Segment many slides with one bundle, in this process or on workers; what every command calls."""
+"""Segment many slides with one bundle, in this process or on workers; all commands for slides call this module."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -51,20 +52,20 @@ def segment_slides(
     scheduler: str | None = None,
     overwrite: bool = False,
 ) -> list[SlideResult]:
-    """Segment a slide, a folder or a list; print a line for each. Called again it goes on where it stopped.
+    """Segment a slide, a folder or a list of slides, and print a line for each; call it again to resume.
 
     Args:
-        source: of the network.
+        source: source of the network.
         slides: a slide, a folder, or a text file with one path per line.
-        output_dir: made if missing; every slide gets a folder there, and ``cohort.csv`` a row.
-        options: of all slides.
-        workers: processes on this machine; more than one needs Dask distributed.
-        scheduler: address of a running Dask scheduler in place of processes here.
-        overwrite: drop what earlier runs left.
+        output_dir: folder for the results, created if missing; every slide has a subfolder and a row of ``cohort.csv``.
+        options: options of all slides.
+        workers: number of processes on this machine; more than one needs Dask distributed.
+        scheduler: address of a running Dask scheduler to use instead of processes on this machine.
+        overwrite: delete the results of earlier runs.
 
     Raises:
-        ConfigurationError: nothing to segment, or an option that slides do not have.
-        SlideError: after the last slide, if some failed.
+        ConfigurationError: there is nothing to segment, or an option is not available for slides.
+        SlideError: some slides failed; raised after the last slide.
     """
     paths, output_dir = slides_of(Path(slides)), Path(output_dir)
     known = {} if overwrite else {path: known_result(path, output_dir, source, options) for path in paths}
@@ -72,11 +73,15 @@ def segment_slides(
     # A network is loaded, and workers are started, only if there is something left to do.
     left = any(path not in done for path in paths)
     with ExitStack() as files:
-        several = left and (workers > 1 or scheduler is not None)
-        client = connect(files, workers, scheduler) if several else None
-        if client is not None:
-            load_in_workers(client, source)  # while this process loads it as well
-        method = source.load() if left else None
+        client = method = None
+        if left and (workers > 1 or scheduler is not None):
+            with ThreadPoolExecutor(1) as loader:
+                loading = loader.submit(source.load)  # while the workers start and load it as well
+                client = connect(files, workers, scheduler)
+                load_in_workers(client, source)
+                method = loading.result()
+        elif left:
+            method = source.load()
 
         def segment(path: Path) -> SlideResult:
             if method is None or path in done:
@@ -127,9 +132,14 @@ def slides_of(path: Path) -> list[Path]:
 def segment_cohort(
     paths: Sequence[Path], output_dir: Path, segment: Callable[[Path], SlideResult]
 ) -> list[SlideResult]:
-    """Segment slides one after the other; one that fails does not stop the others.
+    """Segment slides one by one; a slide that fails does not stop the others.
 
-    ``cohort.csv`` in the output folder has one row per slide, and is written after each.
+    ``cohort.csv`` in the output folder has one row per slide and is updated after each.
+
+    Args:
+        paths: slides.
+        output_dir: folder for the results; created if missing.
+        segment: function that segments a slide.
 
     Raises:
         OutputError: the disk is full or read-only.
@@ -166,10 +176,10 @@ def remember(
     """Note what a finished slide was asked for, and the files that its network came from.
 
     Args:
-        path: the slide.
-        output_dir: of the run.
-        source: of the network.
-        options: of the slide.
+        path: path of the slide.
+        output_dir: folder of the run.
+        source: source of the network.
+        options: options of the slide.
         method: the network that it named.
     """
     files = {str(file.resolve()): sha256_of_file(file) for file in method.files}

