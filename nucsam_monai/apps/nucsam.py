@@ -137,12 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         takes_keys=True,
     )
     option("input", help="image, or folder of images")
-    option(
-        "output_dir",
-        nargs="?",
-        default="output/segmented",
-        help="folder for the results (default: %(default)s)",
-    )
+    output_help = "folder for the results (default: %(default)s)"
+    option("output_dir", nargs="?", default="output/segmented", help=output_help)
     option("--bundle", default="unsam", help=f"{_BUNDLE_HELP} (default: %(default)s)")
     option("--weights", help=_WEIGHTS_HELP)
     option = add(

@@ -124,9 +124,8 @@ class SameConv(nn.Conv2d):
 
     def _convolve(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
         weight, zeros = self.widened()
-        if self.stride[0] > 1 and (
-            torch.is_grad_enabled() or not maps.is_cpu
-        ):  # the gradient of a wider kernel is slow
+        if self.stride[0] > 1 and (torch.is_grad_enabled() or not maps.is_cpu):
+            # The gradient of a wider kernel takes longer than a padded copy of the maps.
             weight, after = self.weight, self.kernel_size[0] // 2
             maps, zeros = F.pad(maps, (after - 1, after) * 2), (0, 0)
         return F.conv2d(maps.to(dtype), weight, None, self.stride, zeros, self.dilation, self.groups)
