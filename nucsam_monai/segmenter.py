@@ -72,7 +72,9 @@ ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 """An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, or an image of Pillow."""
 
 _PIPELINES_KEPT = 4
-_NETWORK_KEYS = ("network_def", "network")
+NETWORK_KEYS = ("network_def", "network")
+"""The keys of ``inference.json`` that hold the network: as it was built, and on its device."""
+
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
 
@@ -120,6 +122,7 @@ class Segmenter:
         checkpoint: its weights: a file, or the folder of several; None for those that the configuration names.
         device: where the network runs, for example ``"cpu"`` or ``"cuda:0"``.
         settings: other values of the configuration, as after ``monai.bundle run``.
+        networks: by :data:`NETWORK_KEYS` the network with its weights, in evaluation mode, if it is there already.
 
     Raises:
         ConfigurationError: there is no ``inference.json``, or a setting is not one of its keys, or a text that MONAI
@@ -137,6 +140,7 @@ class Segmenter:
         checkpoint: Path | str | None = None,
         device: str = "cpu",
         settings: Mapping[str, Setting] | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -144,7 +148,7 @@ class Segmenter:
         self.settings = dict(settings or {})
         self.config = read_inference_config(self.folder)
         check_settings(self.settings, self.config, str(self.folder))
-        self._networks: dict[str, nn.Module] | None = None
+        self._networks = None if networks is None else dict(networks)
         self._pipelines: OrderedDict[str, _Pipeline] = OrderedDict()
         self._lock = RLock()
 
@@ -421,7 +425,7 @@ class Segmenter:
         with self._lock, _own_errors():
             if self._networks is None:
                 parser = self._parser({})
-                networks = {key: parser.get_parsed_content(key) for key in _NETWORK_KEYS}
+                networks = {key: parser.get_parsed_content(key) for key in NETWORK_KEYS}
                 parser.get_parsed_content("initialize")
                 for network in networks.values():
                     network.eval()
