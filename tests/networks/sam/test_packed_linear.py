@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs, _onednn_packs
+from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs, _onednn_multiplies
 
 needs_mkl = pytest.mark.skipif(not _mkl_packs(), reason="PyTorch was built without MKL")
 needs_onednn = pytest.mark.skipif(
-    not _onednn_packs(torch.bfloat16), reason="oneDNN computes no bfloat16 on this processor"
+    not _onednn_multiplies(torch.bfloat16), reason="oneDNN computes no bfloat16 on this processor"
 )
+
+TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 
 
 def plain(layer: nn.Linear, tokens: Tensor) -> Tensor:
@@ -101,6 +103,18 @@ def test_trains_after_inference() -> None:
     layer(tokens).sum().backward()
     assert layer.weight.grad is not None
     torch.testing.assert_close(layer.weight.grad, tokens.sum(0).expand(6, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_of_the_product(dtype: torch.dtype) -> None:
+    layer, tokens = PackedLinear(5, 7, gelu=True), torch.randn(4, 5)
+    expected = functional.gelu(plain(layer, tokens))
+    torch.testing.assert_close(layer(tokens), expected)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        for _ in range(3):
+            found = layer(tokens)
+            assert found.dtype is dtype
+            torch.testing.assert_close(found.float(), expected, **TOLERANCE[dtype])
 
 
 def test_transposed_tokens() -> None:
