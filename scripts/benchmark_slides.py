@@ -236,19 +236,15 @@ def check_workers(folder: Path, slide: Path | None) -> bool:
     command = [sys.executable, str(COMMAND), "run", "unsam", str(path)]
     options = ["--mpp", "0.25", "--mask", "all", "--shard_px", "1152"]
     runs = {"one": ["one"], "again": ["one"], "two workers": ["two"], "two runs": ["left", "right"]}
-    seconds, used = {}, {}
+    seconds = {}
     for name, outputs_of_run in runs.items():
         more = ["--workers", "2"] if name == "two workers" else []
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         started = [subprocess.Popen([*command, str(folder / one), *options, *more]) for one in outputs_of_run]  # noqa: S603
         if any(process.wait() for process in started):
             return False
         seconds[name] = time.perf_counter() - start
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used[name] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        load_1 = os.getloadavg()[0]
-        print(f"{name}: {seconds[name]:.1f} s, {used[name]:.1f} core s, load {load_1:.1f}", flush=True)
+        print(f"{name}: {seconds[name]:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
     same = outputs(folder / "one" / path.stem) == outputs(folder / "two" / path.stem)
     ratio, ceiling = seconds["one"] / seconds["two workers"], 2 * seconds["one"] / seconds["two runs"]
     print(f"two workers are {ratio:.2f} times as fast as one, two runs {ceiling:.2f}; same bytes: {same}")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatures
 from nucsam_monai.networks.unet3plus import ORIGINAL_UNET3PLUS, UNet3Plus, UNet3PlusOptions
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, require_package
 
 Size = Literal["small", "standard", "compact"]
 """``small`` for quick trials, ``standard`` for comparisons, ``compact`` on a pretrained EfficientNet-Lite0."""
@@ -212,10 +211,7 @@ def _nnunet(small: bool, outputs: int) -> Built:
 
 
 def _swin_unetr(small: bool, outputs: int) -> Built:
-    if find_spec("einops") is None:
-        raise ConfigurationError(
-            "swin_unetr: einops is not installed. Run: pip install 'nucsam-monai[systems]'."
-        )
+    require_package("einops", "swin_unetr")
     network = SwinUNETR(in_channels=3, out_channels=outputs, feature_size=12 if small else 24, spatial_dims=2)
     return Built(network, 64)  # at 32 px its deepest map is a single cell, which cannot be normalised
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nucsam_monai.networks.compilation import WHY_NO_EXPORT, refuse_export
 from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, require_package
 
 COMPACT_ENCODER = "lite0"
 """EfficientNet-Lite0, which can start from ImageNet weights; heads on it are narrower than the papers'."""
@@ -119,6 +119,7 @@ def encoder_maps(name: str) -> tuple[nn.Module, Sequence[int]]:
     """
     if name == COMPACT_ENCODER:
         return TrunkLevels(), TrunkLevels.channels
+    require_package("timm", f"encoder '{name}'")
     import timm  # takes a second, which other networks need not spend
 
     if not timm.is_model(name):

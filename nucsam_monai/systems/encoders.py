@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.utils import optional_import
 from torch import Tensor, nn
 
 from nucsam_monai.networks.baselines import Built
 from nucsam_monai.networks.sam.trunk import copy_imagenet
 from nucsam_monai.networks.sam.weights import read_tensors
 from nucsam_monai.systems.system import Order, System
-from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError, require_package
 
 _SIDE_MULTIPLE = 32  # the encoders halve five times
 
@@ -45,12 +45,10 @@ class EncoderNetwork(nn.Module):
 
     def __init__(self, architecture: str, encoder: str, outputs: int = 1, small: bool = False) -> None:
         super().__init__()
-        library, is_there = optional_import("segmentation_models_pytorch")
-        if not is_there:
-            raise ConfigurationError(
-                f"encoder '{encoder}': segmentation-models-pytorch is not installed. "
-                "Run: pip install 'nucsam-monai[systems]'."
-            )
+        require_package("segmentation_models_pytorch", f"encoder '{encoder}'")
+        library = import_module(
+            "segmentation_models_pytorch"
+        )  # takes a second, which other networks need not spend
         narrow = _NARROW[architecture] if small else {}
         try:
             self.model = getattr(library, architecture)(

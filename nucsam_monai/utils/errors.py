@@ -5,6 +5,8 @@ A message says what was found, where, what was expected and what to do, for exam
     stage1_train.zip: not a zip archive (first bytes: 3c21444f). Download it again.
 """
 
+from importlib.util import find_spec
+
 
 class NucSAMError(Exception):
     """Base of all errors that are caused by input, files or configuration rather than by a bug.
@@ -40,3 +42,21 @@ class ConfigurationError(NucSAMError, ValueError):
 
 class OutputError(NucSAMError, OSError):
     """A file or folder can't be written: the disk is full, read-only or of another user."""
+
+
+def require_package(package: str, what: str, extra: str = "systems") -> None:
+    """Refuse what needs a package that is not installed.
+
+    Args:
+        package: name to import it by.
+        what: needs it.
+        extra: of this package that installs it.
+
+    Raises:
+        ConfigurationError: the package is not installed.
+    """
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise ConfigurationError(
+            f"{what}: {name} is not installed. Run: pip install 'nucsam-monai[{extra}]'."
+        )

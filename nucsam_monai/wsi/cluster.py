@@ -42,6 +42,7 @@ _DASK = {
     "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1},
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,  # which looks at the stack a hundred times a second
     "distributed.admin.large-graph-warning-threshold": "100MB",
 }
 _IMPORTED_ONCE = [

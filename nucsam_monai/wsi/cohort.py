@@ -1,6 +1,7 @@
 """Segment many slides with one bundle, in this process or on workers; what every command calls."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,11 +60,15 @@ def segment_slides(
     # A network is loaded, and workers are started, only if there is something left to do.
     left = any(path not in done for path in paths)
     with ExitStack() as files:
-        several = left and (workers > 1 or scheduler is not None)
-        client = connect(files, workers, scheduler) if several else None
-        if client is not None:
-            load_in_workers(client, source)  # while this process loads it as well
-        method = source.load() if left else None
+        client = method = None
+        if left and (workers > 1 or scheduler is not None):
+            with ThreadPoolExecutor(1) as loader:
+                loading = loader.submit(source.load)  # while the workers start and load it as well
+                client = connect(files, workers, scheduler)
+                load_in_workers(client, source)
+                method = loading.result()
+        elif left:
+            method = source.load()
 
         def segment(path: Path) -> SlideResult:
             if method is None or path in done:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from nucsam_monai.utils import exit as exit_module
-from nucsam_monai.utils.errors import ConfigurationError, FailedImagesError
+from nucsam_monai.utils.errors import ConfigurationError, FailedImagesError, require_package
 from nucsam_monai.utils.exit import (
     TRACEBACK_VARIABLE,
     _is_news,
@@ -225,3 +226,12 @@ def test_the_traceback_is_shown_on_request(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     found = infer("unsam", checkpoint=str(tmp_path / "none.safetensors"), output_dir=str(tmp_path))
     assert "Traceback" in found.stdout
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it() -> None:
+    require_package("torch", "encoder 'resnet50'")
+    sentence = (
+        "encoder 'resnet50': no-such-package is not installed. Run: pip install 'nucsam-monai[systems]'."
+    )
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        require_package("no_such_package", "encoder 'resnet50'")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nucsam_monai.networks.dense.unet import double_conv
+from nucsam_monai.utils.errors import require_package
 
 _RATES = (1, 2, 4, 8)
 
@@ -21,6 +22,7 @@ class DilatedAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        require_package("timm", "DDU-Net")
         from timm.layers.cbam import CbamModule  # takes a second, which other networks need not spend
 
         self.cascade = nn.ModuleList(

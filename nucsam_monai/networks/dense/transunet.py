@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.dense.unet import double_conv
 from nucsam_monai.networks.sam.weights import load_strictly, read_tensors
+from nucsam_monai.utils.errors import require_package
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TransUNet(nn.Module):
 
     def __init__(self, outputs: int = 1, size: TransUNetSize = TransUNetSize()) -> None:
         super().__init__()
+        require_package("timm", "TransUNet")
         # Takes a second, which other networks need not spend.
         from timm.layers import GroupNormAct, StdConv2dSame
         from timm.models.resnetv2 import ResNetV2

@@ -254,9 +254,9 @@ def folded_attention(
 
     The query at (i, j) is ``[s q, term of every key row, term of every key column]`` and the key at (k, l) is
     ``[k, one-hot k, one-hot l]``; their product is ``s q . k + row term + column term``. Attention at scale 1
-    over them never makes a tensor with an entry per pair, and needs no mask, whose gradient keeps PyTorch
-    from its fused kernels. A CPU without gradients adds the terms to the scores of some queries at a time instead, see
-    :func:`~nucsam_monai.networks.sam.kernels._attend_in_pieces`.
+    over them needs no mask, whose gradient keeps PyTorch from its fused kernels, and with more than a few keys
+    never makes a tensor with an entry per pair. A CPU without gradients adds the terms to the scores of some queries at
+    a time instead, see :func:`~nucsam_monai.networks.sam.kernels._attend_in_pieces`.
 
     Where the windows are cut by the border of the grid, all padded cells together are one more key, which
     has a component of its own (see :func:`~nucsam_monai.networks.sam.kernels.padding_term`).
@@ -277,25 +277,26 @@ def folded_attention(
     query, key, value = qkv.unflatten(-1, (3, heads, -1)).movedim((-3, -2), (0, -4)).unbind(0)
     channels = query.shape[-1]
     along_h, along_w = relative_position_terms(query, positions_h, positions_w)
-    parts = [along_h[..., :height], along_w[..., :width]]
-    places = _one_hot_positions(height, width, like=key)
+    terms = [along_h[..., :height], along_w[..., :width]]
+    padded_key, padded_value = None, None
     if padding is not None:
-        parts.append(padding_term(along_h, along_w).to(query.dtype))
-    terms = _flatten_cells(torch.cat(parts, dim=-1))
-    query, key, value = (_flatten_cells(cells) for cells in (query, key, value))
-    if padding is not None:
+        terms.append(padding_term(along_h, along_w).to(query.dtype))
         _, padded_key, padded_value = padding.to(key.dtype).reshape(3, heads, 1, channels).unbind(0)
-        key, value = _append_cell(key, padded_key), _append_cell(value, padded_value)
-        places = torch.block_diag(places, places.new_ones(1, 1))
     in_pieces = query.is_cpu and query.dtype in (torch.float32, torch.bfloat16)
     if in_pieces and not torch.is_grad_enabled() and not _is_recording():
-        attended = _attend_in_pieces(query, key, value, terms, places, width)
+        inputs = (_flatten_cells(cells) for cells in (query, key, value, torch.cat(terms, dim=-1)))
+        places = _one_hot_positions(height, width, like=key).flatten(0, 1)
+        attended = _attend_in_pieces(*inputs, places, padded_key, padded_value, width=width)
     else:
-        wide_query = torch.cat([query * channels**-0.5, terms], dim=-1)
-        wide_key = torch.cat([key, places.expand(*key.shape[:-1], -1)], dim=-1)
-        wide_value = F.pad(value, (0, terms.shape[-1]))  # fused kernels demand one width
-        wide = F.scaled_dot_product_attention(wide_query, wide_key, wide_value, scale=1.0)
-        attended = wide[..., :channels]
+        wide_query = torch.cat([query * channels**-0.5, *terms], dim=-1)
+        extra = wide_query.shape[-1] - channels
+        one_hot = F.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
+        wide_key = _flatten_cells(torch.cat([key, one_hot.expand(*key.shape[:-1], extra)], dim=-1))
+        value = _flatten_cells(value)
+        if padded_key is not None:
+            own = F.pad(F.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
+            wide_key, value = _append_cell(wide_key, own), _append_cell(value, padded_value)
+        attended = _attend_unscaled(_flatten_cells(wide_query), wide_key, value)
     # (N, heads, h * w, C) -> (..., h, w, heads * C)
     return attended.transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
 
@@ -310,7 +311,15 @@ _VECTOR = 32
 
 
 def _attend_in_pieces(
-    query: Tensor, key: Tensor, value: Tensor, terms: Tensor, places: Tensor, width: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    terms: Tensor,
+    places: Tensor,
+    padded_key: Tensor | None,
+    padded_value: Tensor | None,
+    *,
+    width: int,
 ) -> Tensor:
     """Attend with the scores of some queries at a time.
 
@@ -318,17 +327,22 @@ def _attend_in_pieces(
     keys that the terms make three times as wide, in bfloat16 a third; in windows of 14 x 14 tokens 80 % and 55 %.
 
     Args:
-        query: ``(N, heads, Q, C)``.
-        key: ``(N, heads, K, C)``.
-        value: ``(N, heads, K, C)``.
-        terms: ``(N, heads, Q, T)`` position terms of each query, of all rows and then all columns of keys.
-        places: ``(K, T)`` one-hot row and one-hot column of each key.
-        width: columns of the grid.
+        query: ``(N, heads, P, C)``, of the P cells of each window.
+        key: ``(N, heads, P, C)``.
+        value: ``(N, heads, P, C)``.
+        terms: ``(N, heads, P, T)`` position terms of each query: of all rows, of all columns, of the padded cells.
+        places: ``(P, h + w)`` one-hot row and one-hot column of each cell.
+        padded_key: ``(heads, 1, C)`` of the padded cells, if there are any.
+        padded_value: ``(heads, 1, C)``.
+        width: columns of a window.
 
     Returns:
-        ``(N, heads, Q, C)``.
+        ``(N, heads, P, C)``.
     """
     shape, scale = query.shape, query.shape[-1] ** -0.5
+    if padded_key is not None and padded_value is not None:
+        key, value = _append_cell(key, padded_key), _append_cell(value, padded_value)
+        places = torch.block_diag(places, places.new_ones(1, 1))
     query, key, value, terms = (part.flatten(0, 1) for part in (query, key, value, terms))
     attended = torch.empty_like(query, memory_format=torch.contiguous_format)
     heads = max(1, _PIECE // (query.shape[1] * key.shape[1]))
@@ -344,18 +358,36 @@ def _attend_in_pieces(
 
 
 def _position_scores(terms: Tensor, places: Tensor, width: int) -> Tensor:
-    """Return the sum of both terms of every query and key ``(..., Q, K)``."""
+    """Return the sum of the terms of every query and key ``(..., Q, K)``."""
     if width < _VECTOR or len(places) % width:  # a cut window has one more key
         return terms @ places.mT
     along_h, along_w = terms.split([len(places) // width, width], dim=-1)
     return (along_h[..., :, None] + along_w[..., None, :]).flatten(-2)
 
 
+_MOST_KEYS = 256
+"""Most keys of an attention whose weights are kept for its gradient."""
+
+
+def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
+
+    In bfloat16 on a CPU the backward pass of PyTorch's fused kernel takes two to five times as long as plain products
+    with few keys.
+    """
+    is_slow = query.is_cpu and query.dtype is torch.bfloat16 and query.requires_grad
+    if is_slow and key.shape[2] <= _MOST_KEYS:
+        return (query @ key.mT).softmax(dim=-1) @ value
+    extra = query.shape[-1] - value.shape[-1]
+    attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=1.0)  # of one width
+    return attended[..., : value.shape[-1]]
+
+
 def _one_hot_positions(height: int, width: int, like: Tensor) -> Tensor:
-    """Return ``(h * w, h + w)``: the one-hot row and the one-hot column of each cell."""
+    """Return ``(h, w, h + w)``: the one-hot row and the one-hot column of each cell."""
     rows = torch.eye(height, dtype=like.dtype, device=like.device)[:, None].expand(-1, width, -1)
     columns = torch.eye(width, dtype=like.dtype, device=like.device)[None].expand(height, -1, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return torch.cat([rows, columns], dim=-1)
 
 
 def _flatten_cells(cells: Tensor) -> Tensor:

@@ -172,6 +172,16 @@ def test_depthwise_convolutions_pad_as_tensorflow_does(kernel, stride, size):
     assert convolution.weight is reference.weight
     maps = torch.randn(2, 6, *size)
     expected = reference(maps)
+    weights = torch.randn_like(expected)
+
+    def gradients(network):
+        low = maps.clone().requires_grad_()
+        return torch.autograd.grad((network(low).float() * weights).sum(), (low, like.weight))
+
+    exact = gradients(reference)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for found, right in zip(gradients(convolution), exact, strict=True):
+            torch.testing.assert_close(found, right, atol=0.03 * float(right.abs().max()), rtol=0)
     for records in (True, False):
         with torch.set_grad_enabled(records):
             torch.testing.assert_close(convolution(maps), expected)

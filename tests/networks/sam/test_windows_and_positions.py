@@ -103,6 +103,28 @@ def test_attention_in_pieces_equals_attention_at_once(width, monkeypatch):
             torch.testing.assert_close(folded_attention(qkv, 2, *positions), at_once)
 
 
+@pytest.mark.parametrize(("height", "width"), [(4, 3), (4, 2), (20, 16)])
+def test_folded_attention_in_bfloat16_has_the_values_and_gradients_of_float32(height, width):
+    torch.manual_seed(0)
+    table_h, table_w = torch.randn(2 * max(height, 4) - 1, 5), torch.randn(2 * max(width, 3) - 1, 5)
+    positions = relative_positions(table_h, max(height, 4)), relative_positions(table_w, max(width, 3))
+    qkv, padding, weights = (
+        torch.randn(2, height, width, 30),
+        torch.randn(30),
+        torch.randn(2, height, width, 10),
+    )
+
+    def values_and_gradients(dtype):
+        inputs = [one.to(dtype).requires_grad_() for one in (qkv, *positions, padding)]
+        cut = height < 4 or width < 3
+        found = folded_attention(inputs[0], 2, *inputs[1:3], padding=inputs[3] if cut else None)
+        gradients = torch.autograd.grad((found * weights.to(dtype)).sum(), inputs[: 3 + cut])
+        return [one.float() for one in (found, *gradients)]
+
+    for low, exact in zip(*map(values_and_gradients, (torch.bfloat16, torch.float32)), strict=True):
+        torch.testing.assert_close(low, exact, atol=0.03 * float(exact.abs().max()), rtol=0)
+
+
 def test_folded_attention_makes_no_tensor_of_all_pairs():
     side = 24
     sizes = []
