@@ -154,7 +154,7 @@ class _Windows(NamedTuple):
         size = (scale * self.grid[0], scale * self.grid[1])
         pixels = self.pixels(slice(None), scale)[:, None].expand(-1, masks, -1)
         background = logits.new_full((count, masks, size[0] * size[1]), _BACKGROUND)
-        return background.scatter(2, pixels, logits.flatten(2)).unflatten(2, size)
+        return background.scatter_(2, pixels, logits.flatten(2)).unflatten(2, size)
 
 
 def _decode(

@@ -123,7 +123,7 @@ def add_outlines(logits: Tensor, kernels: Tensor, fine: FineMaps, counts: Sequen
     # (n * M, F) @ (F, 8h * 8w), all masks of an image at once: more pixels than a window has, but one product
     outlines = torch.cat(
         [
-            (own.flatten(0, 1) @ maps.flatten(1)).unflatten(0, own.shape[:2])
+            (own.flatten(0, 1) @ _flattened(maps)).unflatten(0, own.shape[:2])
             for own, maps in zip(kernels.split(list(counts)), fine.maps, strict=True)
             if len(own)
         ]
@@ -133,6 +133,11 @@ def add_outlines(logits: Tensor, kernels: Tensor, fine: FineMaps, counts: Sequen
     size = (2 * logits.shape[-2], 2 * logits.shape[-1])
     logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     return logits + outlines.unflatten(-1, size)
+
+
+def _flattened(maps: Tensor) -> Tensor:
+    """Flatten maps ``(F, h, w)`` to ``(F, h * w)``, those whose channels come last in memory without a copy."""
+    return maps.flatten(1) if maps.is_contiguous() else maps.permute(1, 2, 0).flatten(0, 1).mT
 
 
 def add_hills(logits: Tensor, hills: Tensor, places: Tensor) -> Tensor:

@@ -278,24 +278,25 @@ def folded_attention(
     channels = query.shape[-1]
     along_h, along_w = relative_position_terms(query, positions_h, positions_w)
     terms = [along_h[..., :height], along_w[..., :width]]
-    padded_key, padded_value = None, None
+    padded = None
     if padding is not None:
         terms.append(padding_term(along_h, along_w).to(query.dtype))
-        _, padded_key, padded_value = padding.to(key.dtype).reshape(3, heads, 1, channels).unbind(0)
+        padded = padding.to(key.dtype).reshape(3, heads, 1, channels)[1:]
     in_pieces = query.is_cpu and query.dtype in (torch.float32, torch.bfloat16)
     if in_pieces and not torch.is_grad_enabled() and not _is_recording():
-        inputs = (_flatten_cells(cells) for cells in (query, key, value, torch.cat(terms, dim=-1)))
-        places = _one_hot_positions(height, width, like=key).flatten(0, 1)
-        attended = _attend_in_pieces(*inputs, places, padded_key, padded_value, width=width)
+        query, key, value, added = (
+            _flatten_cells(cells) for cells in (query, key, value, torch.cat(terms, dim=-1))
+        )
+        attended = _attend_in_pieces(query, key, value, added, padded, (height, width))
     else:
         wide_query = torch.cat([query * channels**-0.5, *terms], dim=-1)
         extra = wide_query.shape[-1] - channels
         one_hot = F.pad(_one_hot_positions(height, width, like=key), (0, extra - height - width))
         wide_key = _flatten_cells(torch.cat([key, one_hot.expand(*key.shape[:-1], extra)], dim=-1))
         value = _flatten_cells(value)
-        if padded_key is not None:
-            own = F.pad(F.pad(padded_key, (0, extra - 1)), (0, 1), value=1.0)
-            wide_key, value = _append_cell(wide_key, own), _append_cell(value, padded_value)
+        if padded is not None:
+            own = F.pad(F.pad(padded[0], (0, extra - 1)), (0, 1), value=1.0)
+            wide_key, value = _append_cell(wide_key, own), _append_cell(value, padded[1])
         attended = _attend_unscaled(_flatten_cells(wide_query), wide_key, value)
     # (N, heads, h * w, C) -> (..., h, w, heads * C)
     return attended.transpose(1, 2).reshape(*qkv.shape[:-1], heads * channels)
@@ -311,15 +312,7 @@ _VECTOR = 32
 
 
 def _attend_in_pieces(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    terms: Tensor,
-    places: Tensor,
-    padded_key: Tensor | None,
-    padded_value: Tensor | None,
-    *,
-    width: int,
+    query: Tensor, key: Tensor, value: Tensor, terms: Tensor, padded: Tensor | None, size: tuple[int, int]
 ) -> Tensor:
     """Attend with the scores of some queries at a time.
 
@@ -331,17 +324,16 @@ def _attend_in_pieces(
         key: ``(N, heads, P, C)``.
         value: ``(N, heads, P, C)``.
         terms: ``(N, heads, P, T)`` position terms of each query: of all rows, of all columns, of the padded cells.
-        places: ``(P, h + w)`` one-hot row and one-hot column of each cell.
-        padded_key: ``(heads, 1, C)`` of the padded cells, if there are any.
-        padded_value: ``(heads, 1, C)``.
-        width: columns of a window.
+        padded: ``(2, heads, 1, C)`` key and value of the padded cells, if there are any.
+        size: rows and columns of a window, whose product is P.
 
     Returns:
         ``(N, heads, P, C)``.
     """
     shape, scale = query.shape, query.shape[-1] ** -0.5
-    if padded_key is not None and padded_value is not None:
-        key, value = _append_cell(key, padded_key), _append_cell(value, padded_value)
+    places = _one_hot_positions(*size, like=key).flatten(0, 1)
+    if padded is not None:
+        key, value = _append_cell(key, padded[0]), _append_cell(value, padded[1])
         places = torch.block_diag(places, places.new_ones(1, 1))
     query, key, value, terms = (part.flatten(0, 1) for part in (query, key, value, terms))
     attended = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -351,7 +343,7 @@ def _attend_in_pieces(
         some = slice(first, first + heads)
         for top in range(0, query.shape[1], rows):
             here = some, slice(top, top + rows)
-            scores = _position_scores(terms[here], places, width)
+            scores = _position_scores(terms[here], places, size[1])
             scores.baddbmm_(query[here], key[some].mT, alpha=scale)
             attended[here] = scores.softmax(dim=-1) @ value[some]
     return attended.view(shape)
