@@ -3,8 +3,9 @@
 # docker run --rm -v "$PWD:/work" nucsam segment images segmented           (with a GPU: --gpus all)
 FROM python:3.11-slim
 ARG PIP_INDEX=""
-RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir ${PIP_INDEX} torch torchvision
+# A layer of its own, which changes of the source leave in the cache; pyproject.toml has the same bounds.
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ${PIP_INDEX} "torch>=2.10" "torchvision>=0.25"
 COPY . /source
 RUN pip install --no-cache-dir "/source[train,slides]" && rm -rf /source
 ENV MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true

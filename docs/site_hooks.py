@@ -22,6 +22,16 @@ _HOME = "README.md"
 _FENCED = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?")
 _UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+_INLINE_CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+_UNBROKEN = r'<span class="unbroken">\g<0></span>'
+_OPTION = re.compile(r"(?<![\w-])--[\w#]+")
+_CELL = re.compile(r"<td[^>]*>.*?</td>")
+_INTERVAL = re.compile(r"[\[(]-?[\d.]+(?:, | to )-?[\d.]+[\])]|[\d.]+ / [\d.]+|[\d.,]+ (?:ms|[MG]i?B|s|px)\b")
+_PICTURE = re.compile(r'<img [^>]*src="(?!https?:)([^"]+)"[^>]*>')
+_NOT_FOUND = (
+    "<h1>Page not found</h1><p>The address is misspelt, or the page was renamed. Use the search, or go to "
+    '<a href="/index.html">Home</a>.</p>'
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -60,6 +70,22 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         )
 
     return _replace_outside_fences(markdown, lambda text: _LINK.sub(rewritten, text))
+
+
+def on_page_content(html: str, *, page: Page, **_: Any) -> str:
+    """Keep options and intervals on one line, and open a picture in full size on a click."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # its only entry would be the page itself
+    html = _INLINE_CODE.sub(lambda code: _OPTION.sub(_UNBROKEN, code[0]), html)
+    html = _CELL.sub(lambda cell: _INTERVAL.sub(_UNBROKEN, cell[0]), html)
+    return _PICTURE.sub(r'<a href="\1">\g<0></a>', html)
+
+
+def on_post_template(output_content: str, *, template_name: str, **_: Any) -> str:
+    """Say on the page for missing pages what to do."""
+    if template_name != "404.html":
+        return output_content
+    return re.sub(r"<h1>404[^<]*</h1>", _NOT_FOUND, output_content)
 
 
 def _in_site(path: str) -> str:

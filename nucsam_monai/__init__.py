@@ -1,9 +1,8 @@
-"""Nuclei segmentation with SAM: published methods as MONAI bundles.
+"""Segment nuclei with SAM: published methods as MONAI bundles.
 
-The package is imported by bundle configurations, so this module stays light: importing it loads neither
-torch nor MONAI; it asks OpenMP, which comes with torch, for threads that sleep while they wait, and the C library to
-keep freed memory for the next tensor.
-``$nucsam_monai.bundle_root('unsam')`` is how a configuration finds its own folder.
+Bundle configurations import this package, so importing it loads neither torch nor MONAI. It sets two things for the
+process: OpenMP threads sleep while they wait, and the C library keeps freed memory for the next tensor. A configuration
+finds its own folder with ``$nucsam_monai.bundle_root('unsam')``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ __all__ = ["Segmenter", "__version__", "bundle_root", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return what needs torch, which is imported with it."""
+    """Import the names that need torch on first use."""
     if name in ("Segmenter", "load"):
         with collector_paused():
             from nucsam_monai import segmenter

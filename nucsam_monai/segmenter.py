@@ -1,4 +1,4 @@
-"""Load a bundle, keep it ready, and segment arrays, files and images.
+"""Load a bundle and segment images with it: arrays, files, Pillow images or whole slides.
 
 Example::
 
@@ -7,7 +7,7 @@ Example::
     nuclei = load("unsam").segment("tissue.png")
     nuclei.save("results")
 
-From top to bottom: :func:`load` makes a :class:`Segmenter`, whose :meth:`~Segmenter.segment` returns a
+:func:`load` returns a :class:`Segmenter`, and its method :meth:`~Segmenter.segment` returns a
 :class:`SegmentedImage`.
 """
 
@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 Scalar = bool | int | float | str | None
 Setting = Scalar | Sequence[float]
 ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
-"""An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, or an image of Pillow."""
+"""An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, the path of an image file, or a Pillow image."""
 
 _PIPELINES_KEPT = 4
 NETWORK_KEYS = ("network_def", "network")
@@ -82,19 +82,24 @@ _WIDE_MODES = ("I", "F", "1")
 def load(
     bundle: str | Path, weights: str | Path | None = None, device: str | None = None, **options: Setting
 ) -> "Segmenter":
-    """Load a bundle with its weights, ready to segment.
+    """Load a bundle and its weights.
 
     Args:
-        bundle: the name of a bundle in ``bundles/``, or its folder.
-        weights: None for those of the bundle's ``inference.json``; the short name of weights that come with the
-            bundle, ``"he"`` for ``models/compact_he.safetensors``; or the path of a file, or of the folder of several.
-        device: for example ``"cpu"`` or ``"cuda:0"``; None takes a GPU if there is one, and that of its ``LOCAL_RANK``
-            among processes that torchrun started.
-        options: values of other keys of ``inference.json``, for example ``threshold=0.4``.
+        bundle: name of a bundle that comes with the package, such as ``"unsam"`` (``nucsam models`` lists them), or
+            the path of a bundle's folder.
+        weights: short name of pretrained weights, such as ``"he"`` for ``models/compact_he.safetensors``; or the path
+            of a weights file, or of the folder with both files of PromptNucSeg (``prompter.safetensors`` and
+            ``segmentor.safetensors``). Default: the weights that the bundle's ``inference.json`` names.
+        device: PyTorch device, such as ``"cpu"`` or ``"cuda:0"``. Default: a GPU if PyTorch finds one, else the CPU;
+            under torchrun the GPU number ``LOCAL_RANK``.
+        options: other keys of ``inference.json`` with their values, such as ``threshold=0.4``.
+
+    Returns:
+        A segmenter whose network is built and loaded.
 
     Raises:
-        ConfigurationError: there is no such bundle, it cannot infer, or an option is not a key of its configuration.
-        CheckpointError: there are no such weights, or they belong to another network.
+        ConfigurationError: the bundle does not exist or has no ``inference.json``, or an option is not one of its keys.
+        CheckpointError: the weights do not exist or belong to another network.
 
     Example:
         >>> segmenter = load("unsam", threshold=0.4)  # doctest: +SKIP
@@ -113,20 +118,23 @@ def load(
 
 
 class Segmenter:
-    """Segment images with one bundle and one set of weights on one device.
+    """Segment images with one bundle, one set of weights and one device.
 
-    Nothing is built before it is needed. The objects are those of ``inference.json``.
+    Usually made by :func:`load`. The network, the transforms and the inferer are those of the bundle's
+    ``inference.json``; they are built when they are first needed. One segmenter may be used from several threads.
 
     Args:
-        folder: of the bundle.
-        checkpoint: its weights: a file, or the folder of several; None for those that the configuration names.
-        device: where the network runs, for example ``"cpu"`` or ``"cuda:0"``.
-        settings: other values of the configuration, as after ``monai.bundle run``.
-        networks: by :data:`NETWORK_KEYS` the network with its weights, in evaluation mode, if it is there already.
+        folder: path of the bundle.
+        checkpoint: weights file, or a folder of weights files for bundles that use several. Default: the weights that
+            ``inference.json`` names.
+        device: PyTorch device, such as ``"cpu"`` or ``"cuda:0"``.
+        settings: other keys of ``inference.json`` with their values, as on the command line of ``monai.bundle run``.
+        networks: the network with its weights, in evaluation mode, by :data:`NETWORK_KEYS`. Default: it is built and
+            loaded when it is needed.
 
     Raises:
-        ConfigurationError: there is no ``inference.json``, or a setting is not one of its keys, or a text that MONAI
-            would evaluate.
+        ConfigurationError: the bundle has no ``inference.json``, a setting is not one of its keys, or a setting is
+            text that MONAI would evaluate.
 
     Example:
         >>> segmenter = Segmenter("bundles/unsam", "output/mine/model.safetensors")  # doctest: +SKIP
@@ -157,29 +165,29 @@ class Segmenter:
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
-        """The domains that the weights know; none for methods without domains."""
+        """Names of the domains that the weights were trained on; empty for methods without domains."""
         return tuple(self.value("domains")) if "domains" in self.config else ()
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes; where domains have their own, those of the domain in the settings."""
+        """Names of the classes of nuclei. If every domain has its own classes: those of the domain in the settings."""
         if "classes" in self.config:
             return tuple(self.value("classes").get(self.value("domain"), ("nucleus",)))
         return tuple(self.value("class_names")) if "class_names" in self.config else ("nucleus",)
 
     @property
     def network(self) -> nn.Module:
-        """The network with its weights, in evaluation mode."""
+        """The network with its weights loaded, in evaluation mode."""
         return self.build()["network_def"]
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the tiles that the network was trained on."""
+        """Side length in pixels of the tiles that the network was trained on."""
         return int(self.value("image_size"))
 
     @cached_property
     def click_segmenter(self) -> ClickSegmenter | None:
-        """Nuclei of clicks and boxes, with the tiles encoded so far; None for networks that take no prompts."""
+        """Segments nuclei from clicks and boxes and caches encoded tiles; None if the network takes no prompts."""
         network = self.network
         if not isinstance(network, PromptableNetwork):
             return None
@@ -213,25 +221,30 @@ class Segmenter:
         domain: str | None = None,
         **options: Setting,
     ) -> "SegmentedImage | list[SegmentedImage]":
-        """Segment the nuclei of an image, or those that are prompted.
+        """Segment all nuclei of an image, or only the nuclei at the given points and boxes.
 
         Args:
-            image: an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, a file, an image of Pillow, or a list of these.
-                Alpha is dropped; values of other types than uint8 follow
+            image: array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, path of an image file, Pillow image, or a list of
+                these. The alpha channel is dropped, and pixels that are not uint8 are converted by
                 :func:`nucsam_monai.io.images.to_rgb_uint8`.
-            points: ``(n, 2)`` (x, y) in pixels, one on each nucleus.
-            boxes: ``(n, 4)`` (x_min, y_min, x_max, y_max) in pixels, one around each nucleus.
-            domain: of the image, for methods with domains; None if unknown.
-            options: values of keys of ``inference.json`` for this image, for example ``threshold=0.4``.
+            points: ``(n, 2)`` array of (x, y) in pixels, one point on each nucleus.
+            boxes: ``(n, 4)`` array of (x_min, y_min, x_max, y_max) in pixels, one box around each nucleus.
+            domain: domain of the image, one of :attr:`domains`. Default: unknown.
+            options: keys of ``inference.json`` with their values for this call, such as ``threshold=0.4``.
 
         Returns:
-            The nuclei, or a list of those of each image. With prompts the nucleus of the k-th has the id k, points
-            first; ids of prompts that found nothing are left out.
+            The nuclei of the image; for a list of images, a list. With prompts, the id of a nucleus is the number of
+            its prompt, counted from 1 and points before boxes; prompts that found no nucleus have no entry.
 
         Raises:
             ImageReadError: an image cannot be read.
-            ConfigurationError: an unknown option, or one that the network is built from; a network that takes no
-                prompts, or prompts outside the image.
+            ConfigurationError: an option is unknown or changes the network (pass it to :func:`load`), the network
+                takes no prompts, or a prompt lies outside the image.
+
+        Example:
+            >>> nuclei = segmenter.segment("tissue.png", points=[[128, 120]])  # doctest: +SKIP
+            >>> nuclei.table["area_px"]  # doctest: +SKIP
+            array([412])
         """
         if isinstance(image, (list, tuple)):
             if points is not None or boxes is not None:
@@ -256,7 +269,7 @@ class Segmenter:
     def _segment(
         self, pixels: np.ndarray, domain: str | None, options: Mapping[str, Setting], whole_px: int
     ) -> NucleiPrediction:
-        """Segment an image at once if it has no more pixels than ``whole_px``, else in parts."""
+        """Segment an image of up to ``whole_px`` pixels in one piece, and a larger one in parts."""
         count = pixels.shape[0] * pixels.shape[1]
         if count > whole_px:
             reason = self._why_not_in_parts(options)
@@ -267,7 +280,7 @@ class Segmenter:
             return self._pipeline(options).run(pixels, domain)
 
     def _why_not_in_parts(self, options: Mapping[str, Setting]) -> str | None:
-        """Return why images cannot be segmented in parts, and what to do; None if they can."""
+        """Return why this bundle cannot segment an image in parts, and what to do; None if it can."""
         try:
             from nucsam_monai.wsi.bundles import why_not_in_parts
         except ImportError as error:
@@ -277,7 +290,10 @@ class Segmenter:
     def _in_parts(
         self, pixels: np.ndarray, domain: str | None, options: Mapping[str, Setting], largest_part_px: int
     ) -> NucleiPrediction:
-        """Segment an image as a slide; another thread takes the nuclei out of the maps, so the lock is not held."""
+        """Segment an image in parts, like a slide.
+
+        The lock is not held for the whole call, because a second thread does the post-processing.
+        """
         from nucsam_monai.wsi.bundles import method_of
         from nucsam_monai.wsi.image import nuclei_of_image
 
@@ -299,21 +315,24 @@ class Segmenter:
         slide: "SlideOptions | None" = None,
         **options: Setting,
     ) -> "SlideResult":
-        """Segment a whole slide into ``<output_dir>/<name of the slide>``; needs the extra ``slides``.
+        """Segment a whole slide and write the nuclei to ``<output_dir>/<name of the slide>``.
 
-        A run that was stopped is continued by calling this again.
+        Needs the extra ``slides``. Call it again to resume an interrupted run.
 
         Args:
-            path: a slide, or an image of any size.
-            output_dir: made if missing.
-            domain: of the slide, for methods with domains.
-            overwrite: drop what an earlier run with other options left there.
-            slide: how the slide is read and what is written, see :class:`nucsam_monai.wsi.SlideOptions`.
-            options: values of keys of ``inference.json``, for example ``threshold=0.4``.
+            path: slide, or image of any size.
+            output_dir: folder for the results; created if missing.
+            domain: domain of the slide, one of :attr:`domains`. Default: unknown.
+            overwrite: delete the results of an earlier run with other options.
+            slide: how to read the slide and which files to write. Default: ``SlideOptions()``.
+            options: keys of ``inference.json`` with their values, such as ``threshold=0.4``.
+
+        Returns:
+            The number of nuclei and the paths of the written files.
 
         Raises:
-            SlideError: the slide cannot be read, or its micrometres per pixel are unknown.
-            ConfigurationError: an unknown option, or ``output_dir`` holds this slide segmented in another way.
+            SlideError: the slide cannot be read, or its pixel size in micrometres is unknown.
+            ConfigurationError: an option is unknown, or ``output_dir`` holds results of this slide with other options.
         """
         from nucsam_monai.wsi import SlideOptions, segment_slide
         from nucsam_monai.wsi.bundles import method_of
@@ -329,40 +348,45 @@ class Segmenter:
         statistics: tuple[float, float] | None,
         **options: Setting,
     ) -> Any:
-        """Run the network on a region of a larger image.
+        """Run the network on a region of a larger image, without post-processing.
 
         Args:
             pixels: ``(H, W, 3)`` uint8 RGB.
-            domain: of the image; None where it is unknown.
-            statistics: mean and standard deviation of the larger image to normalise by; None for the method's own
-                normalisation.
-            options: values of keys of ``inference.json``.
+            domain: domain of the image; None if unknown.
+            statistics: mean and standard deviation of the whole image, which the region is normalised with; None to
+                normalise the region by itself as the bundle's transforms do.
+            options: keys of ``inference.json`` with their values.
 
         Returns:
-            What :meth:`nuclei_of_region` takes.
+            The output of the bundle's inferer, to be passed to :meth:`nuclei_of_region`.
         """
         with self._lock, _own_errors():
             return self._pipeline(options).infer(pixels, domain, statistics)
 
     def nuclei_of_region(self, found: Any, **options: Setting) -> NucleiPrediction:
-        """Return the nuclei of what :meth:`infer_region` returned; another thread may run the network meanwhile."""
+        """Post-process the output of :meth:`infer_region`; meanwhile another thread may run the network.
+
+        Args:
+            found: output of :meth:`infer_region`.
+            options: the same options.
+        """
         with self._lock:
             pipeline = self._pipeline(options)
         with _own_errors():
             return pipeline.nuclei(found)
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """Return ``(H, W, 3)`` uint8 RGB as the network takes it, ``(1, 3, H, W)`` on its device."""
+        """Apply the bundle's preprocessing: ``(H, W, 3)`` uint8 RGB to ``(1, 3, H, W)`` on the network's device."""
         with self._lock:
             return self._pipeline({}).batch(image)["image"].to(self.device)
 
     def value(self, key: str) -> Any:
-        """Return the value of a key of the configuration."""
+        """Return the evaluated value of a key of ``inference.json``."""
         with self._lock, _own_errors():
             return self._values.get_parsed_content(key)
 
     def _parser(self, values: Mapping[str, Any]) -> ConfigParser:
-        """Return the configuration with this bundle's and further values, without files to read."""
+        """Return a parser of the configuration with our settings and ``values``, and an empty list of images."""
         parser = ConfigParser(json.loads(json.dumps(self.config)))
         own = {"bundle_root": str(self.folder.resolve()), "device": self.device, **self.settings}
         if self.checkpoint is not None:
@@ -377,14 +401,14 @@ class Segmenter:
 
     @cached_property
     def network_keys(self) -> frozenset[str]:
-        """The keys that the network is built and loaded from: they are chosen once, by :func:`load`."""
+        """Keys that change the network or its weights; they are set once, by :func:`load`."""
         return keys_behind(self.config, ("network_def", "initialize"))
 
     def _check_options(self, options: Mapping[str, Setting], domain: str | None) -> None:
         check_settings(options, self.config, str(self.folder))
         if fixed := sorted(set(options) & self.network_keys):
             raise ConfigurationError(
-                f"{fixed[0]}: the network is built from it, expected an option of single images. Pass it to load()."
+                f"{fixed[0]}: this option changes the network and cannot be set for one image. Pass it to load()."
             )
         if domain is not None and "domains" not in self.config:
             raise ConfigurationError(f"domain '{domain}': {self.folder.name} has no domains. Leave it out.")
@@ -398,7 +422,7 @@ class Segmenter:
     ) -> NucleiPrediction:
         if options:
             raise ConfigurationError(
-                f"{next(iter(options))}: found together with points or boxes, which have no such option. Leave it out."
+                f"{next(iter(options))}: this option has no effect together with points or boxes. Leave it out."
             )
         if not takes_prompts(self.config) or self.click_segmenter is None:
             raise ConfigurationError(
@@ -421,7 +445,11 @@ class Segmenter:
         return self._pipelines[key]
 
     def build(self) -> dict[str, nn.Module]:
-        """Build the network and load its weights, unless that is done; return it by its keys of the configuration."""
+        """Build the network and load its weights on the first call.
+
+        Returns:
+            The modules under the keys ``network_def`` and ``network``, as in the configuration.
+        """
         with self._lock, _own_errors():
             if self._networks is None:
                 parser = self._parser({})
@@ -438,7 +466,7 @@ class Segmenter:
 
 
 class _Pipeline:
-    """Run the steps of ``inference.json``'s evaluator on an image, without reading or writing files."""
+    """Run the evaluator of ``inference.json`` on one image in memory: preprocessing, inferer, post-processing."""
 
     def __init__(self, parser: ConfigParser) -> None:
         preprocessing = parser.get_parsed_content("preprocessing")
@@ -485,7 +513,7 @@ class _Pipeline:
     def _prepared(
         self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None
     ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-        """Return the network's input for an image, and the further arguments of the inferer."""
+        """Return the network's input for an image, and the other arguments of the inferer."""
         batch = self.batch(image, **({} if domain is None else {"domain": domain}))
         if statistics is not None:
             mean, std = statistics
@@ -496,7 +524,7 @@ class _Pipeline:
         return inputs, args, kwargs
 
     def nuclei(self, found: Any) -> NucleiPrediction:
-        """Return the nuclei of what :meth:`infer` returned."""
+        """Post-process the output of :meth:`infer`."""
         if self.postprocessing is not None:
             found = self.postprocessing({"pred": found[0]})["pred"]
         nuclei: NucleiPrediction = found
@@ -505,19 +533,29 @@ class _Pipeline:
 
 @dataclass(frozen=True, repr=False)
 class SegmentedImage(NucleiPrediction):
-    """Hold the nuclei of an image, together with the image.
+    """Hold the nuclei of an image together with the image; in a notebook it shows the overlay.
 
     Attributes:
-        image: ``(H, W, 3)`` uint8 RGB, as it was segmented.
+        image: ``(H, W, 3)`` uint8 RGB, the image that was segmented.
+
+    Example:
+        >>> nuclei = segmenter.segment("tissue.png")  # doctest: +SKIP
+        >>> nuclei.instances.max(), len(nuclei)  # doctest: +SKIP
+        (37, 37)
+        >>> nuclei.table["centroid_x_px"][:2]  # doctest: +SKIP
+        array([ 12.4, 101.9])
     """
 
     image: np.ndarray = field(kw_only=True)
 
     def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
-        """Draw the outlines of the nuclei; return ``(H, W, 3)`` uint8.
+        """Draw the outlines of the nuclei on the image.
 
         Args:
-            image: to draw on in place of the segmented one, ``(H, W, 3)`` uint8 RGB of the same size.
+            image: ``(H, W, 3)`` uint8 RGB of the same size to draw on. Default: the segmented image.
+
+        Returns:
+            ``(H, W, 3)`` uint8 RGB.
         """
         return draw_prediction(self, self.image if image is None else image)
 
@@ -529,22 +567,22 @@ class SegmentedImage(NucleiPrediction):
         *,
         overlay_px: int = OVERLAY_PX,
     ) -> dict[str, Path]:
-        """Write label image, GeoJSON, table and overlay, see :func:`nucsam_monai.io.write_prediction`.
+        """Write a label TIFF, GeoJSON, CSV table and overlay with :func:`nucsam_monai.io.write_prediction`.
 
         Args:
-            folder: made if missing.
-            stem: start of the files' names.
-            image: to draw the overlay on in place of the segmented one.
-            overlay_px: longest side of the overlay; 0 writes none.
+            folder: folder for the files; created if missing.
+            stem: start of the file names.
+            image: ``(H, W, 3)`` uint8 RGB to draw the overlay on. Default: the segmented image.
+            overlay_px: longest side of the overlay in pixels; 0 writes no overlay.
 
         Returns:
-            The written paths by kind.
+            The paths of the files under ``instances``, ``geojson``, ``table`` and ``overlay``.
         """
         pixels = self.image if image is None else image
         return write_prediction(self, pixels, folder, stem, overlay_px=overlay_px)
 
     def _repr_html_(self) -> str:
-        """Return HTML for notebooks: the overlay, reduced if it is large, and the summary."""
+        """Return HTML for notebooks: the overlay, at most ``OVERLAY_PX`` pixels wide, and the summary."""
         overlay = draw_prediction(self, self.image, OVERLAY_PX)
         picture = base64.b64encode(encode_png(overlay)).decode("ascii")
         return f'<figure><img src="data:image/png;base64,{picture}"/><figcaption>{self.summary}</figcaption></figure>'
@@ -553,16 +591,16 @@ class SegmentedImage(NucleiPrediction):
 def rgb_of(
     image: ImageLike, max_pixels: int | None = None, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Return an image as ``(H, W, 3)`` uint8 RGB, which shares no memory with it.
+    """Convert an image to a new ``(H, W, 3)`` uint8 RGB array.
 
     Args:
-        image: an array, a file or an image of Pillow.
-        max_pixels: of a file, see :func:`nucsam_monai.io.read_image_to_segment`.
-        intensity_range: the values that become 0 and 255, see :func:`nucsam_monai.io.to_rgb_uint8`.
+        image: array, path of an image file, or Pillow image.
+        max_pixels: largest number of pixels of a file, see :func:`nucsam_monai.io.read_image_to_segment`.
+        intensity_range: pixel values that become 0 and 255, see :func:`nucsam_monai.io.to_rgb_uint8`.
 
     Raises:
         ImageReadError: the file or the array is not a grey or colour image.
-        ConfigurationError: neither an array, a file nor an image of Pillow.
+        ConfigurationError: the image is of another type.
     """
     if isinstance(image, (str, Path)):
         return read_image_to_segment(image, max_pixels, intensity_range)
@@ -571,7 +609,7 @@ def rgb_of(
         return to_rgb_uint8(np.array(image if keep else image.convert("RGB")), "image", intensity_range)
     if not isinstance(image, np.ndarray):
         raise ConfigurationError(
-            f"image: expected an array, a path, an image of Pillow or a list of these, found {type(image).__name__}."
+            f"image: expected an array, a path, a Pillow image or a list of these, found {type(image).__name__}."
         )
     has_alpha = image.ndim == 3 and image.shape[2] == 4
     return to_rgb_uint8(np.array(image[..., :3] if has_alpha else image), "image", intensity_range)
@@ -582,7 +620,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def keys_behind(config: Mapping[str, Any], starts: Iterable[str]) -> frozenset[str]:
-    """Return the keys ``starts`` that exist in a configuration, and all keys that they refer to."""
+    """Return the keys ``starts`` that a configuration has, and all keys that they refer to with ``@``."""
     known: set[str] = set()
     left = {key for key in starts if key in config}
     while left:
@@ -593,7 +631,7 @@ def keys_behind(config: Mapping[str, Any], starts: Iterable[str]) -> frozenset[s
 
 
 def takes_prompts(config: Mapping[str, Any]) -> bool:
-    """Return whether the network of an ``inference.json`` can be prompted, without building it."""
+    """Return whether the network of an ``inference.json`` takes points and boxes, without building it."""
     network = pydoc.locate(str(config.get("network_def", {}).get("_target_", "")))
     if inspect.isfunction(network):  # its annotation says what it builds
         network = get_type_hints(network).get("return")
@@ -601,10 +639,10 @@ def takes_prompts(config: Mapping[str, Any]) -> bool:
 
 
 def read_inference_config(folder: Path) -> dict[str, Any]:
-    """Return the content of a bundle's ``inference.json``.
+    """Read a bundle's ``inference.json``.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the file does not exist or is not JSON.
     """
     file = folder / "configs" / "inference.json"
     try:
@@ -617,16 +655,16 @@ def read_inference_config(folder: Path) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
-    """Check values for a configuration.
+    """Check that settings are keys of a configuration, with values of the right kind.
 
     Args:
-        settings: values of its keys.
-        config: the configuration.
-        where: what messages call it.
+        settings: keys and their new values.
+        config: content of the configuration file.
+        where: how error messages name the configuration.
 
     Raises:
-        ConfigurationError: there is no such key, or a value is not a scalar, a text that MONAI evaluates, or a text in
-            place of a number or a switch.
+        ConfigurationError: a key is unknown, or a value is not a scalar, is text that MONAI would evaluate, or is
+            text where the configuration has a number or a switch.
     """
     for key, value in settings.items():
         if key not in config:
@@ -659,7 +697,7 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise our own error instead of the one that MONAI wraps it in."""
+    """Raise our own error instead of the RuntimeError that MONAI wraps it in."""
     try:
         yield
     except RuntimeError as error:

@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 
 if [ -z "${VIRTUAL_ENV:-}" ]; then
     if [ ! -x .venv/bin/python ]; then
-        for candidate in python3.12 python3.11 python3.10 python3; do
+        for candidate in python3.12 python3.11 python3.13 python3.10 python3; do
             if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
                 echo "making .venv with $("$candidate" --version)"
                 "$candidate" -m venv .venv

@@ -198,7 +198,7 @@ def main(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(main, arguments)
+    return run_command(main, arguments, name="evaluate")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from nucsam_monai.apps.command_line import run_command
 
 
 def main(bundle: str, checkpoint: str, output_dir: str, **settings: bool | int | float | str | None) -> None:
-    """Copy a bundle.
+    """Copy a bundle and its weights for MONAI Label's own app.
 
     Args:
-        bundle: its name.
-        checkpoint: its weights: a file, or the folder of several.
-        output_dir: the folder ``model`` of the app.
-        settings: what the weights were trained with, as ``--sam_variant vit_b``.
+        bundle: name of the bundle.
+        checkpoint: weights file, or folder with the two files of PromptNucSeg.
+        output_dir: folder ``model`` of the app.
+        settings: options that the weights were trained with, such as ``--sam_variant vit_b``.
     """
     from nucsam_monai.apps.monailabel.settings import find_bundle
     from nucsam_monai.apps.monailabel.stock_app import export_for_stock_app
@@ -33,4 +33,4 @@ def main(bundle: str, checkpoint: str, output_dir: str, **settings: bool | int |
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, name="export"))

@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands["folder"] = reporting(folder.convert)
     commands.update({"to_nnunet": reporting(export_nnunet), "from_nnunet": reporting(import_nnunet)})
     commands.update({"download": download, "validate": validate, "list": list_datasets})
-    return run_command(commands, arguments)
+    return run_command(commands, arguments, name="datasets")
 
 
 if __name__ == "__main__":

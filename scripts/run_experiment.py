@@ -17,4 +17,4 @@ from experiments import main
 from nucsam_monai.apps.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, name="experiment"))

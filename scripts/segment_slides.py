@@ -1,11 +1,11 @@
-"""Segment whole slides with a bundle; run the same command again to continue after a stop.
+"""Segment whole slides with a bundle; run the command again to resume.
 
 Examples:
-    python scripts/segment_slides.py run unsam slides/ output/slides
-    python scripts/segment_slides.py run unsam case.svs output/slides --mpp 0.25 --workers 2
-    python scripts/segment_slides.py status output/slides
-    python scripts/segment_slides.py merge output/slides
-    python scripts/segment_slides.py evaluate output/slides/case case_truth.parquet
+    nucsam slides run unsam slides/ output/slides
+    nucsam slides run unsam case.svs output/slides --mpp 0.25 --workers 2
+    nucsam slides status output/slides
+    nucsam slides merge output/slides
+    nucsam slides evaluate output/slides/case case_truth.parquet
 """
 
 import argparse
@@ -63,42 +63,44 @@ def stop(number: int, frame: FrameType | None) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "nucsam slides", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = result.add_subparsers(required=True)
+    commands = result.add_subparsers(required=True, metavar="command")
     run = commands.add_parser("run", help="segment slides")
-    run.add_argument("bundle", help="for example unsam")
-    run.add_argument("input", type=Path, help="a slide, a folder, or a text file with one path per line")
-    run.add_argument("output_dir", type=Path)
-    run.add_argument("--weights", help="short name or path; those that come with the bundle by default")
-    run.add_argument("--device")
-    run.add_argument("--domain")
-    run.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="a key of inference.json"
+    option = run.add_argument
+    option("bundle", help="name of a bundle, for example unsam")
+    option("input", type=Path, help="slide, folder of slides, or text file with one path per line")
+    option("output_dir", type=Path, help="folder for the results")
+    option("--weights", help="short name or path of weights (default: the pretrained weights)")
+    option("--device", help="for example cpu or cuda:0 (default: a GPU if there is one)")
+    option("--domain", help="domain of the slides, for methods with domains")
+    option("--option", action="append", default=[], metavar="KEY=VALUE", help="a key of inference.json")
+    option("--mpp", type=float, help="micrometres per pixel at level 0, for files without this information")
+    option(
+        "--model_mpp", type=float, default=0.25, help="micrometres per pixel of the training (default: 0.25)"
     )
-    run.add_argument("--mpp", type=float, help="micrometres per pixel at level 0, for files that lack them")
-    run.add_argument("--model_mpp", type=float, default=0.25, help="that the network was trained at")
-    run.add_argument("--mask", default="otsu", help="otsu, all, or a mask image of the whole slide")
-    run.add_argument("--region", help="GeoJSON with the region to segment")
-    run.add_argument("--shard_px", type=int, default=4032)
-    run.add_argument(
-        "--max_nucleus_um", type=float, default=30.0, help="shards see nuclei up to this size whole"
+    option("--mask", default="otsu", help="tissue: otsu (default), all, or a mask image of the whole slide")
+    option("--region", help="GeoJSON file with the region to segment, in pixels of level 0")
+    option("--shard_px", type=int, default=4032, help="approximate side length of a shard (default: 4032)")
+    option(
+        "--max_nucleus_um", type=float, default=30.0, help="size of the largest nucleus in um (default: 30)"
     )
-    known = "parquet, geojson, csv, labels (OME-Zarr), spatialdata; joined by commas"
-    run.add_argument("--outputs", default="parquet,geojson,csv", help=known)
-    run.add_argument("--workers", type=int, default=1, help="processes; more than one needs Dask distributed")
-    run.add_argument("--scheduler", help="address of a running Dask scheduler")
-    run.add_argument("--overwrite", action="store_true")
+    known = "parquet, geojson, csv, labels (OME-Zarr), spatialdata; separated by commas"
+    option("--outputs", default="parquet,geojson,csv", help=f"{known} (default: %(default)s)")
+    option("--workers", type=int, default=1, help="processes; more than one needs Dask distributed")
+    option("--scheduler", help="address of a running Dask scheduler")
+    option("--overwrite", action="store_true", help="delete earlier results with other options")
     run.set_defaults(command=run_slides)
+    texts = {"merge": "write the outputs of finished shards", "status": "show the progress"}
     for name, command in (("merge", merge_slides), ("status", show_status)):
-        other = commands.add_parser(name)
-        other.add_argument("output_dir", type=Path)
+        other = commands.add_parser(name, help=texts[name])
+        other.add_argument("output_dir", type=Path, help="folder of the results")
         other.set_defaults(command=command)
         if name == "merge":
-            other.add_argument("--outputs", help=f"in place of the requested ones: {known}")
-    evaluate = commands.add_parser("evaluate", help="compare a slide's nuclei with the truth")
-    evaluate.add_argument("folder", type=Path)
-    evaluate.add_argument("truth", type=Path)
+            other.add_argument("--outputs", help=f"instead of those of the run: {known}")
+    evaluate = commands.add_parser("evaluate", help="compare a slide's nuclei with the ground truth")
+    evaluate.add_argument("folder", type=Path, help="results of one slide")
+    evaluate.add_argument("truth", type=Path, help="ground truth as GeoParquet")
     evaluate.set_defaults(command=evaluate_slide)
     return result
 
@@ -138,12 +140,24 @@ def merge_slides(arguments: argparse.Namespace) -> int:
 
     outputs = arguments.outputs and arguments.outputs.split(",")
     check_outputs(outputs or ())
-    for plan in sorted(arguments.output_dir.glob("*/plan.json")):
+    for plan in plans_in(arguments.output_dir):
         journal = Journal(plan.parent)
         with journal.locked():
             merge_slide(journal, outputs)
         print(f"{plan.parent.name}: merged")
     return 0
+
+
+def plans_in(folder: Path) -> list[Path]:
+    """Return the plans of all slides in an output folder.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    plans = sorted(folder.glob("*/plan.json"))
+    if not plans:
+        raise ConfigurationError(f"{folder}: no slides in it. Pass the output folder of 'nucsam slides run'.")
+    return plans
 
 
 def show_status(arguments: argparse.Namespace) -> int:
@@ -152,7 +166,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     from nucsam_monai.wsi.grid import cut_shards
     from nucsam_monai.wsi.run import pending
 
-    for file in sorted(arguments.output_dir.glob("*/plan.json")):
+    for file in plans_in(arguments.output_dir):
         journal = Journal(file.parent)
         shards = cut_shards(journal.cells(), (journal.plan or {})["shard_cells"])
         left = {shard.index for shard in pending(journal, shards)}

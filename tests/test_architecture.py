@@ -93,7 +93,18 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
 
 
 def test_no_module_needs_what_only_some_runs_need() -> None:
-    optional = {"mlflow", "matplotlib", "pandas", "timm", "itk", "joblib", "sklearn", "onnx"}
+    optional = {
+        "mlflow",
+        "matplotlib",
+        "pandas",
+        "timm",
+        "itk",
+        "joblib",
+        "sklearn",
+        "onnx",
+        "pooch",
+        "requests",
+    }
     for file in PACKAGE.rglob("*.py"):
         for node in nodes_of(file)[0].body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -14,16 +14,20 @@ import fire.decorators
 from nucsam_monai.utils.errors import NucSAMError
 from nucsam_monai.utils.exit import TRACEBACK_VARIABLE, own_error
 
+# Fire's help lists the attributes of a function unless their names begin with an underscore.
+fire.decorators.FIRE_METADATA = "_FIRE_METADATA"
 
-def run_command(component: object, arguments: Sequence[str] | None = None) -> int:
+
+def run_command(component: object, arguments: Sequence[str] | None = None, *, name: str | None = None) -> int:
     """Run a function, or one of a dictionary of functions, with options of the command line.
 
-    Log messages go to the standard error. An error of the user's input or files is one line there. Values of
-    parameters that are texts or paths stay as they were typed, where Fire would read ``2024`` as a number.
+    Log messages and errors of the user's input go to the standard error; an error is one line. Values of parameters
+    that are texts or paths stay as they were typed, because Fire would read ``2024`` as a number.
 
     Args:
-        component: what ``fire.Fire`` takes.
-        arguments: the options; None takes those of this process.
+        component: function, or dictionary of functions, as for ``fire.Fire``.
+        arguments: options. Default: those of this process.
+        name: the command of ``nucsam`` that the help shows. Default: the name of the script.
 
     Returns:
         The exit code: 0, or 1 after an error.
@@ -33,7 +37,11 @@ def run_command(component: object, arguments: Sequence[str] | None = None) -> in
         if inspect.isfunction(function):
             keep_texts(function)
     try:
-        fire.Fire(component, command=None if arguments is None else list(arguments))
+        typed = list(sys.argv[1:] if arguments is None else arguments)
+        if name is None:
+            fire.Fire(component, command=typed)
+        else:
+            fire.Fire({name: component}, command=[name, *typed], name="nucsam")
         sys.stdout.flush()  # a closed pipe shows here and not while Python ends
     except fire.core.FireExit:
         # Fire shows the help, and fails because required arguments are missing

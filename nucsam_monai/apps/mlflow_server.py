@@ -1,6 +1,7 @@
-"""Serve the tracked runs with MLflow, on this machine only, and open the list of the runs of an experiment.
+"""Show the recorded trainings and evaluations with MLflow in a browser.
 
-MLflow's own start page is an overview for language models, on which these runs do not appear.
+The server runs on this machine only. It opens the list of runs, because
+MLflow's own start page is for language models and says "No data available".
 
 Example:
     nucsam mlflow
@@ -64,7 +65,7 @@ def served(store: str, port: int = 0) -> Iterator[tuple[str, "subprocess.Popen[b
             found.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigurationError(
-                f"--port {port}: {error.strerror}. Stop what uses it, or pass another one."
+                f"--port {port}: {error.strerror}. Stop the program that uses the port, or pass another one."
             ) from error
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
@@ -114,8 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "nucsam mlflow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", help="tracking URI or path of a database; default: that of the trainings")
-    parser.add_argument("--port", type=int, help="default: 5000, that of the addresses that runs log")
+    parser.add_argument(
+        "--store", help="tracking URI or path of a database (default: mlflow.db of the trainings)"
+    )
+    parser.add_argument(
+        "--port", type=int, help="port of the server (default: 5000, as in the logs of the runs)"
+    )
     parser.add_argument("--no_browser", action="store_true", help="only print the addresses")
     given = parser.parse_args(arguments)
     from nucsam_monai.handlers import resolve_tracking_uri, tracking_uri

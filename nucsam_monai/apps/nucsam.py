@@ -1,18 +1,20 @@
-"""Run the command ``nucsam``.
+"""Segment nuclei in images and slides; train, evaluate and view.
 
-Each of its commands stands for one that could be typed in full; ``--show_command`` prints that one and stops.
-Arguments are read by argparse, not by Fire, because Fire would turn a folder called ``2024`` into a number.
+Each command has its own help, for example: nucsam segment --help. With
+--show_command a command only prints the full command that it stands for.
 
 Examples:
+    nucsam models
     nucsam segment images output/segmented --weights he
+    nucsam view output/segmented --images images
     nucsam slides run unsam slides output/slides
     nucsam train unsam compact --dataset_dir data --output_dir output/mine
-    nucsam evaluate unsam --weights output/mine/model.safetensors --dataset_dir data
+    nucsam evaluate unsam --weights he --dataset_dir data
     nucsam evaluate --dataset data/mine --predictions my/predictions
-    nucsam view output/segmented --images images
     nucsam datasets list
-    nucsam models
 """
+
+# Arguments are read by argparse, because Fire would turn a folder called ``2024`` into a number.
 
 import argparse
 import json
@@ -20,6 +22,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -30,20 +33,24 @@ from nucsam_monai.utils.errors import ConfigurationError, NucSAMError
 from nucsam_monai.utils.paths import bundle_root, bundles, find_weights, scripts_folder, trained_weights
 
 _SCRIPTS = {
-    "slides": ("segment_slides.py", "segment whole slides, or show how far that is"),
+    "slides": ("segment_slides.py", "segment whole slides, and show the progress"),
     "datasets": ("prepare_dataset.py", "list, download, convert and validate datasets"),
-    "experiment": ("run_experiment.py", "train, evaluate and report a table of a paper"),
-    "export": ("export_monaibundle.py", "copy a bundle with its weights for MONAI Label's stock app"),
+    "experiment": ("run_experiment.py", "reproduce a table of a paper: train, evaluate, report"),
+    "export": ("export_monaibundle.py", "copy a bundle and its weights for MONAI Label's own app"),
 }
-_PACKAGES = {"datasets": ("pooch", "requests", "yaml"), "experiment": ("joblib", "matplotlib", "yaml")}
-"""Packages of the extra ``train`` that a command can't start without."""
+_PACKAGES = {
+    "experiment": (("joblib", "matplotlib"), "pip install 'nucsam-monai[train]'"),
+    "label": (("monailabel",), "bash scripts/install_label.sh, in a checkout of the project"),
+}
+"""Packages that a command can't start without, and what installs them."""
 _SERVERS = {
-    "view": ("viewer", "look at results in a browser"),
-    "mlflow": ("mlflow_server", "look at the tracked runs in a browser"),
+    "view": ("viewer", "view the results in a browser"),
+    "mlflow": ("mlflow_server", "view the recorded trainings and evaluations in a browser"),
 }
+_BUNDLE_HELP = "name of a bundle; 'nucsam models' lists them"
 _WEIGHTS_HELP = (
-    "a short name such as he, or a path; by default those that come with the bundle, "
-    "else those that nucsam train wrote to output/<bundle>"
+    "short name such as he, or path of a weights file (default: the pretrained weights of the bundle, "
+    "else those that 'nucsam train' wrote to output/<bundle>)"
 )
 _OF_TOOLS = "evaluate_predictions.py"
 _FORM = argparse.RawDescriptionHelpFormatter
@@ -56,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--show_command"]
     try:
         command = command_of(given)
+        if not shown and not {"-h", "--help"} & set(given):
+            _require_packages(*given[:1])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for example head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +93,6 @@ def command_of(given: Sequence[str]) -> list[str]:
     """
     name = given[0] if given else ""
     if name in _SCRIPTS:
-        _require_packages(name)
         return [_script(_SCRIPTS[name][0]), *given[1:]]
     if name == "evaluate" and any(option.partition("=")[0] == "--predictions" for option in given):
         return [_script(_OF_TOOLS), *given[1:]]
@@ -101,12 +109,14 @@ def _add_command(
     commands: Any, name: str, text: str, example: str, build: Callable, *, takes_keys: bool = False
 ) -> Callable:
     """Add a command and return the function that adds its options."""
-    keys = "\nEvery key of the configuration is an option too, as in --batch_size 8." if takes_keys else ""
+    keys = (
+        "\nEvery key of the bundle's configuration is an option too, as in --tta True." if takes_keys else ""
+    )
     command = commands.add_parser(
         name,
         help=text,
-        description=f"{text[0].upper()}{text[1:]}.{keys}",
-        epilog=f"example: {example}",
+        description=f"{textwrap.fill(f'{text[0].upper()}{text[1:]}.', 79)}{keys}",
+        epilog=f"example:\n  {example}",
         formatter_class=_FORM,
         allow_abbrev=False,
     )
@@ -121,53 +131,54 @@ def _parser() -> argparse.ArgumentParser:
     add = partial(_add_command, commands)
     option = add(
         "segment",
-        "find the nuclei of an image or of a folder of images",
+        "segment the nuclei of an image or of a folder of images",
         "nucsam segment images output/segmented --weights he --threshold 0.6",
         _segment,
         takes_keys=True,
     )
-    option("input", help="an image, or a folder")
-    option("output_dir", nargs="?", default="output/segmented", help="default: %(default)s")
-    option("--bundle", default="unsam", help="default: %(default)s")
+    option("input", help="image, or folder of images")
+    output_help = "folder for the results (default: %(default)s)"
+    option("output_dir", nargs="?", default="output/segmented", help=output_help)
+    option("--bundle", default="unsam", help=f"{_BUNDLE_HELP} (default: %(default)s)")
     option("--weights", help=_WEIGHTS_HELP)
     option = add(
         "train",
-        "train a bundle",
-        "nucsam train unsam compact --dataset_dir data --output_dir output/mine --epochs 40",
+        "train a bundle on the demo images, or on your own with --dataset_dir",
+        "nucsam train unsam compact --dataset_dir data --output_dir mine --epochs 40",
         _train,
         takes_keys=True,
     )
-    option("bundle")
-    option(
-        "overlays", nargs="*", help="configurations that are read after train.json, such as compact or paper"
-    )
-    option("--output_dir", help="default: output/<bundle>")
+    option("bundle", help=_BUNDLE_HELP)
+    option("overlays", nargs="*", help="configurations to apply after train.json, such as compact or paper")
+    option("--output_dir", help="folder for the weights (default: output/<bundle>)")
     option = add(
         "evaluate",
-        "measure a bundle's weights on a dataset; with --predictions those of any other tool",
+        "measure a bundle on a dataset, or any other tool with --predictions",
         "nucsam evaluate unsam --weights he --dataset_dir data/monuseg",
         _evaluate,
         takes_keys=True,
     )
-    option("bundle")
+    option("bundle", help=_BUNDLE_HELP)
     option(
         "overlays",
         nargs="*",
-        help="configurations that the weights were trained with, or that of a test without training (sac: zero_shot)",
+        help="configurations that the weights were trained with, such as paper, or for sac: zero_shot, automatic",
     )
     option("--weights", help=_WEIGHTS_HELP)
-    option("--output_dir", help="default: output/<bundle>_evaluated")
+    option("--output_dir", help="folder for the tables (default: output/<bundle>_evaluated)")
     option = add(
         "label",
-        "serve bundles to QuPath, 3D Slicer and other clients of MONAI Label, on this machine only",
+        "serve bundles to clients of MONAI Label, such as QuPath and 3D Slicer, on this machine",
         "nucsam label images --models unsam,promptnucseg",
         _label,
     )
-    option("studies", help="the folder of images")
-    option("--models", default="unsam,promptnucseg", help="default: %(default)s")
-    option("--port", default="8000", help="default: %(default)s")
-    option("--settings", help="a JSON file with options of the bundles, such as their weights")
-    add("models", "list the bundles and the weights that come with them", "nucsam models", _models)
+    option("studies", help="folder of images")
+    option(
+        "--models", default="unsam,promptnucseg", help="bundles, separated by commas (default: %(default)s)"
+    )
+    option("--port", default="8000", help="port of the server (default: %(default)s)")
+    option("--settings", help="JSON file with options of the bundles, such as their weights")
+    add("models", "list the bundles and their pretrained weights", "nucsam models", _models)
     for name, (_, text) in {**_SERVERS, **_SCRIPTS}.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -185,11 +196,25 @@ def _train(arguments: argparse.Namespace) -> list[str]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> list[str]:
+    if not arguments.overlays:
+        _add_pretrained_overlays(arguments)
     of_test = [name for name in arguments.overlays if _is_of_test(arguments.bundle, name)]
     names = ["train", *(name for name in arguments.overlays if name not in of_test), "evaluate", *of_test]
     output = ["--output_dir", arguments.output_dir or f"output/{arguments.bundle}_evaluated"]
     weights = [] if of_test and arguments.weights is None else _weights(arguments)
     return [*_bundle_run(arguments.bundle, names, "evaluating"), *output, *weights]
+
+
+def _add_pretrained_overlays(arguments: argparse.Namespace) -> None:
+    """Add the configurations that pretrained weights were trained with, if their evaluation needs them."""
+    folder = Path(bundle_root(arguments.bundle))
+    default = folder / "models" / "compact.safetensors"
+    weights = default if arguments.weights is None else find_weights(folder, arguments.weights)
+    if weights.resolve().parent == default.parent.resolve() and weights.is_file():
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        overlays = metadata["shipped_weights"][weights.name].get("overlays", [])
+        if overlays:
+            arguments.overlays, arguments.weights = overlays, str(weights)
 
 
 def _label(arguments: argparse.Namespace) -> list[str]:
@@ -254,16 +279,18 @@ def _weights(arguments: argparse.Namespace) -> list[str]:
     return ["--checkpoint", str(trained)]
 
 
-def _require_packages(command: str) -> None:
+def _require_packages(command: str = "") -> None:
     """Refuse a command whose packages are not installed.
 
     Raises:
-        ConfigurationError: a package of the extra ``train`` is missing.
+        ConfigurationError: a package is missing.
     """
-    missing = [package for package in _PACKAGES.get(command, ()) if find_spec(package) is None]
+    packages, remedy = _PACKAGES.get(command, ((), ""))
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise ConfigurationError(
-            f"nucsam {command}: {', '.join(missing)} is not installed. Run: pip install 'nucsam-monai[train]'."
+            f"nucsam {command}: {' and '.join(missing)} {verb} not installed. Run: {remedy}."
         )
 
 

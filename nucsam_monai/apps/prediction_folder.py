@@ -26,10 +26,10 @@ def find_predictions(
     """Return the label map of every image.
 
     Args:
-        folder: where the predictions are.
+        folder: folder with the predictions.
         ids: images that need one.
         other_ids: images of the other splits, whose predictions are ignored.
-        split: for messages.
+        split: name of the split for error messages.
 
     Raises:
         DatasetError: an image has no prediction or several, or a file belongs to no image of the dataset.
@@ -97,7 +97,7 @@ def read_samples(
     """Read ground truth and prediction of one image after the other.
 
     Args:
-        items: of the dataset.
+        items: images of the dataset.
         predictions: label map of every image, from :func:`find_predictions`.
         classes: classes of the predicted nuclei of every image, from :func:`find_classes`; empty where classes are
             not evaluated.

@@ -1,7 +1,7 @@
-"""Show segmented images and slides in a browser: outlines, classes, scores, a table, and filters.
+"""Show segmented images and slides in a browser.
 
-The page is one HTML file without anything from the network. The server behind it reads only, on this machine only;
-it answers with tiles of the image, and with the nuclei of a rectangle that pass the filters.
+The page shows outlines, scores, a table and filters, and loads nothing from
+the network. Only this machine can open it.
 
 Example:
     nucsam view output/segmented --images images
@@ -45,12 +45,12 @@ logger = logging.getLogger(__name__)
 
 
 class Nuclei:
-    """The columns of a table of nuclei, in the order of the table.
+    """Hold the columns of a table of nuclei.
 
     Attributes:
-        columns: ``id``, ``class_id``, ``score``, ``area``, ``x``, ``y``, each ``(n,)``; area in pixels or um2, x and y
-            in pixels of the finest level.
-        class_names: by ``class_id``.
+        columns: ``id``, ``class_id``, ``score``, ``area``, ``x`` and ``y``, each ``(n,)``; area in pixels or square
+            micrometres, x and y in pixels of the finest level.
+        class_names: names of the classes, indexed by ``class_id``.
     """
 
     def __init__(self, columns: dict[str, np.ndarray], class_names: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ class Nuclei:
         return len(self.columns["id"])
 
     def passing(self, query: dict[str, list[str]]) -> np.ndarray:
-        """Return the rows that pass the filters ``score``, ``area`` (least and largest) and ``classes``, ascending."""
+        """Return the indices of rows that pass the filters ``score``, ``least``, ``most`` (area) and ``classes``."""
         keep = self.columns["score"] >= _number(query, "score", 0.0)
         low, high = (_number(query, name, limit) for name, limit in (("least", 0.0), ("most", np.inf)))
         keep &= (self.columns["area"] >= low) & (self.columns["area"] <= high)
@@ -71,20 +71,22 @@ class Nuclei:
         return np.flatnonzero(keep)
 
     def rows(self, indices: np.ndarray) -> list[list[float]]:
-        """Return ``[index, id, class_id, score, area, x, y]`` of some rows."""
+        """Return ``[index, id, class_id, score, area, x, y]`` of the given rows."""
         names = ("id", "class_id", "score", "area", "x", "y")
         return np.column_stack([indices, *(self.columns[name][indices] for name in names)]).round(4).tolist()
 
 
 class Result(ABC):
-    """One segmented image or slide.
+    """Provide the pixels and nuclei of one segmented image or slide.
 
     Attributes:
-        name: of the image.
-        unit: of areas.
+        name: name of the image.
+        unit: unit of areas.
+        mpp: micrometres per pixel of the finest level; None if unknown.
     """
 
     unit = "px"
+    mpp: float | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,19 +99,19 @@ class Result(ABC):
 
     @abstractmethod
     def outlines(self, indices: np.ndarray) -> list[list[Ring]]:
-        """Return the rings of some nuclei, in pixels of the finest level."""
+        """Return the outline rings of the given nuclei, in pixels of the finest level."""
 
     @property
     @abstractmethod
     def levels(self) -> list[tuple[int, int, float]]:
-        """Width, height and down-sampling of each level, the finest first."""
+        """Width and height in pixels and downsampling factor of each level, finest first."""
 
     @abstractmethod
     def pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a rectangle of a level, ``(height, width, 3)`` uint8."""
+        """Read a rectangle of a level as ``(height, width, 3)`` uint8."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page has to know before it draws."""
+        """Return what the page needs before it draws: sizes, classes, colours and units."""
         nuclei, areas = self.nuclei, self.nuclei.columns["area"]
         return {
             "name": self.name,
@@ -118,11 +120,12 @@ class Result(ABC):
             "classes": nuclei.class_names,
             "colours": colours_of(np.arange(len(nuclei.class_names))).tolist(),
             "unit": self.unit,
+            "mpp": self.mpp,
             "largest": float(areas.max()) if len(nuclei) else 1.0,
         }
 
     def view(self, query: dict[str, list[str]]) -> dict[str, Any]:
-        """Return the nuclei in the rectangle ``box`` that pass the filters, with outlines if they are few."""
+        """Return the nuclei in the rectangle ``box`` that pass the filters, with outlines unless they are too many."""
         x_min, y_min, x_max, y_max = (float(text) for text in query["box"][0].split(","))
         passing = self.nuclei.passing(query)
         x, y = self.nuclei.columns["x"][passing], self.nuclei.columns["y"][passing]
@@ -134,7 +137,7 @@ class Result(ABC):
             return answer | ({"outlines": self.outlines(drawn)} if few else {})
 
     def table(self, query: dict[str, list[str]]) -> dict[str, Any]:
-        """Return some rows that pass the filters, sorted by the column ``sort``, descending with ``down``."""
+        """Return ``count`` rows that pass the filters, sorted by the column ``sort``, descending if ``down`` is 1."""
         passing = self.nuclei.passing(query)
         order = np.argsort(self.nuclei.columns[query["sort"][0]][passing], kind="stable")
         ordered = passing[order[::-1] if query.get("down") == ["1"] else order]
@@ -142,7 +145,7 @@ class Result(ABC):
         return {"passing": len(passing), "rows": self.nuclei.rows(ordered[first : first + count])}
 
     def tile(self, level: int, column: int, row: int) -> bytes:
-        """Return a tile of a level as JPEG."""
+        """Encode a tile of a level as JPEG."""
         width, height, _ = self.levels[level]
         x, y = column * TILE_PX, row * TILE_PX
         with self.lock:
@@ -153,11 +156,11 @@ class Result(ABC):
 
 
 class ImageResult(Result):
-    """Read what the inference of a bundle, or ``NucleiPrediction.save``, wrote for one image.
+    """Read the results of one image, as written by ``nucsam segment`` or ``SegmentedImage.save``.
 
     Args:
-        geojson: the file with the nuclei.
-        image: the image; None shows the overlay that lies next to the nuclei.
+        geojson: file with the nuclei.
+        image: the image. Default: the overlay next to the GeoJSON file.
     """
 
     def __init__(self, geojson: Path, image: Path | None) -> None:
@@ -218,11 +221,11 @@ class ImageResult(Result):
 
 
 class SlideResult(Result):
-    """Read what the segmentation of a slide wrote; needs the extra ``slides``.
+    """Read the results of one slide, as written by ``nucsam slides run``; needs the extra ``slides``.
 
     Args:
-        folder: of the slide's outputs.
-        slide: the slide.
+        folder: folder with the results of the slide.
+        slide: slide file.
     """
 
     unit = "µm²"
@@ -231,6 +234,8 @@ class SlideResult(Result):
         super().__init__(folder.name)
         self._folder = folder
         self._slide = slide
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        self.mpp = float(plan["request"]["mpp"]["value"])
 
     @cached_property
     def _reader(self) -> Any:
@@ -283,14 +288,15 @@ class SlideResult(Result):
 
 
 def find_results(folder: Path, images: Path | None = None) -> list[Result]:
-    """Return the results in a folder.
+    """Find the results in a folder.
 
     Args:
-        folder: what ``nucsam segment`` or ``nucsam slides`` wrote to.
-        images: the image, or the folder of images or slides; images without one are shown by their overlay.
+        folder: output folder of ``nucsam segment`` or ``nucsam slides``.
+        images: the segmented image or slide, or their folder. Results of images that are not there are shown on their
+            overlay.
 
     Raises:
-        ConfigurationError: there are none, or the slide of a result is not there.
+        ConfigurationError: the folder holds no results, or the slide of a result is missing.
     """
     sources = {} if images is None else {file.stem: file for file in _files(images)}
     results: list[Result] = []
@@ -300,12 +306,12 @@ def find_results(folder: Path, images: Path | None = None) -> list[Result]:
         slide = sources.get(done.parent.name)
         if slide is None:
             raise ConfigurationError(
-                f"{done.parent.name}: its slide is not known. Pass --images with the slide or its folder."
+                f"{done.parent.name}: the slide is missing. Pass --images with the slide or its folder."
             )
         results.append(SlideResult(done.parent, slide))
     if not results:
         raise ConfigurationError(
-            f"{folder}: no results in it. Pass a folder that 'nucsam segment' or 'nucsam slides' wrote to."
+            f"{folder}: no results in it. Pass the output folder of 'nucsam segment' or 'nucsam slides'."
         )
     return results
 
@@ -371,7 +377,7 @@ def _json(document: Any) -> tuple[str, bytes]:
 
 
 def serve(results: Sequence[Result], port: int = 0) -> ThreadingHTTPServer:
-    """Return a server of results on this machine; 0 takes a free port."""
+    """Create a server of results on 127.0.0.1; port 0 takes a free port."""
     return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, results))  # type: ignore[arg-type]
 
 
@@ -380,9 +386,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "nucsam view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="what 'nucsam segment' or 'nucsam slides' wrote to")
-    parser.add_argument("--images", type=Path, help="the segmented image or slide, or their folder")
-    parser.add_argument("--port", type=int, default=0, help="by default a free one")
+    parser.add_argument("folder", type=Path, help="output folder of 'nucsam segment' or 'nucsam slides'")
+    parser.add_argument(
+        "--images", type=Path, help="the segmented image or slide, or their folder; needed for slides"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of the page (default: any free port)")
     parser.add_argument("--no_browser", action="store_true", help="only print the address")
     given = parser.parse_args(arguments)
     try:

@@ -35,16 +35,16 @@ class DatasetMetadata:
     Attributes:
         name: name of the dataset, for example ``"monuseg"``.
         domain: the domain that its items carry; domain-conditioned methods distinguish datasets by it.
-        modality: stain or microscopy, in words.
-        magnification: objective magnification (``40.0`` for 40x); None where mixed or unknown.
-        mpp: micrometres per pixel; None where mixed or unknown.
-        class_names: names that class ids index from 0; ``("nucleus",)`` without classes.
-        licence: licence of images and annotation.
-        citation: what to cite.
-        source: ``{file name: sha256}`` of what it was made from.
-        conversion: options and counts of the conversion, for the reader of ``dataset.json``.
-        protocols: the named splits of the dataset.
-        protocol: the one that ``dataset.json`` is split by; None without named ones.
+        modality: stain or kind of microscopy, in words.
+        magnification: objective magnification (``40.0`` for 40x); None if mixed or unknown.
+        mpp: micrometres per pixel; None if mixed or unknown.
+        class_names: names of the classes, indexed by class id from 0; ``("nucleus",)`` without classes.
+        licence: licence of images and annotations.
+        citation: publication to cite.
+        source: ``{file name: sha256}`` of the files that the dataset was converted from.
+        conversion: options and counts of the conversion, for readers of ``dataset.json``.
+        protocols: named splits of the dataset.
+        protocol: named split that ``dataset.json`` uses; None if there are no named splits.
     """
 
     name: str
@@ -103,10 +103,10 @@ class Dataset:
 
     Attributes:
         folder: absolute path of the folder.
-        metadata: what is known about the dataset.
+        metadata: description of the dataset.
         splits: ``{"training" | "validation" | "test": items}``; each item is ``{"image", "instances",
             "classes"?, "domain", "id", "tissue"?, "group"?, "fold"?}`` with absolute paths as strings.
-        unused: items that the protocol leaves out.
+        unused: items that are not in the named split.
     """
 
     folder: Path
@@ -202,14 +202,13 @@ def load_items(
     domains: str | Sequence[str] | None = None,
     protocol: str | Mapping[str, str] | None = None,
 ) -> list[dict[str, str]]:
-    """Return the items of one or several splits over the datasets, in the order of the domains named.
+    """Load the items of one or several splits from all datasets, in the order of ``domains``.
 
     Args:
         dataset_dir: one dataset folder, or a folder of several.
         splits: any of ``"training"``, ``"validation"`` and ``"test"``.
-        domains: the domains to take; None takes all.
-        protocol: the named split to use instead of the one that ``dataset.json`` is split by; of several
-            datasets ``{dataset name: protocol}``.
+        domains: domains to load. Default: all.
+        protocol: named split to use instead of the default one; ``{dataset name: named split}`` for several datasets.
 
     Returns:
         Items for ``monai.data.Dataset``; see :class:`Dataset`.
@@ -253,7 +252,7 @@ def training_domains(dataset_dir: Path | str, protocol: str | Mapping[str, str] 
 
     Args:
         dataset_dir: one dataset folder, or a folder of several.
-        protocol: as in :func:`load_items`.
+        protocol: named split, see :func:`load_items`.
 
     Raises:
         ConfigurationError: a protocol is unknown.
@@ -285,7 +284,7 @@ def domain_classes(dataset_dir: Path | str, domain: str) -> list[str]:
 
     Args:
         dataset_dir: one dataset folder, or a folder of several.
-        domain: its name.
+        domain: name of the domain.
 
     Raises:
         ConfigurationError: datasets of the domain have different classes.

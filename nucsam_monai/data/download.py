@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
-
-import requests
-from pooch import HTTPDownloader
 
 from nucsam_monai.utils.errors import ConfigurationError, DatasetError
 from nucsam_monai.utils.files import atomic_path, sha256_of_file
+
+if TYPE_CHECKING:
+    from requests import Response
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTEMPTS = 4
@@ -26,10 +26,10 @@ _PLAIN_HTTP_HOSTS: frozenset[str] = frozenset()  # tests have a server on 127.0.
 
 @dataclass(frozen=True)
 class HostedFile:
-    """A file on its publisher's server, and how to recognise it.
+    """Describe a file on its publisher's server, with its size and SHA-256.
 
     Attributes:
-        url: where it lies.
+        url: address of the file.
         name: name of the file.
         sha256: digest of the file.
         max_bytes: a longer answer is not this file.
@@ -83,20 +83,20 @@ def hosted_file(dataset: str) -> HostedFile:
 def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bool:
     """Download a file whose digest is known, or do nothing if it is already there.
 
-    The file appears under its name only when it is complete and has the digest. Connections that break and servers
-    that are busy are tried again, from the beginning.
+    The file gets its name only when it is complete and has the expected digest. Interrupted downloads are tried again
+    from the beginning.
 
     Args:
         url: an https address; redirects must be https, too.
-        target: where the file goes; parent folders are made.
+        target: path to write to; parent folders are created.
         sha256: the digest that it must have, in lower-case hexadecimal digits.
-        max_bytes: an answer that states more is refused.
+        max_bytes: largest size of the file.
 
     Returns:
-        Whether anything was downloaded.
+        Whether the file was downloaded.
 
     Raises:
-        ConfigurationError: ``sha256`` is not a digest.
+        ConfigurationError: ``sha256`` is not a digest, or a package of the extra ``train`` is missing.
         DatasetError: ``target`` exists with another digest, the server refuses, every attempt failed, the disk is
             full, or what arrived is not the expected file.
 
@@ -135,6 +135,13 @@ def download(url: str, target: Path | str, *, sha256: str, max_bytes: int) -> bo
 
 def _fetch(url: str, path: Path, max_bytes: int) -> None:
     """Write what the server sends to ``path``; an attempt that fails starts again after a while."""
+    try:
+        import requests
+        from pooch import HTTPDownloader
+    except ImportError as error:
+        raise ConfigurationError(
+            f"downloads need {error.name}, which is not installed. Run: pip install 'nucsam-monai[train]'."
+        ) from error
     downloader = HTTPDownloader(
         progressbar=sys.stderr.isatty(),
         timeout=_TIMEOUT_S,
@@ -157,7 +164,7 @@ def _fetch(url: str, path: Path, max_bytes: int) -> None:
     return None
 
 
-def _check_response(response: requests.Response, *, max_bytes: int, **_: Any) -> None:
+def _check_response(response: "Response", *, max_bytes: int, **_: Any) -> None:
     """Refuse answers that another attempt would not change, and redirects before they are followed."""
     if response.is_redirect:
         _check_scheme(urljoin(response.url, response.headers["Location"]))

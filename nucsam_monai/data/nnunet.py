@@ -1,7 +1,6 @@
-"""Hand a dataset to nnU-Net (Isensee et al., Nature Methods 18, 2021), and take its predictions back.
+"""Export a dataset for nnU-Net (Isensee et al., Nature Methods 18, 2021), and import its predictions.
 
-nnU-Net is a program of its own that plans, trains and predicts (``nnunetv2``, Apache-2.0). It reads folders, so it
-need not be installed here.
+nnU-Net is a separate program (``nnunetv2``, Apache-2.0) that reads folders, so it does not have to be installed here.
 """
 
 import re
@@ -44,7 +43,7 @@ def export_nnunet(
         What was written and the commands that come next.
 
     Raises:
-        ConfigurationError: the number or the split is none, or the folder holds something already.
+        ConfigurationError: the number or the split is invalid, or the folder is not empty.
         DatasetError: there is no dataset, or nothing to train with.
     """
     found = _read(dataset, split_protocol)
@@ -95,15 +94,15 @@ def import_nnunet(
     split_protocol: str | None = None,
     instances: BinaryRule = "components",
 ) -> str:
-    """Turn the masks that nnU-Net predicted into label maps, a number for each nucleus.
+    """Convert the masks that nnU-Net predicted into label maps with one id per nucleus.
 
     Args:
         predictions: nnU-Net's folder of ``<id>.png``, 0 background and 1 nucleus.
         dataset: the dataset folder that was exported.
-        output_dir: where ``<id>.tif`` go.
+        output_dir: folder for the label maps ``<id>.tif``.
         split: the split that was predicted.
-        split_protocol: as in the export.
-        instances: what makes nuclei of a mask: ``components``, or ``watershed`` on its distance transform.
+        split_protocol: named split of the export.
+        instances: how a mask is split into nuclei: ``components``, or ``watershed`` on its distance transform.
 
     Returns:
         What was written and the command that evaluates it.

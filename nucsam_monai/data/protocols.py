@@ -1,4 +1,4 @@
-"""Keep named splits: the images that a paper, a challenge or this package trains on, selects with and tests on."""
+"""Define named splits: the images that a paper, a challenge or this package uses for training, validation and test."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to split a dataset, written out so that a run can be repeated.
+    """Hold a named split of a dataset, with the ids of all images so that runs can be repeated.
 
     Attributes:
         training: ids of the training images.
-        validation: ids of the images that weights are selected with.
-        test: ids of the images that results are reported on.
-        description: whose split it is and how it was drawn, in one sentence.
-        divides_groups: it is known to put images of one slide or patient in several splits, as many
-            published splits do. Everywhere else that is an error.
+        validation: ids of the images that select the weights.
+        test: ids of the images for which results are reported.
+        description: origin of the split and how it was drawn, in one sentence.
+        divides_groups: whether images of one slide or patient may be in several splits, as in many published splits;
+            otherwise that is an error.
     """
 
     training: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Divide samples reproducibly, never a slide or patient, and draw again the splits that publications drew."""
+"""Split samples reproducibly without dividing a slide or patient, and reproduce published splits."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,12 +53,11 @@ def random_split(
     seed: int = SPLIT_SEED,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
-    """Divide samples at random, the same way on every machine.
+    """Split samples at random, with the same result on every machine.
 
-    The sorted ids are permuted by ``numpy.random.default_rng(seed)`` and cut into runs of
-    :func:`split_counts` samples. With groups the sorted groups are permuted instead, and a group goes whole
-    to the run that holds its middle sample, so the counts are met as closely as the groups allow. The order
-    of ``ids`` does not matter.
+    The sorted ids are permuted by ``numpy.random.default_rng(seed)`` and divided as in :func:`split_counts`. With
+    groups, the sorted groups are permuted instead, and each group is assigned as a whole to the split of its middle
+    sample, so the counts are met as closely as possible. The order of ``ids`` does not matter.
 
     Args:
         ids: sample ids, each once.

@@ -46,7 +46,7 @@ def first_of_each_domain(items: Sequence[Item], count: int | None) -> list[Item]
 
 
 def image_kind(image: NDArray[np.uint8]) -> ImageKind:
-    """Tell the kind of an image from the typical brightness and colour of its ground.
+    """Classify an image by the typical brightness and colour of its background.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
@@ -69,14 +69,14 @@ def image_kind(image: NDArray[np.uint8]) -> ImageKind:
 
 
 def balanced_weights(items: Sequence[Mapping[str, Any]], crop_px: int) -> NDArray[np.float64]:
-    """Return how often to draw each training image, so that rare kinds are seen and large images count more.
+    """Compute sampling weights of training images, so that rare kinds are drawn more often and large images too.
 
-    Every domain is drawn alike. Within a domain, a kind is drawn in proportion to the square root of the number of
-    crops that it holds, and an image of it in proportion to its own number.
+    All domains are drawn equally often. Within a domain, a kind of image is drawn in proportion to the square root of
+    its number of crops, and an image of this kind in proportion to its own number of crops.
 
     Args:
         items: training items with ``image`` (path) and ``domain``.
-        crop_px: side of a crop.
+        crop_px: side length of a crop.
 
     Returns:
         ``(n,)``, with sum 1.

@@ -18,7 +18,7 @@ _SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """A valid dataset in numbers.
+    """Summarise a valid dataset in numbers.
 
     Attributes:
         folder: the dataset folder.
@@ -37,7 +37,7 @@ def validate_dataset(folder: Path | str) -> DatasetSummary:
     """Open every file of a dataset folder and compare it with the format.
 
     Raises:
-        DatasetError: with the first 20 problems found and their number.
+        DatasetError: there are problems; the message gives their number and the first 20.
     """
     dataset = read_dataset(folder)
     problems = [*_structure_problems(dataset), *_stray_files(dataset)]

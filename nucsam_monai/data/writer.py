@@ -1,4 +1,4 @@
-"""Write a dataset folder sample by sample; it appears whole or not at all."""
+"""Write a dataset folder sample by sample; it is written completely or not at all."""
 
 import json
 import re
@@ -33,7 +33,7 @@ _LONGEST_ID_BYTES = 200  # leaves room for what output files append
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its annotation.
+    """Hold one image with its annotation.
 
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB.
@@ -80,7 +80,7 @@ class _WrittenSample:
     Attributes:
         files: ``{"image" | "instances" | "classes": absolute path}``.
         nuclei: number of instances.
-        dropped: see :class:`Sample`.
+        dropped: number of dropped nuclei, see :class:`Sample`.
     """
 
     files: Mapping[str, str]
@@ -168,21 +168,21 @@ class SplitCounts:
 
 
 class DatasetWriter:
-    """Write a dataset folder as its samples come.
+    """Write a dataset folder sample by sample.
 
-    Everything goes to a hidden folder next to ``folder`` which takes its name when the ``with`` block ends
-    without an error; otherwise nothing is left.
+    Files are written to a hidden folder next to ``folder``, which is renamed when the ``with`` block ends without an
+    error and removed otherwise.
 
     Args:
-        folder: the dataset folder; it must not exist or be empty.
-        metadata: what is known before the first sample; see :meth:`note` for what is known after the last.
+        folder: dataset folder; must not exist or must be empty.
+        metadata: description of the dataset; see :meth:`note` for facts that are known only after the last sample.
 
     Attributes:
         dropped: ``{why: how many}`` annotations so far that are not in the instance maps.
-        most_nuclei: nuclei of the sample that has most so far.
+        most_nuclei: largest number of nuclei in a sample so far.
 
     Raises:
-        DatasetError: on entry, ``folder`` holds something already; on exit, no sample was written, or a
+        DatasetError: on entry, ``folder`` is not empty; on exit, no sample was written, or a
             protocol does not fit the samples.
 
     Example:
@@ -264,8 +264,8 @@ class DatasetWriter:
         Samples that the protocol leaves out become ``unused``. What was dropped is summed in ``dropped``.
 
         Args:
-            jobs: the samples; of an iterator only as many are taken ahead as keep the workers busy.
-            workers: processes that decode and write; 1 stays in this one.
+            jobs: samples; an iterator is consumed only as fast as the workers need.
+            workers: number of processes that decode and write; 1 uses this process.
 
         Raises:
             DatasetError: samples contradict the format or each other; several are all named, up to a limit.

@@ -1,4 +1,4 @@
-"""Extend MONAI's engines: batches, schedules, exports, and what configurations call."""
+"""Extend MONAI's engines: batches, schedules of domains, export, and the functions that configurations call."""
 
 from nucsam_monai.engines.batch import (
     PrepareCFRSAMBatch,

@@ -1,4 +1,4 @@
-"""Collate items into batches, and hand a batch to the network and to the loss."""
+"""Collate items into batches, and split a batch into inputs and target."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def collate_nuclei(items: Items) -> dict[str, Any]:
     """Collate items with prompts: the rows of :data:`PROMPT_KEYS` are concatenated.
 
     Args:
-        items: of one batch, with ``points``; each may have another number of prompts, or none.
+        items: items of one batch with ``points``; the number of prompts may differ and may be 0.
 
     Returns:
         The batch with ``prompts_per_image`` ``(B,)`` int64 added.
@@ -63,7 +63,7 @@ def collate_points(items: Items) -> dict[str, Any]:
     """Collate items with any number of nuclei: the values of :data:`POINT_KEYS` become lists.
 
     Args:
-        items: of one batch, with equal keys.
+        items: items of one batch, all with the same keys.
 
     Example:
         >>> items = [{"image": torch.zeros(3, 8, 8), "points": torch.zeros(n, 2)} for n in (1, 4)]
@@ -77,7 +77,7 @@ def collate_end_to_end(items: Items) -> dict[str, Any]:
     """Collate items with prompts as :func:`collate_nuclei` does, and their ``centroids`` and classes as lists.
 
     Args:
-        items: of one batch; ``centroids`` are the ``points`` of
+        items: items of one batch; ``centroids`` are the ``points`` of
             :class:`~nucsam_monai.transforms.NucleusCentroidsd`.
     """
     return _collate(items, joined=PROMPT_KEYS, listed=("centroids", "point_classes"))
@@ -88,8 +88,8 @@ class _Batch:
 
     Args:
         data: the collated batch.
-        device: of the tensors.
-        non_blocking: as in ``Tensor.to``.
+        device: device of the tensors.
+        non_blocking: see ``Tensor.to``.
         cast: further arguments of ``Tensor.to``.
     """
 
@@ -131,7 +131,7 @@ class _Batch:
 
 
 class _Prepare(PrepareBatch):
-    """Hand over image, target, positional and named arguments of the network."""
+    """Split a batch into the network's image, target, positional arguments and keyword arguments."""
 
     def __call__(
         self,
@@ -144,28 +144,28 @@ class _Prepare(PrepareBatch):
 
         Args:
             batchdata: the collated batch.
-            device: of the result.
-            non_blocking: as in ``Tensor.to``.
-            kwargs: of ``Tensor.to`` for the image.
+            device: device of the result.
+            non_blocking: see ``Tensor.to``.
+            kwargs: keyword arguments of ``Tensor.to`` for the image.
         """
         batch = _Batch(batchdata, device, non_blocking, kwargs)
         return (batch.converted("image"), self.target(batch), self.positional(batch), self.named(batch))
 
     @abstractmethod
     def target(self, batch: _Batch) -> Any:
-        """Return what the loss compares with."""
+        """Return the target of the loss."""
 
     def positional(self, batch: _Batch) -> tuple[Any, ...]:
-        """Return the network's arguments behind the image."""
+        """Return the positional arguments of the network after the image."""
         return ()
 
     def named(self, batch: _Batch) -> dict[str, Any]:
-        """Return the network's named arguments."""
+        """Return the keyword arguments of the network."""
         return {}
 
 
 class PreparePointsBatch(_Prepare):
-    """Hand over ``image``, ``label`` if there is one, and points if the network is prompted by hand.
+    """Pass ``image``, ``label`` if there is one, and the user's points if there are any.
 
     The named argument is ``points``: coordinates and labels, the batch's ``points`` and ``point_labels``.
     """
@@ -182,7 +182,7 @@ class PreparePointsBatch(_Prepare):
 
 
 class PrepareDomainBatch(PreparePointsBatch):
-    """Also hand over the batch's domain, as ``domain``."""
+    """Also pass the batch's domain as the keyword argument ``domain``."""
 
     def named(self, batch: _Batch) -> dict[str, Any]:
         """Return ``domain`` and ``points``.
@@ -200,7 +200,7 @@ class PrepareDomainBatch(PreparePointsBatch):
 
 
 class PrepareTruthBatch(PreparePointsBatch):
-    """Hand over the label's first channel as ``truth`` as well: for training alone.
+    """Also pass the label's first channel as ``truth``; for training only.
 
     A network whose own prompts are poor at first can take them from there in a warm-up (SAC, generator).
     """
@@ -211,7 +211,7 @@ class PrepareTruthBatch(PreparePointsBatch):
 
 
 class PrepareNucleusBatch(_Prepare):
-    """Hand over a batch of :func:`collate_nuclei`: image, what is known of its nuclei, and ``prompts``."""
+    """Pass a batch of :func:`collate_nuclei`: image, ground truth of its nuclei, and ``prompts``."""
 
     def target(self, batch: _Batch) -> Any:
         """Return the masks of the prompted nuclei."""
@@ -223,16 +223,16 @@ class PrepareNucleusBatch(_Prepare):
 
 
 class PrepareDetectionBatch(_Prepare):
-    """Hand over a batch of :func:`collate_nuclei` for a detector, which computes its losses itself.
+    """Pass a batch of :func:`collate_nuclei` to a detector, which computes its own losses.
 
     The named arguments are ``masks`` ``(n, S, S)`` and ``class_ids`` ``(n,)`` of each image.
     """
 
     def target(self, batch: _Batch) -> None:
-        """Return None: nothing is compared outside of the network."""
+        """Return None, because the network computes its own losses."""
 
     def named(self, batch: _Batch) -> dict[str, Any]:
-        """Return what is known of the nuclei of each image."""
+        """Return masks and classes of the nuclei of each image."""
         masks = batch.moved("masks")
         classes = (
             batch.moved("class_ids")
@@ -244,7 +244,7 @@ class PrepareDetectionBatch(_Prepare):
 
 
 class PrepareCFRSAMBatch(PrepareNucleusBatch):
-    """Hand over a batch for CFR-SAM's second stage.
+    """Pass a batch to CFR-SAM's second stage.
 
     The mask of all nuclei, ``foreground`` ``(B, 1, S, S)``, is part of the target if the batch has it.
     """
@@ -256,17 +256,17 @@ class PrepareCFRSAMBatch(PrepareNucleusBatch):
 
 
 class PrepareEndToEndBatch(PrepareNucleusBatch):
-    """Hand over a batch of :func:`collate_end_to_end`, with the targets of both networks."""
+    """Pass a batch of :func:`collate_end_to_end` with the targets of both networks."""
 
     def target(self, batch: _Batch) -> EndToEndTarget:
-        """Return points and masks; what is matched on the CPU stays there."""
+        """Return points and masks; the points stay on the CPU, where they are matched."""
         mask = batch.moved("mask") if "mask" in batch else None
         points = PrompterTarget(batch.data["centroids"], batch.data["point_classes"], mask)
         return EndToEndTarget(points, batch.nuclei())
 
 
 class PreparePrompterBatch(PrepareBatch):
-    """Hand over the images of a batch of :func:`collate_points`, and in training its nuclei.
+    """Pass the images of a batch of :func:`collate_points`, and in training its nuclei.
 
     Batches hold ``image`` and, in training, ``points``, ``point_classes``, ``mask`` and perhaps ``point_sizes``.
     """
@@ -289,16 +289,16 @@ class PreparePrompterBatch(PrepareBatch):
 
 
 class PreparePromptsBatch(_Prepare):
-    """Hand over one image and its prompts, in the order that :class:`~nucsam_monai.inferers.PromptedInferer` takes.
+    """Pass one image and its prompts, in the order that :class:`~nucsam_monai.inferers.PromptedInferer` expects.
 
-    Prompts are found by the prompter, or are the ``points`` ``(1, K, 2)`` of the batch. Those have their own classes
-    under ``point_classes`` ``(1, K)``, and sizes under ``point_sizes`` ``(1, K, 2)`` if they stand for boxes, or get
-    the prompter's.
+    Prompts are found by the prompter, or are the ``points`` ``(1, K, 2)`` of the batch. Given points may have classes
+    ``point_classes`` ``(1, K)``, and sizes ``point_sizes`` ``(1, K, 2)`` if they stand for boxes; otherwise they get
+    those of the prompter.
 
     Args:
         finder: finds and classifies points.
-        given_points: take points from batches that have them: those of the ground truth (the ablation with
-            oracle prompts), or of a user.
+        given_points: use the points of the batch if it has any: from the ground truth (the ablation with oracle
+            prompts) or from a user.
     """
 
     def __init__(self, finder: PointFinder | TilePointFinder, *, given_points: bool = False) -> None:
@@ -306,7 +306,7 @@ class PreparePromptsBatch(_Prepare):
         self.given_points = given_points
 
     def target(self, batch: _Batch) -> None:
-        """Return None: nothing is compared."""
+        """Return None, because there is no loss."""
 
     def positional(self, batch: _Batch) -> tuple[Any, ...]:
         """Return the prompts.

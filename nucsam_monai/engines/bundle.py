@@ -1,6 +1,6 @@
-"""Serve the configurations of bundles: set-up, devices, choices and starting weights.
+"""Provide the functions that the configurations of bundles call: set-up, devices, choices and starting weights.
 
-Expressions in a configuration only call functions; what decides something has its name and its test here.
+Expressions in a configuration only call functions; every decision is a function with a name and a test.
 """
 
 import logging
@@ -68,18 +68,18 @@ _NOT_OF_THE_NETWORK = ("bundle_root", "input", "output_dir", "domain", "imports"
 
 
 def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: bool = False) -> None:
-    """Prepare the process for a workflow, as the first step of ``initialize``.
+    """Prepare the process for a workflow; the first step of ``initialize``.
 
-    The keys of the configuration are checked, all random generators are seeded, freed memory is kept for the next
-    step, and the demo data is drawn if it is what the workflow reads and it is not there yet.
+    Check the keys of the configuration, seed all random generators, keep freed memory for the next step, and generate
+    the demo data if the workflow uses it and it does not exist yet.
 
     Args:
-        seed: of all random generators.
-        dataset_dir: the data of the workflow.
+        seed: seed of all random generators.
+        dataset_dir: dataset folder of the workflow.
         distributed: join the process group of ``torchrun``.
 
     Raises:
-        ConfigurationError: an override is not a key of the configuration.
+        ConfigurationError: an option is not a key of the configuration.
     """
     check_options()
     reuse_freed_memory(blocks_of_all_sizes=True)
@@ -95,12 +95,12 @@ def set_up(seed: int, dataset_dir: str | Path | None = None, *, distributed: boo
 
 
 def demo_folder() -> str:
-    """Return the folder of the demo data; :func:`set_up` draws it."""
+    """Return the folder of the demo data, which :func:`set_up` generates."""
     return str(project_root() / "data" / "demo")
 
 
 def draw_demo(dataset_dir: str | Path) -> None:
-    """Draw the demo data if a workflow reads it and it is not there."""
+    """Generate the demo data if a workflow uses it and it does not exist."""
     if Path(dataset_dir) == Path(demo_folder()):
         from nucsam_monai.data.demo import demo_dataset_dir  # which inference need not load
 
@@ -108,14 +108,14 @@ def draw_demo(dataset_dir: str | Path) -> None:
 
 
 def header_with(header: Mapping[str, str], *names: str) -> dict[str, str]:
-    """Return a header of weights with the values of keys of the configuration, which inference takes from it."""
+    """Add values of the configuration to the header of a weights file, from which inference reads them."""
     return with_settings(header, settings_named(names))
 
 
 def limit_threads() -> None:
-    """Give this process no more threads on the CPU than it has cores for, and say how many.
+    """Limit the CPU threads of this process to the idle cores, and log their number.
 
-    Commands that start with MONAI load PyTorch before anything of this package could choose how its threads wait.
+    Commands that start with MONAI load PyTorch before this package can choose how its threads wait.
     """
     threads, reason = sensible_threads()
     if threads < torch.get_num_threads():
@@ -124,10 +124,7 @@ def limit_threads() -> None:
 
 
 def default_device() -> torch.device:
-    """Return the GPU of this process among those of one machine, which is the first one unless ``LOCAL_RANK`` is set.
-
-    Without a GPU it is the CPU.
-    """
+    """Return the GPU number ``LOCAL_RANK`` (default 0), or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank = os.environ.get("LOCAL_RANK")
@@ -135,7 +132,7 @@ def default_device() -> torch.device:
 
 
 def local_device() -> torch.device:
-    """Return the device of this process among those that ``torchrun`` started."""
+    """Return the device of this process if ``torchrun`` started several."""
     return (
         torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if torch.cuda.is_available()
@@ -144,7 +141,7 @@ def local_device() -> torch.device:
 
 
 def is_secondary() -> bool | None:
-    """Return True in every process but the first, else None, for a progress bar's ``disable``."""
+    """Return True in all processes except the first, and None there, for the argument ``disable`` of a progress bar."""
     return dist.get_rank() > 0 or None
 
 
@@ -159,7 +156,7 @@ def distributed(
 
 
 def run_on_first(engine: Engine) -> None:
-    """Run an engine in the first process alone."""
+    """Run an engine only in the first process."""
     if dist.get_rank() == 0:
         engine.run()
 
@@ -175,13 +172,13 @@ def training_loader(
     num_workers: int = 0,
     collate_fn: Collate | None = None,
 ) -> DataLoader:
-    """Return the loader of a training, whose randomness every epoch seeds.
+    """Return the data loader of a training; its random transforms are seeded in every epoch.
 
     Args:
-        dataset: of the training.
-        sampler: gives the batches.
-        num_workers: processes that load.
-        collate_fn: joins items to a batch, or a name in :data:`COLLATES`; MONAI's by default.
+        dataset: training dataset.
+        sampler: sampler of the batches.
+        num_workers: number of processes that load images.
+        collate_fn: collate function, or a name in :data:`COLLATES`. Default: MONAI's.
     """
     return DataLoader(
         dataset,
@@ -198,13 +195,13 @@ def single_loader(
     sampler: Sampler | None = None,
     collate_fn: Collate | None = None,
 ) -> DataLoader:
-    """Return a loader of batches of one image, in their order.
+    """Return a data loader with batches of one image, in the order of the dataset.
 
     Args:
-        dataset: of a validation or an evaluation.
-        num_workers: processes that load.
-        sampler: gives each of several processes its share.
-        collate_fn: makes a batch of an item, or a name in :data:`COLLATES`; MONAI's by default.
+        dataset: dataset of a validation or an evaluation.
+        num_workers: number of processes that load images.
+        sampler: sampler that distributes the images over several processes.
+        collate_fn: collate function, or a name in :data:`COLLATES`. Default: MONAI's.
     """
     return DataLoader(
         dataset, batch_size=1, num_workers=num_workers, sampler=sampler, **_collating(collate_fn)
@@ -255,7 +252,7 @@ def classes_of_domains(
     """Return the class names of every domain for which the network predicts several masks.
 
     Args:
-        network: with one query per class in such domains.
+        network: network with one query per class in domains with classes.
         dataset_dir: the datasets, which name the classes.
         instances: for ``distance`` the second mask is the distance map, and there are no classes.
 
@@ -287,12 +284,12 @@ def quality_metric(class_names: Sequence[str]) -> str:
 
 
 def comparable_classes(trained: Sequence[str], of_dataset: Sequence[str]) -> Sequence[str]:
-    """Return the classes in which network and dataset agree; nuclei alone if they differ."""
+    """Return the classes of the network if the dataset has the same, else only "nucleus"."""
     return trained if trained == of_dataset else ["nucleus"]
 
 
 def trained_part(checkpoint: str | None, part: str, *, without: bool = False) -> str | None:
-    """Return the weights file of a part of a network, None for a workflow that does not need the part."""
+    """Return the weights file of a part of a network; None if the workflow does not need the part."""
     return None if without else weights_file(checkpoint, part)
 
 
@@ -322,9 +319,9 @@ def start(
     """Load the weights that a workflow starts from.
 
     Args:
-        network: changed in place.
-        checkpoint: file of trained weights, or None.
-        header: what the header of the file must agree with.
+        network: network; modified in place.
+        checkpoint: trained weights file, or None.
+        header: header that the file's header must agree with.
         trunk_weights: pretrained weights of the trunk for a training that starts without a file.
     """
     if checkpoint:
@@ -346,7 +343,7 @@ def start_encoder(path: str | None, segmentor: Segmentor) -> None:
 
 
 def require_recipe(recipe: str | None, name: str) -> None:
-    """Refuse settings without the recipe that they belong to.
+    """Check that a configuration was read after the recipe that it belongs to.
 
     Raises:
         ConfigurationError: the recipe's file was not read before.
@@ -365,9 +362,9 @@ def compile_if(wanted: bool, modules: Iterable[nn.Module], device: torch.device)
 
 
 def trained_system(default: str) -> str:
-    """Return the system that the header of a user's ``checkpoint`` names, or ``default`` where there is no such file.
+    """Return the system named in the header of the user's ``checkpoint``, or ``default`` if there is no such file.
 
-    The checkpoint of a configuration file can depend on the system, and is passed over for that.
+    The checkpoint of a configuration file is ignored, because it can depend on the system.
     """
     parser = current_parser()
     checkpoint = None if parser is None else parser.get("checkpoint")
@@ -380,10 +377,10 @@ def configured_method(domain: str | None = None) -> "MethodSource":
     """Return the network of the configuration being read, with the changes to its ``inference.json``.
 
     Args:
-        domain: of the slides, for methods with domains.
+        domain: domain of the slides, for methods with domains.
 
     Raises:
-        ConfigurationError: called outside of a bundle's configuration.
+        ConfigurationError: the function was called outside a bundle's configuration.
     """
     from nucsam_monai.wsi.cluster import MethodSource  # needs the extra ``slides``
 
@@ -397,7 +394,7 @@ def configured_segmenter(parser: ConfigParser | None) -> "Segmenter":
     """Return the segmenter of a bundle's configuration that is being read, with the network of its workflow.
 
     Raises:
-        ConfigurationError: as in :func:`configured_method`, or a change that is not a number, a switch or a text.
+        ConfigurationError: as for :func:`configured_method`, or a value is not a number, a switch or text.
     """
     from nucsam_monai.segmenter import NETWORK_KEYS, Segmenter
 

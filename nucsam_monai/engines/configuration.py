@@ -34,7 +34,7 @@ def restore_paths(arguments: Sequence[str] | None = None, parser: ConfigParser |
     turns ``#`` into ``::``. This runs while the first line of ``imports`` is evaluated, before anything reads a path.
 
     Args:
-        arguments: of the command; None takes those of this process.
+        arguments: arguments of the command. Default: those of this process.
         parser: None takes the one that is evaluating its configuration.
     """
     parser = parser or current_parser()
@@ -77,7 +77,7 @@ def literal(text: str) -> str:
 def current_parser() -> ConfigParser | None:
     """Return the parser that is evaluating the configuration from which the caller is called, if any.
 
-    MONAI hands its parser neither to expressions nor to components; it is found among the callers.
+    MONAI does not pass its parser to expressions or components, so it is searched on the call stack.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -94,13 +94,13 @@ def check_options() -> None:
 
 
 def check_keys(parser: ConfigParser) -> None:
-    """Refuse overrides that nothing reads, for example misspelt options of the command line.
+    """Raise for options that nothing reads, for example misspelt ones.
 
     A key is known if a configuration file of the bundle has it, or has a value that is not a section in its place; if
     the configuration refers to it; or if it is an argument of the component that it belongs to.
 
     Raises:
-        ConfigurationError: an unknown key; the message names the nearest one.
+        ConfigurationError: a key is unknown; the message names the most similar one.
     """
     config = parser.get()
     files = [set(_paths(file)) for file in _files_in_use(parser)]
@@ -211,7 +211,7 @@ def deciding_settings(parser: ConfigParser, apart: Collection[str]) -> dict[str,
     """Return the settings that determine a result, by path; files and datasets are identified by content.
 
     Args:
-        parser: of the configuration.
+        parser: parser of the configuration.
         apart: keys at the top level that do not matter; paths of what the workflow writes are left out as well.
     """
     found: dict[str, str] = {}
@@ -250,13 +250,15 @@ def _content_of(path: Path) -> str:
 def changed_settings(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Return ``{key: (old, new)}`` of settings that differ.
 
-    Keys at the top level count only if both have them: which expressions were read may differ, and so may versions.
+    A key that one of them lacks counts only inside of a component that both have: which expressions were read may
+    differ, and so may versions, where an expression may have taken the place of a component.
     """
-    keys = [key for key in {**old, **new} if "#" in key or (key in old and key in new)]
+    components = [{key.rpartition("#")[0] for key in settings if "#" in key} for settings in (old, new)]
+    in_both = components[0] & components[1]
     return {
         key: (old.get(key, "not given"), new.get(key, "not given"))
-        for key in keys
-        if old.get(key) != new.get(key)
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and ((key in old and key in new) or key.rpartition("#")[0] in in_both)
     }
 
 
@@ -282,7 +284,7 @@ def changed_keys(parser: ConfigParser, file: Path) -> list[str]:
     """Return those keys of a configuration file that have another value in the configuration that is being read.
 
     Args:
-        parser: of the configuration.
+        parser: parser of the configuration.
         file: one of the files that it was read from.
     """
     original = ConfigParser()

@@ -14,33 +14,30 @@ Schedule = Literal["sequential", "interleaved", "mixed"]
 
 
 class DomainBatchSampler(Sampler[list[int]]):
-    """Draw batches of images of several domains, different but reproducible in every epoch.
+    """Draw batches of images from several domains, different in every epoch but reproducible.
 
-    ``sequential`` and ``interleaved`` give batches of one domain each. ``sequential`` trains ``epochs`` epochs
-    on the first domain, then as many on the next (UN-SAM, Algorithm 1). ``interleaved`` takes all batches of
-    all domains in every epoch; each step draws one of the domains that have batches left, as the authors'
-    released code does. ``mixed`` draws every batch from all images, for networks without domains; batch
-    normalisation then sees the same mixture throughout.
+    - ``sequential``: ``epochs`` epochs on the first domain, then as many on the next (UN-SAM, Algorithm 1)
+    - ``interleaved``: all batches of all domains in every epoch, in random order, as in the authors' released code
+    - ``mixed``: every batch is drawn from all images, for networks without domains
 
-    The batches of an epoch depend on ``seed`` and the epoch alone, so a resumed run sees the same ones. With
-    several processes every step has one domain, and each process takes its share of a batch that is
-    as many times larger.
+    With ``sequential`` and ``interleaved`` each batch has images of one domain. The batches of an epoch depend only on
+    ``seed`` and the epoch, so a resumed training gets the same ones. Several processes divide a batch that is as many
+    times larger.
 
     Args:
-        items: the training items in the dataset's order; ``"domain"`` of each is used.
-        domains: the domains in training order.
+        items: training items in the order of the dataset, with ``"domain"``.
+        domains: domains in training order.
         batch_size: images per step and process.
-        epochs: epochs per domain (``sequential``) or in all.
+        epochs: epochs per domain (``sequential``) or in total.
         schedule: ``"sequential"``, ``"interleaved"`` or ``"mixed"``.
-        samples_per_epoch: images drawn in an epoch, of each domain or, ``mixed``, in all; None takes every image
-            once.
+        samples_per_epoch: images per epoch, of each domain or (``mixed``) in total. Default: every image once.
         seed: seed of the order.
-        weights: ``(n,)``, how often each item is drawn in relation to the others of its group, for example
-            :func:`nucsam_monai.data.balanced_weights`; an image may then come twice before another comes once.
+        weights: ``(n,)`` relative frequency of each item within its group, for example from
+            :func:`nucsam_monai.data.balanced_weights`; an image may then be drawn twice before another.
 
     Raises:
-        ConfigurationError: an unknown schedule, a size below 1, no domain or one named twice, or weights that are not
-            one positive number per item.
+        ConfigurationError: the schedule is unknown, a size is below 1, there is no domain or a domain occurs twice, or
+            the weights are not one positive number per item.
         DatasetError: a domain has no item.
     """
 

@@ -26,20 +26,20 @@ Program = Callable[[Tensor], Tensor]
 def export_network(
     network: nn.Module, path: str | Path, image_size: int, pixel_std: PixelStd = "sam"
 ) -> None:
-    """Export a network that needs an image alone, and compare the file with it on another image.
+    """Export a network whose only input is an image, and compare the file with the network on another image.
 
-    A graph that holds on to what its example showed gives wrong masks for every other image. So the file is read
-    back and run on a second one, and it is kept only if both agree.
+    A graph that depends on the content of its example image would give wrong masks for all other images. The file is
+    therefore loaded and run on a second image, and kept only if the outputs agree.
 
     Args:
-        network: on the CPU, with its weights.
+        network: network on the CPU, with its weights.
         path: ``.pt2`` (``torch.export``), ``.ts`` (TorchScript) or ``.onnx``.
-        image_size: S; the file takes ``(1, 3, S, S)``.
-        pixel_std: how images are normalised for the network.
+        image_size: side length S of the input ``(1, 3, S, S)``.
+        pixel_std: constants with which images are normalised for the network.
 
     Raises:
-        ConfigurationError: another suffix, a network whose steps depend on what it finds in the image, or a file that
-            gives other logits than the network.
+        ConfigurationError: the suffix is unknown, the steps of the network depend on the content of the image, or the
+            file gives other logits than the network.
     """
     path = Path(path)
     if path.suffix not in _FORMATS:

@@ -31,7 +31,7 @@ def inference_items(
     Args:
         source: an image, a folder of images, a dataset folder or a folder of several; of datasets the test
             images are taken, with their own domains.
-        output_dir: where the results go.
+        output_dir: folder for the results.
         domain: the domain of the images, or ``"mean"``; None where it is unknown.
 
     Returns:
@@ -72,7 +72,7 @@ def _dataset_name(item: Mapping[str, str]) -> str:
 
 
 class ReadableImages(IterableDataset):
-    """Yield transformed items; an image that cannot be read is reported and skipped.
+    """Yield transformed items; report and skip images that cannot be read.
 
     An image that the transform finds too large is not yielded either: it is segmented in parts, and its results are
     written to the folder.

@@ -36,13 +36,13 @@ _NAMED = 3
 
 
 class ResultsFolder:
-    """Remember what is finished, so that a stopped inference continues where it was.
+    """Record finished images, so that an interrupted inference resumes.
 
     An image is finished if it is in the journal of the folder, its results are there, and it has not changed since.
     The journal also records settings and weights, so that results of different ones are never mixed.
 
     Args:
-        folder: of the results.
+        folder: folder with the results.
         items: the images, with ``image`` (path) and ``id``.
         overwrite: segment all images, whatever is there.
 

@@ -52,7 +52,7 @@ class FoundInTraining(Mapping[str, FoundNuclei]):
         Args:
             images: batches of one normalised ``image`` ``(1, 3, H, W)`` and its ``image_path``.
             finder: the trained first stage.
-            precision: see :func:`~nucsam_monai.inferers.autocast`.
+            precision: precision of the network, see :func:`~nucsam_monai.inferers.autocast`.
         """
         device = next(finder.prompter.parameters()).device
         found = {}

@@ -1,4 +1,4 @@
-"""Extend MONAI's Ignite handlers: training, evaluation, tracking, weights."""
+"""Extend MONAI's Ignite handlers: training, evaluation, MLflow tracking and weights."""
 
 from nucsam_monai.handlers.composites import (
     EvaluationHandlers,

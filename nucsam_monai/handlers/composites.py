@@ -1,6 +1,7 @@
-"""Bundle the handlers that every training, validation, evaluation and inference has.
+"""Combine the handlers that every training, validation, evaluation and inference has.
 
-A composite is attached like a single handler. In a configuration it is an item of a list, so that more can be added.
+A composite is attached like a single handler. In a configuration it is an item of a list, so other handlers can be
+added.
 """
 
 import logging
@@ -33,7 +34,7 @@ from nucsam_monai.handlers.training import (
 )
 from nucsam_monai.handlers.training_state import NOT_COMPARED, TrainingState
 from nucsam_monai.handlers.weights import BestWeightsSaver, WeightAveraging
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.lock import FolderLock
 from nucsam_monai.utils.paths import trained_weights
 
@@ -43,14 +44,14 @@ _TABLES = ("per_image.csv", "summary.csv", "per_class.csv", "per_tissue.csv", "s
 
 
 class Handler(Protocol):
-    """Declare what can be attached to an engine."""
+    """Declare an object that can be attached to an engine."""
 
     def attach(self, engine: Engine) -> None:
         """Register at the engine's events."""
 
 
 class _Handlers:
-    """Attach handlers together, in their order."""
+    """Attach several handlers in order."""
 
     def __init__(self, handlers: Iterable[Handler | None]) -> None:
         self.handlers = [handler for handler in handlers if handler is not None]
@@ -62,29 +63,29 @@ class _Handlers:
 
 
 class TrainingHandlers(_Handlers):
-    """Do everything in a training besides its steps.
+    """Attach all handlers of a training: validation, logging, tracking, weights and resuming.
 
     Track it, seed every epoch, clip the gradient, show and log progress, validate, schedule the learning rate and
     save a state to resume from.
 
     Args:
         run: tracks the training.
-        data_loader: of the training, with a :class:`DomainBatchSampler`.
-        lr_scheduler: of the optimizer, stepped after every epoch.
-        network: what is trained, without a wrapper of distributed training.
-        validator: validates every ``val_interval`` epochs and after the last one.
-        val_interval: epochs; None trains without validation and saves the last weights.
-        best_weights: keeps the weights of the best epoch; its file is uploaded. The state to resume from,
-            ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to it.
-        resume: see :class:`TrainingState`.
-        max_grad_norm: bound of the gradient's norm.
-        weight_averaging: averages the weights, if the training does.
-        early_stopping: stops the training, if it may.
-        extra: further handlers, called before those that validate and save.
-        parts: further objects whose state is kept, by name.
-        artifacts: further files to upload at the end.
-        stage: name of the stage, for trainings of several.
-        hide_progress: True shows no progress bar.
+        data_loader: training data loader with a :class:`DomainBatchSampler`.
+        lr_scheduler: learning-rate scheduler, stepped after every epoch.
+        network: network that is trained, without the wrapper of distributed training.
+        validator: evaluator that is run every ``val_interval`` epochs and after the last one.
+        val_interval: number of epochs between validations; None trains without validation and saves the last weights.
+        best_weights: saves the weights of the best epoch, which are uploaded to MLflow. The state to resume from,
+            ``training_state.safetensors`` or ``<stage>_state.safetensors``, is written next to them.
+        resume: whether to resume, see :class:`TrainingState`.
+        max_grad_norm: largest norm of the gradient.
+        weight_averaging: averages the weights.
+        early_stopping: stops the training early.
+        extra: more handlers, called before those that validate and save.
+        parts: more objects whose state is saved, by name.
+        artifacts: more files to upload at the end.
+        stage: name of the stage in trainings with several stages.
+        hide_progress: whether to hide the progress bar.
 
     Raises:
         ConfigurationError: the loader has another sampler.
@@ -192,11 +193,11 @@ class TrainingHandlers(_Handlers):
 
 
 class ValidationHandlers(_Handlers):
-    """Do everything in a validation besides its steps: measure, log, track, save the best weights.
+    """Attach all handlers of a validation: measure, log, track, save the best weights.
 
     Args:
         measure: handlers that turn outputs into metrics, in their order.
-        run: of the training.
+        run: MLflow run of the training.
         best_weights: save what was trained by the metrics.
         split: the part of the dataset.
     """
@@ -216,15 +217,18 @@ class ValidationHandlers(_Handlers):
 
 
 class EvaluationHandlers(_Handlers):
-    """Do everything in an evaluation besides its steps: measure, report, show progress, track.
+    """Attach all handlers of an evaluation: measure, report, show progress, track.
 
     Args:
         measure: handlers that turn outputs into metrics and tables, in their order.
-        run: of the evaluation.
+        run: MLflow run of the evaluation.
         splits: the parts of the dataset.
-        output_dir: where the tables are; they are uploaded at the end. None for an evaluation without tables.
+        output_dir: folder with the tables, which are uploaded at the end; None for an evaluation without tables.
         hide_progress: True shows no progress bar.
-        description: in front of the progress bar.
+        description: text in front of the progress bar.
+
+    Raises:
+        CheckpointError: an evaluation with tables of a network without any weights, trained ones or SAM's.
     """
 
     def __init__(
@@ -236,6 +240,11 @@ class EvaluationHandlers(_Handlers):
         hide_progress: bool | None = None,
         description: str = "evaluating",
     ) -> None:
+        if output_dir is not None and run.weights and not any(run.weights.values()):
+            raise CheckpointError(
+                "evaluation: found no weights, so that all of the network's would be random. Give trained weights "
+                "(checkpoint)" + (", or those of SAM (sam_checkpoint)." if "sam" in run.weights else ".")
+            )
         tables = [] if output_dir is None else [f"{output_dir}/{name}" for name in _TABLES]
         split = splits if isinstance(splits, str) else "+".join(splits)
         tracker = _owner(run, [*tables, *run.configurations] if tables else [], split)
@@ -250,12 +259,12 @@ class EvaluationHandlers(_Handlers):
 
 
 class InferenceHandlers(_Handlers):
-    """Do everything in an inference besides its steps: write results, show progress, log.
+    """Attach all handlers of an inference: write results, show progress, log.
 
     Args:
-        results: the folder that is written to.
-        overlay_px: longest side of the overlays; 0 writes none.
-        hide_progress: True shows no progress bar.
+        results: folder of the results.
+        overlay_px: longest side of the overlays in pixels; 0 writes no overlays.
+        hide_progress: whether to hide the progress bar.
     """
 
     def __init__(self, results: ResultsFolder, overlay_px: int, hide_progress: bool | None = None) -> None:
@@ -310,7 +319,7 @@ def evaluation_facts(
     """Return the facts that ``summary.json`` holds besides the numbers of an evaluation.
 
     Args:
-        bundle: its name.
+        bundle: name of the bundle.
         checkpoint: the evaluated weights, by name if there are several.
         settings: keys of the configuration whose values are listed, besides data, splits and seed.
     """
@@ -331,8 +340,8 @@ def run_tags(
     """Return the tags of a tracked run; a tag of None is left out.
 
     Args:
-        bundle: its name.
-        domains: of the images.
+        bundle: name of the bundle.
+        domains: domains of the images.
         protocol: how the network was trained for them, for example ``"supervised"`` or ``"zero_shot"``.
         stage: which of several networks is trained.
         split: the part of the dataset that is evaluated.
@@ -351,7 +360,7 @@ def evaluation_tags(
     """Return the tags of a tracked evaluation, see :func:`run_tags`.
 
     Args:
-        bundle: its name.
+        bundle: name of the bundle.
         items: the images, with ``domain``.
         splits: the parts of the dataset.
         protocol: how the network was trained for them.

@@ -41,17 +41,17 @@ logger = logging.getLogger(__name__)
 class EvaluationReport:
     """Write ``per_image.csv``, ``summary.csv``, ``summary.json`` and some overlays of an evaluation.
 
-    The rows come from ``engine.state.metric_details``, so the report is attached behind the handlers that
+    The rows come from ``engine.state.metric_details``, so the report is attached after the handlers that
     measure. The evaluator's items hold ``id``, ``domain``, ``image_path`` and perhaps ``group``, its outputs
     a ``NucleiPrediction`` under ``pred`` and the true ``label_instances``. Every mean in the summary has a 95 %
     bootstrap interval over the images, or over the groups if there are any. The first images of every domain get an
     overlay, the same ones in every evaluation.
 
     Args:
-        output_dir: where the files go.
+        output_dir: folder for the files.
         facts: further entries of ``summary.json``: weights, split, seed.
         overlays_per_domain: images with an overlay.
-        prefix: of the metrics' names, taken off in the tables.
+        prefix: prefix of the metric names, removed in the tables.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ def write_comparison(
     """Draw truth and prediction over an image, in ``overlays/<domain>_<id>.png``.
 
     Args:
-        output_dir: of the evaluation.
-        item: with ``id``, ``domain`` and ``image_path``.
+        output_dir: folder of the evaluation.
+        item: image with ``id``, ``domain`` and ``image_path``.
         true: ``(H, W)`` label map.
         predicted: ``(H, W)`` label map.
     """
@@ -134,7 +134,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
     """Write the tables of an evaluation and log the summary.
 
     Args:
-        output_dir: where ``per_image.csv``, ``summary.csv`` and ``summary.json`` go.
+        output_dir: folder for ``per_image.csv``, ``summary.csv`` and ``summary.json``.
         rows: one per image with ``id``, ``domain`` and the metrics.
         facts: further entries of ``summary.json``.
     """
@@ -147,7 +147,7 @@ def write_report(output_dir: Path, rows: Sequence[Mapping[str, Any]], facts: Map
 
 
 class NucleiEvaluation:
-    """Measure every image with :func:`nucsam_monai.metrics.evaluate`'s metrics, report them and write the tables.
+    """Measure every image with the metrics of :func:`nucsam_monai.metrics.evaluate`, report them and write the tables.
 
     The evaluator's items hold ``id``, ``domain``, ``image_path``, ``instances`` ``(1, H, W)``, perhaps ``tissue``,
     ``group`` and ``fold``, and with several classes ``point_classes`` ``(n,)`` in the order of the instance ids;
@@ -158,10 +158,10 @@ class NucleiEvaluation:
     Args:
         class_names: classes that are measured; with only one the classes of predictions do not count.
         radius_px: distance within which a centroid counts as detected.
-        output_dir: where tables and overlays go; None writes no files.
+        output_dir: folder for tables and overlays; None writes no files.
         facts: further entries of ``summary.json``.
         overlays_per_domain: the first images of every domain get an overlay.
-        prefix: of the metrics' names in the engine's state.
+        prefix: prefix of the metric names in the engine's state.
     """
 
     def __init__(
@@ -243,14 +243,14 @@ class LabelMapWriter:
     items hold ``id`` and ``domain``; its outputs a ``NucleiPrediction`` under ``pred``.
 
     Args:
-        output_dir: where the files go.
+        output_dir: folder for the files.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator, behind the handler that splits batches into items, if any."""
+        """Attach to the evaluator, after the handler that splits batches into items, if any."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
@@ -271,9 +271,9 @@ class PredictionWriter:
     under ``pred``.
 
     Args:
-        output_dir: where the files go, see :func:`nucsam_monai.io.write_prediction`.
+        output_dir: folder for the files, see :func:`nucsam_monai.io.write_prediction`.
         overlay_px: longest side of the overlay; 0 writes none.
-        results: of the same folder, records what is written.
+        results: records the files that are written to the folder.
     """
 
     def __init__(

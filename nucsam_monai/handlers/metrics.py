@@ -65,9 +65,9 @@ def working_size_metrics(
     """Return the handler of the foreground's metrics at a working size, with smoothed overlaps (UN-SAM).
 
     Args:
-        size_px: see :class:`~nucsam_monai.metrics.cumulative.WorkingSizeMetric`.
-        smooth: see there too. With neither there is no handler.
-        threshold: of the probability.
+        size_px: size of the metric, see :class:`~nucsam_monai.metrics.cumulative.WorkingSizeMetric`.
+        smooth: smoothing constant, see there; with neither ``size_px`` nor ``smooth`` no handler is made.
+        threshold: threshold of the probability.
     """
     if size_px is None and smooth is None:
         return None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -29,7 +30,15 @@ from nucsam_monai.handlers.run_facts import (
     tracked_name,
     weights_facts,
 )
-from nucsam_monai.handlers.run_page import described, description, run_name, where_to_look
+from nucsam_monai.handlers.run_page import (
+    best_overlay,
+    described,
+    description,
+    picture,
+    run_name,
+    small_copy,
+    where_to_look,
+)
 from nucsam_monai.handlers.tracking_store import connect, experiment_id, resolve_tracking_uri
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.paths import project_root
@@ -61,7 +70,7 @@ class TrackedRun:
 
     Args:
         experiment: name of the experiment, one per bundle, for example ``"nucsam/unsam"``.
-        tracking_uri: where to write, see :func:`~nucsam_monai.handlers.resolve_tracking_uri`; ``None``,
+        tracking_uri: MLflow store, see :func:`~nucsam_monai.handlers.resolve_tracking_uri`; ``None``,
             ``""`` or ``"off"`` for no tracking.
         workflow: ``"train"``, ``"evaluate"`` or ``"benchmark"``.
         tags: further tags, such as ``bundle``, ``bundle_version``, ``dataset``, ``split``, ``protocol``,
@@ -156,7 +165,7 @@ class TrackedRun:
         """Continue the run of an interrupted training when this one is next opened.
 
         Args:
-            run_id: of the run; one that is not in this store is replaced by a new one.
+            run_id: id of the run; a new run is started if it is not in this store.
             epoch: the last one that was completed.
             changed: settings that change from here on; they are recorded as ``after_epoch_<epoch>.<setting>``.
         """
@@ -220,14 +229,20 @@ class TrackedRun:
         """Write what MLflow shows on the run's page; :meth:`close` does it with this process's command.
 
         Args:
-            command: what was run.
-            folder: of an evaluation, whose overlays are artifacts of the run.
+            command: command that was run.
+            folder: folder of an evaluation, whose best overlay is shown.
         """
         if not self._is_open:
             return
-        with self._writing("description"):
+        overlay = None if folder is None else best_overlay(Path(folder))
+        with self._writing("description"), TemporaryDirectory() as temporary:
+            shown = ""
+            if overlay is not None:
+                small = small_copy(overlay, Path(temporary))
+                self.client.log_artifact(self.run_id, str(small))
+                shown = picture(str(self.run_id), small.name)
             metrics = self.client.get_run(self.run_id).data.metrics
-            self.log_tags(described(description(str(self.run_id), metrics, command, folder)))
+            self.log_tags(described(description(metrics, command, shown)))
         self._is_described = True
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
@@ -271,7 +286,7 @@ class TrackedRun:
         Args:
             directory: the dataset folder, see :func:`~nucsam_monai.handlers.run_facts.dataset_facts`.
             split: the part that is used, for example ``"training"``.
-            context: what for: ``"training"``, ``"validation"`` or ``"evaluation"``.
+            context: use of the dataset: ``"training"``, ``"validation"`` or ``"evaluation"``.
             protocol: the named split in use, where it is not the one of ``dataset.json``.
 
         Raises:
@@ -328,7 +343,9 @@ class TrackedRun:
 
     def _default_name(self) -> str:
         tags = {"bundle": self.experiment.rsplit("/", maxsplit=1)[-1], **self.tags}
-        return run_name(tags, self.tags.get("seed", get_seed()), self._bundle_root)
+        trained = [path for name, path in self.weights.items() if path and name != "sam"]
+        weights = trained[0] if trained and "split" in tags else None  # of an evaluation
+        return run_name(tags, self.tags.get("seed", get_seed()), self._bundle_root, weights)
 
     def _continued(self, experiment: str) -> Any:
         """Return the interrupted run, running again, if this store has it."""

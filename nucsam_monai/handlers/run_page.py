@@ -1,12 +1,15 @@
-"""What MLflow's pages show of a run: its name, its description, and the address of the list that it is in."""
+"""Describe a run on MLflow's pages: its name, its description, and the address of the list that it is in."""
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+from PIL import Image
 
 from nucsam_monai.handlers.run_facts import without_passwords
 from nucsam_monai.handlers.tracking_store import resolve_tracking_uri, tracking_uri
@@ -19,6 +22,9 @@ MAX_DESCRIPTION_LENGTH = 5000
 
 _NOTE = "mlflow.note.content"
 _RANKED_BY = ("aji", "pq", "dice")
+_LONGEST_NAME = 20
+_DESCRIPTION_PX = 560
+_BREAK = "\\\n    "
 _TASK = " nuclei segmentation"  # ends the names of most bundles
 
 
@@ -49,21 +55,30 @@ def where_to_look(uri: str, experiment_id: str) -> str:
     return f"{page} (start the server with: nucsam mlflow{store})"
 
 
-def run_name(tags: Mapping[str, Any], seed: object = None, bundle_root: str | Path | None = None) -> str:
-    """Return a short name for a run: method, stage, data, split and seed, as far as they are known.
+def run_name(
+    tags: Mapping[str, Any],
+    seed: object = None,
+    bundle_root: str | Path | None = None,
+    weights: str | Path | None = None,
+) -> str:
+    """Return a short name for a run: method, weights, stage, data, split and seed, as far as they are known.
 
     Args:
-        tags: of the run: ``method`` or ``bundle``, ``stage``, ``dataset`` (several joined by "+"), ``split``.
-        seed: of the run.
-        bundle_root: folder of the bundle, whose ``metadata.json`` names the method where the tags do not.
+        tags: tags of the run: ``method`` or ``bundle``, ``stage``, ``dataset`` (several joined by "+"), ``split``.
+        seed: seed of the run.
+        bundle_root: folder of the bundle, whose ``metadata.json`` names the method if the tags do not.
+        weights: weights file of an evaluation.
 
     Example:
         >>> run_name({"method": "UN-SAM", "dataset": "dsb+tnbc+monuseg+nucls"}, seed=0)
         'UN-SAM, 4 domains, seed 0'
+        >>> run_name({"method": "UN-SAM", "dataset": "dsb2018", "split": "test"}, 0, weights="models/compact_he.pt")
+        'UN-SAM, he, dsb2018, test, seed 0'
     """
     data = str(tags.get("dataset") or "").split("+")
     parts = [
         str(tags.get("method") or _method(bundle_root) or tags.get("bundle") or "run"),
+        "" if weights is None else _weights_name(Path(weights)),
         str(tags.get("stage") or ""),
         data[0] if len(data) == 1 else f"{len(data)} domains",
         str(tags.get("split") or ""),
@@ -79,6 +94,13 @@ def _method(bundle_root: str | Path | None) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["name"]).removesuffix(_TASK)
 
 
+def _weights_name(path: Path) -> str:
+    """Return the short name of pretrained weights, or the folder of a training; nothing if it is long."""
+    pretrained = path.parent.name == "models"
+    name = path.stem.removeprefix("compact").removeprefix("_") if pretrained else path.absolute().parent.name
+    return name if len(name) <= _LONGEST_NAME else ""
+
+
 def described(text: str) -> dict[str, str]:
     """Return the tag that holds the description of a run, cut after the last line that fits."""
     if len(text) > MAX_DESCRIPTION_LENGTH:
@@ -86,28 +108,44 @@ def described(text: str) -> dict[str, str]:
     return {_NOTE: text}
 
 
-def description(
-    run_id: str, metrics: Mapping[str, float], command: str, folder: str | Path | None = None
-) -> str:
-    """Return the description of a run in Markdown: its best overlay, its command and the table of its metrics.
+def description(metrics: Mapping[str, float], command: str, overlay: str = "") -> str:
+    """Return the description of a run in Markdown: its main metrics, best overlay, command and table of metrics.
+
+    MLflow shows the first lines, and the rest on a click.
 
     Args:
-        run_id: MLflow's id, to show an artifact of the run.
         metrics: latest values by name. Only those of the validation are listed if there are any, and no bounds of
             intervals.
-        command: what was run.
-        folder: holds ``per_image.csv`` and ``overlays``, which are artifacts of the run under these names.
+        command: command that was run.
+        overlay: Markdown of a picture, see :func:`picture`.
     """
     listed = {name: value for name, value in metrics.items() if "_ci_" not in name}
     listed = {name: value for name, value in listed.items() if name.startswith("val_")} or listed
-    overlay = None if folder is None else best_overlay(Path(folder))
+    main = [(name, listed.get(f"val_{name}", listed.get(name))) for name in _RANKED_BY]
     rows = [f"| {name} | {value:.4g} |" for name, value in sorted(listed.items())]
     sections = [
-        "" if overlay is None else picture(run_id, f"overlays/{overlay.name}"),
-        f"```\n{command}\n```",
+        ", ".join(f"**{name} {value:.3f}**" for name, value in main if value is not None),
+        overlay,
+        f"```\n{_wrapped(command)}\n```",
         "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "",
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def _wrapped(command: str) -> str:
+    """Break a command before its options: a long line would push the values of metrics off MLflow's page."""
+    first, *words = shlex.split(command)
+    first = re.sub(r".*/(python)[\d.]*$", r"\1", first)
+    return " ".join([first, *(f"{_BREAK * word.startswith('--')}{shlex.quote(word)}" for word in words)])
+
+
+def small_copy(image: Path, folder: Path) -> Path:
+    """Write a copy of an image that fits into a description: a wider one pushes the metrics off MLflow's page."""
+    copy = folder / f"small_{image.name}"
+    with Image.open(image) as pixels:
+        pixels.thumbnail((_DESCRIPTION_PX, _DESCRIPTION_PX))
+        pixels.save(copy)
+    return copy
 
 
 def picture(run_id: str, artifact: str) -> str:

@@ -1,4 +1,4 @@
-"""Handle what happens between training steps: schedules, stopping, validation, clipping, timing."""
+"""Control a training between its steps: schedules, early stopping, validation, gradient clipping and timing."""
 
 import copy
 import logging
@@ -99,7 +99,7 @@ class DomainScheduleHandler:
 
 
 class PhasedMetric:
-    """Read a validator's metric, whose values compare only within one domain and one stage of a training.
+    """Read a validator's metric; its values are comparable only within one domain and one stage of a training.
 
     With a sequential schedule the metric is that of the domain in training: the best epoch of the first domain has
     not seen the last one. In the same way the mask of a network that trains its parts one after the other is
@@ -108,7 +108,7 @@ class PhasedMetric:
     Args:
         name: in the validator's metrics.
         sampler: the schedule of the domains, if any.
-        network: what is trained; its ``stage`` counts if it has one.
+        network: network that is trained; its ``stage`` counts if it has one.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class NetworkEpoch:
 
     Args:
         network: the network itself, without its distributed wrapper.
-        epochs: of the whole training; the network may refuse it. None skips the check.
+        epochs: epochs of the whole training, which the network may refuse; None skips the check.
 
     Raises:
         ConfigurationError: so few epochs that a part of the network would never be trained.
@@ -230,7 +230,7 @@ class EarlyStopping:
         patience: validations without improvement; None never stops.
         metric: name in the validator's metrics, higher is better. A NaN is not an improvement.
         sampler: the schedule of the domains, if any.
-        network: what is trained; its ``stage`` counts if it has one, apart from its ``fixed_stages``.
+        network: network that is trained; its ``stage`` counts if it has one, except for ``fixed_stages``.
 
     Raises:
         ConfigurationError: ``patience`` is below 1.
@@ -316,7 +316,7 @@ class EarlyStopping:
 
 
 class FinalValidation(ValidationHandler):
-    """Validate like MONAI's :class:`~monai.handlers.ValidationHandler`, and once more after the last epoch.
+    """Validate like MONAI's :class:`~monai.handlers.ValidationHandler`, and also after the last epoch.
 
     Weights are saved only of validated epochs: a training shorter than the interval would save none, and the last
     epochs of a longer one would never be considered. The arguments are those of MONAI's handler.
@@ -341,12 +341,12 @@ class FinalValidation(ValidationHandler):
 
 
 class GradientClipping:
-    """Scale the gradient of a network down to a largest norm.
+    """Clip the norm of a network's gradient.
 
     For trainers without ``amp``: with it the gradient still carries the scaler's factor when it is clipped.
 
     Args:
-        network: whose gradient is bounded.
+        network: network whose gradient is clipped.
         max_norm: largest 2-norm over all parameters.
     """
 
@@ -368,7 +368,7 @@ _TIMED_STEPS = 3  # of the first epoch: enough to tell minutes from hours
 
 
 class LoaderLog:
-    """Log after the first epoch of a training what share of its time the steps waited for images."""
+    """Log after the first epoch of a training which share of its time was spent waiting for images."""
 
     def __init__(self) -> None:
         self._started = self._asked = 0.0
@@ -405,7 +405,7 @@ class LoaderLog:
 
 
 class EmbeddingCacheLog:
-    """Log early how long the first epoch takes, and after every epoch what came from the embedding cache.
+    """Log the estimated time of the first epoch, and after every epoch how many embeddings came from the cache.
 
     The first epoch is slow, because the encoder runs for every image. Later epochs are faster the more of their
     augmented copies are in the cache.

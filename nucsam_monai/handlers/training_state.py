@@ -75,7 +75,7 @@ class TrainingState:
 
     Args:
         path: the ``.safetensors`` file.
-        network: its parameters that require a gradient and all its buffers are kept.
+        network: network; its trainable parameters and all its buffers are stored.
         parts: named objects with ``state_dict`` and ``load_state_dict``; their states hold tensors, numbers,
             texts, mappings and lists of these.
         resume: continue the training in ``path``; without that file it starts from the beginning.

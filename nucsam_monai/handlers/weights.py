@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class BestWeightsSaver:
-    """Save what was trained whenever the validation's metric is the best so far.
+    """Save the trained weights whenever the validation metric is the best so far.
 
     Each domain of a sequential schedule and each stage of a network that has some starts the comparison again, see
     :class:`~nucsam_monai.handlers.training.PhasedMetric`.
@@ -32,7 +32,7 @@ class BestWeightsSaver:
     The file of the previous training is kept under the name ``<stem>.previous<suffix>``.
 
     Args:
-        network: whose trained tensors are saved.
+        network: network whose trained tensors are saved.
         path: the ``.safetensors`` file.
         header: describes the training, see :func:`nucsam_monai.networks.sam.save_trained`.
         metric: name in the validator's metrics.
@@ -40,7 +40,7 @@ class BestWeightsSaver:
         mode: ``min`` where lower is better, ``max`` where higher is.
 
     Raises:
-        ConfigurationError: an unknown mode.
+        ConfigurationError: the mode is unknown.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class BestWeightsSaver:
         self.owns_file = False
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a validator, behind the handler that computes the metric."""
+        """Attach to a validator, after the handler that computes the metric."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.compare)
 
     def compare(self, engine: Engine) -> None:
@@ -141,8 +141,8 @@ class WeightAveraging:
     :class:`~nucsam_monai.handlers.TrainingState`, so that a resumed training continues averaging.
 
     Args:
-        network: what is trained, on its device and without a wrapper of distributed training.
-        decay: share of the average that stays in every step; None keeps no average, and ``averaged`` is the network
+        network: network that is trained, on its device and without the wrapper of distributed training.
+        decay: fraction of the average that stays in every step; None keeps no average, and ``averaged`` is the network
             itself, as it is trained.
         copy_epochs: number of epochs at whose steps the weights are copied.
         warm_up: after n averaged steps at most ``(1 + n) / (10 + n)`` stays: the average spans about the last tenth
@@ -200,7 +200,7 @@ class WeightAveraging:
 
 
 class SharedStatistics:
-    """Give every process the first one's buffers before it validates.
+    """Copy the first process's buffers to all processes before they validate.
 
     Batch normalisation collects its running statistics from each process's own images. The first process
     saves the weights, so all of them have to validate with its statistics. Alone, there is nothing to share.
@@ -225,13 +225,13 @@ class SharedStatistics:
 
 
 class SAMExport:
-    """Write the whole SAM of the best epoch when a training ends, even if it was only resumed for that.
+    """Write the whole SAM of the best epoch at the end of a training.
 
     The file is what every bundle takes as ``sam_checkpoint``: the tensors that were trained, as they were in
     the best epoch, and those that were not.
 
     Args:
-        network: whose ``sam`` was trained.
+        network: network whose ``sam`` was trained.
         best_weights: wrote the trained tensors of the best epoch.
         path: the ``.safetensors`` file to be written.
     """

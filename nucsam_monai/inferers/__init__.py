@@ -1,4 +1,4 @@
-"""Infer on images of any size: semantic, prompted and automatic."""
+"""Segment images of any size: semantic, prompted, by detection, and with SAM's automatic mask generator."""
 
 from nucsam_monai.inferers.automatic import AutomaticMaskInferer
 from nucsam_monai.inferers.clicks import Clicks, ClickSegmenter, clicks_in_image

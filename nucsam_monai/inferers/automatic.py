@@ -1,4 +1,4 @@
-"""Segment everything with vanilla SAM: a grid of points over the image, and the good masks."""
+"""Segment everything with vanilla SAM, prompted by a grid of points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +23,9 @@ _LEAST = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "min_
 class AutomaticMaskInferer(Inferer):
     """Paint the masks of the official ``SamAutomaticMaskGenerator`` into one label map.
 
-    "Segment Anything" (Kirillov et al., 2023), appendix B. The masks are painted from the lowest to the highest
-    predicted IoU, so the best one wins where they overlap. SAM segments anything, also the ground between
-    the nuclei: masks that cover more than ``max_area_share`` of the image are dropped as background.
+    "Segment Anything" (Kirillov et al., 2023), appendix B. Where masks overlap, the one with the highest predicted IoU
+    wins. SAM also segments the background between the nuclei, so masks that cover more than ``max_area_share`` of the
+    image are dropped.
 
     The defaults are those of the official package, chosen for ViT-H.
 
@@ -33,15 +33,15 @@ class AutomaticMaskInferer(Inferer):
         points_per_side: points along a side of the grid.
         points_per_batch: points that are decoded together.
         pred_iou_thresh: masks of a lower predicted IoU are dropped.
-        stability_score_thresh: masks are dropped whose pixels above logit 1 have a lower IoU with those
-            above logit -1.
+        stability_score_thresh: masks with a lower stability score are dropped; the score is the IoU of the pixels
+            above logit 1 with the pixels above logit -1.
         box_nms_thresh: IoU of two masks' boxes above which the worse mask is dropped.
         crop_n_layers: layers of crops that are segmented as well; layer i has ``4**i`` of them.
         min_mask_region_area: fill holes and remove islands below this area in square pixels.
         max_area_share: masks above this share of the image's area are dropped.
 
     Raises:
-        ConfigurationError: a value outside its range.
+        ConfigurationError: a value is outside its range.
 
     Example:
         >>> from nucsam_monai.networks.sam import build_sam
@@ -83,9 +83,9 @@ class AutomaticMaskInferer(Inferer):
 
         Args:
             inputs: ``(B, 3, H, W)``, 8-bit images normalised with SAM's constants.
-            network: built for square images; at their side the longer side of ``inputs`` is segmented.
-            args: unused; the engines hand it to other methods.
-            kwargs: unused: domain, points.
+            network: SAM built for square images; the longer side of ``inputs`` is resized to their side length.
+            args: ignored; other inferers take more arguments.
+            kwargs: ignored (domain, points).
 
         Returns:
             ``instances``, the ``(B, 1, H, W)`` int32 label maps, and ``score``, the ``(B, 1, H, W)`` float32
@@ -120,13 +120,13 @@ def instances_of_records(
     """Paint the masks of ``SamAutomaticMaskGenerator``.
 
     Args:
-        records: its answer with ``output_mode="uncompressed_rle"``. Of masks with the same predicted IoU the
+        records: masks generated with ``output_mode="uncompressed_rle"``. Of masks with the same predicted IoU the
             first one wins.
         shape: height and width of the image.
         max_area_share: masks above this share of the image's area are dropped.
 
     Returns:
-        Label map and scores as of :func:`~nucsam_monai.inferers.masks.paint_masks`.
+        Label map and scores, see :func:`~nucsam_monai.inferers.masks.paint_masks`.
     """
     largest = max_area_share * shape[0] * shape[1]
     kept = [record for record in records if record["area"] <= largest]
@@ -200,11 +200,11 @@ class _StockDecoder(nn.Module):
 def stock_sam(sam: SAM) -> StockSam:
     """Wrap a network for ``SamPredictor`` and ``SamAutomaticMaskGenerator``; the weights are shared.
 
-    The official code prepares images and masks: the longer side is resized to the working size and the rest padded.
+    The official code resizes the longer side of an image to the working size and pads the rest.
 
     Raises:
         ConfigurationError: the network was built for images that are not square, or its variant has a fine map, which
-            the official tools do not pass on.
+            the official tools do not support.
     """
     if sam.variant.fine_channels:
         raise ConfigurationError(

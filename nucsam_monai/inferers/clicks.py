@@ -32,7 +32,7 @@ _MARGIN_PX = 3
 
 @dataclass(frozen=True)
 class Clicks:
-    """Hold what a user marked in an image, in pixels with pixel centres at integers.
+    """Hold the points and boxes that a user marked in an image, in pixels with pixel centres at integers.
 
     Attributes:
         foreground: ``(n, 2)`` float64 (x, y), one click on each of n nuclei.
@@ -51,17 +51,17 @@ def clicks_in_image(
     background: ArrayLike | None = None,
     boxes: ArrayLike | None = None,
 ) -> Clicks:
-    """Check what was marked in an image, and move what lies on its rim to the pixels of the rim.
+    """Check the clicks and boxes of an image, and clip them to its pixels.
 
     Args:
         size: height and width of the image in pixels.
-        foreground: ``(n, 2)`` (x, y).
-        background: ``(m, 2)`` (x, y).
-        boxes: ``(k, 4)`` (x_min, y_min, x_max, y_max).
+        foreground: ``(n, 2)`` (x, y), one click on each nucleus.
+        background: ``(m, 2)`` (x, y), clicks on the background.
+        boxes: ``(k, 4)`` (x_min, y_min, x_max, y_max), one box around each nucleus.
 
     Raises:
-        ConfigurationError: no such numbers, a box below one pixel, or a click or the middle of a box outside of the
-            image.
+        ConfigurationError: an array has another shape or values that are not finite, a box is smaller than a pixel, or
+            a click or the centre of a box lies outside the image.
     """
     drawn = _rows_of(boxes, 4, "boxes")
     if (drawn[:, 2:] - drawn[:, :2] < 1).any():
@@ -122,19 +122,19 @@ class _TwiceTheSize(ImageSource):
 
 
 class ClickSegmenter:
-    """Segment one nucleus for each click and each box.
+    """Segment one nucleus for each click or box.
 
-    An image larger than the network's tiles is covered by tiles that overlap by half, and each click goes to
-    the one in whose middle it lies. A tile's encoding is kept under the digest of its pixels: a
-    second click on the same image, uploaded again or not, costs a decoding only.
+    A large image is covered by tiles that overlap by half, and each click is decoded in the tile whose centre is
+    nearest. Encoded tiles are cached by the digest of their pixels, so another click on the same image needs only the
+    decoder.
 
     Args:
-        network: encodes and decodes.
-        prepare: makes ``(1, 3, H, W)`` on the network's device of ``(H, W, 3)`` uint8 RGB.
-        tile_px: side of the network's tiles.
+        network: network that encodes tiles and decodes prompts.
+        prepare: function from ``(H, W, 3)`` uint8 RGB to ``(1, 3, H, W)`` on the network's device.
+        tile_px: side length of the network's tiles.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        enlarge_below_px: a nucleus of a smaller diameter is looked at a second time, in the image at twice its size; 0
-            never does.
+        enlarge_below_px: nuclei of a smaller diameter are segmented again in the image at twice its size; 0 disables
+            this.
 
     Example:
         >>> clicked = ClickSegmenter(network, segmenter.prepare, 256)  # doctest: +SKIP
@@ -158,14 +158,13 @@ class ClickSegmenter:
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
 
     def segment(self, source: ImageSource, clicks: Clicks) -> list[Nucleus | None]:
-        """Return the nuclei of the clicks, then of the boxes, in order; None for an empty mask.
+        """Segment the nuclei of the clicks, then of the boxes, in order; None for an empty mask.
 
-        Where two of them meet, every pixel goes to one: that is how a second click splits what one mask took
-        for a single nucleus.
+        Pixels that two nuclei claim are assigned to one of them, so a second click splits two merged nuclei.
 
         Args:
-            source: the image.
-            clicks: in pixels of it.
+            source: image.
+            clicks: clicks and boxes in pixels of the image.
         """
         found = self._masks(source, clicks)
         if small := [index for index, mask in found.items() if self._is_small(mask)]:
@@ -230,7 +229,7 @@ class ClickSegmenter:
         background: NDArray[np.float64],
         tiling: Tiling,
     ) -> list[Nucleus | None]:
-        """Return the nucleus at each click of one tile: of its mask the part at the click."""
+        """Return the nucleus at each click of one tile: the part of its mask at the click."""
         if not len(clicks):
             return []
         near = background[((background >= 0) & (background < self.tile_px)).all(axis=1)]
@@ -253,8 +252,8 @@ class ClickSegmenter:
     def _of_boxes(self, embedding: Any, boxes: NDArray[np.float64], tiling: Tiling) -> list[Nucleus | None]:
         """Return the nucleus in each box of one tile.
 
-        The network is prompted with the box and with a click in its middle, because most bundles never saw a box in
-        training; of both masks the one whose box is closer to the drawn box is taken.
+        The network is prompted with the box and with a click at its centre, because most bundles were trained without
+        boxes; the mask whose box is closer to the drawn box is taken.
         """
         if not len(boxes):
             return []

@@ -27,24 +27,24 @@ Detector = Callable[[Tensor], Sequence[Detections]]
 
 
 class DetectionInferer(Inferer):
-    """Detect nuclei tile by tile; those with higher scores are painted over the others.
+    """Detect nuclei tile by tile; nuclei with higher scores are painted over the others.
 
-    A nucleus that reaches the edge of its tile is taken from the neighbour, which sees it whole if it is not larger
-    than the overlap; else its parts remain.
+    A nucleus at the edge of a tile is taken from the adjacent tile, which shows the whole nucleus if it is not larger
+    than the overlap; otherwise its parts remain.
 
     Args:
-        tile_px: side of a tile.
-        overlap_px: pixels that neighbours have in common, at least.
-        min_score: nuclei below it are dropped.
-        threshold: of a mask's probability.
+        tile_px: side length of a tile.
+        overlap_px: least overlap of adjacent tiles in pixels.
+        min_score: nuclei with a lower score are dropped.
+        threshold: threshold of the mask probability.
         nms: how two masks of the same nucleus are recognised, see :data:`~nucsam_monai.inferers.masks.SuppressionRule`.
-        nms_threshold: overlap above which the worse one is dropped.
-        precision: of the network, see :data:`~nucsam_monai.inferers.precision.PRECISIONS`; boxes are coarser in half
-            precision.
-        class_names: of the nuclei.
+        nms_threshold: overlap above which the nucleus with the lower score is dropped.
+        precision: precision of the network, see :data:`~nucsam_monai.inferers.precision.PRECISIONS`; boxes are
+            coarser in half precision.
+        class_names: names of the classes of nuclei.
 
     Raises:
-        ConfigurationError: a value outside of its range.
+        ConfigurationError: a value is outside its range.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class DetectionInferer(Inferer):
         self.class_names = tuple(class_names)
 
     def __call__(self, inputs: Tensor, network: Detector) -> NucleiPrediction:
-        """Return the nuclei of one normalised image ``(1, 3, H, W)`` of any size; the ids follow the tiles.
+        """Detect the nuclei of one normalised image ``(1, 3, H, W)`` of any size; ids are in the order of the tiles.
 
         Args:
-            inputs: the image, on the network's device.
-            network: detects in square images ``(B, 3, S, S)``.
+            inputs: image on the network's device.
+            network: detector for square images ``(B, 3, S, S)``.
 
         Raises:
-            ConfigurationError: not one image.
+            ConfigurationError: ``inputs`` is not one image.
         """
         if inputs.ndim != 4 or inputs.shape[0] != 1:
             raise ConfigurationError(f"inputs {tuple(inputs.shape)}: expected one image (1, 3, H, W).")

@@ -20,7 +20,7 @@ union; ``smaller_mask`` asks which share of the smaller nucleus lies in the othe
 
 @dataclass(frozen=True)
 class NucleusMasks:
-    """Hold N candidate masks of nuclei of one image, several of them perhaps of the same nucleus.
+    """Hold N candidate masks of nuclei of one image; several may show the same nucleus.
 
     Attributes:
         boxes: ``(N, 4)`` int64 as (x_min, y_min, x_max, y_max) in pixels of the image, the maxima exclusive.
@@ -29,7 +29,7 @@ class NucleusMasks:
         iou: ``(N,)`` float32, predicted intersection over union.
         prompts: ``(N,)`` int64, the prompt that each mask comes from.
         class_ids: ``(N,)`` int64.
-        cut: ``(N,)`` bool, whether the mask comes so close to the edge of its tile that it is presumably cut.
+        cut: ``(N,)`` bool, whether the mask is so close to the edge of its tile that it is probably cut off.
     """
 
     boxes: NDArray[np.int64]
@@ -63,7 +63,7 @@ NO_MASKS = NucleusMasks(
 
 
 def join_masks(parts: Sequence[NucleusMasks]) -> NucleusMasks:
-    """Return the masks of all parts, one after the other."""
+    """Concatenate masks."""
     parts = [NO_MASKS, *parts]
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
     return NucleusMasks(masks=[mask for part in parts for mask in part.masks], **arrays)
@@ -79,19 +79,19 @@ def place_masks(
     image_size: tuple[int, int],
     edge_px: int,
 ) -> NucleusMasks:
-    """Move masks from their tiles into the image; empty ones are left out.
+    """Move masks from their tiles into the image; empty masks are left out.
 
-    A mask is presumably cut where at most ``edge_px`` pixels lie between its box and an edge of its tile that
-    is not an edge of the image (PromptNucSeg, released procedure).
+    A mask counts as cut off if at most ``edge_px`` pixels lie between its box and an edge of its tile that is not an
+    edge of the image (PromptNucSeg, released procedure).
 
     Args:
         cropped: N masks in pixels of their tiles.
         origins: ``(N, 2)`` first pixel as (x, y) of each mask's tile.
-        prompts: ``(N,)`` the prompt of each mask.
-        class_ids: ``(N,)`` the class of each mask.
-        tile_px: side of a tile.
+        prompts: ``(N,)`` prompt of each mask.
+        class_ids: ``(N,)`` class of each mask.
+        tile_px: side length of a tile.
         image_size: height and width in pixels.
-        edge_px: see above.
+        edge_px: width of the margin, see above.
     """
     drawn = np.flatnonzero(cropped.areas)
     boxes, first = cropped.boxes[drawn], origins[drawn]
@@ -112,11 +112,11 @@ def place_masks(
 def one_mask_per_prompt(masks: NucleusMasks) -> NucleusMasks:
     """Keep the mask with the highest predicted IoU of each prompt (PromptNucSeg, released procedure).
 
-    Masks that are presumably cut are taken only for prompts that have no other, so that no nucleus is lost
-    because it is larger than the tiles' overlap. Of equal IoUs the larger mask wins, then the first.
+    Masks that are cut off are taken only for prompts without another mask, so that nuclei larger than the overlap of
+    the tiles are not lost. If IoUs are equal, the larger mask wins, then the first.
 
     Returns:
-        One mask for each prompt that has any, in the order of the prompts.
+        One mask for each prompt that has a mask, in the order of the prompts.
     """
     order = np.lexsort((-masks.areas, -masks.iou, masks.cut, masks.prompts))
     _, first = np.unique(masks.prompts[order], return_index=True)
@@ -129,14 +129,14 @@ def best_first(masks: NucleusMasks) -> NucleusMasks:
 
 
 def suppress_duplicates(masks: NucleusMasks, threshold: float, rule: SuppressionRule = "box") -> NucleusMasks:
-    """Drop every mask that overlaps a better one, whatever its class: non-maximum suppression.
+    """Drop every mask that overlaps a better one, regardless of class: non-maximum suppression.
 
-    Boxes of touching nuclei may overlap more than ``threshold`` although the nuclei do not: by boxes one of two
-    slender diagonal neighbours is lost, by masks both remain. A large nucleus that was prompted several times may get
-    masks of its parts, whose union with the whole is large: only ``smaller_mask`` takes them for duplicates.
+    Boxes of touching nuclei may overlap by more than ``threshold`` although the nuclei do not. With ``box`` one of two
+    elongated diagonal neighbours is then lost, with ``mask`` both remain. If a large nucleus was prompted several
+    times, some masks may show only parts of it; only ``smaller_mask`` recognises these as duplicates.
 
     Args:
-        masks: sorted by :func:`best_first`.
+        masks: masks sorted by :func:`best_first`.
         threshold: overlap above which the worse mask is dropped.
         rule: how the overlap is measured.
     """
@@ -203,18 +203,18 @@ def paint(
     largest_component: bool = False,
     fill_holes: bool = False,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Draw every mask where no better one lies (PromptNucSeg, released procedure).
+    """Paint masks into a label map; where they overlap, the better mask wins (PromptNucSeg, released procedure).
 
     Args:
-        masks: the best first.
+        masks: masks sorted by :func:`best_first`.
         image_size: height and width in pixels.
-        largest_component: keep only the largest 8-connected part of what can be seen of a mask; the rest is left
-            to the worse masks.
-        fill_holes: fill the holes of a mask, background that is 4-connected to nothing outside it.
+        largest_component: keep only the largest 8-connected visible part of a mask; its other pixels go to worse
+            masks.
+        fill_holes: fill the holes of a mask.
 
     Returns:
-        ``(H, W)`` int32 label map, 0 = background, and the indices ``(n,)`` of the masks of which anything can
-        be seen, in the order of their prompts: the nucleus with the id k is the mask ``visible[k - 1]``.
+        ``(H, W)`` int32 label map, 0 = background, and the indices ``visible`` ``(n,)`` of the masks with visible
+        pixels in the order of their prompts: the nucleus with id k is the mask ``visible[k - 1]``.
     """
     by_prompt = np.argsort(masks.prompts, kind="stable")
     ids = np.empty(len(masks), dtype=np.int32)

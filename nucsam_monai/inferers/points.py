@@ -1,4 +1,4 @@
-"""Find the points that prompt a segmenter: from a prompter's anchors, an annotator or the ground truth."""
+"""Find the points that prompt a segmenter: predicted by a prompter, given by a user, or from the ground truth."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,8 +28,8 @@ class DetectedPoints:
     Attributes:
         points: ``(n, 2)`` float as (x, y) in pixels, pixel centres at integers.
         scores: ``(n,)`` confidence.
-        class_ids: ``(n,)`` integers from 0 on.
-        sizes: ``(n, 2)`` width and height in pixels, for a network that is prompted by boxes; else None.
+        class_ids: ``(n,)`` integers from 0.
+        sizes: ``(n, 2)`` width and height in pixels for networks that are prompted by boxes; else None.
     """
 
     points: Tensor | NDArray[Any]
@@ -48,7 +48,7 @@ class ImagePoints(NamedTuple):
         xy: ``(n, 2)`` float64 position in pixels, pixel centres at integers.
         pixels: ``(n, 2)`` int64 column and row of the pixel that each point lies in.
         class_ids: ``(n,)`` int64.
-        sizes: ``(n, 2)`` float64 width and height in pixels, where prompts are boxes.
+        sizes: ``(n, 2)`` float64 width and height in pixels if prompts are boxes.
     """
 
     xy: NDArray[np.float64]
@@ -65,9 +65,9 @@ class ImagePoints(NamedTuple):
         """Return the prompts of a network: points, or the corners of boxes, clipped to their tiles.
 
         Args:
-            prompts: ``(N,)`` rows.
-            origins: ``(N, 2)`` first pixel as (x, y) of the tile that each is decoded in.
-            tile_px: side of a tile.
+            prompts: ``(N,)`` indices of points.
+            origins: ``(N, 2)`` first pixel as (x, y) of the tile in which each point is decoded.
+            tile_px: side length of a tile.
 
         Returns:
             ``(N, 1, 2)`` or ``(N, 2, 2)`` in pixels of the tiles, and SAM's labels of them ``(N, 1)`` or ``(N, 2)``.
@@ -83,7 +83,7 @@ class ImagePoints(NamedTuple):
 def check_points(
     found: DetectedPoints, image_size: tuple[int, int], class_names: Sequence[str]
 ) -> ImagePoints:
-    """Check that every point lies in the image and has a class that exists.
+    """Check that every point lies in the image and has a known class.
 
     Args:
         found: points on the CPU or any other device.
@@ -91,8 +91,8 @@ def check_points(
         class_names: names of the classes.
 
     Raises:
-        ConfigurationError: shapes that do not fit together, a point outside the image or not finite, a size
-            below zero or not finite, or an unknown class.
+        ConfigurationError: shapes do not fit each other, a point lies outside the image or is not finite, a size is
+            negative or not finite, or a class is unknown.
     """
     xy, scores, class_ids = map(_numbers, (found.points, found.scores, found.class_ids))
     if not xy.size:
@@ -136,12 +136,12 @@ def _checked_sizes(sizes: NDArray[np.float64], count: int) -> NDArray[np.float64
 
 
 def oracle_prompts(truth: NucleiPrediction) -> DetectedPoints:
-    """Take the prompts from the ground truth, as a perfect prompter would find them (PromptNucSeg, oracle points).
+    """Take one point per nucleus from the ground truth, like a perfect prompter (PromptNucSeg, oracle points).
 
-    A point is the nucleus's centre of mass, or its pixel nearest to that if the centre lies outside.
+    The point is the centre of mass of the nucleus, or the pixel of the nucleus that is nearest to it.
 
     Args:
-        truth: annotated nuclei, for example of
+        truth: annotated nuclei, for example from
             :func:`~nucsam_monai.utils.prediction.prediction_from_instances`.
 
     Example:
@@ -171,20 +171,19 @@ def _numbers(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
 def select_points(
     output: PrompterOutput, image_size: tuple[int, int], *, mask_filter: bool, radius: float
 ) -> DetectedPoints:
-    """Keep one anchor point per nucleus, the most certain first (PromptNucSeg, nuclei prompter and inference).
+    """Select one anchor point per nucleus, in descending order of score (PromptNucSeg, nuclei prompter and inference).
 
-    An anchor counts if background is not its likeliest class. Points are clipped to the image; the mask filter
-    (MAPF) removes those that lie where the auxiliary mask sees no nucleus; of points close together only the
-    best is kept.
+    Anchors whose most likely class is background are dropped. Points are clipped to the image, the mask filter (MAPF)
+    removes points where the auxiliary mask has no nucleus, and of points close together only the best is kept.
 
     Args:
-        output: of the network for one image.
+        output: output of the network for one image.
         image_size: height and width of the image in pixels.
-        mask_filter: use the auxiliary mask.
+        mask_filter: whether to use the auxiliary mask.
         radius: largest distance in pixels between points of the same nucleus.
 
     Raises:
-        ConfigurationError: several images, a negative radius, or a mask filter without a mask.
+        ConfigurationError: the output is of several images, the radius is negative, or the mask filter has no mask.
     """
     _check_request(output, mask_filter, radius)
     points = output.points[0].float().cpu().numpy()
@@ -212,15 +211,15 @@ def select_points(
 
 
 def suppress_near_points(points: np.ndarray, scores: np.ndarray, radius: float) -> np.ndarray:
-    """Keep the best points and drop all within ``radius`` of one that was kept.
+    """Drop points within ``radius`` of a better point (non-maximum suppression).
 
     Args:
         points: ``(n, 2)``, finite.
-        scores: ``(n,)``; of equal ones the first goes first.
-        radius: in the unit of ``points``; a point at exactly this distance is dropped.
+        scores: ``(n,)``; if scores are equal, the first point is kept.
+        radius: distance in the unit of ``points``; points at exactly this distance are dropped.
 
     Returns:
-        ``(k,)`` int64, the indices of the kept points from the best to the worst.
+        ``(k,)`` int64 indices of the kept points in descending order of score.
 
     Example:
         >>> suppress_near_points(np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]]), np.array([0.5, 0.9, 0.6]), 2)
@@ -245,29 +244,29 @@ FindPoints = Callable[[Tensor], DetectedPoints]
 
 @runtime_checkable
 class TilePrompter(Protocol):
-    """Find points in the embeddings of the tiles: a prompter that shares the segmenter's encoder."""
+    """Find points in the embeddings of tiles, with a prompter that shares the segmenter's encoder."""
 
     def find_in_tiles(self, encoded: Sequence[EncodedTiles], tiling: Tiling) -> DetectedPoints:
-        """Return the nuclei of the image that ``tiling`` covers, all of whose tiles are encoded."""
+        """Find the nuclei of an image from all of its encoded tiles."""
         ...
 
 
 class PointFinder:
-    """Find one point per nucleus of a whole image, or the classes of nuclei whose points are given.
+    """Find one point per nucleus in a whole image, or classify given points.
 
-    A prompter may normalise over its whole input, so that a point depends on all of the image. For a part of a larger
-    image that is not acceptable: there it sees the segmenter's tiles.
+    A prompter may normalise over its whole input, so that each point depends on the whole image. For parts of a larger
+    image, such as a slide, ``in_tiles`` makes the points independent of the size of the part.
 
     Args:
-        prompter: the network, on the device of the images.
-        mask_filter: drop points where the auxiliary mask sees no nucleus (PromptNucSeg, MAPF).
+        prompter: network on the device of the images.
+        mask_filter: drop points where the auxiliary mask has no nucleus (PromptNucSeg, MAPF).
         radius_px: largest distance between points of the same nucleus.
-        tile_px: side of a tile.
-        overlap_px: pixels that neighbouring tiles have in common.
-        in_tiles: look at the tiles of an image one by one.
+        tile_px: side length of a tile.
+        overlap_px: overlap of adjacent tiles in pixels.
+        in_tiles: run the prompter on the tiles of an image one by one.
 
     Raises:
-        ConfigurationError: a mask filter for a prompter without auxiliary mask.
+        ConfigurationError: ``mask_filter`` is set for a prompter without auxiliary mask.
 
     Example::
 
@@ -294,7 +293,7 @@ class PointFinder:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> DetectedPoints:
-        """Return the nuclei of one normalised image ``(1, 3, H, W)``, the most certain first."""
+        """Find the nuclei of one normalised image ``(1, 3, H, W)``, in descending order of score."""
         if self.in_tiles:
             tiling = plan_tiles(image.shape[-2:], self.tile_px, self.overlap_px)
             # One by one: a network's output depends in its last bits on the number of images in the batch.
@@ -309,7 +308,7 @@ class PointFinder:
 
     @torch.no_grad()
     def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
-        """Return given points with the class, and size if predicted, of the nearest anchor point.
+        """Give each point the class, and the size if predicted, of the nearest anchor point.
 
         Args:
             image: one normalised image ``(1, 3, H, W)``.
@@ -326,14 +325,14 @@ class TilePointFinder:
     """Find one point per nucleus in the encoded tiles of an image (PromptNucSeg, supplement: shared encoder).
 
     Args:
-        network: with a shared encoder.
-        mask_filter: drop points where the auxiliary mask sees no nucleus.
+        network: network with a shared encoder.
+        mask_filter: drop points where the auxiliary mask has no nucleus.
         radius_px: largest distance between points of the same nucleus.
-        tile_px: side of a tile, for :meth:`classify`.
-        overlap_px: pixels that neighbouring tiles have in common, for :meth:`classify`.
+        tile_px: side length of a tile, for :meth:`classify`.
+        overlap_px: overlap of adjacent tiles in pixels, for :meth:`classify`.
 
     Raises:
-        ConfigurationError: a mask filter for a prompter without auxiliary mask.
+        ConfigurationError: ``mask_filter`` is set for a prompter without auxiliary mask.
     """
 
     def __init__(
@@ -354,18 +353,18 @@ class TilePointFinder:
 
     @torch.no_grad()
     def find_in_tiles(self, encoded: Sequence[EncodedTiles], tiling: Tiling) -> DetectedPoints:
-        """Return the nuclei of an image, the most certain first.
+        """Find the nuclei of an image, in descending order of score.
 
         Args:
-            encoded: all tiles; of several views the first is looked at.
-            tiling: the tiles of the image.
+            encoded: all tiles; if there are several views, only the first is used.
+            tiling: positions of the tiles.
         """
         outputs = self._proposals(encoded, with_mask=self.mask_filter)
         return _points_of_tiles(outputs, tiling, mask_filter=self.mask_filter, radius=self.radius_px)
 
     @torch.no_grad()
     def classify(self, image: Tensor, points: Tensor) -> DetectedPoints:
-        """Return given points with the likeliest class of nucleus at the anchor point nearest to each.
+        """Give each point the most likely class of the nearest anchor point.
 
         Args:
             image: one normalised image ``(1, 3, H, W)``.
@@ -398,10 +397,10 @@ class TilePointFinder:
 def _points_of_tiles(
     outputs: Iterable[tuple[int, PrompterOutput]], tiling: Tiling, *, mask_filter: bool, radius: float
 ) -> DetectedPoints:
-    """Return the nuclei of an image from the prompter's output for each tile, the most certain first.
+    """Merge the prompter's outputs for the tiles of an image, in descending order of score.
 
-    Every pixel belongs to the tile in which it is farthest from the tile's inner edges; a tile's points in the
-    pixels of others are left to those. Of points close to each other on both sides of a seam the better one stays.
+    Every pixel belongs to the tile in which it is farthest from the inner edges, and only that tile's points count
+    there. If two points on both sides of a seam are close to each other, the better one is kept.
     """
     tiles: list[NDArray[np.int64]] = []
     found: list[DetectedPoints] = []
@@ -431,15 +430,15 @@ def point_finder(
     """Return the point finder of a network: on whole images, or on tiles if the encoder is shared.
 
     Args:
-        network: both of its parts are trained.
-        mask_filter: drop points where the auxiliary mask sees no nucleus.
+        network: network whose two parts are trained.
+        mask_filter: drop points where the auxiliary mask has no nucleus.
         radius_px: largest distance between points of the same nucleus.
-        tile_px: side of a tile.
-        overlap_px: pixels that neighbouring tiles have in common.
-        in_tiles: look at tiles in any case, see :class:`PointFinder`.
+        tile_px: side length of a tile.
+        overlap_px: overlap of adjacent tiles in pixels.
+        in_tiles: run the prompter on tiles in any case, see :class:`PointFinder`.
 
     Raises:
-        ConfigurationError: a mask filter for a prompter without auxiliary mask.
+        ConfigurationError: ``mask_filter`` is set for a prompter without auxiliary mask.
     """
     tiles = {"tile_px": tile_px, "overlap_px": overlap_px}
     if network.shares_encoder:

@@ -1,4 +1,4 @@
-"""Run networks in mixed precision, on CPU and GPU alike."""
+"""Run networks in mixed precision on CPU and GPU."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,11 +17,11 @@ PRECISIONS = ("auto", "fp32", *_TYPES)
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which a network runs in ``precision``.
 
-    ``auto`` takes bfloat16 where the device computes it natively (a GPU since Ampere, a CPU with AMX or
-    AVX512-BF16) and float32 elsewhere: emulated bfloat16 is slower than float32.
+    ``auto`` takes bfloat16 if the device supports it natively (GPUs since Ampere, CPUs with AMX or AVX512-BF16), else
+    float32, because emulated bfloat16 is slower than float32.
 
     Raises:
-        ConfigurationError: an unknown precision.
+        ConfigurationError: the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise ConfigurationError(f"precision '{precision}': expected one of {', '.join(PRECISIONS)}.")
@@ -33,10 +33,10 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 class AutocastInferer(Inferer):
-    """Run another inferer in mixed precision; the loss and the backward pass stay outside.
+    """Run another inferer in mixed precision; loss and backward pass are not affected.
 
     Args:
-        inferer: for example MONAI's ``SimpleInferer``.
+        inferer: inferer to run, for example MONAI's ``SimpleInferer``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -49,7 +49,7 @@ class AutocastInferer(Inferer):
         """Return what the inferer returns for ``inputs`` ``(B, 3, H, W)``.
 
         Raises:
-            ConfigurationError: ``fp16`` with gradients, which would vanish without scaling.
+            ConfigurationError: ``fp16`` is used with gradients, which would vanish without loss scaling.
         """
         if self.precision == "fp16" and torch.is_grad_enabled():
             raise ConfigurationError("precision 'fp16' is for inference only: train in bf16 or fp32.")

@@ -52,9 +52,9 @@ Classifier = Literal["prompter", "segmentor"]
 
 
 class PromptedSegmenter(Protocol):
-    """Turn points into masks in two steps, so that an image is encoded once for all of its prompts.
+    """Declare a network that encodes an image once and decodes all of its prompts.
 
-    The inferer never looks into an embedding: whatever ``decode`` needs of the image can be in it.
+    The embedding may be of any type; only ``decode`` uses it.
     """
 
     def encode(self, image: Tensor) -> Any:
@@ -62,21 +62,17 @@ class PromptedSegmenter(Protocol):
         ...
 
     def decode(self, embedding: Any, prompts: NucleusPrompts) -> MaskPrediction:
-        """Return the masks of the prompts on all B images of the embedding.
-
-        The sides of the logits divide S.
-        """
+        """Return the masks of the prompts on all B images of the embedding, at S or an integer fraction of it."""
         ...
 
 
 @dataclass(frozen=True, repr=False)
 class PromptedPrediction(NucleiPrediction):
-    """Hold the nuclei of one image, and which of them each prompt belongs to.
+    """Hold the nuclei of one image and the nucleus of each prompt.
 
     Attributes:
-        nucleus_of_prompt: ``(n,)`` int32, for each prompt in the given order the id of the nucleus that was drawn
-            from it; if none was, because another prompt found the same nucleus or because its mask is empty,
-            the id of the nucleus that it lies in, or 0.
+        nucleus_of_prompt: ``(n,)`` int32, the id of the nucleus of each prompt. If a prompt's mask is empty or
+            duplicates another one, it is the id of the nucleus that the prompt lies in, or 0.
     """
 
     nucleus_of_prompt: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
@@ -85,40 +81,42 @@ class PromptedPrediction(NucleiPrediction):
 class PromptedInferer(Inferer):
     """Segment the nucleus at each point, in overlapping tiles, and merge the masks into instances.
 
-    This is the procedure of PromptNucSeg, which CFR-SAM shares: every tile with a prompt is encoded once; each prompt
-    is decoded in all tiles that it lies in; a mask that comes close to an inner edge of its tile is presumably
-    cut and gives way to one from a neighbouring tile; of the masks of one prompt the one with the highest
-    predicted intersection over union remains, as it does of overlapping nuclei; the rest is painted into one label
-    map. Unlike in the papers a nucleus that is cut in every tile, because it is larger than the overlap, keeps its best
-    mask instead of being lost. An image that fits into one tile is one tile.
+    This is the procedure of PromptNucSeg and CFR-SAM:
+
+    1. Every tile with a prompt is encoded once, and each prompt is decoded in all tiles that contain it.
+    2. Masks close to an inner edge of their tile are probably cut off and are replaced by a mask from an adjacent tile.
+    3. The mask with the highest predicted IoU is kept for each prompt, and among overlapping nuclei.
+    4. The masks are painted into one label map.
+
+    Unlike in the papers, a nucleus that is cut off in every tile because it is larger than the overlap keeps its best
+    mask. An image that fits into one tile is not divided.
 
     Args:
-        tile_px: side of a tile, the size that the network was trained at.
-        overlap_px: pixels that neighbouring tiles have in common: more than the largest nucleus and twice
-            ``edge_px``.
-        edge_px: see :func:`~nucsam_monai.inferers.masks.place_masks`.
-        crossing: ``all`` decodes a prompt in every tile that it lies in. ``best`` does so only in the tile
-            where it is farthest from the edges, and in the others only if its mask there is empty or presumably
-            cut: with an overlap of a quarter that saves up to 44 % of the masks, and for a single click up to
-            three of four tiles, but the embeddings of all tiles are kept until the image is finished.
+        tile_px: side length of a tile, the size that the network was trained at.
+        overlap_px: overlap of adjacent tiles in pixels: more than the largest nucleus and than twice ``edge_px``.
+        edge_px: width of the margin, see :func:`~nucsam_monai.inferers.masks.place_masks`.
+        crossing: ``all`` decodes a prompt in every tile that contains it. ``best`` decodes it in the tile where it is
+            farthest from the edges, and in the others only if that mask is empty or cut off. With an overlap of a
+            quarter this saves up to 44 % of the masks, and for a single click up to three of four tiles, but the
+            embeddings of all tiles are kept until the image is finished.
         nms: whether two nuclei are compared by ``box``, ``mask`` or ``smaller_mask``; see
             :func:`~nucsam_monai.inferers.masks.suppress_duplicates`.
         nms_threshold: overlap above which the worse of two nuclei is dropped; 0.3 for Kumar and MoNuSeg.
-        negatives: K; each prompt is decoded without and with its K nearest neighbours as negative points, and
-            the better mask remains.
+        negatives: number K of negative points; each prompt is decoded without and with its K nearest neighbours as
+            negative points, and the better mask is kept.
         test_time_augmentation: average over six views of each tile.
         tiles_per_batch: tiles that are encoded together.
-        prompts_per_call: prompts that are decoded together at most; the network may divide them further.
+        prompts_per_call: largest number of prompts that are decoded together.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         class_names: names of the classes of the prompts.
         classifier: whether the class of a nucleus is its prompt's or the ``segmentor``'s own.
         largest_component: keep only the largest connected part of each nucleus.
         fill_holes: fill the holes of each nucleus.
-        whole_image: resize every image until its longer side is a tile, and the label map back, as SAM does by itself;
-            for a SAM that was never trained on tiles.
+        whole_image: resize every image so that its longer side is one tile, and the label map back, as SAM does; for
+            a SAM that was not trained on tiles.
 
     Raises:
-        ConfigurationError: a value outside its range.
+        ConfigurationError: a value is outside its range.
 
     Example:
         With a prompter and a segmenter, then with the clicks of an annotator::
@@ -482,12 +480,12 @@ def nearest_others(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Find the nearest other points of the same tile (PromptNucSeg, negative prompts).
 
-    A point at the very position of the prompt is no neighbour: as a negative point it would contradict it.
+    A point at the position of the prompt itself is not a neighbour: as a negative point it would contradict the prompt.
 
     Args:
         xy: ``(n, 2)`` positions of all prompts in pixels.
         visits: the N visits whose neighbours are looked for.
-        all_visits: those in which the neighbours are looked for.
+        all_visits: visits among which neighbours are searched.
         count: K.
 
     Returns:

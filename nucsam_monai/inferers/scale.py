@@ -31,14 +31,14 @@ _FULLEST = 0.6
 
 
 class Look(NamedTuple):
-    """Hold what a look at an image shows.
+    """Hold the estimated scale of an image.
 
     Attributes:
         nuclei: number of nuclei found.
         diameter_px: their median diameter in pixels of the image; NaN without nuclei.
         score: their mean score; 0 without nuclei.
-        covered: share of what was looked at that they cover.
-        area_px: what was looked at, in pixels of the image.
+        covered: fraction of what was looked at that they cover.
+        area_px: area that was measured, in pixels of the image.
     """
 
     nuclei: int
@@ -49,7 +49,7 @@ class Look(NamedTuple):
 
 
 class ScaledInferer(Inferer):
-    """Resize an image before another inferer sees it, and its maps back to the image's size.
+    """Resize an image for another inferer, and its output maps back to the image's size.
 
     With ``auto`` the image is looked at first: as a whole if it has few tiles, else in four tiles. Small nuclei are
     enlarged; if the network is unsure of what it finds, it looks at other scales, see :func:`choose_scale`. All else
@@ -58,7 +58,7 @@ class ScaledInferer(Inferer):
     Args:
         inferer: gives the maps. A :class:`ResizeInferer` gives every image the size it was trained at, so nothing is
             resized before.
-        diameter: of the nuclei in pixels, ``"auto"``, or None for no resizing.
+        diameter: diameter of the nuclei in pixels, ``"auto"``, or None for no resizing.
         mpp: micrometres per pixel of the images, of which :data:`TRAINED_MPP` are expected; None where unknown.
         instances: how the maps are split; only for ``distance`` they show how large nuclei are.
 
@@ -248,7 +248,7 @@ def part_to_look_at(image: np.ndarray, tile_px: int) -> np.ndarray:
 
     Args:
         image: ``(H, W, 3)``; a side of up to twelve tiles is kept.
-        tile_px: of the network; a window has up to four times this side.
+        tile_px: side length of the network's tiles; a window has up to four times this side length.
     """
     half = 3 * tile_px
     for axis in (0, 1):

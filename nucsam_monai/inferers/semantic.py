@@ -26,8 +26,8 @@ class TileInferer(Inferer):
     """Cover an image with overlapping square tiles and blend their probabilities.
 
     Args:
-        tile_px: side of a tile, the size the network was trained at.
-        overlap: share of a tile that it has in common with its neighbour.
+        tile_px: side length of a tile, the size the network was trained at.
+        overlap: fraction of a tile that it has in common with its neighbour.
         tiles_per_batch: tiles that go through the network together.
     """
 
@@ -57,7 +57,7 @@ class ResizeInferer(Inferer):
     """Stretch the whole image to the working size and the probability back (UN-SAM, section IV).
 
     Args:
-        image_size: side of the working image in pixels.
+        image_size: side length of the input image in pixels.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -83,11 +83,11 @@ def spatial_inferer(fit: Fit, image_size: int, overlap: float = 0.25) -> TileInf
     Args:
         fit: ``tile`` for :class:`TileInferer`, ``resize`` for :class:`ResizeInferer`; as in training, see
             :func:`~nucsam_monai.transforms.working_size`.
-        image_size: side of the working image in pixels.
-        overlap: of the tiles, as a share of their side.
+        image_size: side length of the input image in pixels.
+        overlap: overlap of the tiles as a fraction of their side length.
 
     Raises:
-        ConfigurationError: an unknown ``fit``.
+        ConfigurationError: ``fit`` is unknown.
     """
     check_fit(fit)
     return TileInferer(image_size, overlap) if fit == "tile" else ResizeInferer(image_size)

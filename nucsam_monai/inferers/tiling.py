@@ -40,7 +40,7 @@ class Tiling:
 
     Attributes:
         image_size: height and width in pixels.
-        tile_px: side of a tile.
+        tile_px: side length of a tile.
         rows: first pixel of each row of tiles.
         columns: first pixel of each column of tiles.
     """
@@ -81,11 +81,11 @@ def plan_tiles(image_size: Sequence[int], tile_px: int, overlap_px: int) -> Tili
 
     Args:
         image_size: height and width in pixels.
-        tile_px: side of a tile.
+        tile_px: side length of a tile.
         overlap_px: pixels that neighbours have in common, at least.
 
     Raises:
-        ConfigurationError: as in :func:`tile_origins`.
+        ConfigurationError: as for :func:`tile_origins`.
     """
     height, width = image_size
     rows = tile_origins(height, tile_px, overlap_px)
@@ -175,7 +175,7 @@ def tiles_of(points: NDArray[np.float64], tiling: Tiling) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class View:
-    """Look at a square image after a mirroring and then a rotation by quarter turns.
+    """Mirror a square image and rotate it by quarter turns, for test-time augmentation.
 
     Both map pixels exactly onto pixels, and points with them: about the image's centre, which is at
     ``(S - 1) / 2`` where pixel centres are at integers.

@@ -1,4 +1,4 @@
-"""Read images and label maps, and write what was found in them."""
+"""Read images and label maps, and write predictions: label TIFF, GeoJSON, CSV tables and overlays."""
 
 from nucsam_monai.io.geojson import nuclei_features, nuclei_polygons, write_geojson
 from nucsam_monai.io.images import (

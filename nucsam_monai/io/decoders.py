@@ -53,8 +53,8 @@ class ImageTooLargeError(ImageReadError):
     """An image has more pixels than allowed.
 
     Attributes:
-        width: of the image.
-        height: of the image.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
     """
 
     def __init__(self, where: Path | str, width: int, height: int, max_pixels: int) -> None:
@@ -66,7 +66,7 @@ class ImageTooLargeError(ImageReadError):
 
 
 def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image that is larger than allowed, before memory is taken for its pixels."""
+    """Raise :class:`ImageTooLargeError` if an image has more than ``max_pixels``, before it is decoded."""
     if width * height > max_pixels:
         raise ImageTooLargeError(where, width, height, max_pixels)
 
@@ -74,7 +74,7 @@ def check_pixel_count(where: Path | str, width: int, height: int, max_pixels: in
 def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
     """Return a decoder for one Pillow format; alpha is dropped, palettes and CMYK become RGB.
 
-    The plugin is called directly: ``PIL.Image.open`` would choose the format by content and has its own limit on
+    The plugin is called directly because ``PIL.Image.open`` chooses the format by content and has its own limit on
     pixels, which is global to the process.
     """
 
@@ -93,7 +93,7 @@ def pillow_decoder(plugin: type[ImageFile.ImageFile]) -> Decoder:
 
 
 def _colours_of(image: Image.Image) -> np.ndarray:
-    """Return an image as RGB, converted in strips: Pillow would hold two copies of all of it on the way."""
+    """Convert an image to RGB in strips, because Pillow would hold two copies of the whole image in memory."""
     result = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, _ROWS_AT_ONCE):
         strip = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
@@ -102,11 +102,11 @@ def _colours_of(image: Image.Image) -> np.ndarray:
 
 
 def _decode_wide_colours(path: Path, image: Image.Image) -> np.ndarray:
-    """Decode colours of 16 bits, of which Pillow keeps the high byte; alpha is dropped.
+    """Decode 16-bit colours with OpenCV, because Pillow keeps only the high byte; alpha is dropped.
 
     Args:
-        path: the file.
-        image: the same, decoded by Pillow, which notices damage that OpenCV passes over.
+        path: image file.
+        image: the same image decoded by Pillow, which notices damage that OpenCV ignores.
     """
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # turns TIFF itself, PNG not
     if pixels is None:
@@ -118,7 +118,7 @@ _decode_tiff_with_pillow = pillow_decoder(TiffImagePlugin.TiffImageFile)
 
 
 def decode_tiff(path: Path, max_pixels: int) -> np.ndarray:
-    """Decode the first image of a TIFF; later ones of another size (thumbnails, pyramid levels) are ignored.
+    """Decode the first image of a TIFF; later images of another size (thumbnails, pyramid levels) are ignored.
 
     Raises:
         ImageReadError: the first image is a stack (z, time, channels as planes) or too large.
@@ -169,7 +169,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _samples_last(pixels: np.ndarray, axes: str, path: Path) -> np.ndarray:
-    """Bring TIFF samples to ``(H, W)`` or ``(H, W, 3)`` and drop alpha."""
+    """Rearrange TIFF samples to ``(H, W)`` or ``(H, W, 3)`` and drop alpha."""
     for axis in sorted((index for index, name in enumerate(axes) if name not in "YXS"), reverse=True):
         pixels = pixels.squeeze(axis)
     kept = "".join(name for name in axes if name in "YXS")
@@ -217,7 +217,7 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
     """Decode a 2-D NRRD or MetaImage file with MONAI's ``ITKReader``.
 
     Raises:
-        ImageReadError: no such format, the image is a volume or too large, or ITK is not installed.
+        ImageReadError: the file has another format, the image is a volume or too large, or ITK is not installed.
     """
     _require("itk", path)
     import itk
@@ -237,7 +237,7 @@ def decode_itk(path: Path, max_pixels: int) -> np.ndarray:
 
 
 def _require(package: str, path: Path) -> None:
-    """Refuse a file whose format is read by a package of the extra ``formats`` that is not installed."""
+    """Raise if the package that reads a format is not installed; it is in the extra ``formats``."""
     if find_spec(package) is None:
         raise ImageReadError(
             f"{path}: this format is read by {package}, which is not installed. "
@@ -246,7 +246,7 @@ def _require(package: str, path: Path) -> None:
 
 
 def _itk_pixel_type(header: Any) -> dict[str, Any]:
-    """Name the pixel type for colour: ITK's own choice, a vector of bytes, is not in its Python package."""
+    """Name the pixel type of colour images; ITK's own choice, a vector of bytes, is not in its Python package."""
     import itk
 
     components = header.GetNumberOfComponents()
@@ -260,7 +260,7 @@ def _itk_pixel_type(header: Any) -> dict[str, Any]:
 def _check_plane(
     path: Path, sizes: tuple[int, ...], channels: int, max_pixels: int, *, has_alpha: bool
 ) -> None:
-    """Refuse volumes and over-large planes; ``sizes`` are those of x, y and further spatial axes."""
+    """Raise for volumes and images that are too large; ``sizes`` are those of x, y and other spatial axes."""
     if len(sizes) < 2 or math.prod(sizes[2:]) != 1:
         raise ImageReadError(
             f"{path}: expected a 2-D image, found axes of sizes {tuple(sizes)}. Export one slice."

@@ -101,23 +101,23 @@ SUPPORTED_SUFFIXES = tuple(_FORMAT_OF_SUFFIX)
 def read_image(
     path: Path | str, *, max_pixels: int = MAX_PIXELS, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Read one image as RGB; PNG, JPEG, BMP, TIFF and WebP are recognised by their content.
+    """Read one image file as 8-bit RGB.
 
-    Rows are y and columns are x for every format, and an EXIF orientation is applied; see
-    :mod:`nucsam_monai.io.decoders`. Alpha is dropped.
-    Values of other types than uint8 follow :func:`to_rgb_uint8`.
+    PNG, JPEG, BMP, TIFF and WebP are recognised by their content, other formats by their suffix. Rows are y and
+    columns are x in every format, and an EXIF orientation is applied. The alpha channel is dropped, and pixels that
+    are not uint8 are converted by :func:`to_rgb_uint8`.
 
     Args:
-        path: a file with one of :data:`SUPPORTED_SUFFIXES`.
-        max_pixels: larger images are refused before their pixels are decoded.
-        intensity_range: the values that become 0 and 255, see :func:`to_rgb_uint8`.
+        path: file with one of :data:`SUPPORTED_SUFFIXES`.
+        max_pixels: largest number of pixels; larger images raise before they are decoded.
+        intensity_range: pixel values that become 0 and 255, see :func:`to_rgb_uint8`.
 
     Returns:
-        ``(H, W, 3)`` uint8.
+        ``(H, W, 3)`` uint8 RGB.
 
     Raises:
-        ImageReadError: the file is missing, empty, damaged, of another format than its name says, larger
-            than ``max_pixels``, or not one 2-D grey or colour image.
+        ImageReadError: the file is missing, empty or damaged, its content does not fit its suffix, it has more than
+            ``max_pixels``, or it is not a single 2-D grey or colour image.
     """
     path = Path(path)
     suffix = _image_suffix(path)
@@ -140,12 +140,12 @@ def read_image(
 
 
 def whole_image_px(strips_above_mpx: float | None = None, max_pixels: int | None = None) -> int:
-    """Return the pixels of the largest image that is segmented as a whole; larger ones are in parts.
+    """Return the largest number of pixels that are segmented in one piece; larger images are segmented in parts.
 
     Args:
-        strips_above_mpx: what a user chose, in millions of pixels.
-        max_pixels: of images to read, which are segmented as a whole if nothing else is chosen; None leaves it to the
-            free memory, up to 64 million pixels.
+        strips_above_mpx: the user's choice in millions of pixels.
+        max_pixels: used if ``strips_above_mpx`` is None. If both are None, the limit follows from the free memory,
+            up to 64 million pixels.
     """
     chosen = [max_pixels, None if strips_above_mpx is None else strips_above_mpx * 1e6]
     limits = [int(limit) for limit in chosen if limit is not None]
@@ -155,15 +155,15 @@ def whole_image_px(strips_above_mpx: float | None = None, max_pixels: int | None
 
 
 def check_memory_for_whole(width: int, height: int, reason: str) -> None:
-    """Refuse an image for which there is not enough memory as a whole.
+    """Check that the free memory suffices to segment an image in one piece.
 
     Args:
-        width: of the image.
-        height: of the image.
-        reason: why it is not segmented in parts, and what to do.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        reason: why the image is not segmented in parts, and what to do; ends the error message.
 
     Raises:
-        ImageReadError: with the memory that it takes and that there is.
+        ImageReadError: it does not; the message gives the memory needed and the memory available.
     """
     free, needed = free_memory_bytes(), width * height * SEGMENTING_BYTES
     if free is not None and needed > free:
@@ -176,15 +176,15 @@ def check_memory_for_whole(width: int, height: int, reason: str) -> None:
 def read_image_to_segment(
     path: Path | str, max_pixels: int | None = None, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Read an image to be segmented, see :func:`read_image`, if there is enough memory to do so in parts.
+    """Read an image like :func:`read_image`, after checking that the memory suffices to segment it in parts.
 
     Args:
-        path: a file with one of :data:`SUPPORTED_SUFFIXES`.
-        max_pixels: larger images are refused; None takes what the free memory allows, up to :data:`MAX_PIXELS`.
-        intensity_range: see :func:`to_rgb_uint8`.
+        path: file with one of :data:`SUPPORTED_SUFFIXES`.
+        max_pixels: largest number of pixels. Default: what the free memory allows, up to :data:`MAX_PIXELS`.
+        intensity_range: pixel values that become 0 and 255, see :func:`to_rgb_uint8`.
 
     Raises:
-        ImageReadError: the file cannot be read, or is too large.
+        ImageReadError: the file cannot be read or is too large.
     """
     free = free_memory_bytes() if max_pixels is None else None
     fitting = MAX_PIXELS if free is None else max(0, free - _ALL_PARTS_BYTES) // _IN_PARTS_BYTES
@@ -208,14 +208,14 @@ def _image_suffix(path: Path | str) -> str | None:
 
 
 def content_format(start: bytes) -> str | None:
-    """Return the format of a file (``"PNG"``, ``"TIFF"``, ...) by its first 8 bytes, or None."""
+    """Identify an image format (``"PNG"``, ``"TIFF"``, ...) by the first 8 bytes of a file; None if unknown."""
     return next((name for first_bytes, name in _FIRST_BYTES if start.startswith(first_bytes)), None)
 
 
 def find_images(path: Path | str) -> list[Path]:
-    """Return the image itself, or the images directly inside a folder, sorted by name.
+    """List the images of a folder, sorted by name; for an image file, return it alone.
 
-    Hidden files are skipped, as are files of other types, which the log counts; folders inside are not entered.
+    Hidden files, files of other types (the log gives their number) and subfolders are skipped.
 
     Raises:
         ImageReadError: ``path`` does not exist, is a file of an unsupported type, or holds no image.
@@ -250,11 +250,11 @@ def find_images(path: Path | str) -> list[Path]:
 
 
 def output_stems(paths: Iterable[Path | str]) -> dict[Path, str]:
-    """Give every image a stem for its output files that no other image of the run has.
+    """Choose a unique stem for the output files of every image.
 
-    It is the name without its suffix. Images that would share a stem (``a.png`` and ``a.tif``) get their
-    suffix too (``a_png``, ``a_tif``), and a number where that is taken. Case does not count as a difference,
-    because it is none on some file systems.
+    The stem is the file name without its suffix. Images with the same stem (``a.png`` and ``a.tif``) keep their suffix
+    (``a_png``, ``a_tif``), with a number if that is taken too. Upper and lower case count as equal because some file
+    systems do not distinguish them.
 
     Example:
         >>> list(output_stems(["a.png", "a.tif", "b.nii.gz"]).values())
@@ -278,7 +278,7 @@ def output_stems(paths: Iterable[Path | str]) -> dict[Path, str]:
 
 
 def _format_of(path: Path, expected: str) -> str:
-    """Return the format of a file; refuse one that is missing, empty, or whose name does not match its content."""
+    """Return the format of a file; raise if it is missing or empty, or if its content does not fit its suffix."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -299,23 +299,22 @@ def _format_of(path: Path, expected: str) -> str:
 def to_rgb_uint8(
     pixels: np.ndarray, source: str, intensity_range: IntensityRange | None = None
 ) -> np.ndarray:
-    """Convert the pixels of one image to RGB uint8.
+    """Convert the pixels of one image to 8-bit RGB.
 
-    uint8 is kept, and booleans become 0 and 255. For every other type, whose files do not define black and
-    white, a linear function maps ``intensity_range`` to 0..255; without one the percentiles 0.1 and 99.9 of
-    all values, so that a few hot pixels do not take the contrast. All channels have the same function, so that colours
-    keep their proportions. Grey is repeated in the three channels.
+    uint8 is kept, and False and True become 0 and 255. Other types are scaled linearly so that ``intensity_range``
+    becomes 0..255, the same for all channels. Without a range the percentiles 0.1 and 99.9 of all values are taken,
+    so that a few hot pixels do not reduce the contrast. Grey images get three equal channels.
 
     Args:
-        pixels: ``(H, W)`` or ``(H, W, 3)`` booleans, integers or floating point numbers.
-        source: what an error message calls the image, usually its path.
-        intensity_range: the values that become 0 and 255; beyond them it is clipped.
+        pixels: ``(H, W)`` or ``(H, W, 3)`` booleans, integers or floats.
+        source: how error messages name the image, usually its path.
+        intensity_range: pixel values that become 0 and 255; values outside the range are clipped.
 
     Returns:
         ``(H, W, 3)`` uint8, C-contiguous.
 
     Raises:
-        ImageReadError: another shape or type, no pixels, or a value that is NaN or infinite.
+        ImageReadError: the array has another shape or type, no pixels, or values that are NaN or infinite.
 
     Example:
         >>> to_rgb_uint8(np.array([[0, 4095]], dtype=np.uint16), "dapi.tif")[..., 0]
@@ -334,10 +333,10 @@ def to_rgb_uint8(
 
 
 def check_intensity_range(value: Sequence[float] | None) -> IntensityRange | None:
-    """Return two values of pixels, the lower one first, or None.
+    """Check an intensity range: two finite numbers, the lower one first, or None.
 
     Raises:
-        ConfigurationError: anything else.
+        ConfigurationError: the value is anything else.
     """
     if value is None:
         return None
@@ -377,7 +376,7 @@ def _to_uint8(pixels: np.ndarray, source: str, intensity_range: IntensityRange |
 
 
 def _contrast(pixels: np.ndarray) -> IntensityRange:
-    """Return the percentiles of :func:`to_rgb_uint8`; the extremes of an image that is nearly all of one value."""
+    """Return the percentiles 0.1 and 99.9, or minimum and maximum if nearly all pixels have the same value."""
     step = max(1, round((pixels.size / _COUNTED_VALUES) ** 0.5))
     counted = pixels[::step, ::step]
     low = float(np.percentile(counted, _PERCENTILES[0], method="lower"))
@@ -387,7 +386,7 @@ def _contrast(pixels: np.ndarray) -> IntensityRange:
 
 @lru_cache(maxsize=256)
 def _say_once(folder: Path, dtype: str) -> None:
-    """Log how values become grey levels, once for the images of one type in a folder."""
+    """Log how pixel values become grey levels, once per folder and pixel type."""
     logger.info(
         "%s: pixels of type %s do not say what is black and white: the percentiles %g and %g of each image are. "
         "intensity_range sets other values.",

@@ -1,4 +1,4 @@
-"""Read label maps that any tool wrote (image, NPY or MAT files whose values are ids), and write label images."""
+"""Read label maps of any tool (image, NPY or MAT files whose pixel values are ids), and write label images."""
 
 import io
 import math
@@ -39,7 +39,7 @@ _NPY_HEADER_READERS = {
 
 
 class _NpyHeader(NamedTuple):
-    """Shape of an array, whether it is stored in Fortran order, and the type of its elements."""
+    """Hold the header of an array: its shape, whether it is in Fortran order, and its type."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -47,12 +47,12 @@ class _NpyHeader(NamedTuple):
 
 
 def read_npy_header(file: IO[bytes]) -> _NpyHeader:
-    """Read the header of a ``.npy`` file and leave the file at its first element.
+    """Read the header of a ``.npy`` file and leave the file position at its first element.
 
-    Versions 1 and 2 of the format are read; a later one is only used for records with named fields.
+    Versions 1 and 2 of the format are read; NumPy writes version 3 only for records with named fields.
 
     Raises:
-        ValueError: it is not such a file.
+        ValueError: the file is not a ``.npy`` file of version 1 or 2.
     """
     version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
     reader = _NPY_HEADER_READERS.get(version)
@@ -65,10 +65,10 @@ def _decode_image(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
     """Decode a PNG, TIFF or BMP image, recognised by its content; public datasets have misnamed files.
 
     Returns:
-        ``(H, W)`` or ``(H, W, C)`` without alpha; of a palette image the indices.
+        ``(H, W)`` or ``(H, W, C)`` without alpha; the indices of a palette image.
 
     Raises:
-        ImageReadError: it is another kind of file, a JPEG in particular, or too large.
+        ImageReadError: the file has another format (for example JPEG) or is too large.
     """
     start = file.read(8)
     file.seek(0)
@@ -85,13 +85,13 @@ def _decode_image(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _decode_plane(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
-    """Decode an image like :func:`_decode_image` whose channels are all the same: grey saved as RGB.
+    """Decode a grey image like :func:`_decode_image`, also if it was saved as RGB with equal channels.
 
     Returns:
         ``(H, W)``.
 
     Raises:
-        ImageReadError: as there, or the channels differ.
+        ImageReadError: as for :func:`_decode_image`, or the channels differ.
     """
     pixels = _decode_image(file, where, max_pixels)
     if pixels.ndim == 3:
@@ -105,10 +105,10 @@ def _decode_plane(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _decode_npy(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
-    """Decode an array of numbers; nothing is unpickled.
+    """Decode a ``.npy`` file of numbers; nothing is unpickled.
 
     Raises:
-        ImageReadError: it is not such an array, or too large.
+        ImageReadError: the file holds no array of numbers, or it is too large.
     """
     if file.read(2) == b"PK":
         raise ImageReadError(
@@ -130,10 +130,10 @@ def _decode_npy(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _decode_mat(file: IO[bytes], where: str, max_pixels: int) -> NDArray[Any]:
-    """Decode the variable ``inst_map``, or else the only 2-D array of numbers, of a MATLAB file.
+    """Decode the variable ``inst_map`` of a MATLAB file, or else its only 2-D array of numbers.
 
     Raises:
-        ImageReadError: it has no such array, it is too large, or the file is of version 7.3.
+        ImageReadError: the file has no such array, the array is too large, or the file has version 7.3.
     """
     return next(iter(_read_mat(file, where, max_pixels, _MAT_INSTANCES).values()))
 
@@ -245,28 +245,26 @@ LABEL_MAP_SUFFIXES = tuple(_DECODERS)
 
 
 def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
-    """Read a map of ids.
+    """Read a label map, in which every nucleus has its own id.
 
-    ====================  =====================================================================
-    ``.png``, ``.bmp``    1 to 16 bits; the values of a palette image are its indices
-    ``.tif``, ``.tiff``   integers of any width, or floats that hold whole numbers
-    ``.npy``              the same; files that need unpickling are refused
-    ``.mat``              the variable ``inst_map``, or else the only 2-D array of numbers
-    ====================  =====================================================================
+    - ``.png``, ``.bmp``: 1 to 16 bits; the values of a palette image are its indices
+    - ``.tif``, ``.tiff``: integers of any width, or floats that are whole numbers
+    - ``.npy``: as TIFF; files that need unpickling raise
+    - ``.mat``: the variable ``inst_map``, or else the only 2-D array of numbers
 
-    Axes of length 1 are dropped, and an EXIF orientation is applied as to images. Colour files are accepted where
-    their channels are equal (grey saved as RGB); alpha is dropped.
+    Axes of length 1 are dropped, and an EXIF orientation is applied. Colour images are accepted if their channels are
+    equal (grey saved as RGB); alpha is dropped.
 
     Args:
-        path: a file with one of :data:`LABEL_MAP_SUFFIXES`.
-        max_pixels: larger maps are refused before their pixels are decoded.
+        path: file with one of :data:`LABEL_MAP_SUFFIXES`.
+        max_pixels: largest number of pixels; larger maps raise before they are decoded.
 
     Returns:
-        ``(H, W)`` int32, 0 = background; the ids are those of the file.
+        ``(H, W)`` int32 with the ids of the file, 0 = background.
 
     Raises:
-        ImageReadError: the file is missing, damaged, of another type or shape, larger than ``max_pixels``, or
-            has values that are not ids (fractions, negative, above 2^31 - 1).
+        ImageReadError: the file is missing or damaged, has another type or shape, has more than ``max_pixels``, or
+            has values that are not ids (fractions, negative numbers, numbers above 2^31 - 1).
 
     Example:
         >>> read_label_map("predictions/slide1.npy").max()  # doctest: +SKIP
@@ -276,20 +274,20 @@ def read_label_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray
 
 
 def read_class_map(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
-    """Read a map of classes per pixel, in the formats of :func:`read_label_map`.
+    """Read the class of every pixel from a file in one of the formats of :func:`read_label_map`.
 
-    Of a ``.mat`` file it is the variable ``type_map``, or ``inst_map`` painted with the classes in ``inst_type``, or
-    else the only 2-D array of numbers.
+    In a ``.mat`` file it is the variable ``type_map``, or ``inst_map`` with the classes in ``inst_type`` (HoVer-Net's
+    layout), or else the only 2-D array of numbers.
 
     Args:
-        path: a file with one of :data:`LABEL_MAP_SUFFIXES`.
-        max_pixels: larger maps are refused before their pixels are decoded.
+        path: file with one of :data:`LABEL_MAP_SUFFIXES`.
+        max_pixels: largest number of pixels; larger maps raise before they are decoded.
 
     Returns:
         ``(H, W)`` int32, 0 = no class.
 
     Raises:
-        ImageReadError: as for :func:`read_label_map`, or a ``.mat`` file has instances without classes.
+        ImageReadError: as for :func:`read_label_map`, or a ``.mat`` file has nuclei without a class.
     """
     decoder = _decoder_of(str(path))
     return _read(path, _decode_class_mat if decoder is _decode_mat else decoder, max_pixels)
@@ -307,12 +305,12 @@ def _read(path: Path | str, decoder: _Decoder, max_pixels: int) -> NDArray[np.in
 
 
 def decode_label_map(content: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
-    """Decode a map of ids that is in memory, for example from an archive; see :func:`read_label_map`.
+    """Decode a label map that is already in memory, for example from an archive; see :func:`read_label_map`.
 
     Args:
         content: bytes of the file.
-        where: what messages call the file; it ends with the file's name, whose suffix tells the format.
-        max_pixels: larger maps are refused before their pixels are decoded.
+        where: how error messages name the file; its suffix determines the format.
+        max_pixels: largest number of pixels; larger maps raise before they are decoded.
 
     Returns:
         ``(H, W)`` int32, 0 = background.
@@ -324,32 +322,32 @@ def decode_label_map(content: bytes, where: str, *, max_pixels: int = MAX_PIXELS
 
 
 def decode_label_channels(content: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """Decode an image whose channels may differ, as :func:`decode_label_map` does not allow.
+    """Decode a label image with several channels that may differ, for example one channel per class.
 
     Args:
-        content: bytes of a PNG, TIFF or BMP file, whatever its name.
-        where: what messages call the file.
-        max_pixels: larger images are refused before their pixels are decoded.
+        content: bytes of a PNG, TIFF or BMP file.
+        where: how error messages name the file.
+        max_pixels: largest number of pixels; larger images raise before they are decoded.
 
     Returns:
-        ``(H, W, C)`` of the type that is stored, without alpha; of a palette image the indices.
+        ``(H, W, C)`` in the file's own type, without alpha; the indices of a palette image.
 
     Raises:
-        ImageReadError: the file is damaged, of another format, or too large.
+        ImageReadError: the file is damaged, has another format, or is too large.
     """
     pixels = _decode(_decode_image, io.BytesIO(content), where, max_pixels)
     return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
 
 
 def write_label_image(path: Path | str, instances: np.ndarray) -> None:
-    """Write a label map as zlib-compressed TIFF: uint16, or int32 where an id is larger than 65535.
+    """Write a label map as zlib-compressed TIFF: uint16, or int32 if an id is larger than 65535.
 
     Args:
-        path: the file, ``.tif``; it appears complete or not at all.
+        path: ``.tif`` file; written completely or not at all.
         instances: ``(H, W)`` integers, 0 = background.
 
     Raises:
-        ConfigurationError: the map has another shape or type, no pixels, or ids that do not fit.
+        ConfigurationError: the map has another shape or type, no pixels, or ids outside 0..2^31 - 1.
     """
     if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer) or instances.size == 0:
         raise ConfigurationError(

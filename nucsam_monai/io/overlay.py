@@ -1,4 +1,4 @@
-"""Draw the outlines of nuclei on their image, also by outcome next to the ground truth."""
+"""Draw the outlines of nuclei on their image, and compare a prediction with the ground truth."""
 
 import math
 from collections.abc import Collection
@@ -30,7 +30,7 @@ PALETTE = np.array(
 TRUE_POSITIVE = (0, 150, 255)
 FALSE_POSITIVE = (235, 95, 0)
 MISSED = (240, 225, 0)
-"""RGB of nuclei that were found, invented and missed; distinguishable to the colour-blind (red-green, blue-yellow)."""
+"""RGB of found nuclei, false positives and missed nuclei; distinguishable for colour-blind readers."""
 
 OVERLAY_PX = 2048
 """Longest side of an overlay by default: outlines are for a look, a large image as PNG takes tens of megabytes."""
@@ -44,7 +44,7 @@ _FONT_SIZE_PX = 13
 
 
 def colours_of(indices: np.ndarray) -> np.ndarray:
-    """Return an ``(n, 3)`` uint8 RGB colour for each of ``(n,)`` integers; the palette repeats.
+    """Return colours of the palette, ``(n, 3)`` uint8 RGB, for ``(n,)`` integers; the palette repeats after eight.
 
     Example:
         >>> colours_of(np.array([0, 8])).tolist()
@@ -59,10 +59,9 @@ def overlay_image(
     """Draw the outline of every nucleus, one pixel wide and inside the nucleus.
 
     Args:
-        image: ``(H, W, 3)`` uint8 RGB; it is not changed.
+        image: ``(H, W, 3)`` uint8 RGB; not modified.
         instances: ``(H, W)`` integers, 0 = background.
-        colours: ``(n, 3)`` uint8 RGB per nucleus in the order of their ids. Default: a colour that follows
-            from the id, so that neighbours mostly differ and runs agree.
+        colours: ``(n, 3)`` uint8 RGB, one per nucleus in the order of the ids. Default: chosen by id.
 
     Returns:
         ``(H, W, 3)`` uint8.
@@ -88,18 +87,18 @@ def overlay_image(
 def draw_prediction(
     prediction: NucleiPrediction, image: np.ndarray, longest_px: int | None = None
 ) -> np.ndarray:
-    """Draw the outlines of nuclei, coloured by class, or by nucleus with a single class.
+    """Draw the outlines of nuclei, coloured by class if there are several classes, else by nucleus.
 
     Args:
-        prediction: the nuclei.
-        image: ``(H, W, 3)`` uint8 RGB; it is not changed.
-        longest_px: longest side of the result, to which a larger image is reduced before outlines are drawn.
+        prediction: nuclei of the image.
+        image: ``(H, W, 3)`` uint8 RGB; not modified.
+        longest_px: longest side length of the result in pixels; larger images are reduced before outlines are drawn.
 
     Returns:
         ``(H, W, 3)`` uint8.
 
     Raises:
-        ConfigurationError: the image is of another size or type, or ``longest_px`` is not positive.
+        ConfigurationError: the image has another size or type, or ``longest_px`` is not positive.
     """
     check_same_plane(image, prediction.instances)
     instances, table = prediction.instances, prediction.table
@@ -115,9 +114,9 @@ def draw_prediction(
 
 
 def outline_mask(instances: np.ndarray) -> np.ndarray:
-    """Return ``(H, W)`` booleans: pixels of a nucleus that have one of four neighbours outside of it.
+    """Return ``(H, W)`` booleans: the pixels of nuclei with one of their four neighbours outside the nucleus.
 
-    What lies beyond the image's border counts as outside the nucleus.
+    Pixels beyond the border of the image count as outside.
     """
     height, width = instances.shape
     is_outline = np.zeros((height, width), dtype=bool)
@@ -133,10 +132,10 @@ def outline_mask(instances: np.ndarray) -> np.ndarray:
 
 
 def check_same_plane(image: np.ndarray, instances: np.ndarray) -> None:
-    """Refuse an image that is not ``(H, W, 3)`` uint8 or a label map that is not ``(H, W)`` of the same size.
+    """Check that an image is ``(H, W, 3)`` uint8 and a label map ``(H, W)`` integers of the same size.
 
     Raises:
-        ConfigurationError: with the shapes and types that were found.
+        ConfigurationError: one of them is not.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ConfigurationError(f"image: expected (H, W, 3) uint8, found {image.shape} of {image.dtype}.")
@@ -148,13 +147,13 @@ def check_same_plane(image: np.ndarray, instances: np.ndarray) -> None:
 
 
 def write_png(path: Path | str, image: np.ndarray) -> None:
-    """Write ``(H, W, 3)`` uint8 RGB as PNG; the file appears complete or not at all."""
+    """Write ``(H, W, 3)`` uint8 RGB as PNG; the file is written completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode_png(image))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Return ``(H, W, 3)`` uint8 RGB as the content of a PNG file."""
+    """Encode ``(H, W, 3)`` uint8 RGB as PNG."""
     # OpenCV's encoder takes a quarter of Pillow's time for files of the same size.
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return bytes(encoded.tobytes())
@@ -169,17 +168,17 @@ def comparison_overlay(
     matched_predicted: Collection[int],
     criterion: str = "IoU > 0.5",
 ) -> np.ndarray:
-    """Put the image, the ground truth and the prediction side by side, outlines coloured by outcome.
+    """Draw image, ground truth and prediction side by side, with the outlines of matched and unmatched nuclei.
 
-    Small images are enlarged by a whole factor so that outlines stay crisp and captions fit.
+    Small images are enlarged by an integer factor so that outlines stay sharp and captions fit.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         instances_true: ``(H, W)`` integers, 0 = background.
         instances_predicted: ``(H, W)`` integers, 0 = background.
-        matched_true: ids of ``instances_true`` that have a partner in the prediction.
-        matched_predicted: ids of ``instances_predicted`` that have a partner in the ground truth.
-        criterion: what the legend names as the rule of the match.
+        matched_true: ids of ``instances_true`` that match a predicted nucleus.
+        matched_predicted: ids of ``instances_predicted`` that match a nucleus of the ground truth.
+        criterion: the matching criterion, shown in the legend.
 
     Returns:
         ``(H', W', 3)`` uint8: three panels with a caption above each and a legend below.
@@ -221,7 +220,7 @@ def _outcome_panel(
     *,
     name: str,
 ) -> tuple[np.ndarray, int, int]:
-    """Return the image with outlines by outcome, the number of nuclei and that of unmatched nuclei."""
+    """Return the image with outlines by outcome, the number of nuclei and the number of unmatched nuclei."""
     ids = np.unique(instances)
     ids = ids[ids != 0]
     unknown = sorted(set(matched) - set(ids.tolist()))

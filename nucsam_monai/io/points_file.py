@@ -1,4 +1,4 @@
-"""Read the points that a user clicked from a JSON file, and check them before anything is segmented."""
+"""Read clicked points from a JSON file, and check them before anything is segmented."""
 
 import json
 import math
@@ -13,12 +13,12 @@ BACKGROUND, FOREGROUND = 0, 1
 
 
 class Point(NamedTuple):
-    """A click in an image.
+    """Hold a click in an image.
 
     Attributes:
-        x_px: column, counted from the centre of the leftmost pixel.
-        y_px: row, counted from the centre of the topmost pixel.
-        label: 1 on a nucleus, 0 on background.
+        x_px: column; 0 is the centre of the leftmost pixels.
+        y_px: row; 0 is the centre of the topmost pixels.
+        label: 1 for a nucleus, 0 for background.
     """
 
     x_px: float
@@ -27,21 +27,21 @@ class Point(NamedTuple):
 
 
 class _Object(tuple[tuple[str, Any], ...]):
-    """A JSON object as its pairs, so that names that occur twice are not lost."""
+    """Hold a JSON object as pairs, so that duplicate names can be detected."""
 
 
 def read_points(path: Path | str) -> dict[str, list[Point]]:
-    """Read points by image from a JSON object.
+    """Read the clicked points of each image from a JSON file.
 
-    Its keys name images, its values are lists of ``[x, y]`` or ``[x, y, label]`` in pixels of the original
-    image, for example ``{"tile.png": [[31, 40], [102.5, 17, 0]]}``. The label is 1 (nucleus) or 0 (background),
-    1 where it is left out.
+    The file holds an object whose keys are image names and whose values are lists of ``[x, y]`` or ``[x, y, label]``
+    in pixels of the image, for example ``{"tile.png": [[31, 40], [102.5, 17, 0]]}``. The label is 1 for a nucleus
+    (default) or 0 for background.
 
     Args:
-        path: the file, UTF-8.
+        path: JSON file in UTF-8.
 
     Raises:
-        DatasetError: the file is missing or no JSON, names an image twice, or has an entry of another form.
+        DatasetError: the file is missing or is not JSON, names an image twice, or has an entry of another form.
     """
     path = Path(path)
     try:
@@ -68,14 +68,14 @@ def points_by_id(
     """Assign points to the images they belong to.
 
     Args:
-        points: by file name or id of the image, see :func:`read_points`.
-        items: the images, each with ``image`` (path) and ``id``, which differs between them.
+        points: points under the file name or id of their image, see :func:`read_points`.
+        items: images, each with ``image`` (path) and a unique ``id``.
 
     Returns:
-        The points by the images' ids.
+        The points under the ids of the images.
 
     Raises:
-        DatasetError: a name fits no image or several ones, or two names are the same image.
+        DatasetError: a name fits no image or several images, or two names mean the same image.
     """
     found: dict[str, list[Point]] = {}
     for name, own in points.items():
@@ -99,10 +99,10 @@ def points_by_id(
 
 
 def require_inside(points: Sequence[Point], height_px: int, width_px: int, image: str) -> None:
-    """Check that all points lie in their image.
+    """Check that all points lie inside their image.
 
     Raises:
-        DatasetError: one does not.
+        DatasetError: a point lies outside.
     """
     for number, point in enumerate(points):
         if not (-0.5 <= point.x_px <= width_px - 0.5 and -0.5 <= point.y_px <= height_px - 0.5):

@@ -1,4 +1,4 @@
-"""Write the results of an image, and tables: CSV with exact numbers, JSON without NaN."""
+"""Write the results of an image, and tables as CSV and JSON: numbers in full precision, NaN as an empty value."""
 
 import csv
 import json
@@ -34,28 +34,27 @@ def write_prediction(
     object_type: ObjectType = "detection",
     overlay_px: int = OVERLAY_PX,
 ) -> dict[str, Path]:
-    """Write the label image, the polygons, the table and the overlay of one image.
+    """Write a label image, GeoJSON, a table and an overlay of one image.
 
-    Everything is checked before the first file is written, and the files appear together, complete or not at all.
-    Outlines in the overlay are coloured by class, or by nucleus with a single class.
+    The input is checked before the first file is written, and either all files are written or none. Outlines in the
+    overlay are coloured by class if there are several classes, else by nucleus.
 
     Args:
-        prediction: the nuclei; none at all is fine.
+        prediction: nuclei of the image; may be empty.
         image: ``(H, W, 3)`` uint8 RGB, the image that was segmented.
-        output_dir: made if missing.
-        stem: start of the files' names, see :func:`nucsam_monai.io.images.output_stems`.
-        object_type: QuPath's kind of object in the GeoJSON file.
-        overlay_px: longest side of the overlay, to which larger images are reduced; 0 writes none.
+        output_dir: folder for the files; created if missing.
+        stem: start of the file names, see :func:`nucsam_monai.io.images.output_stems`.
+        object_type: QuPath object type in the GeoJSON file.
+        overlay_px: longest side of the overlay in pixels; 0 writes no overlay.
 
     Returns:
-        The written paths by kind: ``instances`` (``<stem>_instances.tif``), ``geojson``
-        (``<stem>.geojson``), ``table`` (``<stem>_nuclei.csv``) and, unless switched off, ``overlay``
-        (``<stem>_overlay.png``).
+        The paths of the files: ``instances`` (``<stem>_instances.tif``), ``geojson`` (``<stem>.geojson``), ``table``
+        (``<stem>_nuclei.csv``) and ``overlay`` (``<stem>_overlay.png``).
 
     Raises:
-        ConfigurationError: image, label map and table do not belong together, ``stem`` is not a file name, or
-            ``overlay_px`` is below 0.
-        OutputError: a file can't be written.
+        ConfigurationError: image, label map and table do not fit each other, ``stem`` is not a file name, or
+            ``overlay_px`` is negative.
+        OutputError: a file cannot be written.
     """
     _check(prediction, image, stem)
     names = prediction_files(stem)
@@ -75,7 +74,7 @@ def write_prediction(
 
 
 def prediction_files(stem: str) -> dict[str, str]:
-    """Return the names of the files of one image by kind."""
+    """Return the file names of :func:`write_prediction` under ``instances``, ``geojson``, ``table`` and ``overlay``."""
     return {
         "instances": f"{stem}_instances.tif",
         "geojson": f"{stem}.geojson",
@@ -85,7 +84,7 @@ def prediction_files(stem: str) -> dict[str, str]:
 
 
 def _check(prediction: NucleiPrediction, image: np.ndarray, stem: str) -> None:
-    """Refuse input that would fail after some files are written."""
+    """Raise for input that would fail only after some files are written."""
     if stem in ("", ".", "..") or Path(stem).name != stem or "\\" in stem or "\0" in stem:
         raise ConfigurationError(f"stem: expected a plain file name without folders, found {stem!r}.")
     check_same_plane(image, prediction.instances)
@@ -107,16 +106,16 @@ def _check(prediction: NucleiPrediction, image: np.ndarray, stem: str) -> None:
 def write_table(
     path: Path | str, rows: Iterable[Mapping[str, object]], columns: Sequence[str] | None = None
 ) -> None:
-    """Write rows as CSV (UTF-8, comma, one header line); numbers in full, so that they read back equal.
+    """Write rows as CSV (UTF-8, commas, one header line), with numbers in full precision.
 
     Args:
-        path: the file; it appears complete or not at all.
-        rows: one mapping per row; with ``columns`` they are taken one by one and may come from a generator.
-        columns: the header. Default: all keys of all rows in the order of their first appearance. Where a row
-            lacks a key the cell is empty.
+        path: CSV file; written completely or not at all.
+        rows: one mapping per row. A generator is consumed row by row if ``columns`` are given.
+        columns: header. Default: all keys in the order of their first appearance. If a row lacks a key, its cell is
+            empty.
 
     Raises:
-        ConfigurationError: a row has a key that ``columns`` lacks.
+        ConfigurationError: a row has a key that is not in ``columns``.
     """
     if columns is None:
         rows = list(rows)
@@ -144,14 +143,14 @@ def nuclei_rows(prediction: NucleiPrediction) -> Iterator[dict[str, object]]:
 
 
 def write_json(path: Path | str, document: object) -> None:
-    """Write a document as JSON (UTF-8, indented); NaN and infinities become null.
+    """Write a document as JSON (UTF-8, indented); NaN and infinite numbers become null.
 
     Args:
-        path: the file; it appears complete or not at all.
+        path: JSON file; written completely or not at all.
         document: mappings, sequences, strings, numbers, booleans, None, paths, NumPy scalars and arrays.
 
     Raises:
-        ConfigurationError: a value of another type.
+        ConfigurationError: a value has another type.
     """
     text = json.dumps(_plain(document, path), indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
@@ -178,16 +177,15 @@ def _plain(value: object, path: Path | str) -> object:
 
 
 def write_evaluation(output_dir: Path | str, document: Mapping[str, Any]) -> dict[str, Path]:
-    """Write an evaluation as tables and as ``summary.json``.
+    """Write an evaluation as CSV tables and ``summary.json``.
 
     Args:
-        output_dir: made if missing; files of an earlier evaluation are replaced, those of tables that this one
-            lacks are removed.
-        document: the evaluation in plain types. Of its entries those in :data:`TABLES` are lists of rows and
-            become ``<name>.csv`` unless they are empty; ``summary.json`` holds all but the per-image table.
+        output_dir: folder for the files; created if missing. Tables of an earlier evaluation are replaced or removed.
+        document: evaluation in plain types. The entries named in :data:`TABLES` are lists of rows; those that are not
+            empty become ``<name>.csv``. ``summary.json`` holds everything except the table per image.
 
     Returns:
-        The written files by name of the table, and ``json``.
+        The paths of the files under the names of the tables and ``json``.
     """
     output_dir = Path(output_dir)
     written = {}

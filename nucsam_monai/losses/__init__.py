@@ -1,4 +1,4 @@
-"""Compute the losses of the papers, with MONAI's where they fit."""
+"""Compute the losses of the papers, based on MONAI's losses where possible."""
 
 from nucsam_monai.losses.cfrsam import CFRSAMLoss, CFRSAMTarget
 from nucsam_monai.losses.common import DistanceInstanceLoss, HoVerNetBranchLoss, SummedLosses

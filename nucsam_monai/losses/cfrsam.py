@@ -12,7 +12,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class CFRSAMTarget(NamedTuple):
-    """The ground truth of N prompts on B images.
+    """Hold the ground truth of N prompts on B images.
 
     Attributes:
         masks: ``(N, S, S)`` binary masks of the prompted nuclei, of any type.
@@ -27,14 +27,14 @@ class CFRSAMTarget(NamedTuple):
 
 
 class CFRSAMLoss(nn.Module):
-    """``L(coarse) + L(refined) + 0.01 * BCE(boundary)``, ``L = 20 * focal + Dice + (predicted IoU - IoU)^2``.
+    """Compute ``L(coarse) + L(refined) + 0.01 * BCE(boundary)``, ``L = 20 * focal + Dice + (predicted IoU - IoU)^2``.
 
     CFR-SAM, section on the training objective; ``L`` is
     :class:`~nucsam_monai.losses.common.NucleusMaskLoss`. Coarse logits are enlarged to the image bilinearly.
 
     Args:
-        focal_weight: of the focal loss.
-        boundary_weight: of the boundary's cross-entropy.
+        focal_weight: weight of the focal loss.
+        boundary_weight: weight of the cross-entropy of the boundary.
         dice: ``pooled`` or ``per_mask``.
         iou_target: the one predicted IoU has to fit ``both`` masks, as in the paper, or the ``refined`` one.
         detach_iou_target: stop the gradient of the IoU term through the masks; the authors let it pass.
@@ -43,7 +43,7 @@ class CFRSAMLoss(nn.Module):
             maximum, inside the nucleus: as the authors do, but for their rounding, which keeps corners alone.
 
     Raises:
-        ConfigurationError: an unknown choice.
+        ConfigurationError: the choice is unknown.
     """
 
     def __init__(

@@ -16,18 +16,18 @@ _NEARLY_NOTHING = 1e-7
 
 
 class NucleusMaskLoss(nn.Module):
-    """``focal_weight * focal + Dice + (predicted IoU - soft IoU)^2``, which PromptNucSeg and CFR-SAM share.
+    """Compute ``focal_weight * focal + Dice + (predicted IoU - soft IoU)^2``, used by PromptNucSeg and CFR-SAM.
 
     The focal loss has gamma 2 and no balance of the classes; the soft IoU is that of probabilities and mask.
 
     Args:
-        focal_weight: of the focal loss; the other terms have weight 1.
+        focal_weight: weight of the focal loss; the other terms have weight 1.
         dice: ``pooled`` sums over all masks of the batch before dividing, as the authors do; ``per_mask`` gives
             small nuclei the weight of large ones.
         detach_iou_target: stop the gradient of the third term through the masks; the authors let it pass.
 
     Raises:
-        ConfigurationError: an unknown ``dice``.
+        ConfigurationError: ``dice`` is unknown.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ def cell_means(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class HoVerNetBranchLoss(nn.Module):
-    """MONAI's loss of HoVer-Net's branches (section 3.1), from one target tensor.
+    """Compute MONAI's loss of HoVer-Net's branches (section 3.1) from one target tensor.
 
     The target is the mask followed by the maps: ``ComputeHoVerMapsd(keys="instances")`` and
     ``ConcatItemsd(keys=["label", "hover_instances"], name="label")``. Where the network has the branch of types, the
@@ -111,7 +111,7 @@ class HoVerNetBranchLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` in training mode.
+            output: output of :class:`~nucsam_monai.networks.baselines.HoVerNetBranches` in training mode.
             target: ``(B, 3, H, W)`` of mask, horizontal and vertical distance in -1..1; ``(B, 4, H, W)`` with types.
 
         Raises:
@@ -139,17 +139,16 @@ class HoVerNetBranchLoss(nn.Module):
 
 
 class DistanceInstanceLoss(nn.Module):
-    """A loss of the foreground plus cross-entropy and smooth L1 of the distance map.
+    """Add cross-entropy and smooth L1 of the distance map to a loss of the foreground.
 
-    The distance is a target between 0 and 1 of a sigmoid. Its cross-entropy has large gradients where the output is
-    far off, its smooth L1 makes the values accurate, on which the markers' threshold relies.
+    The distance is a target between 0 and 1 of a sigmoid. Cross-entropy gives large gradients where the output is
+    wrong, and smooth L1 makes the values accurate, which the threshold of the markers needs.
 
     Args:
-        mask: the loss of the foreground's logits against a binary target ``(B, 1, H, W)``; Dice + cross-entropy where
-            none is given.
-        distance_weight: weight of the distance map's part.
-        l1_weight: weight of smooth L1 in it.
-        beta: of smooth L1: below this error it is quadratic.
+        mask: loss of the foreground logits against a binary target ``(B, 1, H, W)``. Default: Dice + cross-entropy.
+        distance_weight: weight of the losses of the distance map.
+        l1_weight: weight of smooth L1 among these.
+        beta: error below which the smooth L1 loss is quadratic.
 
     Source: ours; the map is that of :func:`~nucsam_monai.transforms.nucleus_distance`.
     """

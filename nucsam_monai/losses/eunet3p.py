@@ -11,17 +11,17 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class EUNet3PMaskLoss(nn.Module):
-    """``0.5 * Dice + 0.5 * focal`` (gamma 2) on the logits of background and nucleus (eU-Net3+, losses).
+    """Compute ``0.5 * Dice + 0.5 * focal`` (gamma 2) on the logits of background and nucleus (eU-Net3+, losses).
 
     ``generalized_dice_focal`` is the paper's: softmax over both channels, Dice weighed by the inverse squared
     areas, per image. ``sigmoid_focal_dice`` takes the channels as two binary problems with plain Dice, as the
     authors' code does, but divides by the sum of the areas, as Dice is defined.
 
     Args:
-        kind: as above.
+        kind: kind of loss, see above.
 
     Raises:
-        ConfigurationError: an unknown ``kind``.
+        ConfigurationError: ``kind`` is unknown.
 
     Example:
         >>> loss = EUNet3PMaskLoss()
@@ -78,7 +78,7 @@ class EUNet3PMaskLoss(nn.Module):
 
 
 class EUNet3PLoss(nn.Module):
-    """The mask's loss, averaged over the network's output and those of its supervised levels.
+    """Average the mask loss over the network's output and its supervised levels.
 
     Args:
         mask: the loss of one output; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where the network also draws
@@ -93,7 +93,7 @@ class EUNet3PLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of the network in training mode.
+            output: output of the network in training mode.
             target: ``(B, 1, H, W)`` binary mask of all nuclei, or ``(B, 2, H, W)`` with the distance map behind it.
 
         Raises:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnchorMatching(NamedTuple):
-    """The pairs of one image, in the order of the nuclei.
+    """Hold the matched pairs of one image, in the order of the nuclei.
 
     Attributes:
         anchors: ``(G,)`` int64, the anchor of every nucleus; no anchor has two nuclei.
@@ -99,7 +99,7 @@ def _with_finite_numbers(cost: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class PrompterTarget(NamedTuple):
-    """The nuclei of B images, G_b of each.
+    """Hold the nuclei of B images, G_b in image b.
 
     Attributes:
         points: B tensors ``(G_b, 2)`` float32, centroids as (x, y) in pixels.
@@ -115,7 +115,7 @@ class PrompterTarget(NamedTuple):
 
 
 class PrompterLossTerms(NamedTuple):
-    """The summands of the loss, weights included; each is a scalar."""
+    """Hold the terms of the loss, including their weights; each is a scalar."""
 
     regression: Tensor
     classification: Tensor
@@ -123,7 +123,7 @@ class PrompterLossTerms(NamedTuple):
 
 
 class PrompterLoss(nn.Module):
-    """``L_reg + L_cls + L_aux`` (PromptNucSeg, section on the nuclei prompter; CFR-SAM, Eq. 2).
+    """Compute ``L_reg + L_cls + L_aux`` (PromptNucSeg, section on the nuclei prompter; CFR-SAM, Eq. 2).
 
     Predicted sizes are compared as points are, with the same weight (CFR-SAM, ablation with box prompts).
 
@@ -133,12 +133,12 @@ class PrompterLoss(nn.Module):
         distance_weight: alpha of the matching, per pixel.
         regression_weight: gamma.
         regression: ``squared`` coordinate errors as in the authors' code, or the paper's norm ``l2``.
-        normaliser: what the sum of the cross-entropies is divided by: ``code`` takes the sum of the weights
+        normaliser: divisor of the sum of the cross-entropies: ``code`` takes the sum of the weights
             as in the authors' code, ``paper`` the number of anchors.
-        mask_weight: of the pixel focal loss (gamma 2, no class balance).
+        mask_weight: weight of the pixel focal loss (gamma 2, no class balance).
 
     Raises:
-        ConfigurationError: an unknown ``regression`` or ``normaliser``.
+        ConfigurationError: ``regression`` or ``normaliser`` is unknown.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class PrompterLoss(nn.Module):
         """Return the three losses of a batch.
 
         Args:
-            output: of the network.
+            output: output of the network.
             target: the nuclei of the same images; an image may have none.
 
         Raises:

@@ -14,7 +14,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class NucleusTargets(NamedTuple):
-    """The ground truth of N prompts.
+    """Hold the ground truth of N prompts.
 
     Attributes:
         masks: ``(N, S, S)`` binary, any type.
@@ -29,19 +29,19 @@ class NucleusTargets(NamedTuple):
 
 
 class SegmentorLoss(nn.Module):
-    """``20 * focal + Dice + (predicted IoU - soft IoU)^2`` (PromptNucSeg, section on the segmentor).
+    """Compute ``20 * focal + Dice + (predicted IoU - soft IoU)^2`` (PromptNucSeg, section on the segmentor).
 
     With class logits the multi-class focal loss of gamma 2 is added.
 
     Args:
-        focal_weight: see :class:`~nucsam_monai.losses.common.NucleusMaskLoss`, as the next two.
+        focal_weight: see :class:`~nucsam_monai.losses.common.NucleusMaskLoss`, also for the next two.
         dice: ``pooled`` or ``per_mask``.
         detach_iou_target: whether the predicted IoU leaves the masks alone.
         loss_at: compare at the size of the ``image``, to which logits are enlarged bilinearly, or at that of
             the ``logits``, with the mask's pixel in the middle of each cell, which costs less.
 
     Raises:
-        ConfigurationError: an unknown ``dice`` or ``loss_at``.
+        ConfigurationError: ``dice`` or ``loss_at`` is unknown.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SegmentorLoss(nn.Module):
         """Return the scalar loss; without prompts a zero with a gradient of zero.
 
         Raises:
-            ConfigurationError: as many masks as prompts were expected, or classes are missing.
+            ConfigurationError: the numbers of masks and prompts differ, or classes are missing.
         """
         if output.class_logits is not None and target.classes is None:
             raise ConfigurationError(
@@ -97,11 +97,11 @@ def _multiclass_focal(logits: Tensor, classes: Tensor, gamma: float = 2.0) -> Te
 
 
 class DenselyTaughtLoss(nn.Module):
-    """``masks + dense_weight * dense``: the loss of prompted masks, and HoVer-Net's of all pixels.
+    """Compute ``masks + dense_weight * dense``: the loss of prompted masks, and HoVer-Net's loss of all pixels.
 
     Args:
-        masks: of the prompted nuclei.
-        dense_weight: of MONAI's loss of HoVer-Net's branches; with 0 the head learns nothing.
+        masks: masks of the prompted nuclei.
+        dense_weight: weight of MONAI's loss of HoVer-Net's branches; with 0 the head is not trained.
 
     Raises:
         ConfigurationError: a negative weight.
@@ -129,19 +129,19 @@ class DenselyTaughtLoss(nn.Module):
 
 
 class EndToEndTarget(NamedTuple):
-    """The ground truth of both networks for one batch."""
+    """Hold the ground truth of both networks for one batch."""
 
     nuclei: PrompterTarget
     masks: NucleusTargets
 
 
 class EndToEndLoss(nn.Module):
-    """``prompter_weight * (L_reg + L_cls + L_aux) + L_segmentor`` (PromptNucSeg, supplement: shared encoder).
+    """Compute ``prompter_weight * (L_reg + L_cls + L_aux) + L_segmentor`` (PromptNucSeg, supplement: shared encoder).
 
     Args:
         prompter: loss of the points.
         segmentor: loss of the masks.
-        prompter_weight: of the former; the paper gives none.
+        prompter_weight: weight of the prompter's loss, which the paper does not give.
     """
 
     def __init__(

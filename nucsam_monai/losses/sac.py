@@ -12,7 +12,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class SACMaskLoss(nn.Module):
-    """``w * focal + Dice``, or ``Dice + cross-entropy``, on mask logits (SAC, section on the losses).
+    """Compute ``w * focal + Dice``, or ``Dice + cross-entropy``, on mask logits (SAC, section on the losses).
 
     Dice has squared sums in its denominator, and is computed per image. The paper gives no constants: the
     focal loss has those of its authors (gamma 2, alpha 0.25), its weight is SAM's. The paper prints the
@@ -24,7 +24,7 @@ class SACMaskLoss(nn.Module):
         focal_weight: w of ``focal_dice``.
 
     Raises:
-        ConfigurationError: an unknown ``kind``.
+        ConfigurationError: ``kind`` is unknown.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SACMaskLoss(nn.Module):
 
 
 class SACLoss(nn.Module):
-    """The loss of the mask plus the cross-entropy of the generator; whatever does not train is left out.
+    """Add the mask loss and the cross-entropy of the generator; parts that are not trained are left out.
 
     Args:
         mask: the loss of the mask; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where the network also draws the
@@ -64,7 +64,7 @@ class SACLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of the network in training mode.
+            output: output of the network in training mode.
             target: ``(B, 1, S, S)`` binary mask of all nuclei, or ``(B, 2, S, S)`` with the distance map behind it.
 
         Raises:

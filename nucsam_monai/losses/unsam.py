@@ -17,7 +17,7 @@ the authors' code, its first pixel, which teaches every nucleus 1.5 px too far d
 
 
 class MaskLoss(nn.Module):
-    """``lambda * focal + (1 - lambda) * Dice`` on mask logits (UN-SAM, segmentation loss, lambda = 0.8).
+    """Compute ``lambda * focal + (1 - lambda) * Dice`` on mask logits (UN-SAM, segmentation loss, lambda = 0.8).
 
     Args:
         focal_weight: lambda.
@@ -26,7 +26,7 @@ class MaskLoss(nn.Module):
             authors' code, which puts lambda on Dice and takes the focal factor of the mean cross-entropy.
 
     Raises:
-        ConfigurationError: an unknown ``dice`` or ``variant``.
+        ConfigurationError: ``dice`` or ``variant`` is unknown.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MaskLoss(nn.Module):
 
 
 class BatchFocalLoss(nn.Module):
-    """Focal factor on the mean cross-entropy b of a batch: ``0.8 (1 - exp(-b))^2 b`` (the authors' code)."""
+    """Compute ``0.8 (1 - exp(-b))^2 b`` from the mean cross-entropy b of a batch (the authors' code)."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of logits against a binary target of the same shape."""
@@ -67,16 +67,16 @@ class BatchFocalLoss(nn.Module):
 
 
 class UNSAMLoss(nn.Module):
-    """``L_seg + w_s * L_spgen``.
+    """Compute ``L_seg + w_s * L_spgen``.
 
     Args:
         mask: the loss of the masks; :class:`~nucsam_monai.losses.DistanceInstanceLoss` where a domain's two masks are
             foreground and distance map.
         spgen_weight: w_s; the paper does not give it.
-        hint_target: see :data:`HintTarget`.
+        hint_target: target of the hint, see :data:`HintTarget`.
 
     Raises:
-        ConfigurationError: an unknown ``hint_target``.
+        ConfigurationError: ``hint_target`` is unknown.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class UNSAMLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            output: of the network in training mode.
+            output: output of the network in training mode.
             target: ``(B, n_q, S, S)`` binary masks.
 
         Raises:
@@ -122,7 +122,7 @@ def hint_target(target: Tensor, size: tuple[int, int], variant: HintTarget = "co
     Args:
         target: ``(B, n_q, S, S)`` binary; a pixel of any mask counts as foreground.
         size: height and width of the hint logits.
-        variant: see :data:`HintTarget`. On cells of more than 4 pixels, as at the token grid, ``released`` is
+        variant: see :data:`HintTarget`. On cells of more than 4 pixels, as on the token grid, ``released`` is
             ``covered`` too: one pixel of a token would miss nuclei or double them.
 
     Returns:

@@ -1,6 +1,6 @@
 """Measure nuclei segmentation on NumPy label maps; importing this package loads neither torch nor MONAI.
 
-The MONAI classes that accumulate these values over a dataset are in :mod:`nucsam_monai.metrics.cumulative`.
+MONAI metrics that accumulate these values over a dataset are in :mod:`nucsam_monai.metrics.cumulative`.
 """
 
 from nucsam_monai.metrics.classes import (

@@ -16,9 +16,9 @@ def maximum_weight_assignment(
     """Choose pairs, no row and no column twice, so that the sum of their weights is as large as possible.
 
     The assignment is exact and never builds the ``(n, m)`` matrix. A pair whose weight exceeds the best other
-    weight of its row plus the best other weight of its column is in every maximum: exchanging those two for
-    it would gain. Such pairs are settled first, which is nearly all of them where a prediction is any good.
-    The rest falls apart into connected components of the graph of pairs, and each is solved on its own.
+    weight of its row plus the best other weight of its column is in every maximum. Such pairs are chosen first; in a
+    good prediction that is nearly all of them. The others form connected components of the graph of pairs, and each
+    component is solved separately.
 
     Args:
         rows: ``(k,)`` row of each possible pair, from 0.

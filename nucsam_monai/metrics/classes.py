@@ -18,7 +18,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class ClassMatches(NamedTuple):
-    """Matches, unmatched predictions, unmatched ground truth and sums of matched IoU, each ``(classes,)``."""
+    """Count matches, unmatched predictions and unmatched ground truth, and sum the matched IoU, each ``(classes,)``."""
 
     tp: NDArray[np.int64]
     fp: NDArray[np.int64]
@@ -61,7 +61,7 @@ def binary_panoptic_quality(y: Labels, y_pred: ArrayLike | None = None) -> float
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         bPQ in [0, 1]; NaN if ``y`` has no nucleus.
@@ -88,7 +88,7 @@ def class_panoptic_quality(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         y_classes: ``{id in y: class id}`` with class ids from 0; ids that the map lacks are ignored.
         y_pred_classes: ``{id in y_pred: class id}``.
         class_count: number of classes.
@@ -135,8 +135,8 @@ class PanNukeImage(NamedTuple):
     """Hold the contribution of one image to the summary.
 
     Attributes:
-        tissue: the tissue it shows.
-        bpq: from :func:`binary_panoptic_quality`.
+        tissue: tissue in the image.
+        bpq: bPQ of the image, from :func:`binary_panoptic_quality`.
         class_pq: ``(classes,)`` from :func:`class_panoptic_quality`.
         fold: the test fold that it was predicted in; "" for a single set.
     """
@@ -153,7 +153,7 @@ class PanNukeImage(NamedTuple):
 
 
 class TissueQuality(NamedTuple):
-    """bPQ and mPQ of one tissue, each the mean over folds of the mean over images."""
+    """Hold bPQ and mPQ of one tissue, each the mean over folds of the mean over images."""
 
     tissue: str
     images: int
@@ -163,7 +163,7 @@ class TissueQuality(NamedTuple):
 
 
 class PanNukeScore(NamedTuple):
-    """One quality of a whole dataset, averaged in both ways that are in use.
+    """Hold bPQ or mPQ of a whole dataset, averaged in both ways that papers use.
 
     Attributes:
         tissue_mean: the headline; mean over images within a tissue and fold, over folds, over tissues.
@@ -180,7 +180,7 @@ class PanNukeScore(NamedTuple):
 
 @dataclass(frozen=True)
 class PanNukeSummary:
-    """A dataset by the PanNuke protocol.
+    """Summarise a dataset by the PanNuke protocol.
 
     Attributes:
         bpq: binary panoptic quality.
@@ -289,7 +289,7 @@ def _names(images: Sequence[PanNukeImage], attribute: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class PooledQuality:
-    """Qualities of a dataset from pooled counts; arrays are ``(classes,)``.
+    """Hold DQ, SQ and PQ of a dataset from pooled counts; arrays are ``(classes,)``.
 
     Attributes:
         mpq_plus: mean of ``pq`` over the classes that occur in the ground truth; NaN if none does.
@@ -307,7 +307,7 @@ class PooledQuality:
 
 
 class PooledPanopticQuality:
-    """mPQ+: matches of each class are counted over all images before any quality is computed.
+    """Compute mPQ+: count the matches of each class over all images before computing any quality.
 
     An image without a class still adds its false positives of that class, which the mean over images (mPQ)
     leaves out. A class without a nucleus in the whole ground truth is NaN and not part of the mean; MONAI's
@@ -384,7 +384,7 @@ def classes_of(
     """Return the class id of every instance id.
 
     Args:
-        name: what an error calls the mapping.
+        name: how error messages name the mapping.
         ids: ``(n,)`` instance ids.
         classes: ``{instance id: class id}`` with at least these ids.
         class_count: class ids go from 0 to ``class_count - 1``.
@@ -406,7 +406,7 @@ def as_class_ids(name: str, values: ArrayLike, class_count: int) -> NDArray[np.i
     """Return ``(n,)`` int64 class ids.
 
     Args:
-        name: what an error calls the values.
+        name: how error messages name the values.
         values: ``(n,)`` integers.
         class_count: class ids go from 0 to ``class_count - 1``.
 

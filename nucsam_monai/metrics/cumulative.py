@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class LabelMapMetric(CumulativeIterationMetric):
-    """Base of the metrics that turn one pair of label maps into one row of named values.
+    """Compute one row of named values from each pair of label maps; the base class of the metrics below.
 
     Called with ``(y_pred, y)``, MONAI's order, as ``(B, 1, H, W)`` integer tensors or as decollated lists
     of ``(1, H, W)`` tensors, whose images may differ in size. Rows are float64 and are gathered from all
@@ -102,7 +102,7 @@ class LabelMapMetric(CumulativeIterationMetric):
 
 
 class InstanceSegmentationMetric(LabelMapMetric):
-    """AJI, AJI+, DQ, SQ and PQ per image, and their means over the images that have nuclei.
+    """Compute AJI, AJI+, DQ, SQ and PQ per image, and their means over the images that have nuclei.
 
     Images without a nucleus in the ground truth have NaN rows and are left out of the means; their number
     is the aggregate ``skipped_images``, and a warning names it.
@@ -142,7 +142,7 @@ class InstanceSegmentationMetric(LabelMapMetric):
 
 
 class ForegroundMetric(LabelMapMetric):
-    """Dice, IoU, precision, recall, HD and HD95 of the foreground per image, and their means over all images.
+    """Compute Dice, IoU, precision, recall, HD and HD95 of the foreground per image, and their means over all images.
 
     Empty images have a value in every column, so none is skipped. The aggregate ``f1_mean_pr`` is the F1 of
     the mean precision and the mean recall.
@@ -167,7 +167,7 @@ class ForegroundMetric(LabelMapMetric):
 
 
 class ClassForegroundMetric(ForegroundMetric):
-    """The values of :class:`ForegroundMetric` for every class, and their mean over the classes.
+    """Compute the values of :class:`ForegroundMetric` for every class, and their mean over the classes.
 
     Called with lists of ``(1 + C, H, W)`` label maps: that of all nuclei, then the mask of every class, which is -1
     everywhere where an image has no such class. Images with classes count by the mean of theirs, images without by the
@@ -214,7 +214,7 @@ class ClassForegroundMetric(ForegroundMetric):
 
 
 class WeightedForegroundMetric(LabelMapMetric):
-    """F1 and IoU of background and foreground weighted by their areas, per image, and their means.
+    """Compute F1 and IoU of background and foreground weighted by their areas, per image, and their means.
 
     The tables of eU-Net3+ hold these; see :func:`~nucsam_monai.metrics.weighted_scores`.
     They lie far above those of the foreground and are never compared with them.
@@ -229,7 +229,7 @@ class WeightedForegroundMetric(LabelMapMetric):
 
 
 class FiveThresholdsMetric(LabelMapMetric):
-    """Dice and IoU of the foreground, each averaged over five thresholds of its probability, and their means.
+    """Compute Dice and IoU of the foreground, averaged over five thresholds of its probability, and their means.
 
     SAC's tables hold these; see :func:`~nucsam_monai.metrics.threshold_mean`. Called with the probability in place of
     the predicted label map.
@@ -244,16 +244,16 @@ class FiveThresholdsMetric(LabelMapMetric):
 
 
 class WorkingSizeMetric(LabelMapMetric):
-    """Metrics of the foreground at a network's working size in place of the image's, per image, and their means.
+    """Compute the foreground metrics at a network's working size instead of the image's size.
 
     UN-SAM's tables hold these: its Hausdorff distance is in pixels of images stretched to 1024 px. Called with the
     probability in place of the predicted label map.
 
     Args:
-        size_px: side of the square that truth and probability are stretched to; None keeps the image's size.
-        smooth: what Dice and IoU have added to numerator and denominator, see
+        size_px: side length of the square that truth and probability are stretched to; None keeps the image's size.
+        smooth: constant added to numerator and denominator of Dice and IoU, see
             :func:`~nucsam_monai.metrics.smoothed_overlap`; None adds nothing.
-        threshold: of the probability.
+        threshold: threshold of the probability.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class WorkingSizeMetric(LabelMapMetric):
 
 
 class PromptedMaskMetric(LabelMapMetric):
-    """Mean IoU of the masks of an image's prompts, each against its own nucleus, and its distance from 1.
+    """Compute the mean IoU of prompted masks, each against its own nucleus, and 1 minus this value.
 
     Called with lists of ``(n, H, W)`` masks, one per prompt: overlapping masks cannot be distinguished in a
     label map. Images without prompts have NaN rows and are left out of the means.
@@ -324,7 +324,7 @@ class PromptedMaskMetric(LabelMapMetric):
 
 
 class PointDetectionMetric(LabelMapMetric):
-    """Precision, recall and F1 of all points and the mean F1 of the classes, counted over the whole dataset.
+    """Compute precision, recall and F1 of points and the mean F1 of the classes, counted over the whole dataset.
 
     The protocol is :class:`~nucsam_monai.metrics.GreedyDetection`. Called with lists that hold for each image
     ``y_pred`` ``(n, 4)`` of x, y, class id and score, and ``y`` ``(G, 3)`` of x, y and class id.

@@ -34,14 +34,14 @@ _TIE_WEIGHT = 1e-9
 
 
 class Centroids(NamedTuple):
-    """Ids of the ``n`` instances of a label map in ascending order, ``(n,)``, and centroids ``(n, 2)`` as x, y."""
+    """Hold the ids ``(n,)`` of the instances of a label map, ascending, and their centroids ``(n, 2)`` as x, y."""
 
     ids: NDArray[Any]
     xy: NDArray[np.float64]
 
 
 class PointPairs(NamedTuple):
-    """The ``k`` pairs of a true point (row) and a predicted point (column) that lie close enough."""
+    """Hold ``k`` pairs of a true point (row) and a predicted point (column) within the radius."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -106,11 +106,10 @@ def centroids_xy(instances: ArrayLike) -> Centroids:
 def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> NDArray[np.int64]:
     """Pair points by the Hungarian method on all distances, then drop the pairs beyond the radius.
 
-    This is, to the letter, the protocol behind published detection and classification scores of PanNuke. The
-    assignment pairs every point of the smaller set, so a missed nucleus and a false detection that lie far
-    apart can be paired through a chain of neighbours, each of which loses its own close partner and falls out
-    when the radius is applied. Compared with :func:`match_points` it therefore finds fewer pairs where both
-    kinds of error occur.
+    This is exactly the protocol behind the published detection and classification scores of PanNuke. The assignment
+    pairs every point of the smaller set. If a missed nucleus and a false detection are far apart, it may therefore pair
+    them through a chain of neighbours, which lose their own close partners and are dropped when the radius is applied.
+    It finds fewer pairs than :func:`match_points` if both kinds of error occur.
 
     Args:
         true_xy: ``(n, 2)`` ground truth, in pixels.
@@ -121,9 +120,8 @@ def match_points_hungarian(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: fl
         ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in ascending order.
 
     Raises:
-        ConfigurationError: the points or the radius are not such values, or there are more than
-            10,000 x 10,000 pairs: the method needs all distances at once and cubic time. Use
-            :func:`match_points` there.
+        ConfigurationError: the points or the radius are invalid, or there are more than 10,000 x 10,000 pairs, because
+            the method needs all distances at once and cubic time; use :func:`match_points` instead.
 
     Source:
         Graham et al., HoVer-Net, Medical Image Analysis 2019, evaluation of nuclear classification, and its
@@ -161,7 +159,7 @@ def match_points(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> ND
         ``(k, 2)`` int64 pairs of an index into ``true_xy`` and one into ``pred_xy``, in ascending order.
 
     Raises:
-        ConfigurationError: the points or the radius are not such values.
+        ConfigurationError: the points or the radius are invalid.
 
     Source:
         Schuhmacher et al., A Consistent Metric for Performance Evaluation of Multi-Object Filters, IEEE
@@ -187,7 +185,7 @@ def pairs_within(true_xy: ArrayLike, pred_xy: ArrayLike, radius_px: float) -> Po
         radius_px: pairs at this distance still count; > 0.
 
     Raises:
-        ConfigurationError: the points or the radius are not such values.
+        ConfigurationError: the points or the radius are invalid.
     """
     truth, prediction = _as_points(true_xy, pred_xy, radius_px)
     if not len(truth) or not len(prediction):
@@ -208,7 +206,7 @@ def as_points(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return ``(n, 2)`` float64 points; an empty list has no point.
 
     Args:
-        name: what an error calls the points.
+        name: how error messages name the points.
         values: ``(n, 2)`` finite x and y.
 
     Raises:
@@ -233,7 +231,7 @@ def _check_radius(radius_px: float) -> None:
 
 
 class DetectionScore(NamedTuple):
-    """Precision, recall and F1, and how many were right, falsely predicted and missed.
+    """Hold precision, recall and F1, and the numbers of true positives, false positives and false negatives.
 
     In the class scores of :class:`~nucsam_monai.metrics.HovernetDetection`, ``fp`` and ``fn`` count confusions
     and unpaired points once each, although the ratios weigh confusions twice.
@@ -248,14 +246,14 @@ class DetectionScore(NamedTuple):
 
 
 class DetectionResult(NamedTuple):
-    """Scores of a dataset: ``detection`` whatever the class, ``classes`` one per class id."""
+    """Hold the scores of a dataset: ``detection`` regardless of class, and ``classes`` with one per class id."""
 
     detection: DetectionScore
     classes: tuple[DetectionScore, ...]
 
 
 class DetectionAccumulator(ABC):
-    """Base of the protocols: checks what comes in, and adds up integer counts.
+    """Check the input and add up integer counts; the base class of both protocols.
 
     Args:
         class_count: number of classes; class ids go from 0 to ``class_count - 1``.
@@ -380,7 +378,7 @@ class DetectionAccumulator(ABC):
 
 
 class HovernetDetection(DetectionAccumulator):
-    """The protocol of HoVer-Net, behind the detection and classification tables of PanNuke.
+    """Score detection by HoVer-Net's protocol, used for the detection and classification tables of PanNuke.
 
     Points are paired whatever their class. With TP_c pairs of class c on both sides, FP_c pairs predicted as c
     of another true class, FN_c pairs of class c predicted as another, and FP_dc, FN_dc unpaired points of c::
@@ -463,7 +461,7 @@ class HovernetDetection(DetectionAccumulator):
 
 
 class GreedyDetection(DetectionAccumulator):
-    """The protocol of point detectors: class by class, the most confident prediction chooses first.
+    """Score detection by the protocol of point detectors: class by class, the most confident prediction chooses first.
 
     In descending score order (equal scores: in the order given) every prediction takes the nearest ground truth of
     its class within the radius that is still free. ``detection`` is the same without regard to classes.

@@ -51,10 +51,10 @@ def evaluate(
 ) -> DatasetEvaluation:
     """Measure a whole dataset.
 
-    Samples are taken one by one and dropped when they are measured, so a generator that reads them keeps memory
-    small. Means are over images; images without a value (NaN) are left out and counted in ``skipped``. Intervals
-    are bootstrapped over images, or over groups where samples have a group, because images of one slide or
-    patient are not independent. The result doesn't depend on the order of the samples.
+    Samples are measured one by one, so a generator that reads them needs little memory. Means are over images; images
+    without a value (NaN) are left out and counted in ``skipped``. Confidence intervals are bootstrapped over images, or
+    over groups if samples have a group, because images of one slide or patient are not independent. The order of the
+    samples does not matter.
 
     Args:
         samples: ground truth and prediction of every image.
@@ -89,9 +89,9 @@ def evaluation_of(
     """Summarise images that were measured one by one, when there is no iterable of samples.
 
     Args:
-        measured: of every image, by :func:`nucsam_monai.metrics.measure_image`.
-        settings: what was measured.
-        bootstrap: as in :func:`evaluate`.
+        measured: measurement of every image, from :func:`nucsam_monai.metrics.measure_image`.
+        settings: metrics that were measured, with their options.
+        bootstrap: how intervals are computed; 95 % from 2000 resamples by default.
 
     Raises:
         ConfigurationError: there is no image, or one occurs twice.

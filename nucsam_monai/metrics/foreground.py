@@ -1,15 +1,13 @@
 """Compute pixel metrics of the binary foreground of one image; foreground is every id > 0.
 
-Empty images score instead of being skipped:
+Empty images have a value and are not skipped:
 
-===============  ===========================  ==================
-case             Dice, IoU, precision, recall  Hausdorff distance
-===============  ===========================  ==================
-both empty       1                             0
-one empty        0                             image diagonal
-===============  ===========================  ==================
+| case | Dice, IoU, precision, recall | Hausdorff distance |
+|---|---|---|
+| both maps empty | 1 | 0 |
+| one map empty | 0 | image diagonal |
 
-A dataset's value is the mean over its images; :func:`average_foreground` averages in other ways. The variants
+The value of a dataset is the mean over its images; :func:`average_foreground` offers other averages. The variants
 that single papers use (:func:`weighted_scores`, :func:`smoothed_overlap`, :func:`threshold_mean`) must not be
 compared with the plain metrics.
 """
@@ -33,14 +31,14 @@ FIVE_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class PrecisionRecall(NamedTuple):
-    """Pixel precision and recall of the foreground."""
+    """Hold pixel precision and recall of the foreground."""
 
     precision: float
     recall: float
 
 
 class ForegroundMetrics(NamedTuple):
-    """All foreground metrics of one image; ``hd`` and ``hd95`` in pixels."""
+    """Hold all foreground metrics of one image; ``hd`` and ``hd95`` in pixels."""
 
     dice: float
     iou: float
@@ -51,7 +49,7 @@ class ForegroundMetrics(NamedTuple):
 
 
 class ForegroundCounts(NamedTuple):
-    """Foreground areas of both maps and of their overlap, in pixels."""
+    """Hold the foreground areas of both maps and of their overlap, in pixels."""
 
     overlap: int
     y: int
@@ -80,21 +78,21 @@ class ForegroundCounts(NamedTuple):
 
 
 class WeightedScores(NamedTuple):
-    """F1 and IoU of background and foreground, weighted by their area in the ground truth."""
+    """Hold F1 and IoU of background and foreground, weighted by their area in the ground truth."""
 
     weighted_f1: float
     weighted_iou: float
 
 
 class OverlapScores(NamedTuple):
-    """Dice and IoU of the foreground in a variant that the function names."""
+    """Hold Dice and IoU of the foreground."""
 
     dice: float
     iou: float
 
 
 class ForegroundMeans(NamedTuple):
-    """Foreground metrics of a dataset; NaN if every image was skipped."""
+    """Hold the foreground metrics of a dataset; NaN if every image was skipped."""
 
     dice: float
     iou: float
@@ -110,7 +108,7 @@ def foreground_metrics(y: Labels, y_pred: ArrayLike | None = None) -> Foreground
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -126,7 +124,7 @@ def foreground_counts(y: Labels, y_pred: ArrayLike | None = None) -> ForegroundC
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -141,7 +139,7 @@ def dice(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Dice in [0, 1]; 1 if both foregrounds are empty, 0 if one is.
@@ -163,7 +161,7 @@ def iou(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         IoU in [0, 1]; 1 if both foregrounds are empty, 0 if one is.
@@ -179,7 +177,7 @@ def precision_recall(y: Labels, y_pred: ArrayLike | None = None) -> PrecisionRec
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Both in [0, 1]; both 1 if both foregrounds are empty, both 0 if one is.
@@ -230,7 +228,7 @@ def hausdorff_distance(y: Labels, y_pred: ArrayLike | None = None, percentile: f
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         percentile: 0 < percentile <= 100, linearly interpolated; None is the maximum. 95 gives HD95.
 
     Returns:
@@ -300,7 +298,7 @@ def weighted_scores(y: Labels, y_pred: ArrayLike | None = None) -> WeightedScore
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Both in [0, 1]; NaN for an image without pixels.
@@ -337,7 +335,7 @@ def smoothed_overlap(y: Labels, y_pred: ArrayLike | None = None, smooth: float =
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0 or bool; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         smooth: the constant, > 0, in pixels.
 
     Raises:

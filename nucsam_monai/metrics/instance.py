@@ -1,16 +1,14 @@
 """Compute instance metrics of one image: AJI, AJI+, panoptic quality, object F1, average precision and Dice 2.
 
-All of them read the contingency table of a :class:`~nucsam_monai.metrics.LabelPair`. Ids may have gaps and any
-size, and an image needs no background pixel. Empty images:
+All of them use the contingency table of a :class:`~nucsam_monai.metrics.LabelPair`. Ids may have gaps, and an image
+needs no background pixel. Empty images:
 
-========================  ==========================  ===========================
-case                      AJI, AJI+, DQ, SQ, PQ       TP, FP, FN
-========================  ==========================  ===========================
-``y`` has no instance     NaN: skipped in means       0, number predicted, 0
-``y_pred`` has none       0                           0, 0, number in ``y``
-========================  ==========================  ===========================
+| case | AJI, AJI+, DQ, SQ, PQ | TP, FP, FN |
+|---|---|---|
+| ``y`` has no nucleus | NaN, skipped in means | 0, number predicted, 0 |
+| ``y_pred`` has no nucleus | 0 | 0, 0, number in ``y`` |
 
-A dataset's value is the mean of its images' values that are not NaN.
+The value of a dataset is the mean over its images, without NaN.
 """
 
 import math
@@ -32,7 +30,7 @@ _SQ_EPSILON = 1e-6  # as in the evaluation code of HoVer-Net; a perfect SQ is n 
 
 
 class PanopticQuality(NamedTuple):
-    """Detection quality, segmentation quality, their product, and the counts behind them."""
+    """Hold detection quality, segmentation quality, their product, and the counts behind them."""
 
     dq: float
     sq: float
@@ -43,7 +41,7 @@ class PanopticQuality(NamedTuple):
 
 
 class InstanceMetrics(NamedTuple):
-    """All instance metrics of one image."""
+    """Hold all instance metrics of one image."""
 
     aji: float
     aji_plus: float
@@ -56,7 +54,7 @@ class InstanceMetrics(NamedTuple):
 
 
 class ObjectScores(NamedTuple):
-    """Scores of one image or, after :meth:`plus`, of several; every array is ``(thresholds,)``.
+    """Hold the object scores of one image or, after :meth:`plus`, of several; every array is ``(thresholds,)``.
 
     Attributes:
         thresholds: the IoU from which a pair matches.
@@ -103,7 +101,7 @@ def aggregated_jaccard_index(y: Labels, y_pred: ArrayLike | None = None) -> floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         AJI in [0, 1]; NaN if ``y`` has no instance.
@@ -143,7 +141,7 @@ def aggregated_jaccard_index_plus(y: Labels, y_pred: ArrayLike | None = None) ->
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         AJI+ in [0, 1]; NaN if ``y`` has no instance.
@@ -175,7 +173,7 @@ def panoptic_quality(y: Labels, y_pred: ArrayLike | None = None, match_iou: floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
 
     Returns:
@@ -201,7 +199,7 @@ def instance_metrics(y: Labels, y_pred: ArrayLike | None = None, match_iou: floa
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         match_iou: IoU above which a pair counts as detected in DQ, SQ and PQ; 0 <= match_iou < 1.
 
     Raises:
@@ -223,7 +221,7 @@ def matched_ids(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         match_iou: a pair matches above this IoU; 0 <= match_iou < 1.
 
     Raises:
@@ -282,7 +280,7 @@ def object_scores(
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
         thresholds: each 0 < threshold <= 1.
 
     Raises:
@@ -312,7 +310,7 @@ def dice2(y: Labels, y_pred: ArrayLike | None = None) -> float:
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Returns:
         Dice 2 in [0, 1]; 0 if nothing overlaps, NaN if ``y`` has no instance.

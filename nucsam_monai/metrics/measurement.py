@@ -33,7 +33,7 @@ _THRESHOLD_COLUMNS = ("dice_5_thresholds", "iou_5_thresholds")
 
 @dataclass(frozen=True)
 class EvaluationSample:
-    """One image of an evaluation.
+    """Hold the ground truth and the prediction of one image.
 
     Attributes:
         id: name of the image, unique within its domain.

@@ -17,7 +17,7 @@ _TIE_WEIGHT = 1e-9
 
 @dataclass(frozen=True)
 class ContingencyTable:
-    """Areas of all instances of two label maps and of their overlaps.
+    """Hold the areas of all instances of two label maps and of their overlaps.
 
     Rows are the ``n`` instances of ``y`` and columns the ``m`` instances of ``y_pred``, both in rising
     order of their ids; background is neither. Only the ``k`` pairs that share a pixel are stored, in
@@ -52,7 +52,7 @@ class ContingencyTable:
 
 
 class LabelPair:
-    """The ground truth and the prediction of one image, measured once.
+    """Compare the ground truth and the prediction of one image; all metrics share its contingency table.
 
     Every metric of this package takes either two label maps or a pair. What several metrics need is counted
     when the first of them asks for it and kept with the pair, so the maps must not change afterwards.
@@ -194,7 +194,7 @@ def contingency_table(y: Labels, y_pred: ArrayLike | None = None) -> Contingency
 
     Args:
         y: ``(H, W)`` ground truth, integers >= 0, 0 = background; or a :class:`LabelPair`.
-        y_pred: ``(H, W)`` prediction in the same format; None after a pair.
+        y_pred: ``(H, W)`` prediction in the same format; None if ``y`` is a pair.
 
     Raises:
         ConfigurationError: the maps are not two label maps of one shape.
@@ -224,7 +224,7 @@ def as_integer_map(name: str, values: ArrayLike) -> NDArray[Any]:
     """Return one label map as a NumPy array, without looking for negative ids.
 
     Args:
-        name: what an error calls the map.
+        name: how error messages name the map.
         values: ``(H, W)`` integers, 0 = background, or a bool mask (one object).
 
     Raises:
@@ -243,7 +243,7 @@ def refuse_negative_ids(name: str, ids: NDArray[Any]) -> None:
     """Refuse a label map with an id below 0.
 
     Args:
-        name: what an error calls the map.
+        name: how error messages name the map.
         ids: the map, or every id in it.
 
     Raises:

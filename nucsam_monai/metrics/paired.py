@@ -17,7 +17,7 @@ _NAMED_IDS = 3
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The difference of a metric between two evaluations, A minus B, of the same images.
+    """Hold the difference of a metric between two evaluations, A minus B, of the same images.
 
     Attributes:
         metric: name of the metric.
@@ -69,7 +69,7 @@ def compare(
     Args:
         rows_a: per-image table of the first evaluation, for example ``DatasetEvaluation.per_image``: ``id``,
             metrics and perhaps ``domain`` and ``group``.
-        rows_b: that of the second. Images are paired by domain and id, their order does not matter.
+        rows_b: per-image table of the second evaluation. Images are paired by domain and id, in any order.
         metric: a column of both tables. Images where either value is NaN are skipped.
         bootstrap: how the interval of the mean difference is computed.
 

@@ -71,7 +71,7 @@ class Bootstrap:
     Attributes:
         resamples: how often the units are drawn; >= 1.
         confidence: nominal coverage of the interval, between 0 and 1.
-        seed: the same seed gives the same intervals.
+        seed: seed of the random generator; the same seed gives the same intervals.
     """
 
     resamples: int = 2000
@@ -88,7 +88,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value of a set of images.
+    """Hold a value of a set of images and its confidence interval.
 
     Attributes:
         value: the value; NaN where no image has one.
@@ -103,7 +103,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Statistic:
-    """Values of a set of images that are functions of sums over the images.
+    """Define values of a set of images that are functions of sums over the images.
 
     Attributes:
         names: ``m`` names of the values.
@@ -126,8 +126,8 @@ def estimate(
     """Return every value of the statistics with its bootstrap interval; all share the same resamples.
 
     Args:
-        statistics: of the same images.
-        units: what is drawn as a whole, per image: the image itself, or the group it belongs to.
+        statistics: statistics of the same images.
+        units: resampling unit of each image: the image itself, or the group it belongs to.
         bootstrap: resamples, confidence and seed.
     """
     if not statistics or not units:
@@ -168,7 +168,7 @@ def f1_mean_pr_statistic(precision: NDArray[np.float64], recall: NDArray[np.floa
 
     Args:
         precision: ``(images,)``, NaN is left out.
-        recall: see ``precision``.
+        recall: ``(images,)``, NaN is left out.
     """
     parts = [mean_statistic("precision", precision), mean_statistic("recall", recall)]
 
@@ -266,7 +266,7 @@ def percentile_interval(
 
     Args:
         values: ``(resamples, m)``.
-        confidence: share of the resamples inside the interval.
+        confidence: fraction of the resamples inside the interval.
 
     Returns:
         ``(m,)`` lower and upper bounds, NaN for a column without any value.

@@ -32,10 +32,10 @@ TEXT_COLUMNS = ("id", "domain", "tissue", "group", "fold")
 
 @dataclass(frozen=True)
 class SubsetSummary:
-    """The values of a set of images.
+    """Hold the metrics of a set of images.
 
     Attributes:
-        name: of the set: a domain, a tissue, or :data:`ALL_IMAGES`.
+        name: name of the set: a domain, a tissue, or :data:`ALL_IMAGES`.
         images: how many images it holds.
         skipped_images: images without a value in the per-image metric that most images lack, for example AJI,
             which images without nuclei don't have.
@@ -64,10 +64,10 @@ class SubsetSummary:
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """The values of one class.
+    """Hold the metrics of one class.
 
     Attributes:
-        name: of the class.
+        name: name of the class.
         images: images whose ground truth has a nucleus of the class.
         estimates: ``pq`` is the mean over these images, ``dq_plus``, ``sq_plus`` and ``pq_plus`` are pooled over
             all images, ``hovernet_*`` and ``greedy_*`` are the classification by either protocol.
@@ -92,7 +92,7 @@ class DatasetEvaluation:
     """Hold the result of an evaluation of a whole dataset.
 
     Attributes:
-        settings: what was measured.
+        settings: metrics that were measured, with their options.
         bootstrap: how the confidence intervals were computed.
         unit: ``"image"`` or ``"group"``: what the bootstrap draws as a whole.
         units: how many there are.
@@ -182,7 +182,7 @@ def summarise(
     Args:
         rows: one mapping per image.
         by: the column that names the subset; images without a name in it are in no subset.
-        statistics: of these images, in the same order.
+        statistics: statistics of these images, in the same order.
         bootstrap: how intervals are computed.
     """
     columns = metric_columns(rows, TEXT_COLUMNS)
@@ -267,10 +267,10 @@ def tissue_statistic(
     """Return the mean by tissue and the global mean, as :func:`nucsam_monai.metrics.pannuke_summary` does.
 
     Args:
-        name: of the metric; the values are called ``<name>_tissue`` and ``<name>_global``.
+        name: name of the metric; the values are called ``<name>_tissue`` and ``<name>_global``.
         values: ``(images,)`` of the metric, NaN is left out.
-        tissues: of every image.
-        folds: of every image.
+        tissues: tissue of every image.
+        folds: fold of every image.
     """
     fold_names, tissue_names = sorted(set(folds)), sorted(set(tissues))
     shape = (len(fold_names), len(tissue_names))

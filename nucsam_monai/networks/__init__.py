@@ -1,4 +1,4 @@
-"""Define the networks of the methods."""
+"""Define the networks of the methods; each takes normalised images and returns logits."""
 
 from nucsam_monai.networks.baselines import Baseline
 from nucsam_monai.networks.cfrsam.network import CFRSAM, CFRSAMOutput, PromptedCFRSAM

@@ -18,44 +18,42 @@ Size = Literal["small", "standard", "compact"]
 
 
 class Built(NamedTuple):
-    """A network, and the number that the sides of its images must be multiples of."""
+    """Hold a network and the number that the side lengths of its images must be multiples of."""
 
     network: nn.Module
     side_multiple: int
 
 
 class Baseline(nn.Module):
-    """A network that is trained from scratch, by its name.
+    """Build a network by its name; trained from scratch unless noted.
 
-    ================== ================================================ ======= ==========
-    name               network; millions of parameters                  small   standard
-    ================== ================================================ ======= ==========
-    ``unet``           U-Net, residual units (Ronneberger et al., 2015) 0.4     6.5
-    ``unetpp``         U-Net++ (Zhou et al., 2018)                      0.6     2.4
-    ``attention_unet`` Attention U-Net (Oktay et al., 2018)             0.5     7.9
-    ``unet3p``         U-Net 3+ (Huang et al., 2020)                    1.7     27.0
-    ``nnunet``         2D network of nnU-Net (Isensee et al., 2021)     0.5     20.6
-    ``swin_unetr``     Swin UNETR (Hatamizadeh et al., 2022)            1.6     6.3
-    ``hovernet``       HoVer-Net (Graham et al., 2019)                          33.6
-    ``pretrained_unet`` U-Net on EfficientNet-Lite0                     3.5     3.5
-    ================== ================================================ ======= ==========
+    | name | network | parameters, ``small`` | ``standard`` |
+    |---|---|---|---|
+    | ``unet`` | U-Net, residual units (Ronneberger et al., 2015) | 0.4 M | 6.5 M |
+    | ``unetpp`` | U-Net++ (Zhou et al., 2018) | 0.6 M | 2.4 M |
+    | ``attention_unet`` | Attention U-Net (Oktay et al., 2018) | 0.5 M | 7.9 M |
+    | ``unet3p`` | U-Net 3+ (Huang et al., 2020) | 1.7 M | 27.0 M |
+    | ``nnunet`` | 2D network of nnU-Net (Isensee et al., 2021) | 0.5 M | 20.6 M |
+    | ``swin_unetr`` | Swin UNETR (Hatamizadeh et al., 2022) | 1.6 M | 6.3 M |
+    | ``hovernet`` | HoVer-Net (Graham et al., 2019) | | 33.6 M |
+    | ``pretrained_unet`` | U-Net on EfficientNet-Lite0 | 3.5 M | 3.5 M |
 
-    All but HoVer-Net give ``outputs`` logits, of nucleus and of the distance map, in training and evaluation, so that
-    any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer` take them. None has deep supervision. Of nnU-Net
-    only the network is here, not its choice of sizes, augmentation and schedule.
-    For ``hovernet`` see :class:`HoVerNetBranches`; it has one size.
+    All except HoVer-Net return ``outputs`` logits (nucleus and distance map) in training and evaluation, so they work
+    with any mask loss and :class:`~nucsam_monai.inferers.SemanticInferer`. None has deep supervision. ``nnunet`` is
+    only the network, without nnU-Net's choice of sizes, augmentation and schedule. For ``hovernet``, which has one
+    size, see :class:`HoVerNetBranches`.
 
     Args:
-        name: see above; of any system where ``built`` is given.
-        size: see :data:`Size`.
+        name: name of the network, see above; any name if ``built`` is given.
+        size: size of the network, see :data:`Size`.
         outputs: logits per pixel: 2 for learned instances, see
             :class:`~nucsam_monai.losses.DistanceInstanceLoss`.
         built: the network of a system of :data:`nucsam_monai.systems.SYSTEMS`, which
             :func:`nucsam_monai.systems.build_network` builds; None for those above.
-        class_names: of the nuclei that the network tells apart; one where it tells none.
+        class_names: names of the classes that the network distinguishes; one name without classes.
 
     Raises:
-        ConfigurationError: an unknown name or size, or another number of outputs than HoVer-Net's one.
+        ConfigurationError: the name or size is unknown, or HoVer-Net has more than one output.
 
     Example:
         >>> Baseline("unet", "small").eval()(torch.zeros(1, 3, 64, 64)).shape
@@ -101,14 +99,14 @@ class Baseline(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         options = {"size": self.size} | ({"outputs": self.outputs} if self.outputs > 1 else {})
         classes = {"class_names": json.dumps(self.class_names)} if len(self.class_names) > 1 else {}
         return {"method": self.name, "sam_variant": "none", "options": json.dumps(options), **classes}
 
 
 class HoVerNetBranches(nn.Module):
-    """HoVer-Net: nucleus branch, maps of horizontal and vertical distances, and for several classes that of types.
+    """Join HoVer-Net's branches: nucleus, horizontal and vertical distances, and types if there are several classes.
 
     Images have exactly 256 x 256 px, as MONAI's fast mode has it; the decoder pads, so that the output has the
     same size.
@@ -120,7 +118,7 @@ class HoVerNetBranches(nn.Module):
     follows, whose sigmoid is its probability.
 
     Args:
-        classes: of nuclei; with one there is no branch of types.
+        classes: number of classes of nuclei; with 1 there is no branch for types.
     """
 
     def __init__(self, classes: int = 1) -> None:
@@ -233,7 +231,7 @@ class TrunkFeatures(nn.Module):
     """EfficientNet-Lite0 with a light U-shaped decoder, whose finest map is half the image's size.
 
     Attributes:
-        channels: of that map.
+        channels: channels of the map.
     """
 
     channels = 32

@@ -22,8 +22,8 @@ def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
     for all sizes, so that the last, smaller batch of an evaluation does not compile again each time.
 
     Args:
-        modules: what is compiled, for example ``encoder.blocks``.
-        device: where the modules run.
+        modules: modules to compile, for example ``encoder.blocks``.
+        device: device of the modules.
 
     Raises:
         ConfigurationError: kernels cannot be built here, for example because there is no C++ compiler.
@@ -55,7 +55,7 @@ def refuse_export(reason: str) -> None:
     silently give wrong masks for every other image.
 
     Args:
-        reason: what depends on the image, and what to do.
+        reason: what depends on the image, and what to do instead.
 
     Raises:
         ConfigurationError: a graph is traced or exported.

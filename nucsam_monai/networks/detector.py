@@ -17,7 +17,7 @@ COMPACT_ENCODER = "lite0"
 
 
 class Detections(NamedTuple):
-    """The objects that were found in one image, the best first.
+    """Hold the objects found in one image, in descending order of their scores.
 
     Attributes:
         masks: ``(n, 1, S, S)`` probabilities.
@@ -31,13 +31,13 @@ class Detections(NamedTuple):
 
 
 class Detector(nn.Module):
-    """A network that finds nuclei, draws the mask of each, and computes its losses itself.
+    """Detect nuclei with one mask each; the base class of networks that compute their own losses.
 
     Subclasses give their :attr:`method`, and say in :meth:`learn` and :meth:`find` what they do in training and
     evaluation.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: name of the network that describes the image.
     """
 
@@ -65,7 +65,7 @@ class Detector(nn.Module):
             class_ids: in training ``(n,)`` of each image.
 
         Raises:
-            ConfigurationError: the network is exported, or the sides are no multiples of :attr:`side_multiple`.
+            ConfigurationError: the network is exported, or the side lengths are not multiples of :attr:`side_multiple`.
         """
         refuse_export(WHY_NO_EXPORT)
         if any(side % self.side_multiple for side in image.shape[2:]):
@@ -85,7 +85,7 @@ class Detector(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         return {
             "method": self.method,
             "sam_variant": "none",
@@ -112,7 +112,7 @@ def encoder_maps(name: str) -> tuple[nn.Module, Sequence[int]]:
     """Return a network that gives maps at strides 4 to 32, with random weights, and the channels of the maps.
 
     Args:
-        name: of a network of timm, or :data:`COMPACT_ENCODER`.
+        name: name of a timm network, or :data:`COMPACT_ENCODER`.
 
     Raises:
         ConfigurationError: timm doesn't know the name.

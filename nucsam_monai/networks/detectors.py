@@ -18,9 +18,9 @@ def build_detector(
 
     Args:
         name: a key of :data:`DETECTORS`.
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: network that describes the image; None for that of the paper.
-        rois_per_image: of Mask R-CNN, see there; the others pass over it.
+        rois_per_image: regions per image of Mask R-CNN; the other detectors ignore it.
 
     Raises:
         ConfigurationError: an unknown name or encoder.
@@ -39,7 +39,7 @@ def _named(name: str) -> type[Detector]:
     """Return the class of a detector, whose attributes are what it does by default.
 
     Raises:
-        ConfigurationError: an unknown name.
+        ConfigurationError: the name is unknown.
     """
     if name not in DETECTORS:
         raise ConfigurationError(f"detector '{name}': expected one of {', '.join(DETECTORS)}.")

@@ -25,7 +25,7 @@ Gate = Literal["glu", "released"]
 
 @dataclass(frozen=True)
 class XGFBOptions:
-    """The X-gated fusion block.
+    """Configure the X-gated fusion block.
 
     Attributes:
         gate: ``glu`` expands and gates as the paper says; ``released`` squeezes to a sixteenth with ReLU as
@@ -44,9 +44,9 @@ class ChannelGate(nn.Module):
     """Weight the channels of a map by the spatial means of the map and of SAM's features.
 
     Args:
-        channels: of the map.
-        guide_channels: of SAM's features.
-        kind: see :class:`XGFBOptions`.
+        channels: channels of the map.
+        guide_channels: channels of SAM's features.
+        kind: kind of gate, see :class:`XGFBOptions`.
     """
 
     def __init__(self, channels: int, guide_channels: int, kind: Gate) -> None:
@@ -67,13 +67,13 @@ class ChannelGate(nn.Module):
 
 
 class XGatedFusionBlock(nn.Module):
-    """X-GFB: a channel gate, then attention of all positions to all (eU-Net3+, section on the fusion block).
+    """Apply a channel gate, then attention between all positions (X-GFB; eU-Net3+, section on the fusion block).
 
     One head as wide as the map, neither positions nor normalisation: SAM contributes through the gate.
 
     Args:
-        channels: of the map.
-        guide_channels: of SAM's features.
+        channels: channels of the map.
+        guide_channels: channels of SAM's features.
         options: gate, keys and values, residual.
 
     Example:
@@ -103,11 +103,11 @@ class XGatedFusionBlock(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """The ablation of X-GFB: concatenate and convolve 1 x 1.
+    """Concatenate and convolve 1 x 1: the ablation of X-GFB.
 
     Args:
-        channels: of the map.
-        guide_channels: of SAM's features.
+        channels: channels of the map.
+        guide_channels: channels of SAM's features.
     """
 
     def __init__(self, channels: int, guide_channels: int) -> None:
@@ -129,11 +129,11 @@ class SAMGuidance(nn.Module):
     The gates of the other levels are those of the authors' code; the paper leaves them to future work.
 
     Args:
-        filters: channels of the levels, the finest first.
-        embed_channels: of SAM's embedding.
+        filters: channels of the levels, finest first.
+        embed_channels: channels of SAM's embedding.
         embedding_stride: pixels of the U-Net's image per pixel of the embedding.
         fusion: ``xgfb`` or ``concat``.
-        xgfb: of the X-gated fusion block.
+        xgfb: options of the X-gated fusion block.
         advanced: gate the other levels.
 
     Raises:
@@ -211,7 +211,7 @@ Fusion = Literal["xgfb", "concat", "none"]
 
 @dataclass(frozen=True)
 class SAMInputOptions:
-    """What SAM sees: the U-Net's image, enlarged ``input_scale`` times (from 256 to 1024 px in the paper)."""
+    """Configure SAM's input: the U-Net's image enlarged ``input_scale`` times (from 256 to 1024 px in the paper)."""
 
     input_scale: int = 4
 
@@ -225,7 +225,7 @@ class EUNet3POutput(NamedTuple):
 
     Attributes:
         logits: ``(B, 2, H, W)`` of background and nucleus, and the distance map's as a third where it is learned.
-        side_logits: the same of each supervised level, the finer first; empty without deep supervision.
+        side_logits: logits of each supervised level, finest first; empty without deep supervision.
     """
 
     logits: Tensor
@@ -233,26 +233,26 @@ class EUNet3POutput(NamedTuple):
 
 
 class EUNet3P(nn.Module):
-    """eU-Net3+ with the X-gated fusion block ("SAM Guided Task-Specific Enhanced Nuclei Segmentation").
+    """Segment nuclei with eU-Net3+ and X-gated fusion ("SAM Guided Task-Specific Enhanced Nuclei Segmentation").
 
-    SAM is frozen: without a gradient, and with the cache once per image. Only the U-Net and the fusion learn.
+    SAM is frozen; with the cache it runs once per image. Only the U-Net and the fusion are trained.
     The paper's numbers of parameters are those of the defaults with ``fusion: none``, and with the gate
     ``released``. U-Net 3+ itself is :data:`~nucsam_monai.networks.unet3plus.ORIGINAL_UNET3PLUS`.
 
     Args:
         sam_variant: name of the SAM variant, ``"vit_b"`` in the paper; unused with ``fusion: none``.
-        fusion: see :data:`Fusion`.
+        fusion: kind of fusion, see :data:`Fusion`.
         advanced: let SAM gate every level of the encoder (authors' code).
         unet: values of :class:`~nucsam_monai.networks.unet3plus.UNet3PlusOptions`.
         xgfb: values of :class:`~nucsam_monai.networks.eunet3p.XGFBOptions`.
         sam: values of :class:`SAMInputOptions`.
         sam_checkpoint: SAM weights in the official layout; without them SAM is random, the same each time.
-        embedding_cache: keeps SAM's features of images that recur.
+        embedding_cache: cache for SAM's features.
         outputs: logits per pixel in evaluation: 2 for learned instances, of nucleus and of the distance map.
 
     Raises:
-        ConfigurationError: an unknown option or value, or a variant and an ``input_scale`` that do not fit.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: an option or its value is unknown, or a variant and an ``input_scale`` that do not fit.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> network = EUNet3P("vit_tiny", unet={"filters": [8, 8, 16, 16, 32]}, sam={"input_scale": 1}).eval()
@@ -313,7 +313,7 @@ class EUNet3P(nn.Module):
 
         Args:
             image: ``(B, 3, H, W)``, sides multiples of 16 px with five levels, normalised with SAM's constants.
-            features: what :meth:`sam_features` returns for them, where it is known.
+            features: output of :meth:`sam_features` for the images, if already computed.
 
         Returns:
             Logits of nucleus ``(B, outputs, H, W)``, positive where the nucleus's channel is the greater, and of
@@ -346,7 +346,7 @@ class EUNet3P(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Return the header of a weights file, which must agree with the network it is loaded into.
+        """Return the header of a weights file, which must agree with the network that it is loaded into.
 
         Dropout is left out, as only training uses it.
         """

@@ -78,7 +78,7 @@ class BottleneckAdapters(BlockAdapter):
         init: ``zero_last`` starts from plain SAM (last layers zero), ``torch_default`` does not.
 
     Raises:
-        ConfigurationError: an unknown ``init``.
+        ConfigurationError: ``init`` is unknown.
     """
 
     def __init__(
@@ -216,9 +216,9 @@ class MALAOptions:
     """Size and start of MALA.
 
     Attributes:
-        kernel: see :data:`MALAKernel`; ``static`` and ``none`` are the paper's ablation.
+        kernel: kind of kernel, see :data:`MALAKernel`; ``static`` and ``none`` are the paper's ablation.
         rank: channels r inside; the paper compares 16 to 128.
-        dropout: share of channels dropped in training.
+        dropout: fraction of channels dropped in training.
         init: ``zero_last`` starts from plain SAM (last layer zero), ``torch_default`` does not.
 
     Raises:
@@ -312,7 +312,7 @@ class BlockMALA(BlockAdapter):
 
     Args:
         width: encoder width d.
-        options: of both.
+        options: options of both.
     """
 
     def __init__(self, width: int, options: MALAOptions) -> None:
@@ -330,21 +330,21 @@ class BlockMALA(BlockAdapter):
 
 
 FineTuning = Literal["none", "lora", "msa", "head", "full", "mala", "samus"]
-"""What learns (SAC, ablation of the adapters; CFR-SAM, comparison of fine-tuning methods):
+"""Parts of SAM that are trained (SAC, ablation of the adapters; CFR-SAM, comparison of fine-tuning methods).
 
-========= ========== ==================== =====================
-key       adapters   of the image encoder the mask decoder
-========= ========== ==================== =====================
-``none``  no         the neck             learns ("SAM-FT")
-``lora``  LoRA       nothing              learns (SAC, SAMed)
-``msa``   bottleneck nothing              learns (Med-SA)
-``head``  no         nothing              learns
-``full``  no         everything           learns
-``mala``  MALA       nothing              learns (CFR-SAM)
-``samus`` and a CNN  nothing              learns (SAMUS)
-========= ========== ==================== =====================
+The mask decoder is always trained.
 
-Those of ``samus`` surround the whole encoder, see :mod:`~nucsam_monai.networks.samus`; SAC alone has them.
+| key | adapters | trained in the image encoder | used by |
+|---|---|---|---|
+| ``none`` | none | neck | SAM-FT |
+| ``lora`` | LoRA | adapters | SAC, SAMed |
+| ``msa`` | bottleneck | adapters | Med-SA |
+| ``head`` | none | nothing | SAMMI |
+| ``full`` | none | everything | |
+| ``mala`` | MALA | adapters | CFR-SAM |
+| ``samus`` | adapters and a CNN | adapters | SAMUS |
+
+The adapters of ``samus`` surround the whole encoder, see :mod:`~nucsam_monai.networks.samus`; only SAC has them.
 """
 
 
@@ -374,7 +374,7 @@ def build_adapters(
     Args:
         kind: the kind of fine-tuning.
         variant: the sizes of SAM.
-        options: of this kind; None for its defaults.
+        options: options of this kind of adapter; None takes its defaults.
 
     Raises:
         ConfigurationError: an unknown ``kind`` or a value that the adapter refuses.
@@ -417,7 +417,7 @@ def freeze_for(
         pretrained: whether ``sam`` has trained weights; a random encoder that stays frozen is warned of.
 
     Raises:
-        ConfigurationError: an unknown ``kind``.
+        ConfigurationError: ``kind`` is unknown.
     """
     _require_known(kind)
     sam.requires_grad_(kind == "full")

@@ -31,7 +31,7 @@ class TrunkPyramid(nn.Module):
     """A feature pyramid of five levels on EfficientNet-Lite0, strides 4 to 64.
 
     Attributes:
-        out_channels: of each level.
+        out_channels: channels of each level.
     """
 
     out_channels = _COMPACT_CHANNELS
@@ -42,17 +42,17 @@ class TrunkPyramid(nn.Module):
         self.pyramid = FeaturePyramidNetwork(list(self.trunk.channels), self.out_channels, LastLevelMaxPool())
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the levels ``(B, 64, ...)`` by number, the finest first, of ``(B, 3, H, W)``."""
+        """Return the levels ``(B, 64, ...)`` by number, finest first, of ``(B, 3, H, W)``."""
         return self.pyramid({str(number): one for number, one in enumerate(self.trunk(image))})
 
 
 class MaskRCNN(Detector):
-    """Find nuclei as boxes, and draw the mask of each.
+    """Find nuclei as boxes and segment the mask in each box.
 
     Images are taken as they are: normalised before, and of the size that the network was trained on.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``lite0``, with a feature pyramid of five
             levels; on ``lite0`` pyramid and masks have 64 channels instead of 256, and boxes 256 instead of 1024.
         rois_per_image: regions that the heads learn from in an image, a quarter of them nuclei if there are as many.
@@ -61,7 +61,7 @@ class MaskRCNN(Detector):
         overlap: intersection over union of boxes of one class above which the worse one is dropped.
 
     Raises:
-        ConfigurationError: an unknown encoder.
+        ConfigurationError: the encoder is unknown.
 
     Example:
         >>> sum(p.numel() for p in MaskRCNN().parameters())

@@ -10,7 +10,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class NucleusPrompts(NamedTuple):
-    """N nuclei of B images, each with its positive point and K negative ones (PromptNucSeg, negative prompts).
+    """Hold the prompts of N nuclei on B images: one positive point each and K negative points (PromptNucSeg).
 
     A network that is prompted by boxes takes two opposite corners of each in place of points, with
     SAM's labels 2 and 3. Boxes and points may mix: all are filled up to one length with padding then.
@@ -31,7 +31,7 @@ class NucleusPrompts(NamedTuple):
 
 
 class MaskPrediction(NamedTuple):
-    """The masks of N nuclei.
+    """Hold the masks of N nuclei.
 
     Attributes:
         logits: ``(N, 1, 4h, 4w)`` mask logits for an embedding of ``h x w`` cells, ``(N, 1, 8h, 8w)`` with a fine
@@ -47,7 +47,7 @@ class MaskPrediction(NamedTuple):
 
 @runtime_checkable
 class PromptableNetwork(Protocol):
-    """Encodes a tile once, and turns each click or box on it into the mask of one nucleus."""
+    """Declare a network that encodes a tile once and segments one nucleus for each click or box on it."""
 
     def encode(self, image: Tensor) -> Any:
         """Return what is kept of square images ``(1, 3, S, S)``, normalised with SAM's constants."""

@@ -26,7 +26,7 @@ def read_options(kind: type[Options], values: Mapping[str, Any] | None, name: st
     Args:
         kind: a dataclass; booleans, numbers, literals, None and unions of them are checked, types of any
             other kind are left to the dataclass.
-        values: by field; fields that are not named keep their defaults.
+        values: values of the fields; other fields keep their defaults.
         name: the configuration's key, for messages.
 
     Raises:
@@ -57,8 +57,8 @@ def parameter_groups(network: nn.Module, lr: float, factors: Mapping[str, float]
     Args:
         network: the network.
         lr: learning rate of all other parts.
-        factors: share of ``lr`` by the start of the parameters' names, for example ``{"image_encoder.trunk": 0.5}``; a
-            ``*`` stands for anything.
+        factors: fraction of ``lr`` by the start of the parameter names, for example ``{"image_encoder.trunk": 0.5}``;
+            ``*`` matches anything.
 
     Raises:
         ConfigurationError: no trained parameter has such a name.

@@ -17,7 +17,7 @@ from nucsam_monai.networks.detector import (
     start_unlikely,
     with_coordinates,
 )
-from nucsam_monai.networks.sam.trunk import DepthwiseConv
+from nucsam_monai.networks.sam.convolutions import DepthwiseConv
 
 _STRIDE = 4
 _RATES = (1, 2, 4, 8)
@@ -49,8 +49,8 @@ class JointPyramidFusion(nn.Module):
     """The paper's JPFM: all levels at the size of the finest, seen by separable convolutions of several dilations.
 
     Args:
-        in_channels: of the levels, the finest first.
-        channels: of each level and each branch inside.
+        in_channels: channels of the levels, finest first.
+        channels: channels of each level and of each branch.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
@@ -59,16 +59,14 @@ class JointPyramidFusion(nn.Module):
         width = channels * len(in_channels)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                DepthwiseConv(
-                    nn.Conv2d(width, width, kernel_size=3, dilation=rate, groups=width, bias=False)
-                ),
+                DepthwiseConv(width, kernel=3, dilation=rate),
                 _conv(width, channels, kernel=1),
             )
             for rate in _RATES
         )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, 4 * channels, h, w)`` of the levels, the finest first."""
+        """Return ``(B, 4 * channels, h, w)`` of the levels, finest first."""
         size = levels[0].shape[2:]
         maps = [
             F.interpolate(narrow(level), size=size, mode="bilinear", align_corners=False)
@@ -92,10 +90,10 @@ def _head(in_channels: int, out_channels: int, widths: _Widths) -> nn.Sequential
 
 
 class PointNuNet(Detector):
-    """Find nuclei by their centres; the kernel at a centre draws the nucleus' mask from the image's features.
+    """Find nuclei by their centres; the kernel predicted at a centre gives the mask from the image's features.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: a network of timm that has maps at strides 4 to 32; the paper's is an HRNet-W64. On ``lite0`` each head
             has 3 convolutions of 64 channels instead of 7 of 256, and levels and branches have 32 channels.
         most: objects per image that are kept.
@@ -190,16 +188,16 @@ class PointNuNet(Detector):
 def centre_cells(masks: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Return the cells (x, y) int64 ``(n, 2)`` of the nuclei's centroids, and the spread ``(n,)`` of their peaks.
 
-    The spread is a third of the radius of a disc of the nucleus' area, and at least half a cell.
+    The spread is a third of the radius of a disc of the nucleus's area, and at least half a cell.
 
     Args:
         masks: ``(n, S, S)``.
-        stride: side of a cell in pixels.
+        stride: side length of a cell in pixels.
 
     Example:
         >>> cells, spread = centre_cells(torch.ones(1, 8, 16), 4)
-        >>> cells.tolist(), spread.round(decimals=2).tolist()
-        ([[1, 0]], [0.53])
+        >>> cells.tolist(), round(spread.item(), 2)
+        ([[1, 0]], 0.53)
     """
     pixels = masks.float()
     area = pixels.sum(dim=(1, 2)).clamp_min(1)
@@ -232,7 +230,7 @@ def keypoint_loss(logits: Tensor, heat: Tensor) -> Tensor:
 
     Args:
         logits: ``(B, classes, h, w)`` float32.
-        heat: of that shape, 1 at centres and falling off around them.
+        heat: target of the same shape, 1 at centres and decreasing around them.
     """
     probability = logits.sigmoid()
     found = (1 - probability) ** 2 * F.logsigmoid(logits)

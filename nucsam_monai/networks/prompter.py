@@ -39,8 +39,8 @@ def anchor_grid(height: int, width: int, step: int, device: torch.device | None 
     Args:
         height: rows of the grid.
         width: columns of the grid.
-        step: side of a cell in pixels.
-        device: where the result lies.
+        step: side length of a cell in pixels.
+        device: device of the result.
 
     Returns:
         ``(height, width, 2)`` float32 as (x, y) in pixels.
@@ -63,7 +63,7 @@ def sample_at(
     Args:
         features: ``(B, C, h, w)``, each cell standing for ``stride`` x ``stride`` pixels.
         points: ``(B, n, m, 2)`` float32 as (x, y) in pixels of the image.
-        stride: side of a cell in pixels.
+        stride: side length of a cell in pixels.
         alignment: ``corrected`` reads the value of a cell at the cell's centre, and at the border of the map
             that of the outermost cells. ``released`` is the authors' code, for their published weights: it
             stretches the centres of the outermost cells to the border of the image, which shifts samples by
@@ -93,7 +93,7 @@ _GROUPS = 8
 
 
 class CompactBackbone(nn.Module):
-    """One residual block (He et al., 2016) with group normalisation (Wu and He, 2018) for each of four sizes.
+    """Compute four maps with one residual block each (He et al., 2016), with group normalisation (Wu and He, 2018).
 
     Trained from random weights for some hundred steps it finds more nuclei than a ConvNeXt of the same cost, which
     is meant for long trainings. Batches may be small, and images do not influence each other. All reductions take whole
@@ -171,7 +171,7 @@ def _convolution(before: int, after: int, kernel: int) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class ConvNeXtShape:
-    """The size of a ConvNeXt.
+    """Define the size of a ConvNeXt.
 
     Attributes:
         depths: blocks of each stage.
@@ -187,7 +187,7 @@ CONVNEXT_SMALL = ConvNeXtShape((3, 3, 27, 3), (96, 192, 384, 768))
 
 
 class ConvNeXtBackbone(nn.Module):
-    """The four stages of a ConvNeXt without its classifier and without stochastic depth.
+    """Compute the four stages of a ConvNeXt, without its classifier and without stochastic depth.
 
     Args:
         shape: the size.
@@ -241,14 +241,14 @@ _STRIDES = (4, 8, 16, 32)
 
 
 class EmbeddingPyramid(nn.Module):
-    """The simple feature pyramid of ViTDet (Li et al., 2022): one map enlarged and reduced.
+    """Enlarge and reduce one map: the simple feature pyramid of ViTDet (Li et al., 2022).
 
     Transposed convolutions enlarge, each halving the channels; maximum pooling reduces.
 
     With an encoder that also returns finer maps the convolutions are not needed.
 
     Args:
-        channels: of the embedding, a multiple of 4.
+        channels: channels of the embedding, a multiple of 4.
         patch: pixels per cell of the embedding, a power of two from 4 to 16.
         finer: channels of the encoder's maps that are finer than the embedding, at half its pixels per cell, a
             quarter and so on down to 4; empty where it has none.
@@ -304,15 +304,15 @@ def _stage(channels: int, patch: int, stride: int) -> nn.Module:
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of one width that combine the detail of fine stages with the view of coarse ones.
+    """Combine the detail of fine stages with the context of coarse stages in maps of one width.
 
     All stages take part in the top-down path, even where only the finest are returned. There is neither
     normalisation nor activation.
 
     Args:
-        in_channels: channels of the backbone's stages, the finest first.
+        in_channels: channels of the backbone's stages, finest first.
         channels: channels of the result.
-        levels: number of maps that are returned, the finest first.
+        levels: number of maps that are returned, finest first.
 
     Example:
         >>> import torch
@@ -359,7 +359,7 @@ class NucleiMaskHead(nn.Module):
     by up to a few pixels; here nothing is padded.
 
     Args:
-        in_channels: channels of the backbone's stages, the finest first.
+        in_channels: channels of the backbone's stages, finest first.
         channels: channels of the pyramid.
     """
 
@@ -387,7 +387,7 @@ _SMALLEST_SIDE = 32  # the coarsest stage has one cell then
 
 @dataclass(frozen=True)
 class PrompterOptions:
-    """Options of the prompter; the defaults are the paper's for PanNuke.
+    """Configure the prompter; the defaults are the paper's for PanNuke.
 
     Attributes:
         backbone: ``convnext_small``; ``compact``, a small residual network for training from scratch on a CPU; or
@@ -399,9 +399,9 @@ class PrompterOptions:
             paper, 64 for ``compact`` and half of the embedding's for ``shared``.
         deform_step: move each anchor by a first offset before it is sampled (in the authors' code and in
             CFR-SAM's text, but not in PromptNucSeg's).
-        sample_align: see :func:`~nucsam_monai.networks.prompter.sample_at`.
+        sample_align: how pixels are sampled, see :func:`~nucsam_monai.networks.prompter.sample_at`.
         aux_mask: the auxiliary mask of all nuclei.
-        dropout: share of the heads' hidden values that is dropped in training.
+        dropout: fraction of the heads' hidden values that is dropped in training.
         sizes: predict width and height of each nucleus too, for prompts that are boxes (CFR-SAM, ablation of
             the prompt).
     """
@@ -417,10 +417,10 @@ class PrompterOptions:
     sizes: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers without a meaning.
+        """Check the values.
 
         Raises:
-            ConfigurationError: one is out of range.
+            ConfigurationError: a value is out of range.
         """
         if not 1 <= self.levels <= 4:
             raise ConfigurationError(f"options.levels {self.levels}: expected 1 to 4 levels of the pyramid.")
@@ -433,7 +433,7 @@ class PrompterOptions:
 
 
 class PrompterOutput(NamedTuple):
-    """The M anchor points of each image after their moves.
+    """Hold the M anchor points of each image after regression.
 
     Attributes:
         points: ``(B, M, 2)`` float32 as (x, y) in pixels; they may lie outside of the image.
@@ -449,10 +449,10 @@ class PrompterOutput(NamedTuple):
 
 
 class EmbeddingShape(NamedTuple):
-    """The embedding that a prompter without a backbone reads.
+    """Describe the embedding that a prompter without a backbone reads.
 
     Attributes:
-        channels: of the embedding.
+        channels: channels of the embedding.
         patch: pixels per cell.
         finer: channels of finer maps, see :class:`~nucsam_monai.networks.prompter.EmbeddingPyramid`.
     """
@@ -486,12 +486,12 @@ class Prompter(nn.Module):
     Args:
         n_classes: classes C of nuclei, without the background; 1 where nuclei have no classes.
         options: values of :class:`PrompterOptions`.
-        embedding: what a prompter with the backbone ``shared`` reads in place of an image.
+        embedding: SAM's embedding, which a prompter with the backbone ``shared`` takes instead of an image.
         backbone_checkpoint: ImageNet weights of ``convnext_small`` in torchvision's layout; without them
             everything is random.
 
     Raises:
-        ConfigurationError: an unknown option or value, the backbone ``shared`` without an embedding, or weights for
+        ConfigurationError: an option or its value is unknown, ``shared`` has no embedding, or there are weights for
             another backbone than ``convnext_small``.
         CheckpointError: the weights are missing, damaged or of another network.
 
@@ -595,7 +595,7 @@ class Prompter(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Header of a weights file, which must agree with the network it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         # Weights of a network without sizes lack the entry: that option came later.
         left_out = {"dropout"} if self.options.sizes else {"dropout", "sizes"}
         options = {name: value for name, value in asdict(self.options).items() if name not in left_out}
@@ -654,7 +654,7 @@ def any_nucleus_logits(
 ) -> Tensor:
     """Return the logits ``(B, 1, S, S)`` of "any nucleus": at each pixel the highest of all masks.
 
-    Every anchor point that is likelier a nucleus than background is a prompt; points of the same nucleus are not
+    Every anchor point that is more likely a nucleus than background is a prompt; points of the same nucleus are not
     merged, as that changes nothing here.
 
     Args:
@@ -690,8 +690,8 @@ def start_from_other_classes(path: Path | str, prompter: Prompter, header: Mappi
 
     Args:
         path: ``prompter.safetensors`` of a training.
-        prompter: with the options of that training.
-        header: of ``prompter``, with its ``class_names``.
+        prompter: prompter with the options of that training.
+        header: header of ``prompter``, with its ``class_names``.
 
     Raises:
         CheckpointError: the file is missing or damaged, names no classes, or is of a prompter of other options.

@@ -1,4 +1,4 @@
-"""PromptNucSeg: a prompter that finds one point per nucleus, and a SAM that turns points into masks."""
+"""Define PromptNucSeg: a prompter that finds one point per nucleus, and a SAM that segments the nucleus there."""
 
 import json
 import logging
@@ -44,9 +44,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """What of SAM learns (PromptNucSeg, ablation FT: ``none`` is vanilla SAM).
+    """Choose the parts of SAM that are fine-tuned (PromptNucSeg, ablation FT: ``none`` is vanilla SAM).
 
-    The prompt encoder of a pretrained SAM stays as it is; from scratch its few tables may learn too.
+    Attributes:
+        trainable: ``all`` parts, only the mask ``decoder``, or ``none``.
+        train_prompt_encoder: whether the prompt encoder is trained too; useful without pretrained SAM weights.
+        activation_checkpointing: recompute activations of the encoder, which saves memory and takes more time.
     """
 
     trainable: Literal["all", "decoder", "none"] = "all"
@@ -55,27 +58,27 @@ class FineTuneOptions:
 
 
 class Segmentor(nn.Module):
-    """SAM for one prompt, one nucleus (PromptNucSeg, section on the segmentor).
+    """Segment one nucleus per prompt with SAM (PromptNucSeg, section on the segmentor).
 
-    Encode an image once and ask for as many of its nuclei as there are points, at any time::
+    An image is encoded once, and any number of points is decoded from it::
 
         features = segmentor.encode(image)
         masks = segmentor.decode(features, prompts).logits > 0
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
-        image_size: side of the tiles in pixels.
+        image_size: side length of the tiles in pixels.
         finetune: values of :class:`FineTuneOptions`.
-        classes: number of classes that a head on a token of its own tells apart (the paper's ablation; the
-            method takes classes from the prompter); 0 is no such head.
-        decode_window: side in cells of the part of the embedding that each prompt is decoded on, see
-            :func:`~nucsam_monai.networks.sam.decode_window.decode_in_windows`; 0 takes all, as the paper does.
-        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
+        classes: number of classes of a class head with its own token (the paper's ablation; the method itself takes
+            classes from the prompter); 0 for no head.
+        decode_window: side length in cells of the part of the embedding on which each prompt is decoded, see
+            :func:`~nucsam_monai.networks.sam.decode_window.decode_in_windows`; 0 takes all cells, as in the paper.
+        sam_checkpoint: SAM weights in the official layout to start from. Default: random weights, see
             :func:`~nucsam_monai.networks.sam.decoder.start_localised`.
 
     Raises:
-        ConfigurationError: an unknown option or value.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: an option or its value is unknown.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> import torch
@@ -120,19 +123,19 @@ class Segmentor(nn.Module):
         return self.decode(self.encode(image), prompts)
 
     def encode(self, image: Tensor) -> EncoderFeatures:
-        """Return what the encoder says of ``(B, 3, S, S)`` images."""
+        """Encode ``(B, 3, S, S)`` images, normalised with SAM's constants."""
         return self.sam.encode(image)
 
     def decode(self, features: EncoderFeatures, prompts: NucleusPrompts) -> MaskPrediction:
         """Segment the prompted nuclei of encoded images, a bounded number of prompts at a time.
 
         Args:
-            features: of :meth:`encode`.
-            prompts: the nuclei; none at all are allowed. In training every tensor that masks would train then
-                gets a gradient of zero, so that several processes stay in step.
+            features: output of :meth:`encode`.
+            prompts: prompts of the nuclei; may be empty. In training, all trained tensors then get a gradient of zero,
+                so that several processes stay synchronised.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         if self.training and not len(prompts.points):
             logits, iou, classes = self.decode(features, padding_prompt(prompts))
@@ -150,7 +153,7 @@ class Segmentor(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         finetune = asdict(self.options)
         del finetune["activation_checkpointing"]  # costs time, changes nothing
         options = {"finetune": finetune, "classes": self.classes}
@@ -161,7 +164,7 @@ class Segmentor(nn.Module):
         }
 
     def _freeze(self, *, pretrained: bool) -> None:
-        """Leave a gradient to what learns."""
+        """Freeze the parameters that are not trained."""
         trainable = self.options.trainable
         self.requires_grad_(trainable == "all")
         if trainable == "decoder":
@@ -180,14 +183,14 @@ class Segmentor(nn.Module):
 
 @torch.no_grad()
 def start_from_unsam(path: str, segmentor: Segmentor) -> None:
-    """Start from the weights of a UN-SAM training: its encoder, and of its decoder what SAM has as well.
+    """Start from the weights of a UN-SAM training: its encoder, and the parts of its decoder that SAM also has.
 
-    UN-SAM's bypass has no place in a segmentor and is left out. Each mask token starts as UN-SAM's first query, the
-    foreground's, with its kernels: masks are foreground then, and are left to learn where each nucleus ends.
+    UN-SAM's bypass is left out. Each mask token starts as UN-SAM's foreground query with its kernels, so that masks
+    start as the foreground and only have to learn where each nucleus ends.
 
     Args:
         path: weights file of UN-SAM, all of which was trained.
-        segmentor: of the same SAM variant; changed in place.
+        segmentor: segmentor with the same SAM variant; modified in place.
 
     Raises:
         CheckpointError: the file is missing or damaged, is not UN-SAM's or of another variant, or lacks tensors.
@@ -216,13 +219,13 @@ def start_from_unsam(path: str, segmentor: Segmentor) -> None:
 
 
 def learning_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that an optimizer is given.
+    """Return the parameters to be passed to the optimizer.
 
     Args:
-        network: a segmentor, or what contains one, frozen by its options.
+        network: segmentor, or a network that contains one.
 
     Raises:
-        ConfigurationError: none learns, so that there is nothing to train.
+        ConfigurationError: all parameters are frozen.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
@@ -234,10 +237,10 @@ def learning_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 class ClassHead(nn.Module):
-    """A learned token among those of the mask decoder, and the MLP that reads a class off its result.
+    """Predict a class with an additional learned token of the mask decoder and an MLP on its output.
 
     Args:
-        channels: of a token.
+        channels: channels of a token.
         classes: number of classes.
     """
 
@@ -252,11 +255,11 @@ class ClassHead(nn.Module):
 
 
 class TaughtPrediction(NamedTuple):
-    """What the network says in training.
+    """Hold the network's output in training.
 
     Attributes:
-        masks: of the prompted nuclei.
-        dense: of every pixel, see :class:`DenseNucleiHead`.
+        masks: masks of the prompted nuclei.
+        dense: dense prediction of every pixel, see :class:`DenseNucleiHead`.
     """
 
     masks: MaskPrediction
@@ -264,10 +267,10 @@ class TaughtPrediction(NamedTuple):
 
 
 class DenseNucleiHead(nn.Module):
-    """Nucleus or not, and where in its nucleus a pixel lies, from an embedding.
+    """Predict the nucleus mask and each pixel's position in its nucleus from an embedding.
 
-    What HoVer-Net's two branches say (Graham et al., 2019, section 3.1), read from SAM's embedding by transposed
-    convolutions like those of SAM's mask decoder.
+    These are the outputs of HoVer-Net's two branches (Graham et al., 2019, section 3.1), predicted from SAM's
+    embedding by transposed convolutions like those of SAM's mask decoder.
 
     Args:
         channels: C of the embedding.
@@ -297,14 +300,14 @@ class DenseNucleiHead(nn.Module):
 
 
 class DenselyTaughtSegmentor(Segmentor):
-    """A segmentor with a head that a training from random weights adds to its encoder.
+    """Add an auxiliary head to the encoder of a segmentor, for training from random weights.
 
-    Of an image only the prompted nuclei teach the encoder; with this head every pixel does. In evaluation it is left
-    out, and SAM's file does not contain it.
+    Without it the encoder learns only from the prompted nuclei of an image; with it, from every pixel. The head is not
+    used in evaluation and not saved with SAM's weights.
 
     Args:
-        sam_variant: as in :class:`~nucsam_monai.networks.promptnucseg.Segmentor`, like all others.
-        image_size: side of the tiles in pixels.
+        sam_variant: see :class:`~nucsam_monai.networks.promptnucseg.Segmentor`, also for the other arguments.
+        image_size: side length of the tiles in pixels.
         options: further arguments of the segmentor.
 
     Source: ours.
@@ -320,7 +323,7 @@ class DenselyTaughtSegmentor(Segmentor):
         """Segment the prompted nuclei of ``(B, 3, S, S)`` images; in training with the maps of all pixels.
 
         Raises:
-            ConfigurationError: no prompts, as tools give that export a network.
+            ConfigurationError: there are no prompts, as in tools that export networks.
         """
         if prompts is None:
             raise ConfigurationError(
@@ -333,7 +336,7 @@ class DenselyTaughtSegmentor(Segmentor):
 
     @property
     def header(self) -> Mapping[str, str]:  # type: ignore[override]
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         return {**super().header, "method": "compact_sam"}
 
 
@@ -342,7 +345,7 @@ PARTS = ("prompter", "segmentor")
 
 
 class PromptNucSeg(nn.Module):
-    """Both networks of the method, which share nothing and are trained one after the other (PromptNucSeg, 3.1).
+    """Combine both networks, which share no parameters and are trained one after the other (PromptNucSeg, 3.1).
 
     With the prompter's backbone ``shared`` the prompter reads the embedding of the segmentor's encoder, and both are
     trained together (the paper's supplement); see :class:`EndToEnd`.
@@ -352,24 +355,24 @@ class PromptNucSeg(nn.Module):
     :func:`~nucsam_monai.inferers.point_finder`.
 
     Args:
-        class_names: of the nuclei; one name where they have no classes.
-        sam_variant: of the segmentor.
+        class_names: names of the classes of nuclei; one name without classes.
+        sam_variant: SAM variant of the segmentor.
         image_size: side of the segmentor's tiles in pixels.
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`.
         finetune: values of :class:`~nucsam_monai.networks.promptnucseg.FineTuneOptions`.
         segmentor_classifies: give the segmentor a class head (the paper's ablation).
-        decode_window: of the segmentor.
+        decode_window: window of the segmentor's decoder in cells.
         backbone_checkpoint: ImageNet weights of the prompter's backbone.
         sam_checkpoint: weights of SAM.
 
     Raises:
-        ConfigurationError: no class or one named twice, an unknown option or value.
+        ConfigurationError: there is no class, a class occurs twice, or an option or its value is unknown.
         CheckpointError: a file of weights is missing, damaged or of another network.
 
     Example:
         >>> network = PromptNucSeg(["nucleus"], "vit_tiny", prompter={"backbone": "compact"}).eval()
-        >>> network(torch.zeros(1, 3, 256, 256)).shape
-        torch.Size([1, 1, 256, 256])
+        >>> network(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 1, 64, 64])
     """
 
     def __init__(
@@ -446,7 +449,7 @@ class PromptNucSeg(nn.Module):
         """Return the points that a prompter with a shared encoder proposes for encoded images.
 
         Args:
-            features: of :meth:`encode`.
+            features: output of :meth:`encode`.
             with_mask: compute the auxiliary mask.
 
         Raises:
@@ -479,17 +482,17 @@ class PromptNucSeg(nn.Module):
 
 
 class EndToEndOutput(NamedTuple):
-    """What both networks say of one batch."""
+    """Hold the outputs of both networks for one batch."""
 
     found: PrompterOutput
     masks: MaskPrediction
 
 
 class EndToEnd(nn.Module):
-    """A network with a shared encoder as what is trained: the encoder runs once for points and masks.
+    """Train both networks end to end with a shared encoder that runs once for points and masks.
 
     Args:
-        network: its tensors are trained.
+        network: network whose tensors are trained.
 
     Raises:
         ConfigurationError: the prompter has a backbone of its own.
@@ -560,7 +563,7 @@ def trained_classes(checkpoint: str | None, default: Sequence[str]) -> list[str]
 
     Args:
         checkpoint: the prompter's weights file of a PromptNucSeg training.
-        default: what to return where there is no such file; tools that only look at a bundle have no weights.
+        default: value if there is no such file, because tools that only inspect a bundle have no weights.
 
     Raises:
         CheckpointError: the file is damaged, or names no classes.

@@ -1,4 +1,4 @@
-"""Define SAC, the whole model: SAM adapted by LoRA and prompted by points that a small U-Net proposes."""
+"""Define SAC: SAM adapted by LoRA and prompted by points that a small U-Net proposes."""
 
 import copy
 import json
@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from nucsam_monai.networks.compilation import refuse_export
 from nucsam_monai.networks.dense.unet import OriginalUNet
-from nucsam_monai.networks.fine_tuning import FineTuning, LoRAOptions, MSAOptions, build_adapters, freeze_for
+from nucsam_monai.networks.fine_tuning import (
+    FineTuning,
+    LoRAOptions,
+    MSAOptions,
+    build_adapters,
+    freeze_for,
+    warn_of_frozen_encoder,
+)
 from nucsam_monai.networks.nucleus_prompts import MaskPrediction
 from nucsam_monai.networks.options import read_options
 from nucsam_monai.networks.sam import EncoderFeatures, build_sam
@@ -29,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 class UNetGenerator(OriginalUNet):
-    """U-Net (Ronneberger et al., 2015) with batch normalisation (SAC, section on the prompt generator).
+    """Predict nuclei with a U-Net with batch normalisation (SAC, section on the prompt generator).
 
-    With its defaults it has the 7,763,041 parameters that SAC's parameter table adds to SAM: 32 to 256
-    channels on four levels and 512 at the bottom.
+    By default it has 32 to 256 channels on four levels and 512 at the bottom: the 7,763,041 parameters that SAC's
+    parameter table adds to SAM.
 
     Args:
         in_channels: channels of the image.
-        channels: channels of the finest level; every level below has twice as many.
-        levels: number of down-samplings.
+        channels: channels of the finest level; every coarser level has twice as many.
+        levels: number of downsamplings.
 
     Example:
         >>> UNetGenerator()(torch.zeros(1, 3, 64, 64)).shape
@@ -72,7 +79,7 @@ _PADDING = -1
 
 
 class PointPrompts(NamedTuple):
-    """The points of B images, K each.
+    """Hold the points of B images, K in each.
 
     Attributes:
         coordinates: ``(B, K, 2)`` float32 as (x, y) in pixels.
@@ -92,10 +99,10 @@ def select_points(
     *,
     seed: int | None = None,
 ) -> PointPrompts:
-    """Choose ``count`` points on nuclei and as many on background in every image.
+    """Choose ``count`` points on nuclei and ``count`` points on background in every image.
 
-    Candidates are the pixels whose probability of the wanted class, p or 1 - p, is at least ``tau``. Fewer
-    candidates than points leave padding. No pixel is chosen twice.
+    Candidates are the pixels whose probability of nucleus or background, p or 1 - p, is at least ``tau``. If there are
+    fewer candidates than points, the rest is padding. No pixel is chosen twice.
 
     - ``R`` draws candidates uniformly.
     - ``O`` takes one centroid per 8-connected component on nuclei; where it lies outside of its component,
@@ -110,7 +117,7 @@ def select_points(
         count: points of each label, 0 or more.
         rule: ``O`` or ``R``.
         tau: threshold in [0, 1]; 0.5 for ``O`` and 0.9 for ``R`` by default.
-        seed: what every image draws from, so that its points depend on nothing else; None draws from
+        seed: seed for every image, so that its points depend only on the image; None draws from
             PyTorch's global generator.
 
     Returns:
@@ -125,7 +132,7 @@ def select_points(
         >>> probability[..., 1:4, 5:8] = 1
         >>> select_points(probability, count=1).coordinates
         tensor([[[6., 2.],
-                 [2., 6.]]])
+                 [2., 2.]]])
     """
     if rule not in get_args(SelectionRule):
         raise ConfigurationError(f"selection '{rule}': expected 'O' (centroids) or 'R' (random).")
@@ -227,21 +234,21 @@ Stage = Literal["joint", "generator", "segmenter", "truth"]
 
 @dataclass(frozen=True)
 class GeneratorOptions:
-    """The auto-prompt generator, its points and its training.
+    """Configure the auto-prompt generator, its points and its training.
 
     Attributes:
-        n_points: points on nuclei, and as many on background; with 0 there is no generator.
-        n_points_test: the same in evaluation if it differs. 0 leaves a network that was trained with
-            auto points to the points of the user, or to none (SAC, Table 4).
+        n_points: number of points on nuclei and of points on background; 0 for no generator.
+        n_points_test: number of points in evaluation if it differs. With 0, a network that was trained with automatic
+            points takes the user's points, or none (SAC, Table 4).
         selection: ``O`` centroids, ``R`` random pixels.
-        tau: probability from which on a pixel can be chosen; None is 0.5 for ``O`` and 0.9 for ``R``.
-        input_size: side in pixels that the generator sees the image at; None is the image's own.
-        training: ``joint`` trains both parts from the start; ``pretrain`` trains the generator alone for
-            ``pretrain_epochs`` and freezes it then; ``warmup`` chooses points from the ground truth for
-            ``warmup_epochs``, as those of an untrained generator are random.
-        pretrain_epochs: see ``training``.
-        warmup_epochs: see ``training``.
-        seed: of the selection in evaluation, which gives an image the same points every time.
+        tau: least probability of a chosen pixel. Default: 0.5 for ``O`` and 0.9 for ``R``.
+        input_size: side length in pixels of the generator's input. Default: that of the image.
+        training: ``joint`` trains both parts from the start; ``pretrain`` first trains the generator alone for
+            ``pretrain_epochs`` and then freezes it; ``warmup`` chooses points from the ground truth for
+            ``warmup_epochs``, because the points of an untrained generator are random.
+        pretrain_epochs: epochs of the first stage, see ``training``.
+        warmup_epochs: epochs of the warm-up, see ``training``.
+        seed: seed of the point selection in evaluation, so that an image always gets the same points.
     """
 
     n_points: int = 1
@@ -269,7 +276,7 @@ class GeneratorOptions:
 
     @property
     def threshold(self) -> float:
-        """The probability from which on a pixel can be chosen."""
+        """Least probability of a chosen pixel."""
         return _DEFAULT_TAU[self.selection] if self.tau is None else self.tau
 
     def stage(self, epoch: int) -> Stage:
@@ -285,7 +292,7 @@ class AutoPrompter(nn.Module):
     """Locate nuclei with a small U-Net and choose points from its output (SAC, auto-prompting).
 
     Args:
-        options: of the generator.
+        options: options of the generator.
     """
 
     def __init__(self, options: GeneratorOptions) -> None:
@@ -346,9 +353,13 @@ class AutoPrompter(nn.Module):
 
 @dataclass(frozen=True)
 class SAMOptions:
-    """Options of SAM itself; ``finetune: false`` is vanilla SAM, entirely frozen.
+    """Configure SAM itself; ``finetune: false`` is vanilla SAM, entirely frozen.
 
-    SAC freezes the prompt encoder by its text, but counts it as trained in its parameter table.
+    Attributes:
+        finetune: whether SAM is trained at all.
+        train_prompt_encoder: whether the prompt encoder is trained too. SAC's text says that it is frozen, but its
+            parameter table counts it as trained.
+        activation_checkpointing: recompute activations of the encoder, which saves memory and takes more time.
     """
 
     finetune: bool = True
@@ -374,24 +385,24 @@ class SACOutput(NamedTuple):
 class SAC(nn.Module):
     """Predict one mask of all nuclei from one prompt of many points ("Segment Any Cell", section on the method).
 
-    Points are chosen from the generator's output without a gradient, and the generator sees nothing but the
-    image: it learns from its own loss only, and SAM from that of the mask only.
+    The choice of points has no gradient, so the generator learns only from its own loss and SAM only from the mask
+    loss.
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_h"`` or the compact ``"vit_tiny"``.
-        image_size: side of the working image in pixels.
+        image_size: side length of the input image in pixels.
         adapter: the kind of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         sam: values of :class:`SAMOptions`.
         lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
         generator: values of :class:`~nucsam_monai.networks.sac.GeneratorOptions`.
-        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random.
-        outputs: masks per image: 2 for learned instances, whose second one is the distance map. It has a token and
-            hyper-networks of its own, initialised as copies of those of SAM's mask.
+        sam_checkpoint: SAM weights in the official layout to start from. Default: random weights.
+        outputs: masks per image. With 2, the second is a distance map that separates touching nuclei; its token and
+            hyper-networks start as copies of those of SAM's mask.
 
     Raises:
-        ConfigurationError: an unknown option or value.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: an option or its value is unknown.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> network = SAC("vit_tiny", 256, adapter="full").eval()
@@ -444,10 +455,10 @@ class SAC(nn.Module):
             self.generator.freeze(self.stage == "segmenter")
 
     def check_epochs(self, epochs: int) -> None:
-        """Refuse a training of so few epochs that only the generator learns.
+        """Check that a training has enough epochs for SAM after those of the generator.
 
         Raises:
-            ConfigurationError: the generator's own epochs leave none to SAM.
+            ConfigurationError: there are not enough epochs.
         """
         if self.generator_options.stage(epochs - 1) == "generator":
             raise ConfigurationError(
@@ -465,13 +476,13 @@ class SAC(nn.Module):
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
             points: coordinates ``(B, K, 2)`` in pixels (x, y) and labels ``(B, K)`` (1 nucleus,
                 0 background, -1 padding): the clicks of an expert, simulated in training.
-            truth: ``(B, 1, S, S)`` binary mask of all nuclei. Only the warm-up looks at it, in training.
+            truth: ``(B, 1, S, S)`` binary mask of all nuclei, used only by the warm-up of a training.
 
         Returns:
             Mask logits ``(B, outputs, S, S)``; in training mode :class:`SACOutput`, as the generator is trained too.
 
         Raises:
-            ConfigurationError: a warm-up without ``truth``.
+            ConfigurationError: ``truth`` is missing in the warm-up.
         """
         if self.training:
             return self._train_stage(image, points, truth)
@@ -487,8 +498,8 @@ class SAC(nn.Module):
         """Return the user's and the automatic points of each image, and the generator's logits.
 
         Args:
-            image: as in :meth:`forward`.
-            points: as in :meth:`forward`.
+            image: see :meth:`forward`.
+            points: see :meth:`forward`.
             truth: choose the automatic points from this mask.
         """
         found = [] if points is None else [PointPrompts(points[0].float(), points[1].long())]
@@ -553,7 +564,7 @@ class SAC(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Return the header of a weights file, which must agree with the network it is loaded into.
+        """Return the header of a weights file, which must agree with the network that it is loaded into.
 
         Left out are settings of training or evaluation alone: the schedule and ``n_points_test``.
         """
@@ -599,7 +610,7 @@ class SAC(nn.Module):
         """Build the distance map's output layers, if needed, as copies of the mask's.
 
         Returns:
-            The token, its hyper-network for the up-scaled embedding, and that for the fine map of variants that have
+            The token, its hyper-network for the upscaled embedding, and that for the fine map of variants that have
             one.
         """
         if self.outputs not in (1, 2) or (self.outputs == 2 and not self.sam_options.finetune):
@@ -629,6 +640,8 @@ class SAC(nn.Module):
                     "nothing is left to learn once the generator is frozen."
                 )
             self.sam.requires_grad_(False)
+            if not pretrained:
+                warn_of_frozen_encoder("sam.finetune false", "train SAM with sam.finetune true")
             return
         freeze_for(
             self.adapter,

@@ -1,4 +1,4 @@
-"""Define the image encoder of SAMUS ("SAMUS", Lin et al., arXiv 2309.06824, 2023); its full text was not at hand."""
+"""Define the image encoder of SAMUS ("SAMUS", Lin et al., arXiv 2309.06824, 2023); its full text was not available."""
 
 from itertools import pairwise
 
@@ -155,7 +155,7 @@ class LocalBranch(nn.Module):
         """Encode images with SAM's encoder and what is added to it.
 
         Args:
-            encoder: of SAM.
+            encoder: image encoder of SAM.
             image: ``(B, 3, H, W)``, normalised with SAM's constants.
 
         Returns:

@@ -41,8 +41,8 @@ class ContextEncoder(nn.Module):
     """Mix the levels of a residual network: pyramid pooling of the coarsest, then down to the finest, and all joined.
 
     Args:
-        in_channels: of the levels, the finest first.
-        channels: of each level and of the result.
+        in_channels: channels of the levels, finest first.
+        channels: channels of each level and of the result.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
@@ -58,7 +58,7 @@ class ContextEncoder(nn.Module):
         self.join = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, channels, h, w)`` of the levels, the finest first."""
+        """Return ``(B, channels, h, w)`` of the levels, finest first."""
         *finer, coarsest = (lateral(level) for lateral, level in zip(self.lateral, levels, strict=True))
         pooled = [_enlarge(pool(coarsest), coarsest) for pool in self.pools]
         mixed = [self.context(torch.cat([*pooled, coarsest], dim=1))]
@@ -87,10 +87,10 @@ def _start_convolution(layer: nn.Module) -> None:
 
 
 class SparseInst(Detector):
-    """Find nuclei by maps that each highlight one of them; no box, no anchor, no suppression of duplicates.
+    """Find nuclei by maps that each highlight one nucleus, without boxes, anchors or duplicate suppression.
 
     Args:
-        class_names: of the nuclei.
+        class_names: names of the classes of nuclei.
         encoder: a network of timm that has maps at strides 4 to 32; the paper's is a ResNet-50. On ``lite0`` features
             have 64 channels instead of 256, and activation maps the paper's stride 8 instead of 4.
         most: objects per image; the paper's 100 are fewer than a tile of tissue holds.

@@ -130,9 +130,9 @@ class FullScaleNode(nn.Module):
     :func:`~nucsam_monai.networks.unet3plus.convolve_enlarged`.
 
     Args:
-        level: of the node; 0 is the finest.
-        channels: of the maps of all levels, the finest first.
-        skip_channels: that each of them contributes.
+        level: level of the node; 0 is the finest.
+        channels: channels of the maps of all levels, finest first.
+        skip_channels: channels that each map contributes.
 
     Example:
         >>> node = FullScaleNode(1, [4, 8, 16], skip_channels=4)
@@ -151,7 +151,7 @@ class FullScaleNode(nn.Module):
         """Return ``(B, skip_channels * levels, h, w)``.
 
         Args:
-            maps: ``(B, C_j, h_j, w_j)`` of all levels, the finest first: of finer levels and its own those of
+            maps: ``(B, C_j, h_j, w_j)`` of all levels, finest first: of finer levels and its own those of
                 the encoder, of coarser levels those of the decoder.
         """
         skips = [
@@ -185,13 +185,13 @@ Guide = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class UNet3PlusOptions:
-    """Sizes and parts; the defaults are eU-Net3+, see :data:`ORIGINAL_UNET3PLUS` for U-Net 3+.
+    """Configure sizes and parts; the defaults are eU-Net3+, see :data:`ORIGINAL_UNET3PLUS` for U-Net 3+.
 
     Attributes:
-        filters: channels of the encoder levels, the finest first. Each skip connection has those of the first.
-        activation: of the encoder; the decoder has ReLU.
+        filters: channels of the encoder levels, finest first. Each skip connection has those of the first.
+        activation: activation of the encoder; the decoder has ReLU.
         pool: ``maxblur`` or ``max``.
-        dropout: share of the coarsest level's channels that are left out in training.
+        dropout: fraction of the coarsest level's channels that are left out in training.
         deep_supervision: give an output of every decoder level in training (U-Net 3+, section 2.2).
     """
 
@@ -221,11 +221,11 @@ ORIGINAL_UNET3PLUS = UNet3PlusOptions(
 
 
 class UNet3Plus(nn.Module):
-    """U-Net 3+ (Huang et al., 2020) with the changes of eU-Net3+ as options.
+    """Segment images with U-Net 3+ (Huang et al., 2020), with the changes of eU-Net3+ as options.
 
     Args:
-        in_channels: of the image.
-        out_channels: of the logits.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
         options: sizes and parts.
 
     Example:
@@ -279,11 +279,11 @@ class UNet3Plus(nn.Module):
             )
 
     def encode(self, image: Tensor, guide: Guide | None = None) -> list[Tensor]:
-        """Return the maps of all levels, the finest first.
+        """Return the maps of all levels, finest first.
 
         Args:
             image: ``(B, in_channels, H, W)``.
-            guide: what changes them; a changed map is also what the next level sees.
+            guide: function that changes the maps; the next level also receives the changed map.
 
         Raises:
             ConfigurationError: sides that are not multiples of ``stride``.
@@ -299,7 +299,7 @@ class UNet3Plus(nn.Module):
         """Return logits ``(B, out_channels, H, W)``: the network's and, in training, the supervised levels'.
 
         Args:
-            maps: of :meth:`encode`.
+            maps: output of :meth:`encode`.
         """
         known = [*maps[:-1], self.dropout(maps[-1])]
         for level in reversed(range(len(self.nodes))):

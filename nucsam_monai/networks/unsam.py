@@ -1,4 +1,4 @@
-"""Define UN-SAM, the whole model: prompt-free segmentation of nuclei in several domains."""
+"""Define UN-SAM: prompt-free segmentation of nuclei in several domains."""
 
 import json
 import logging
@@ -59,14 +59,14 @@ class DomainBypass(nn.Module):
         width: encoder width d.
         domains: number of domains K.
         common_ratio: hidden width of the common embedding as a multiple of ``width``.
-        specific_ratio: the same for each domain-specific embedding.
+        specific_ratio: reduction ratio of each domain-specific embedding.
         scale: factor of the bypass.
         init: ``zero_last`` starts from plain SAM (last specific layer zero), ``torch_default`` does not.
         common_scope: ``shared`` keeps one common embedding that trains on through all domains;
             ``per_domain`` stores one copy per domain, which :meth:`inherit` passes on.
 
     Raises:
-        ConfigurationError: an unknown ``init`` or ``common_scope``.
+        ConfigurationError: ``init`` or ``common_scope`` is unknown.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class PatchConvTranspose2d(nn.ConvTranspose2d):
 
 
 class PyramidSelfPromptGenerator(nn.Module):
-    """Hint logits from four encoder levels, joined top-down as the paper's text describes.
+    """Predict hint logits from four encoder levels, joined top-down as in the paper's text.
 
-    The shallow levels go to the fine scales: transposed convolution x4, x2, identity and stride 2. A
-    feature pyramid then adds each finer map to the up-sampled coarser one.
+    The shallow levels are brought to the fine scales by a transposed convolution x4, x2, identity and stride 2. A
+    feature pyramid then adds each finer map to the upsampled coarser map.
 
     Args:
         in_channels: channels of each level.
@@ -191,7 +191,7 @@ class PyramidSelfPromptGenerator(nn.Module):
 
 
 class ReleasedSelfPromptGenerator(nn.Module):
-    """Hint logits from the last embedding alone: the sum of four single-channel branches.
+    """Predict hint logits from the last embedding alone, as the sum of four single-channel branches.
 
     This is the form of the authors' published weights; the paper's text describes
     :class:`PyramidSelfPromptGenerator`.
@@ -238,14 +238,14 @@ def thresholded_hint(logits: Tensor, tau: float) -> Tensor:
 
 
 class DomainQueryDecoder(nn.Module):
-    """Decode masks with SAM's two-way transformer and up-scaling from the queries of one domain.
+    """Decode masks with SAM's two-way transformer and upscaling from the queries of one domain.
 
-    SAM's IoU token, IoU head and mask tokens are gone; every query has a hyper-network of its own. Queries
-    are kept domain by domain: a row of one common table would get a gradient of zero instead of none while
-    another domain trains, and an optimizer's momentum or weight decay would move it.
+    Instead of SAM's IoU token, IoU head and mask tokens, every query has its own hyper-network. The queries of each
+    domain are a separate parameter: in a common table, the momentum or weight decay of an optimizer would change the
+    rows of one domain while another one is trained.
 
     Args:
-        variant: the sizes of SAM's decoder.
+        variant: sizes of SAM's decoder.
         queries_per_domain: number of queries (masks) of each domain.
         joint_queries: let the queries of all domains attend to each other and pick the domain's masks at
             the end, as the authors' code does; otherwise the domain's queries are picked first, so that
@@ -286,7 +286,7 @@ class DomainQueryDecoder(nn.Module):
             image_pe: ``(1, C, h, w)``, SAM's dense positional code.
             domain: index of the domain.
             prompt_tokens: ``(B, K, C)`` point tokens, where points prompt the decoder.
-            fine: ``(B, fine_channels, 8h, 8w)`` of variants with a trunk.
+            fine: ``(B, fine_channels, 8h, 8w)`` fine map, for variants with a trunk.
 
         Returns:
             Mask logits ``(B, n_q, 4h, 4w)`` with one channel per query of the domain, or twice as large with
@@ -324,7 +324,7 @@ class DomainQueryDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, sam_decoder: MaskDecoder, *, copy_token: bool) -> None:
-        """Copy SAM's transformer, up-scaling and the hyper-network of its single-mask token.
+        """Copy SAM's transformer, upscaling and the hyper-network of its single-mask token.
 
         Args:
             sam_decoder: SAM's mask decoder with its official weights.
@@ -347,7 +347,18 @@ def _kernels(mlps: nn.Module, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """DT-Encoder: which parts train and how the bypass is built (ablation switch E is ``bypass``)."""
+    """Configure the DT-Encoder: trained parts and form of the bypass (ablation switch E is ``bypass``).
+
+    Attributes:
+        bypass: whether each block has the domain-specific bypass; without it the encoder is SAM's.
+        trainable: train only the ``bypass``, or ``all`` of the encoder.
+        common_ratio: see :class:`DomainBypass`, also for the next four.
+        specific_ratio: reduction ratio of each domain-specific embedding.
+        scale: factor of the bypass.
+        init: initialisation of the last specific layer.
+        common_scope: whether the domains share the common embedding.
+        activation_checkpointing: recompute activations of the encoder, which saves memory and takes more time.
+    """
 
     bypass: bool = True
     trainable: Literal["bypass", "all"] = "bypass"
@@ -361,10 +372,16 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class SelfPromptOptions:
-    """SPGen: form of the generator and how its hint enters (ablation switch S is ``enabled``).
+    """Configure SPGen: form of the generator and how its hint is used (ablation switch S is ``enabled``).
 
-    ``mask_prompt`` sends the binary hint through SAM's mask-prompt convolutions, and a binary hint passes no
-    gradient; ``detach`` therefore matters for ``add`` alone, which adds the thresholded logits themselves.
+    Attributes:
+        enabled: whether there is a hint.
+        variant: ``pyramid`` of four levels as in the paper's text, or as in the ``released`` weights.
+        inject: ``mask_prompt`` sends the binary hint through SAM's mask-prompt convolutions; ``add`` adds the
+            thresholded logits to the embedding.
+        channels: channels of the pyramid.
+        tau: probability from which a pixel belongs to the hint.
+        detach: stop the gradient of the hint; only relevant for ``add``, because a binary hint has no gradient.
     """
 
     enabled: bool = True
@@ -381,10 +398,14 @@ class SelfPromptOptions:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """DQ-Decoder: whose queries are used (ablation switch D is ``domain_queries``).
+    """Configure the DQ-Decoder: which domain's queries are used (ablation switch D is ``domain_queries``).
 
-    ``query_init: sam`` needs a SAM checkpoint to copy from. Domains that ``queries_per_domain`` does not name
-    have one query. Without domain queries one set, started from SAM's mask token, serves all domains.
+    Attributes:
+        domain_queries: whether each domain has its own queries; otherwise all domains share one set, which starts from
+            SAM's mask token.
+        joint_queries: see :class:`DomainQueryDecoder`.
+        query_init: ``normal`` random values, or a copy of SAM's mask token (``sam``, needs SAM weights).
+        queries_per_domain: number of queries (masks) of each domain, or ``{domain: number}``; 1 for other domains.
     """
 
     domain_queries: bool = True
@@ -406,22 +427,22 @@ class UNSAMOutput(NamedTuple):
 
 
 class UNSAM(nn.Module):
-    """Universal prompt-free segmentation of nuclei (UN-SAM, section III).
+    """Segment the nuclei of several domains without prompts (UN-SAM, section III).
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
         domains: names of the training domains, in the order of Algorithm 1.
-        image_size: side of the working image in pixels.
+        image_size: side length of the input image in pixels.
         encoder: values of :class:`EncoderOptions`.
         spgen: values of :class:`SelfPromptOptions`.
         decoder: values of :class:`DecoderOptions`.
-        sam_checkpoint: official SAM weights to start from; without them everything is random.
-        embedding_cache: keeps the outputs of the encoder's frozen part. With the bypass, which changes
-            every block in training, it has no effect; it serves the ablation ``encoder.bypass: false``.
+        sam_checkpoint: official SAM weights to start from. Default: random weights.
+        embedding_cache: cache for the outputs of the encoder's frozen part. It has no effect with the bypass, which
+            changes every block in training; it serves the ablation ``encoder.bypass: false``.
 
     Raises:
-        ConfigurationError: no domain, a domain named twice, an unknown option or value.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: there is no domain, a domain occurs twice, or an option or its value is unknown.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> network = UNSAM("vit_tiny", ["dsb2018", "monuseg"], image_size=256)
@@ -478,9 +499,9 @@ class UNSAM(nn.Module):
 
         Args:
             image: ``(B, 3, S, S)``, normalised with SAM's constants.
-            domain: one of ``domains``; the first by default.
-            points: coordinates ``(B, K, 2)`` in pixels (x, y) and labels ``(B, K)`` (1 nucleus,
-                0 background, -1 padding) for the ablation that prompts by hand.
+            domain: one of ``domains``. Default: the first.
+            points: coordinates ``(B, K, 2)`` in pixels (x, y) and labels ``(B, K)`` (1 nucleus, 0 background,
+                -1 padding), for the ablation with the user's points.
 
         Returns:
             Mask logits ``(B, n_q, S, S)``; in training mode :class:`UNSAMOutput`, as the hint is trained too.
@@ -508,7 +529,7 @@ class UNSAM(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """Header of a weights file, which must agree with the network it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         options = {
             "encoder": asdict(self.encoder_options),
             "spgen": asdict(self.spgen_options),
@@ -626,19 +647,19 @@ def trained_unsam(
     """Build the network of a weights file, without loading the weights.
 
     Args:
-        checkpoint: the file. Without it, as for tools that only inspect a bundle, the network is the small one
-            of the bundle's ``train.json``.
+        checkpoint: weights file. If it does not exist, as for tools that only inspect a bundle, the network is the
+            small one of the bundle's ``train.json``.
         domains: names of the training domains.
-        image_size: side of the working image in pixels.
-        sam_variant: None for that of the weights.
-        sam_checkpoint: official SAM weights that the training started from, where these stayed frozen.
-        encoder: values of :class:`EncoderOptions` in place of those of the weights.
-        spgen: values of :class:`SelfPromptOptions` in place of those of the weights.
-        decoder: values of :class:`DecoderOptions` in place of those of the weights.
+        image_size: side length of the input image in pixels.
+        sam_variant: SAM variant. Default: that of the weights.
+        sam_checkpoint: official SAM weights that the training started from, if they stayed frozen.
+        encoder: values of :class:`EncoderOptions` that replace those of the weights.
+        spgen: values of :class:`SelfPromptOptions` that replace those of the weights.
+        decoder: values of :class:`DecoderOptions` that replace those of the weights.
 
     Raises:
-        ConfigurationError: an unknown option or value.
-        CheckpointError: the file is damaged or not of UN-SAM, or the SAM weights are.
+        ConfigurationError: an option or its value is unknown.
+        CheckpointError: the file or the SAM weights are damaged, or the file is not of UN-SAM.
     """
     trained, variant = _SMALL, "vit_tiny"
     if Path(checkpoint).is_file():
@@ -659,7 +680,7 @@ def trained_domains(checkpoint: str | Path, default: Sequence[str] | None = None
     """Return the domains of a UN-SAM weights file, in the order of its queries.
 
     Args:
-        checkpoint: the file.
+        checkpoint: path of the file.
         default: returned if there is no such file; tools that only inspect a bundle have no weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Systems to compare the methods with, one file each: network, training target, loss and rule that makes nuclei."""
+"""Define the systems to compare with, one file each: network, training target, loss and post-processing."""
 
 from nucsam_monai.systems.registry import (
     SYSTEMS,

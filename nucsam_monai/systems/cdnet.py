@@ -42,7 +42,7 @@ def cdnet_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.ndarr
 
 
 class CDNetLoss(nn.Module):
-    """Cross-entropy of mask and of direction plus mean squared error of the centres' map (section 3.4)."""
+    """Compute cross-entropy of mask and direction plus mean squared error of the centre map (section 3.4)."""
 
     def forward(self, maps: Maps, target: Tensor) -> Tensor:
         """Return the scalar loss of the maps against ``(B, 3, H, W)`` of :func:`cdnet_target`."""
@@ -82,7 +82,7 @@ def cdnet_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[str]
 
     Args:
         maps: ``(11, H, W)`` probability of nucleus, of its inside, nearness of the centre, and of the 8 directions.
-        threshold: of nucleus.
+        threshold: threshold of the nucleus probability.
     """
     require_maps(maps, 3 + DIRECTIONS, "CDNet")
     nucleus, inside, centre = maps[:3]

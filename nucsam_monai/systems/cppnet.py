@@ -17,8 +17,8 @@ class CPPNet(UNetHeads):
     """StarDist's network with a confidence for each ray, by which sampled points vote on its length.
 
     Args:
-        size: see :class:`~nucsam_monai.systems.unet_heads.UNetHeads`.
-        classes: see there.
+        size: size of the network, see :class:`~nucsam_monai.systems.unet_heads.UNetHeads`.
+        classes: number of classes of nuclei, see there.
     """
 
     def __init__(self, size: Size = "standard", classes: int = 1) -> None:

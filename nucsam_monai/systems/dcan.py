@@ -28,7 +28,7 @@ def dcan_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.ndarra
 
 
 class DCANLoss(nn.Module):
-    """Cross-entropy of nucleus plus that of contour (equation 2); the weight decay is the optimizer's."""
+    """Compute cross-entropy of nucleus plus cross-entropy of contour (equation 2); weight decay is the optimizer's."""
 
     def forward(self, maps: Maps, target: Tensor) -> Tensor:
         """Return the scalar loss of the maps against ``(B, 2, H, W)`` of :func:`dcan_target`."""
@@ -43,7 +43,7 @@ def dcan_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[str])
 
     Args:
         maps: ``(2, H, W)`` probability of nucleus and of contour.
-        threshold: of nucleus; that of contour is 0.5.
+        threshold: threshold of the nucleus probability; the contour's threshold is 0.5.
     """
     require_maps(maps, 2, "DCAN")
     foreground = maps[0] >= threshold

@@ -38,7 +38,7 @@ def dist_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.ndarra
 
 
 class DISTLoss(nn.Module):
-    """Mean squared error of the distance map (section III-B)."""
+    """Compute the mean squared error of the distance map (section III-B)."""
 
     def forward(self, maps: Maps, target: Tensor) -> Tensor:
         """Return the scalar loss of the map in pixels against ``(B, 1, H, W)`` of :func:`dist_target`."""
@@ -50,7 +50,7 @@ def dist_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[str])
 
     Args:
         maps: ``(1, H, W)`` in 0..1, 0.5 at :data:`FOREGROUND_PX`; a distance d px is ``d / (d + 0.5)``.
-        threshold: of the map.
+        threshold: threshold of the map.
     """
     require_maps(maps, 1, "DIST")
     foreground = maps[0] >= threshold

@@ -33,7 +33,7 @@ def hovernet_nuclei(maps: np.ndarray, threshold: float, class_names: Sequence[st
 
     Args:
         maps: ``(3, H, W)``, and with several classes the probability of each behind them.
-        threshold: of nucleus.
+        threshold: threshold of the nucleus probability.
         class_names: names of the classes.
     """
     classes = len(class_names) if len(class_names) > 1 else 0

@@ -23,8 +23,8 @@ class MicroNetClasses(nn.Module):
     """Micro-Net that tells background and classes apart by a softmax.
 
     Args:
-        classes: of nuclei.
-        channels: see :class:`~nucsam_monai.networks.dense.micronet.MicroNet`.
+        classes: number of classes of nuclei.
+        channels: channels of the finest level, see :class:`~nucsam_monai.networks.dense.micronet.MicroNet`.
     """
 
     def __init__(self, classes: int, channels: int) -> None:
@@ -66,7 +66,7 @@ def micronet_nuclei(maps: np.ndarray, threshold: float, class_names: Sequence[st
 
     Args:
         maps: ``(1, H, W)`` probability of nucleus, and with several classes that of each behind it.
-        threshold: of nucleus.
+        threshold: threshold of the nucleus probability.
         class_names: names of the classes.
     """
     classes = len(class_names) if len(class_names) > 1 else 0

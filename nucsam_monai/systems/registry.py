@@ -1,4 +1,4 @@
-"""All systems by their names, and what the bundle ``baselines`` asks of one of them."""
+"""List all systems by name, and provide their parts to the bundle ``baselines``."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from nucsam_monai.data import class_names as classes_of_dataset
 from nucsam_monai.data.label_files import read_classes
 from nucsam_monai.networks.baselines import DENSE_BUILDERS, Baseline, Built, Size
 from nucsam_monai.networks.sam import read_header, trained_setting
+from nucsam_monai.networks.sam.weights import open_safetensors
 from nucsam_monai.systems.cdnet import CDNET
 from nucsam_monai.systems.cellvit import CELLVIT
 from nucsam_monai.systems.cppnet import CPPNET
@@ -57,7 +58,7 @@ _NO_CLASSES = ("nucleus",)
 
 
 def system_named(name: str) -> System:
-    """Return a system; the names of users' networks, in copies of the bundle, stand for dense ones, as a U-Net is."""
+    """Return a system by name; unknown names, as of users' own networks, stand for dense systems like the U-Net."""
     return SYSTEMS.get(_key(name), SYSTEMS["unet"])
 
 
@@ -75,16 +76,15 @@ def build_network(
     """Build the network of a system.
 
     Args:
-        name: a key of :data:`SYSTEMS`, with a variant in place of its asterisk.
-        size: one of the system's.
-        instances: the rule that is to make nuclei of its output: ``own`` for that of the system, ``components``,
-            ``watershed``, or ``distance``, for which a dense network learns a distance map as well. None for
-            :func:`default_rule`.
-        class_names: of the nuclei; systems that do not know classes pass over them.
+        name: key of :data:`SYSTEMS`, with a variant instead of its asterisk.
+        size: one of the sizes of the system.
+        instances: post-processing: ``own`` for that of the system, ``components``, ``watershed``, or ``distance``, for
+            which a dense network also learns a distance map. Default: :func:`default_rule`.
+        class_names: names of the classes of nuclei; systems without classes ignore them.
 
     Raises:
-        ConfigurationError: an unknown name or size, a rule that the system cannot be used with, or a size or variant
-            that it does not have.
+        ConfigurationError: the name or size is unknown, or the system does not have this size, variant or
+            post-processing.
     """
     if _key(name) not in SYSTEMS:
         raise ConfigurationError(f"baseline '{name}': expected one of {', '.join(SYSTEMS)}.")
@@ -100,12 +100,12 @@ def build_network(
 
 
 def default_rule(name: str) -> SystemRule:
-    """Return the rule that makes nuclei of a system's output: its own where it has one, else ``components``."""
+    """Return the default post-processing of a system: its own if it has one, else ``components``."""
     return "own" if system_named(name).rule else "components"
 
 
 def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
-    """Return the rule that weights were trained for, or :func:`default_rule` where there are none.
+    """Return the post-processing that weights were trained for, or :func:`default_rule` without weights.
 
     Older weights do not name their system among their settings. In their time the setting had no effect on HoVer-Net,
     so it is passed over.
@@ -118,7 +118,7 @@ def trained_rule(checkpoint: Path | str | None, name: str) -> SystemRule:
 
 
 def trained_size(checkpoint: Path | str | None) -> Size:
-    """Return the size of the network that weights were trained for; ``standard`` where there are none."""
+    """Return the size of the network that weights were trained for; ``standard`` without weights."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return "standard"
     size: Size = json.loads(read_header(checkpoint).get("options", "{}")).get("size", "standard")
@@ -126,7 +126,7 @@ def trained_size(checkpoint: Path | str | None) -> Size:
 
 
 def trained_classes(checkpoint: Path | str | None) -> list[str]:
-    """Return the names of the classes that weights tell apart; only "nucleus" where they tell none."""
+    """Return the names of the classes that weights distinguish; only "nucleus" without classes."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return [*_NO_CLASSES]
     return [
@@ -134,9 +134,39 @@ def trained_classes(checkpoint: Path | str | None) -> list[str]:
     ]
 
 
-def classes_of(name: str, dataset_dir: str | Path) -> list[str]:
-    """Return the names of the classes that a system learns of a dataset; only "nucleus" where it learns none."""
-    return classes_of_dataset(dataset_dir) if system_named(name).knows_classes else [*_NO_CLASSES]
+def classes_of(
+    name: str,
+    dataset_dir: str | Path,
+    weights: str | Path | None = None,
+    output_dir: str | Path = "",
+    resume: bool = False,
+) -> list[str]:
+    """Return the names of the classes that a system learns from a dataset; only "nucleus" if it learns none.
+
+    A training that continues from weights or a state without classes goes on without: they may be older than the
+    system's head for classes.
+
+    Args:
+        name: of the system.
+        dataset_dir: the dataset, or a folder of several.
+        weights: file to start from.
+        output_dir: folder of the training.
+        resume: continue the training whose state lies there.
+    """
+    earlier = [Path(weights)] if weights else []
+    earlier += [Path(output_dir, "training_state.safetensors")] if resume else []
+    known = system_named(name).knows_classes
+    if not known or any(file.is_file() and not _has_classes(file) for file in earlier):
+        return [*_NO_CLASSES]
+    return classes_of_dataset(dataset_dir)
+
+
+def _has_classes(path: Path) -> bool:
+    """Return whether weights name classes in their header, or a training state among its settings."""
+    with open_safetensors(path) as file:
+        header = file.metadata() or {}
+    settings = json.loads(header.get("settings", "{}"))
+    return "class_names" in header or settings.get("class_names", str([*_NO_CLASSES])) != str([*_NO_CLASSES])
 
 
 def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> list[str]:
@@ -146,26 +176,26 @@ def evaluated_classes(class_names: Sequence[str], dataset_dir: str | Path) -> li
 
 
 def true_classes(class_names: Sequence[str]) -> Steps:
-    """Return what adds the class of each true nucleus, for metrics of several classes."""
+    """Return the transforms that add the class of each true nucleus, for metrics of several classes."""
     if len(class_names) == 1:
         return []
     return [NucleusCentroidsd("instances"), DeleteItemsd(["classes", "mask", "points"])]
 
 
 def read_classes_of(class_names: Sequence[str]) -> Steps:
-    """Return what reads the classes of an item's nuclei, before anything that is kept in memory, where they differ."""
+    """Return the transforms that read the classes of an item's nuclei, if there are several classes."""
     if len(class_names) == 1:
         return []
     return [Lambdad("classes", func=read_classes, allow_missing_keys=True)]
 
 
 def own_targets(name: str, instances: SystemRule, class_names: Sequence[str] = _NO_CLASSES) -> Steps:
-    """Return what makes ``label``, so far the foreground, the training target of a system.
+    """Return the transforms that replace ``label``, so far the foreground, by the training target of a system.
 
     Args:
-        name: of the system.
-        instances: the rule that is trained for.
-        class_names: of the nuclei.
+        name: name of the system.
+        instances: post-processing that the network is trained for.
+        class_names: names of the classes of nuclei.
     """
     system = system_named(name)
     if system.target is None:
@@ -190,12 +220,12 @@ def system_instances(
     """Turn the maps ``pred`` of a system into nuclei.
 
     Args:
-        name: of the system.
-        threshold: of the foreground's probability.
+        name: name of the system.
+        threshold: threshold of the foreground probability.
         instances: ``own``, or a rule of :class:`~nucsam_monai.transforms.ProbabilityToInstancesd`, which takes the
             probability alone, or of a dense system the distance map as well.
         distance_rule: options of the rule ``distance``.
-        class_names: of the nuclei, for the rule ``own``.
+        class_names: names of the classes of nuclei, for the rule ``own``.
         with_truth: keep the true label map under ``label_instances``, for metrics.
 
     Raises:

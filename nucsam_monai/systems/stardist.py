@@ -28,8 +28,8 @@ _DIRECTIONS_YX = np.stack([np.sin(_ANGLES), np.cos(_ANGLES)], axis=1)
 def ray_lengths(instances: np.ndarray) -> np.ndarray:
     """Return how far each pixel's nucleus reaches in each direction, ``(32, H, W)`` float32 in pixels (section 2.1).
 
-    A ray goes on in steps of one pixel; it ends half a step before the first that is nearest to a pixel of something
-    else, or outside of the image. In the background all rays are 0.
+    A ray is followed in steps of one pixel. It ends half a step before the first step that is nearest to a pixel of
+    something else, or outside the image. In the background all rays are 0.
 
     Args:
         instances: ``(H, W)`` integers, 0 = background.
@@ -71,12 +71,12 @@ def stardist_target(instances: np.ndarray, _classes: np.ndarray | None) -> np.nd
 
 
 class StarDistLoss(nn.Module):
-    """Cross-entropy of the probability plus mean absolute error of the rays, weighted by it (section 2.1).
+    """Compute cross-entropy of the probability plus mean absolute error of the rays, weighted by it (section 2.1).
 
     Rays outside of nuclei are drawn to 0 with a small weight, as in the authors' regularisation of later work.
 
     Args:
-        ray_weight: of the rays' part.
+        ray_weight: weight of the rays' loss.
         background: weight of a background pixel's rays.
     """
 
@@ -104,8 +104,8 @@ class StarPolygon:
     """The pixels of one polygon.
 
     Attributes:
-        rows: of its pixels.
-        columns: of its pixels.
+        rows: rows of its pixels.
+        columns: columns of its pixels.
         box: rows and columns that it lies between, ``(top, left, bottom, right)``, both ends inclusive.
     """
 
@@ -124,10 +124,10 @@ def star_polygon(row: int, column: int, rays: np.ndarray, shape: tuple[int, int]
     """Return the pixels whose centres lie in a polygon; None if there are none within the image.
 
     Args:
-        row: of the pixel that the rays start from.
-        column: of that pixel.
+        row: row of the pixel that the rays start from.
+        column: column of that pixel.
         rays: ``(32,)`` in pixels.
-        shape: of the image.
+        shape: height and width of the image.
     """
     corners = np.array([row, column]) + rays[:, None] * _DIRECTIONS_YX
     rows, columns = polygon(corners[:, 0], corners[:, 1], shape)
@@ -181,7 +181,7 @@ def stardist_nuclei(maps: np.ndarray, threshold: float, _class_names: Sequence[s
 
     Args:
         maps: ``(33, H, W)``: object probability, and rays as shares of :data:`LARGEST_RAY_PX`.
-        threshold: of the object probability.
+        threshold: threshold of the object probability.
     """
     require_maps(maps, 1 + RAYS, "StarDist")
     label_map, scores = paint_stars(maps[0], LARGEST_RAY_PX * maps[1:], threshold)

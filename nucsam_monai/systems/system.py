@@ -1,4 +1,4 @@
-"""What a compared system adds to the settings that all of them share, and the transforms that apply it."""
+"""Define what a compared system adds to the common settings, and the transforms that apply it."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ and the names of the classes."""
 
 
 class Order(NamedTuple):
-    """The network that is wanted of a system.
+    """Describe the network to build for a system.
 
     Attributes:
-        size: of the network.
-        outputs: logits per pixel, of dense systems: 2 where a distance map is learned next to the foreground.
-        classes: number of classes of nuclei; 1 where they are not told apart.
-        variant: what a name has in place of the asterisk of its key, for example an encoder.
+        size: size of the network.
+        outputs: logits per pixel of dense systems; 2 if a distance map is learned in addition to the foreground.
+        classes: number of classes of nuclei; 1 without classes.
+        variant: part of the name that stands for the asterisk in its key, for example an encoder.
     """
 
     size: Size = "standard"
@@ -52,21 +52,21 @@ def _given(loss: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class System:
-    """A system to compare with: how its network is built, what it learns, and how its output becomes nuclei.
+    """Define a compared system: its network, its training target and its post-processing.
 
-    A dense system gives logits ``(B, outputs, H, W)`` of nucleus and, where it is learned, distance map. It is trained
-    with the bundle's loss and needs nothing but ``build``. Other systems have a rule of their own: in evaluation they
-    give ``(B, C, H, W)`` whose sigmoid is a map in 0..1 that tiles may blend.
+    A dense system returns logits ``(B, outputs, H, W)`` of nucleus and, if learned, distance map. It is trained with
+    the bundle's loss and needs only ``build``. Other systems have their own post-processing: in evaluation they return
+    ``(B, C, H, W)`` whose sigmoid is a map in 0..1 that can be blended across tiles.
 
     Attributes:
-        build: builds the network.
-        loss: makes the training loss, called as ``loss(network output, target)``, from that of dense systems.
-        target: see :data:`Target`; None for foreground and distance map.
-        rule: see :data:`Rule`; None for dense systems.
-        has_foreground: of systems with a rule, the first map is the probability of nucleus, so that the rules of dense
+        build: function that builds the network.
+        loss: function from the loss of dense systems to the training loss ``loss(network output, target)``.
+        target: training target, see :data:`Target`; None for foreground and distance map.
+        rule: post-processing, see :data:`Rule`; None for dense systems.
+        has_foreground: for systems with a rule: the first map is the nucleus probability, so that the rules of dense
             systems may take it as well.
-        knows_classes: the network tells classes of nuclei apart.
-        sizes: of its network.
+        knows_classes: whether the network predicts classes of nuclei.
+        sizes: sizes of its network.
     """
 
     build: Callable[[Order], Built]
@@ -82,8 +82,9 @@ class OwnTargetd(MapTransform):
     """Put a system's own training target ``(C, H, W)`` float32 under ``label``.
 
     Args:
-        target: see :data:`Target`.
-        with_classes: items hold ``classes``, ``{instance id: class id}``, and the target tells them apart.
+        target: training target, see :data:`Target`.
+        with_classes: whether items hold ``classes``, ``{instance id: class id}``, and the target has one channel or
+            value per class.
         keys: the instance map ``(1, H, W)``.
         output_key: key of the target.
     """
@@ -115,12 +116,12 @@ class OwnTargetd(MapTransform):
 
 
 class OwnInstancesd(MapTransform):
-    """Turn the maps of a system into nuclei by its own rule.
+    """Turn the output maps of a system into nuclei by its own post-processing.
 
     Args:
-        rule: see :data:`Rule`.
+        rule: post-processing, see :data:`Rule`.
         threshold: a pixel is foreground from this probability on.
-        class_names: names of the classes; one where they are not told apart.
+        class_names: names of the classes; one name without classes.
         keys: the maps ``(C, H, W)`` in 0..1. A :class:`~nucsam_monai.utils.prediction.NucleiPrediction` takes their
             place.
     """
@@ -146,7 +147,7 @@ class OwnInstancesd(MapTransform):
 
 
 class ForegroundChanneld(MapTransform):
-    """Keep the first of a system's maps, the probability of nucleus.
+    """Keep the first of a system's maps, the nucleus probability.
 
     Args:
         keys: the maps ``(C, H, W)``.
@@ -184,7 +185,7 @@ def class_map(instances: np.ndarray, classes: Mapping[int, int] | None) -> np.nd
 
 
 def class_votes(label_map: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the class that most pixels of each nucleus are likeliest to be of, ``(n,)`` int64 ordered by id.
+    """Return the most frequent class among the pixels of each nucleus, ``(n,)`` int64 ordered by id.
 
     Args:
         label_map: ``(H, W)`` with ids 1..n.
@@ -201,10 +202,10 @@ def class_votes(label_map: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def require_maps(maps: np.ndarray, channels: int, system: str) -> None:
-    """Refuse maps of another system.
+    """Check that maps are those of a system.
 
     Raises:
-        ConfigurationError: not ``(channels, H, W)``.
+        ConfigurationError: they are not ``(channels, H, W)``.
     """
     if maps.ndim != 3 or len(maps) != channels:
         raise ConfigurationError(

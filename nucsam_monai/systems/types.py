@@ -13,10 +13,10 @@ from nucsam_monai.utils.prediction import NucleiPrediction
 
 
 class TypedLoss(nn.Module):
-    """A system's own loss, plus cross-entropy and Dice loss of the types where the network has them.
+    """Add cross-entropy and Dice loss of the types, if the network predicts them, to a system's own loss.
 
     Args:
-        own: of the system's maps.
+        own: loss of the system's maps.
     """
 
     def __init__(self, own: nn.Module) -> None:
@@ -47,7 +47,7 @@ def voted(
     Args:
         nuclei: without classes.
         probabilities: ``(C, H, W)`` of the classes.
-        class_names: of these.
+        class_names: names of these classes.
     """
     ranked = np.where(nuclei.instances > 0, np.searchsorted(nuclei.table["id"], nuclei.instances) + 1, 0)
     table = nuclei.table.copy()

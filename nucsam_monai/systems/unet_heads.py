@@ -25,16 +25,16 @@ class UNetHeads(nn.Module):
     """A U-Net with batch normalisation, and a head of two convolutions for each map.
 
     Next to the heads it has 0.5 million parameters in the size ``small`` and 7.8 million in ``standard``: MONAI's plain
-    U-Net. ``compact`` is :class:`~nucsam_monai.networks.baselines.TrunkFeatures`, 3.5 million; its maps are up-sampled
+    U-Net. ``compact`` is :class:`~nucsam_monai.networks.baselines.TrunkFeatures`, 3.5 million; its maps are upsampled
     from half the image's size.
 
     Args:
         heads: channels of each map by its name.
         to_logits: makes of the maps, ``(B, C, H, W)`` float32 each, what the network gives in evaluation: logits whose
             sigmoid the system's rule takes.
-        size: of the U-Net.
-        classes: of nuclei; with several there is a head :data:`TYPES` more, and the probability of each class follows
-            the other maps in evaluation.
+        size: size of the U-Net.
+        classes: number of classes of nuclei. With several there is another head, :data:`TYPES`, and in evaluation the
+            probability of each class follows the other maps.
     """
 
     def __init__(

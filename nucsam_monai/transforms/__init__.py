@@ -1,4 +1,4 @@
-"""Extend MONAI's dictionary transforms: augmentation, prompts, targets, instances."""
+"""Provide dictionary transforms that MONAI lacks: augmentation, prompts, training targets and instances."""
 
 from nucsam_monai.transforms.augmentation import (
     AugmentedCopiesd,

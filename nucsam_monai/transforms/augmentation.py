@@ -1,4 +1,4 @@
-"""Augment images and their instance maps the way microscopes, stains and cameras vary."""
+"""Augment images and their instance maps like the variation of microscopes, stains and cameras."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -40,11 +40,11 @@ def microscopy_augmentation(
     """Return random crops and colour changes for images of any microscope, stain and magnification.
 
     Args:
-        size_px: side of a crop.
+        size_px: side length of a crop.
         zoom: smallest and largest magnification of a crop.
         instances: for ``distance`` the map of each whole image is cropped with it, so that nuclei at the border of a
             crop keep their depth.
-        fit: see :class:`RandZoomCropd`.
+        fit: meaning of magnification 1, see :class:`RandZoomCropd`.
     """
     interpolation: dict[str, Interpolation] = {"image": "image", "instances": "labels"}
     maps: list[MapTransform] = []
@@ -61,21 +61,21 @@ def microscopy_augmentation(
 
 
 class RandZoomCropd(Randomizable, MapTransform):
-    """Cut a random square out of an image, at a random magnification, turned and mirrored at random.
+    """Crop a random square from an image at a random magnification, rotation and reflection.
 
-    Images smaller than the window are continued by their mirror image. All keys are resized about pixel centres,
-    so that labels stay on their image.
+    Images smaller than the crop are padded by reflection. All keys are resized with aligned pixel centres, so that
+    labels stay aligned with their image.
 
     Args:
         keys: ``(C, H, W)`` arrays of one size.
-        size_px: side of the result.
+        size_px: side length of the result.
         interpolation: one :data:`Interpolation` per key.
         zoom: smallest and largest magnification, drawn log-uniformly.
-        prob: share of the crops that are magnified; the others keep their scale.
-        fit: what magnification 1 is: ``tile`` the image's own pixels, ``resize`` the whole image in the square.
+        prob: fraction of the crops that are magnified; the others keep their scale.
+        fit: meaning of magnification 1: ``tile``, the image's own pixels; ``resize``, the whole image in the square.
 
     Raises:
-        ConfigurationError: an unknown ``fit``.
+        ConfigurationError: ``fit`` is unknown.
     """
 
     def __init__(
@@ -128,14 +128,13 @@ def _resized(window: NDArray[Any], size_px: int, interpolation: Interpolation) -
 
 
 class RandStainJitterd(RandomizableTransform, MapTransform):
-    """Vary the amounts of haematoxylin, eosin and DAB in images on a bright ground.
+    """Vary the amounts of haematoxylin, eosin and DAB in bright-field images.
 
-    The stains are separated as by Ruifrok and Johnston (2001). Images on a dark ground, which no stain absorbs,
-    are left alone.
+    The stains are separated as in Ruifrok and Johnston (2001). Images with a dark background are not changed.
 
     Args:
         keys: ``(3, H, W)`` RGB images with values in 0..255.
-        prob: share of the bright images that are changed.
+        prob: fraction of the bright images that are changed.
         strength: largest relative change of a stain's amount.
         shift: largest change added to it, in optical density.
     """
@@ -171,15 +170,15 @@ def _restained(image: NDArray[np.uint8], amount: NDArray[Any], shift: NDArray[An
 
 
 class RandDegraded(Randomizable, MapTransform):
-    """Take colour, sharpness and polarity away, and add noise and compression, each with a probability.
+    """Remove colour and sharpness, invert, and add noise and compression, each with a probability.
 
     Args:
         keys: ``(3, H, W)`` RGB images with values in 0..255.
-        grey: share of the images that lose their colour.
-        inverted: share that become their negative.
-        blurred: share that are smoothed by a Gaussian of up to 1.5 px.
-        noisy: share that get Gaussian noise of a standard deviation of up to 12.
-        compressed: share that pass through JPEG of a quality from 30 to 90.
+        grey: fraction of the images that lose their colour.
+        inverted: fraction that are inverted.
+        blurred: fraction that are smoothed by a Gaussian of up to 1.5 px.
+        noisy: fraction that get Gaussian noise with a standard deviation of up to 12.
+        compressed: fraction that are compressed as JPEG with a quality from 30 to 90.
     """
 
     def __init__(
@@ -230,7 +229,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
 
     Args:
         keys: ``(3, H, W)`` RGB images with values in 0..255.
-        prob: share of the images that are changed.
+        prob: fraction of the images that are changed.
         brightness: largest shift, as a share of 255.
         contrast: largest relative change of the contrast around the image's mean.
         balance: largest relative change of a single colour channel, as differing stains give.
@@ -276,13 +275,13 @@ class RandSuperpixelsd(RandomizableTransform, MapTransform):
 
     Args:
         keys: ``(C, H, W)`` images with values from 0 to 255.
-        prob: share of the images that are changed.
-        replace_prob: share of an image's superpixels that are replaced.
+        prob: fraction of the images that are changed.
+        replace_prob: fraction of an image's superpixels that are replaced.
         n_segments: approximate number of superpixels.
         max_side_px: longest side of the reduced copy; the time grows with its area.
 
     Raises:
-        ConfigurationError: a share outside of 0 to 1, or a number below 1.
+        ConfigurationError: a fraction outside 0 to 1, or a number below 1.
     """
 
     def __init__(
@@ -358,7 +357,7 @@ class RandZoomBlurd(RandomizableTransform, MapTransform):
 
     Args:
         keys: ``(C, H, W)`` images.
-        prob: share of the images that are changed.
+        prob: fraction of the images that are changed.
         max_factor: upper bound of the largest magnification, which is drawn from 1 to this.
         step: difference of the magnifications.
     """
@@ -395,17 +394,16 @@ def zoom_blur(image: Tensor, factors: Tensor) -> Tensor:
 
 
 class RandGridShuffled(RandomizableTransform, MapTransform):
-    """Cut image and instances into ``n x n`` cells of equal size and exchange these at random.
+    """Cut image and instances into ``n x n`` cells of equal size and shuffle them.
 
-    Parts of a nucleus in different cells are scattered. Each becomes a separate nucleus with the class of
-    the whole, as at the border of a crop; the item's ``classes_key`` gains their ids if there are classes.
-    Rows and columns that are left over at the bottom and right stay where they are, as cells of their own. An
-    image of fewer pixels than cells along a side stays as it is.
+    Parts of a nucleus in different cells become separate nuclei with the class of the whole nucleus; their ids are
+    added to the item's ``classes_key`` if there are classes. Remaining rows and columns at the bottom and right are
+    not moved. An image with fewer pixels than cells along a side is not changed.
 
     Args:
         keys: ``(C, H, W)`` images of one size that move together.
         instances_key: which of them is the instance map.
-        prob: share of the items that are changed.
+        prob: fraction of the items that are changed.
         grid: n.
         classes_key: key of ``{instance id: class id}``.
     """
@@ -425,7 +423,7 @@ class RandGridShuffled(RandomizableTransform, MapTransform):
         self.classes_key = classes_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item; what it was made from stays as it is."""
+        """Return the item; the input is not modified."""
         item = dict(data)
         self.randomize(None)
         height, width = item[self.instances_key].shape[-2:]
@@ -477,15 +475,15 @@ def _one_id_per_part(instances: Tensor, grid: int) -> tuple[Tensor, dict[int, in
 
 
 class AugmentedCopiesd(Randomizable, Transform):
-    """Give one of a fixed number of augmented copies of an item, chosen at random each time.
+    """Return one of a fixed number of augmented copies of an item, chosen at random each time.
 
-    Copy k of an item is the same in every epoch, process and run, to the last bit. So a frozen encoder sees it
-    once only: :class:`~nucsam_monai.networks.sam.EmbeddingCache` finds it again. Random transforms after this
-    one would undo that. eU-Net3+ makes 50 copies of an image, 100 for CryoNuSeg.
+    Copy k of an item is identical in every epoch, process and run, so that a frozen encoder has to process it only once
+    (:class:`~nucsam_monai.networks.sam.EmbeddingCache`). Random transforms after this one would prevent that. eU-Net3+
+    uses 50 copies of an image, 100 for CryoNuSeg.
 
     Args:
         transforms: dictionary transforms that take all their randomness from MONAI's ``set_random_state``.
-        copies: of each item; None draws from so many that none comes again.
+        copies: number of augmented copies of each item; None draws from so many that none repeats.
         id_key: the key that identifies the items.
         seed: another seed makes other copies.
 
@@ -517,7 +515,7 @@ class AugmentedCopiesd(Randomizable, Transform):
         self.seed = seed
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the chosen copy of the item; the item itself is left as it is."""
+        """Return the chosen copy of the item; the item itself is not modified."""
         return self.copy_of(data, int(self.R.randint(self.copies or _ENDLESS)))
 
     def copy_of(self, data: Mapping[Hashable, Any], copy: int) -> dict[Hashable, Any]:

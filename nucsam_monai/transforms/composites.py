@@ -70,7 +70,7 @@ def load_nuclei(
     """Read the image ``(3, H, W)`` and the label map ``(1, H, W)`` of an item of a dataset.
 
     Args:
-        class_names: with several, the classes of the nuclei are read as well; with one they are dropped. None for
+        class_names: names of the classes; with one name, classes are not read. None for
             methods without classes, or with classes in some domains.
         read_classes: reads the classes' file.
 
@@ -109,10 +109,10 @@ def read_image_alone(
     """Read an image that is to be segmented: ``image`` for the network, ``pixels`` for the results.
 
     Args:
-        pixel_std: see :class:`NormalizeSAMd`.
+        pixel_std: constants of the normalisation, see :class:`NormalizeSAMd`.
         points: file of an expert's points, see :class:`ExpertPointsd`.
         items: all images of the workflow, among which the file's names are looked up.
-        intensity_range: see :class:`NucleiImageReader`.
+        intensity_range: pixel values that become black and white, see :class:`NucleiImageReader`.
         max_pixels: larger images are not read here, nor are those that
         strips_above_mpx: leaves to be segmented in parts, see :func:`nucsam_monai.io.whole_image_px`.
     """
@@ -135,7 +135,7 @@ def foreground_targets(
     """Normalise the image and draw the foreground ``label`` ``(1, H, W)``.
 
     Args:
-        pixel_std: see :class:`NormalizeSAMd`.
+        pixel_std: constants of the normalisation, see :class:`NormalizeSAMd`.
         classes: domains with one mask per class, see :class:`ForegroundMaskd`; the classes are dropped behind it.
     """
     return [
@@ -179,8 +179,8 @@ def crop(size_px: int, *, pad_mode: str = "constant", random: bool = True) -> St
     """Cut a square out of image and label map; smaller ones are padded.
 
     Args:
-        size_px: side of the square.
-        pad_mode: of MONAI's ``SpatialPad``.
+        size_px: side length of the square.
+        pad_mode: mode of MONAI's ``SpatialPad``.
         random: anywhere, or in the middle.
     """
     size = [size_px, size_px]
@@ -192,12 +192,12 @@ def working_size(size_px: int, fit: Fit = "tile", *, pad_mode: str = "constant")
     """Bring image and label map to the size a network is trained at, as inference does.
 
     Args:
-        size_px: side of the result.
+        size_px: side length of the result.
         fit: ``tile`` cuts a random square, ``resize`` stretches the whole image.
         pad_mode: how smaller images are padded.
 
     Raises:
-        ConfigurationError: an unknown ``fit``.
+        ConfigurationError: ``fit`` is unknown.
     """
     check_fit(fit)
     return crop(size_px, pad_mode=pad_mode) if fit == "tile" else [resize(size_px)]
@@ -207,7 +207,7 @@ def flip_rotate_crop(size_px: int, *, pad_mode: str = "constant", fit: Fit = "ti
     """Cut a random square, flip it, turn it by right angles and vary its colours.
 
     Args:
-        size_px: side of the square.
+        size_px: side length of the square.
         pad_mode: how smaller images are padded.
         fit: ``resize`` stretches the whole image to the square instead.
     """
@@ -260,7 +260,7 @@ def to_instances(
     """Turn the output ``pred`` of a semantic network into instances.
 
     Args:
-        threshold: of the foreground's probability.
+        threshold: threshold of the foreground probability.
         instances: rule, see :class:`ProbabilityToInstancesd`.
         distance_rule: options of the rule ``distance``.
         hovernet: the output is HoVer-Net's.
@@ -321,7 +321,7 @@ def promptnucseg_mask_augmentation(size_px: int) -> Steps:
     """Augment as PromptNucSeg does for its segmenter.
 
     Args:
-        size_px: side of the crops.
+        size_px: side length of the crops.
     """
     return [
         *crop(size_px),

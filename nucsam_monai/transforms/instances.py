@@ -31,7 +31,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction, prediction_from_inst
 
 
 class ProbabilityToInstancesd(MapTransform):
-    """Turn a probability into nuclei: the components of its foreground, whole or cut where nuclei touch.
+    """Turn a foreground probability into nuclei: connected components, optionally split where nuclei touch.
 
     The nuclei score their mean probability, with ``distance`` see
     :func:`~nucsam_monai.utils.instances.distance_scores`.
@@ -43,7 +43,7 @@ class ProbabilityToInstancesd(MapTransform):
             ``probability``.
         threshold: a pixel is foreground from this probability on.
         instances: ``components`` takes the 8-connected components as they are, ``watershed`` cuts them, see
-            :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` parts them by the distance map, see
+            :func:`~nucsam_monai.utils.instances.watershed_instances`; ``distance`` splits them by the distance map, see
             :func:`~nucsam_monai.utils.instances.distance_instances`.
         min_distance_px: for ``watershed``: touching nuclei are split when their centres are further
             apart than this, about the radius of the smallest nucleus.

@@ -1,4 +1,4 @@
-"""Make prompts: points and boxes by hand, from the ground truth, and from what a detector found."""
+"""Make prompts, points and boxes, from a file, from the ground truth, or from detected nuclei."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,14 +31,14 @@ _POINT_LABELS, _BOX_LABELS = (1,), (2, 3)
 
 
 class ExpertPointsd(MapTransform):
-    """Add the points that a file holds for an image; an image that it does not name gets none.
+    """Add the points that a file holds for an image; images that are not in the file get none.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64 (1 nucleus,
     0 background).
 
     Args:
         keys: the image ``(C, H, W)``, still at its original size.
-        file: see :func:`nucsam_monai.io.read_points`.
+        file: JSON file with the points, see :func:`nucsam_monai.io.read_points`.
         items: all images, each with ``image`` (path) and ``id``.
 
     Raises:
@@ -74,7 +74,7 @@ class NucleusPointsd(Randomizable, MapTransform):
         keys: the instance map ``(1, H, W)``.
         max_points: number of points K of every image; None takes all nuclei, so that K differs between images and
             they cannot be collated. It is 1 at least.
-        seed: of the selection, which then depends on the image alone and is the same every time; None draws
+        seed: seed of the selection, which then depends only on the image; None draws
             from the transform's random state.
 
     The item gains ``points`` ``(K, 2)`` float32 as (x, y) in pixels and ``point_labels`` ``(K,)`` int64.
@@ -128,9 +128,9 @@ class NucleusPromptsd(Randomizable, MapTransform):
         point: ``random`` draws any pixel of the nucleus; ``centroid`` takes its centroid, or the nucleus's
             pixel nearest to it.
         negatives: number K of negatives of each nucleus; fewer neighbours are padded with label -1.
-        negatives_prob: share of the prompts that keep their negatives; the others are padded.
-        boxes_prob: share of the prompts that are boxes. With boxes every prompt has one more point: the second corner
-            of a box, or the padding that SAM appends to points.
+        negatives_prob: fraction of the prompts that keep their negatives; the others are padded.
+        boxes_prob: fraction of the prompts that are boxes. With boxes every prompt has one more point: the second
+            corner of a box, or the padding that SAM appends to points.
         classes_key: key of the item's ``{instance id: class id}``, as
             :func:`~nucsam_monai.data.label_files.read_classes` returns it; None for no classes.
 
@@ -200,7 +200,7 @@ class NucleusPromptsd(Randomizable, MapTransform):
     def _with_boxes(
         self, points: np.ndarray, labels: np.ndarray, boxes: np.ndarray, size: tuple[int, ...]
     ) -> _PointPrompt:
-        """Append padding to the prompts, and put a box ``(Z, 2, 2)`` in the place of some."""
+        """Append padding to the prompts, and replace some by a box ``(Z, 2, 2)``."""
         points = np.concatenate([points, np.zeros_like(points[:, :1])], axis=1)
         labels = np.concatenate([labels, np.full_like(labels[:, :1], _PADDING)], axis=1)
         boxed = self.R.random_sample(len(boxes)) < self.boxes_prob
@@ -236,7 +236,7 @@ def random_points(instances: np.ndarray, random: np.random.RandomState) -> np.nd
 
 
 def own_boxes(instances: np.ndarray) -> np.ndarray:
-    """Return the corners ``(n, 2, 2)`` of each nucleus' box, its outermost pixels' outer edges.
+    """Return the corners ``(n, 2, 2)`` of each nucleus's box, its outermost pixels' outer edges.
 
     Example:
         >>> own_boxes(np.array([[0, 5, 5]]))
@@ -286,8 +286,8 @@ class FoundNuclei(NamedTuple):
 
     Attributes:
         points: ``(n, k, 2)`` float32 as (x, y) in pixels: the point of each nucleus, and for a detector of boxes
-            the box' four corners after it.
-        scores: ``(n,)`` float32, higher is surer.
+            the box's four corners after it.
+        scores: ``(n,)`` float32, higher is more certain.
     """
 
     points: NDArray[np.float32]
@@ -295,7 +295,7 @@ class FoundNuclei(NamedTuple):
 
 
 class AugmentWithFoundd(Randomizable, Transform):
-    """Augment an item and add the points found in its image, moved as the pixels are.
+    """Augment an item and add the points found in its image, transformed like the pixels.
 
     Points are moved as coordinates by the affine map that MONAI keeps of each of its transforms; nothing is rounded
     or drawn. A transform that moves pixels in another way, like an elastic one or
@@ -334,7 +334,7 @@ class AugmentWithFoundd(Randomizable, Transform):
         return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the augmented item; the item itself is left as it is."""
+        """Return the augmented item; the item itself is not modified."""
         item = dict(data)
         nuclei = self.found.get(item[self.name_key])
         if nuclei is None:
@@ -381,7 +381,7 @@ def _tracked() -> Iterator[None]:
 
 
 class MatchedPromptsd(Randomizable, MapTransform):
-    """Prompt some nuclei of a crop, each by one point or box, as CFR-SAM's second stage is trained.
+    """Prompt some nuclei of a crop by one point or box each, for training CFR-SAM's second stage.
 
     A point that the first stage found belongs to the instance of the pixel that it lies in; of several points of
     one nucleus the one with the highest score counts. Nuclei without a prompt are not trained on.
@@ -389,10 +389,10 @@ class MatchedPromptsd(Randomizable, MapTransform):
     Args:
         keys: the instance map ``(1, H, W)``; of several only the last one's prompts stay.
         max_nuclei: nuclei that are chosen at random, or all if there are no more; the paper has 25.
-        prompts: see :data:`TrainingPrompts`; ``predicted`` and ``mixed`` need the item's ``found_points`` and
-            ``found_scores`` of :class:`~nucsam_monai.transforms.AugmentWithFoundd`.
-        prompt: ``point``, or ``box``: the found box around the nucleus' point, or in place of its centroid the
-            nucleus' own box, and in place of a random pixel that box with its sides moved at random.
+        prompts: kind of prompts, see :data:`TrainingPrompts`; ``predicted`` and ``mixed`` need the item's
+            ``found_points`` and ``found_scores`` of :class:`~nucsam_monai.transforms.AugmentWithFoundd`.
+        prompt: ``point``, or ``box``: the found box around the nucleus's point, or in place of its centroid the
+            nucleus's own box, and in place of a random pixel that box with its sides moved at random.
 
     Raises:
         ConfigurationError: an unknown choice or fewer than one nucleus; or, when called, no found points where they
@@ -485,11 +485,11 @@ def match_found(
 
     Args:
         points: ``(n, k, 2)`` as (x, y) in pixels; the first of each row counts.
-        scores: ``(n,)``; of equal ones the first wins.
+        scores: ``(n,)``; the first wins if scores are equal.
         instances: ``(H, W)`` label map; 0 is background.
 
     Returns:
-        The ids ``(m,)`` of nuclei with a point, rising, and the row ``(m,)`` of the best point of each.
+        The ids ``(m,)`` of nuclei with a point, ascending, and the row ``(m,)`` of the best point of each.
 
     Example:
         >>> found = np.array([[[0, 0]], [[1.2, 0]], [[2, 0]]], dtype=np.float32)

@@ -12,10 +12,10 @@ from nucsam_monai.utils.resizing import resize_labels
 
 
 class Resized(monai_transforms.Resized):
-    """MONAI's ``Resized``, with a label map that :func:`resize_labels` resizes.
+    """Resize images like MONAI's ``Resized``, and label maps with :func:`resize_labels`.
 
     Args:
-        keys: of image and label map, in this order.
+        keys: keys of image and label map, in this order.
         spatial_size: height and width of the result.
     """
 
@@ -32,11 +32,11 @@ class Resized(monai_transforms.Resized):
 
 
 class RandZoomd(monai_transforms.RandZoomd):
-    """MONAI's ``RandZoomd``, with a label map that :func:`resize_labels` resizes.
+    """Zoom images like MONAI's ``RandZoomd``, and label maps with :func:`resize_labels`.
 
     Args:
-        keys: of image and label map, in this order.
-        prob: share of the items that are magnified.
+        keys: keys of image and label map, in this order.
+        prob: fraction of the items that are magnified.
         min_zoom: smallest factor.
         max_zoom: largest factor.
         keep_size: cut the result to the size of the item, or fill it up.

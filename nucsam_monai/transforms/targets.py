@@ -267,7 +267,7 @@ def class_masks(instances: np.ndarray, classes: Mapping[int, int], count: int) -
 
 
 class NucleusSizesd(MapTransform):
-    """Add the width and height of every nucleus' box.
+    """Add the width and height of every nucleus's box.
 
     Args:
         keys: the instance map ``(1, H, W)``; whole numbers, also in a floating-point type.

@@ -1,4 +1,4 @@
-"""Define the family of errors that this package raises for wrong input.
+"""Define the errors that this package raises for wrong input.
 
 A message says what was found, where, what was expected and what to do, for example::
 
@@ -9,48 +9,48 @@ from importlib.util import find_spec
 
 
 class NucSAMError(Exception):
-    """Base of all errors that are caused by input, files or configuration rather than by a bug.
+    """Base class of all errors that are caused by input, files or configuration rather than by a bug.
 
     Attributes:
-        exit_code: of a command that ends with the error.
+        exit_code: exit code of a command that ends with this error.
     """
 
     exit_code = 1
 
 
 class DatasetError(NucSAMError):
-    """A dataset folder, an archive or an annotation is missing, damaged or of a foreign layout."""
+    """A dataset folder, an archive or an annotation is missing, damaged or has another layout."""
 
 
 class ImageReadError(NucSAMError):
-    """An image file is missing, damaged or has a shape or type that cannot be segmented."""
+    """An image file is missing or damaged, or its shape or type cannot be segmented."""
 
 
 class FailedImagesError(ImageReadError):
-    """Some of the images that were to be segmented could not be; all others were."""
+    """Some images could not be segmented; all others were."""
 
     exit_code = 3
 
 
 class CheckpointError(NucSAMError):
-    """A weights file does not belong to the model it is loaded into, or is damaged."""
+    """A weights file is missing or damaged, or belongs to another network."""
 
 
 class ConfigurationError(NucSAMError, ValueError):
-    """A configuration value or argument is not one of those allowed."""
+    """A configuration value or an argument is not allowed."""
 
 
 class OutputError(NucSAMError, OSError):
-    """A file or folder can't be written: the disk is full, read-only or of another user."""
+    """A file or folder cannot be written, because the disk is full or read-only or permission is missing."""
 
 
 def require_package(package: str, what: str, extra: str = "systems") -> None:
-    """Refuse what needs a package that is not installed.
+    """Check that a package is installed.
 
     Args:
-        package: name to import it by.
-        what: needs it.
-        extra: of this package that installs it.
+        package: import name of the package.
+        what: feature that needs it, for the error message.
+        extra: extra of this package that installs it.
 
     Raises:
         ConfigurationError: the package is not installed.

@@ -21,14 +21,14 @@ _JUNK_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 def atomic_path(path: Path | str) -> Iterator[Path]:
     r"""Yield a temporary path next to ``path``, renamed to ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffix, so that writers which choose a format by suffix work. Parent
-    folders are made. On an error the temporary file is removed and an existing ``path`` stays as it was.
+    The temporary name keeps the suffix, because some writers choose the format by it. Parent folders are created. On
+    an error the temporary file is removed and an existing ``path`` is not modified.
 
     Raises:
         OutputError: the file can't be written.
 
     Example:
-        >>> with atomic_path("out/table.csv") as temporary:
+        >>> with atomic_path("out/table.csv") as temporary:  # doctest: +SKIP
         ...     _ = temporary.write_text("id,area_px\n")
     """
     path = Path(path)
@@ -53,8 +53,8 @@ def atomic_files(folder: Path | str, names: Mapping[str, str]) -> Iterator[dict[
     """Yield temporary paths of files that appear in ``folder`` together when the block ends without an error.
 
     Args:
-        folder: made if missing.
-        names: of the files, by kind.
+        folder: folder for the files; created if missing.
+        names: file names by kind.
 
     Raises:
         OutputError: the files can't be written.
@@ -98,7 +98,7 @@ def naming(path: Path, numbers: Container[int | None] | None = None) -> Iterator
 
     Args:
         path: the file or folder.
-        numbers: of the errors that are turned; None turns all.
+        numbers: ``errno`` values of the errors to convert; None converts all.
 
     Raises:
         OutputError: in place of the error.

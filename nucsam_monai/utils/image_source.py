@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Region(NamedTuple):
-    """A rectangle in pixels of an :class:`ImageSource`."""
+    """Hold a rectangle in pixels of an :class:`ImageSource`."""
 
     x: int
     y: int
@@ -38,7 +38,7 @@ class ImageSource(ABC):
 
 
 class ArrayImage(ImageSource):
-    """An image in memory.
+    """Hold an image in memory.
 
     Args:
         pixels: ``(H, W, 3)`` uint8 RGB.

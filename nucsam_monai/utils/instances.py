@@ -1,4 +1,4 @@
-"""Turn a foreground into instances: its components, these cut along necks, or split by a learned distance map."""
+"""Split a foreground into nuclei: connected components, watershed along necks, or a learned distance map."""
 
 import itertools
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _SMOOTHING_PX = 1.0  # a ragged outline gives the distance transform several max
 
 @dataclass(frozen=True)
 class DistanceRule:
-    """Thresholds for splitting a foreground by a learned distance map. Lengths are in pixels of the map.
+    """Configure how a foreground is split by a learned distance map. Lengths are in pixels of the map.
 
     Attributes:
-        threshold: a pixel is foreground from this probability on.
-        marker_threshold: a pixel of the foreground deeper than this belongs to a marker.
-        min_marker_px: area of the smallest marker.
-        min_area_px: area of the smallest nucleus; also of foreground in which no marker was found.
-        min_score: score of the faintest nucleus that is kept, see :func:`distance_scores`.
+        threshold: pixels are foreground from this probability.
+        marker_threshold: foreground pixels with a larger distance value belong to a marker.
+        min_marker_px: least area of a marker.
+        min_area_px: least area of a nucleus; also of a component without marker.
+        min_score: nuclei with a lower score are dropped, see :func:`distance_scores`.
     """
 
     threshold: float = 0.5
@@ -43,15 +43,14 @@ def distance_instances(
 ) -> np.ndarray:
     """Split a foreground into nuclei: one per marker, flooded from the deepest pixels outwards.
 
-    Markers are the 8-connected parts of the foreground that lie deep in their nucleus. A component of the foreground
-    with several of them is flooded from there by a watershed on the distance map; one with a single marker or none is
-    a nucleus as it is.
+    Markers are the 8-connected parts of the foreground with a large distance value. A component of the foreground with
+    several markers is split by a watershed on the distance map; a component with one marker or none is one nucleus.
 
     Args:
         foreground: ``(H, W)`` probability of nucleus.
         distance: ``(H, W)`` in [0, 1], about 1 in the middle of a nucleus and 0 at its border, as
             :func:`~nucsam_monai.transforms.nucleus_distance` gives it.
-        rule: the thresholds.
+        rule: thresholds.
 
     Returns:
         ``(H, W)`` int32 label map with ids 1..n, each of them 8-connected.
@@ -93,7 +92,7 @@ def scored_distance_instances(
 
 
 def distance_scores(instances: np.ndarray, foreground: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Return how certain each nucleus is: its mean foreground times the height of its marker.
+    """Compute the score of each nucleus: its mean foreground probability times the height of its marker.
 
     Args:
         instances: ``(H, W)`` label map with ids 1..n, as of :func:`distance_instances`.

@@ -17,9 +17,9 @@ _END_X, _END_Y = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1])
 
 
 class LabelOutlines(NamedTuple):
-    """Rings around the parts of nuclei and around their holes, of one nucleus after the other.
+    """Hold rings around the parts of nuclei and around their holes, nucleus by nucleus.
 
-    A nucleus has a polygon for each 4-connected part, the largest first, and each polygon its exterior ring followed by
+    A nucleus has a polygon for each 4-connected part, largest first, and each polygon its exterior ring followed by
     the rings of its holes.
 
     Attributes:

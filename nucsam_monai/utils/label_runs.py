@@ -10,12 +10,12 @@ _LOOKUP_TABLE_MAX_ID = 1 << 22  # 4 MB of flags; larger ids are sorted instead
 
 
 class LabelRuns(NamedTuple):
-    """The ``k`` runs of pixels, each within one row, in which no map changes; every pixel is in one.
+    """Hold the ``k`` runs of pixels, each within one row, in which no map changes; every pixel is in one run.
 
     Attributes:
         starts: ``(k,)`` int64 index of the first pixel of each run in the flattened map, rising.
         lengths: ``(k,)`` int64 number of pixels.
-        width: of the maps, in pixels.
+        width: width of the maps in pixels.
     """
 
     starts: NDArray[np.int64]
@@ -107,7 +107,7 @@ def centroids_xy_of(
     """Return the ``(n, 2)`` centre of mass of every instance as x, y.
 
     Args:
-        run_moments: of ``k`` runs.
+        run_moments: moments of ``k`` runs.
         ranks: ``(k,)`` rank of the instance of each run, -1 for background.
         areas: ``(n,)`` area of every instance, in square pixels.
     """

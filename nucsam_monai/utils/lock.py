@@ -20,7 +20,7 @@ class FolderLock:
     The lock of a process of this host that no longer runs is taken over, as after a crash or a power cut.
 
     Args:
-        folder: the folder; made if missing.
+        folder: the folder; created if missing.
 
     Example:
         >>> lock = FolderLock("output/train")  # doctest: +SKIP
@@ -63,7 +63,7 @@ class FolderLock:
         """Remove the lock of a process that has ended, or of this process.
 
         Raises:
-            ConfigurationError: its process runs, or that cannot be determined.
+            ConfigurationError: the process of the lock is running, or that cannot be determined.
         """
         try:
             holder = dict(json.loads(self.path.read_text(encoding="utf-8")))

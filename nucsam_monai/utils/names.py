@@ -19,11 +19,11 @@ def distinct_names(names: Sequence[str], what: str) -> tuple[str, ...]:
     """Return the names after checking that there is at least one and none occurs twice.
 
     Args:
-        names: a list; a single string is refused, it would be taken letter by letter.
-        what: the option that holds them, for the message.
+        names: list of names; a single string is an error, because it would be read letter by letter.
+        what: name of the option for the error message.
 
     Raises:
-        ConfigurationError: no name, one named twice, or a string.
+        ConfigurationError: there is no name, a name occurs twice, or ``names`` is a string.
 
     Example:
         >>> distinct_names(["tumour", "stroma"], "class_names")

@@ -14,7 +14,7 @@ from nucsam_monai.utils.prediction import NucleiPrediction
 
 @dataclass(frozen=True)
 class Nucleus:
-    """One nucleus.
+    """Hold one nucleus as a mask cropped to its box.
 
     Attributes:
         x: column of the mask's first pixel in the region.
@@ -94,10 +94,10 @@ def nuclei_of_prediction(prediction: NucleiPrediction) -> Iterator[Nucleus]:
 
 
 def paint_nuclei(nuclei: Iterable[Nucleus | None], shape: tuple[int, int]) -> NDArray[np.int32]:
-    """Return the ``(H, W)`` label map in which the k-th nucleus has the id k, 0 being background.
+    """Paint nuclei into a ``(H, W)`` label map in which the k-th nucleus has the id k.
 
     Args:
-        nuclei: None leaves its id out.
+        nuclei: nuclei; the id of a None is not used.
         shape: height and width of the map.
     """
     label_map = np.zeros(shape, dtype=np.int32)
@@ -117,7 +117,7 @@ def component_at(nucleus: Nucleus, x: int, y: int) -> Nucleus:
     """Return the 8-connected component of a mask at a pixel, or the nearest one.
 
     Args:
-        nucleus: with at least one pixel.
+        nucleus: nucleus with at least one pixel.
         x: column in the coordinates of the nucleus.
         y: row.
     """
@@ -132,17 +132,17 @@ def component_at(nucleus: Nucleus, x: int, y: int) -> Nucleus:
 def split_by_clicks(nuclei: Sequence[Nucleus], clicks: NDArray[np.int64]) -> list[Nucleus]:
     """Assign every pixel that several nuclei claim to one of them.
 
-    Pixels that one nucleus alone claims, and the pixels at the clicks, stay with their nucleus; from these the
-    claimed area is flooded from its middle to its rim, so that the border runs along the neck between the
-    clicks. Of equal masks of two clicks each gets the half around its click.
+    Pixels that only one nucleus claims, and the pixels at the clicks, keep their nucleus. The others are assigned by a
+    watershed from these, so that the border runs along the neck between the clicks. If two clicks have equal masks,
+    each gets the half around its click.
 
     Args:
-        nuclei: one for each click.
+        nuclei: one nucleus for each click.
         clicks: ``(n, 2)`` column and row.
 
     Returns:
-        The nuclei in their order without shared pixels; one that keeps none has an empty mask, such as that of
-        a second click on the same pixel.
+        The nuclei in the same order without shared pixels. A nucleus without pixels, such as that of a second click
+        on the same pixel, has an empty mask.
     """
     nuclei = list(nuclei)
     for group in _overlapping_groups(nuclei):

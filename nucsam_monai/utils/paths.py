@@ -10,21 +10,21 @@ _PACKAGE_PARENT = _PACKAGE.parent
 
 
 def bundle_root(name: str) -> str:
-    """Return the absolute path of bundle ``name``, whatever the working directory is.
+    """Find the folder of a bundle.
 
-    Looked for, in this order: the working directory if it is the bundle itself, ``bundles/<name>`` below the
-    working directory, ``<name>`` below the folder in the environment variable ``NUCSAM_BUNDLES``,
-    ``bundles/<name>`` next to the package (a source checkout or an editable install), and ``bundles/<name>`` in
-    the package (an installed wheel).
+    These places are searched in order: the working directory if it is the bundle itself, ``bundles/<name>`` in the
+    working directory, ``<name>`` in the folder that the environment variable ``NUCSAM_BUNDLES`` names,
+    ``bundles/<name>`` next to the package (a source checkout), and ``bundles/<name>`` in the package (an installed
+    wheel).
 
     Args:
-        name: the bundle's folder name, for example ``"unsam"``.
+        name: folder name of the bundle, for example ``"unsam"``.
 
     Returns:
         The absolute path as a string, because bundle configurations join strings.
 
     Raises:
-        ConfigurationError: no such bundle in any of these places.
+        ConfigurationError: the bundle is in none of these places.
     """
     cwd = Path.cwd()
     candidates = [cwd] if cwd.name == name else []
@@ -32,10 +32,11 @@ def bundle_root(name: str) -> str:
     for candidate in candidates:
         if (candidate / "configs" / "metadata.json").is_file():
             return str(candidate.resolve())
-    looked_in = ", ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    known = ", ".join(folder.name for folder in bundles()) or "none"
+    looked_in = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
     raise ConfigurationError(
-        f"bundle '{name}': no configs/metadata.json found in {looked_in}. "
-        "Run from the project's folder, set NUCSAM_BUNDLES, or pass --bundle_root."
+        f"bundle '{name}': not found. The bundles in {looked_in} are {known}. Correct the name, set NUCSAM_BUNDLES to "
+        "the folder of your own bundles, or pass --bundle_root."
     )
 
 
@@ -58,7 +59,7 @@ def find_weights(folder: Path, weights: str | Path) -> Path:
     """Return the weights file for a short name or a path.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         weights: ``"he"`` for ``models/compact_he.safetensors``, or a path.
 
     Raises:
@@ -69,8 +70,7 @@ def find_weights(folder: Path, weights: str | Path) -> Path:
         return shipped
     if not Path(weights).exists():
         raise CheckpointError(
-            f"weights '{weights}': neither a file nor a short name of weights in {folder / 'models'}. "
-            f"{weights_there(folder)}"
+            f"weights '{weights}': neither a file nor a short name of pretrained weights. {weights_there(folder)}"
         )
     return Path(weights)
 

@@ -1,4 +1,4 @@
-"""Hold the nuclei of an image: the type that every inferer returns and every writer, metric and server takes."""
+"""Hold the nuclei of an image: the type that all inferers return and all writers, metrics and servers take."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,13 +28,15 @@ _LARGEST_ID = np.iinfo(np.int32).max
 
 @dataclass(frozen=True, repr=False)
 class NucleiPrediction:
-    """The nuclei of one image.
+    """Hold the nuclei of one image.
 
     Attributes:
-        instances: ``(H, W)`` int32 label map; 0 is background, every other value is one nucleus.
-        table: one row per nucleus with the fields of :data:`NUCLEUS_DTYPE`, sorted by ``id``.
-        foreground: ``(H, W)`` float32 probability of nucleus, where the method gives one.
-        class_names: names that ``table["class_id"]`` indexes; only "nucleus" for class-agnostic methods.
+        instances: ``(H, W)`` int32 label map; 0 is background, every other value is the id of one nucleus.
+        table: structured array with one row per nucleus, sorted by ``id``, with the fields ``id``, ``class_id``,
+            ``score`` (0 to 1), ``centroid_x_px``, ``centroid_y_px``, ``box_x_min_px``, ``box_y_min_px``,
+            ``box_x_max_px``, ``box_y_max_px`` (half-open: min <= x < max) and ``area_px``.
+        foreground: ``(H, W)`` float32 probability of being a nucleus; None if the method predicts none.
+        class_names: names of the classes, indexed by ``table["class_id"]``; ``("nucleus",)`` without classes.
     """
 
     instances: np.ndarray
@@ -50,7 +52,7 @@ class NucleiPrediction:
 
     @property
     def summary(self) -> str:
-        """Summary in words, for example ``37 nuclei, 256 x 256 px``; with several classes their counts too."""
+        """Summary such as ``37 nuclei, 256 x 256 px``; with several classes, also the count of each class."""
         height, width = self.instances.shape
         words = f"{len(self)} {'nucleus' if len(self) == 1 else 'nuclei'}"
         if len(self.class_names) > 1 and len(self):
@@ -68,18 +70,24 @@ def prediction_from_instances(
     class_ids: np.ndarray | None = None,
     class_names: Sequence[str] = ("nucleus",),
 ) -> NucleiPrediction:
-    """Measure every nucleus of a label map in one pass over its pixels.
+    """Measure every nucleus of a label map: centroid, box, area and score.
 
     Args:
-        instances: ``(H, W)`` integers, 0 = background, any positive ids of int32 (they are kept).
-        foreground: ``(H, W)`` probability; without ``scores`` a nucleus scores its mean foreground.
-        scores: ``(n,)`` confidence per nucleus, ordered by id.
-        class_ids: ``(n,)`` class per nucleus, ordered by id.
+        instances: ``(H, W)`` integers, 0 = background. Ids may have gaps and are kept.
+        foreground: ``(H, W)`` probability of being a nucleus.
+        scores: ``(n,)`` confidence of each nucleus in [0, 1], ordered by id. Default: the mean foreground of the
+            nucleus, or 1 without ``foreground``.
+        class_ids: ``(n,)`` index of each nucleus's class, ordered by id. Default: 0.
         class_names: names of the classes.
 
     Raises:
-        ConfigurationError: the map is not two-dimensional and of integers, an id is negative or above int32,
-            the foreground has another shape, or the lengths differ.
+        ConfigurationError: ``instances`` is not a two-dimensional array of integers from 0 to 2^31 - 1,
+            ``foreground`` has another shape, or there are more or fewer scores or classes than nuclei.
+
+    Example:
+        >>> nuclei = prediction_from_instances(np.array([[0, 3, 3], [0, 3, 3]]))
+        >>> nuclei.table["id"], nuclei.table["area_px"], nuclei.table["centroid_x_px"]
+        (array([3], dtype=int32), array([4]), array([1.5]))
     """
     instances = np.asarray(instances)
     foreground = None if foreground is None else np.asarray(foreground)
@@ -123,7 +131,7 @@ def prediction_from_instances(
 
 
 def _check_maps(instances: np.ndarray, foreground: np.ndarray | None) -> None:
-    """Refuse an array that is not a label map, and a foreground of another shape."""
+    """Raise if ``instances`` is not a label map or ``foreground`` has another shape."""
     if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
         raise ConfigurationError(
             "instances: expected a (H, W) map of integers, "

@@ -1,6 +1,6 @@
-"""Whole slides: readers, the shards that a slide is cut into, and the merge of what was found in them.
+"""Segment whole slides: read them, divide them into shards, and merge the nuclei of the shards.
 
-Nothing here loads torch: the network comes as a :class:`~nucsam_monai.wsi.shards.RegionSegmenter`.
+Nothing here loads torch; the network is passed as a :class:`~nucsam_monai.wsi.shards.RegionSegmenter`.
 """
 
 from nucsam_monai.wsi.cohort import segment_slides

@@ -1,4 +1,4 @@
-"""The only place where whole slides know bundles: a loaded bundle as the method that segments a slide."""
+"""Turn a loaded bundle into the method that segments a slide; the only module of this package that knows bundles."""
 
 import itertools
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ _LOCAL = {"fit": "tile", "neg_test": 0, "points": None, "whole_image": False}
 
 @dataclass
 class BundleRegions:
-    """The nuclei of regions as a bundle finds them, with the mean and standard deviation of the whole slide.
+    """Segment regions of a slide with a bundle, normalised with the mean and standard deviation of the whole slide.
 
     Attributes:
         segmenter: the bundle with its weights.
         options: values of its configuration.
-        domain: of the slide.
+        domain: domain of the slide.
         statistics: mean and standard deviation that regions are normalised by; None where the method has constants.
     """
 
@@ -56,7 +56,7 @@ def method_of(segmenter: "Segmenter", domain: str | None = None, **options: Any)
 
     Args:
         segmenter: the bundle with its weights.
-        domain: of the slides, for methods with domains.
+        domain: domain of the slides, for methods with domains.
         options: values of keys of ``inference.json``.
 
     Raises:

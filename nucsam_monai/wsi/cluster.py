@@ -1,4 +1,4 @@
-"""Shards on several processes or machines with Dask distributed; the journal unites what they write."""
+"""Segment shards on several processes or machines with Dask distributed; the journal collects their results."""
 
 import logging
 import os
@@ -55,13 +55,13 @@ _IMPORTED_ONCE = [
 
 @dataclass(frozen=True)
 class MethodSource:
-    """Where a worker finds the network: names and numbers only, so that no weights travel.
+    """Tell a worker where to find the network; only names and numbers, so that no weights are sent.
 
     Attributes:
-        bundle: its folder.
-        checkpoint: its weights; None for those that the configuration names.
+        bundle: folder of the bundle.
+        checkpoint: weights file; None takes the weights that the configuration names.
         settings: other values of the configuration, chosen once.
-        domain: of the slides.
+        domain: domain of the slides.
         options: values for the slides.
         device: None takes a GPU if there is one; workers of one machine take turns.
     """
@@ -106,16 +106,16 @@ def segment_slide_on(
     """Segment a slide with the workers of a Dask client; see :func:`nucsam_monai.wsi.segment_slide`.
 
     Args:
-        client: of Dask distributed; its workers see the same files.
-        path: the slide.
-        output_dir: made if missing.
-        source: of the network.
-        options: of the slide.
-        method: the same network, loaded here, to make the plan with; None loads it.
-        overwrite: drop what an earlier run left.
+        client: client of Dask distributed, whose workers see the same files.
+        path: path of the slide.
+        output_dir: folder for the results; created if missing.
+        source: source of the network.
+        options: options of the slide.
+        method: the same network, already loaded, to make the plan; None loads it.
+        overwrite: delete the results of an earlier run.
 
     Raises:
-        SlideError: a shard failed, or ended its worker, twice.
+        SlideError: a shard failed, or crashed its worker, twice.
     """
     from distributed import KilledWorker
 

@@ -1,4 +1,4 @@
-"""Segment many slides with one bundle, in this process or on workers; what every command calls."""
+"""Segment many slides with one bundle, in this process or on workers; all commands for slides call this module."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,20 +39,20 @@ def segment_slides(
     scheduler: str | None = None,
     overwrite: bool = False,
 ) -> list[SlideResult]:
-    """Segment a slide, a folder or a list; print a line for each. Called again it goes on where it stopped.
+    """Segment a slide, a folder or a list of slides, and print a line for each; call it again to resume.
 
     Args:
-        source: of the network.
+        source: source of the network.
         slides: a slide, a folder, or a text file with one path per line.
-        output_dir: made if missing; every slide gets a folder there, and ``cohort.csv`` a row.
-        options: of all slides.
-        workers: processes on this machine; more than one needs Dask distributed.
-        scheduler: address of a running Dask scheduler in place of processes here.
-        overwrite: drop what earlier runs left.
+        output_dir: folder for the results, created if missing; every slide has a subfolder and a row of ``cohort.csv``.
+        options: options of all slides.
+        workers: number of processes on this machine; more than one needs Dask distributed.
+        scheduler: address of a running Dask scheduler to use instead of processes on this machine.
+        overwrite: delete the results of earlier runs.
 
     Raises:
-        ConfigurationError: nothing to segment, or an option that slides do not have.
-        SlideError: after the last slide, if some failed.
+        ConfigurationError: there is nothing to segment, or an option is not available for slides.
+        SlideError: some slides failed; raised after the last slide.
     """
     paths, output_dir = slides_of(Path(slides)), Path(output_dir)
     known = {} if overwrite else {path: known_result(path, output_dir, source, options) for path in paths}

@@ -1,4 +1,4 @@
-"""The grid on which a slide is segmented: its pixels, its lattice of tiles and the shards cut from it."""
+"""Define the grid on which a slide is segmented: its pixels, its lattice of tiles and its shards."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ _UNREADABLE_PX, _UNREADABLE_GREY = 256, 128
 
 @dataclass(frozen=True)
 class WorkingGrid:
-    """The pixels that the network sees; its origin is level 0's.
+    """Describe the pixel grid that the network sees; its origin is that of level 0.
 
     Attributes:
-        level: of the slide that is read.
+        level: level of the slide that is read.
         mpp: micrometres per pixel of the grid.
         scale: side in pixels of level 0 that one pixel of the grid spans.
         width: in pixels of the grid.
@@ -39,7 +39,7 @@ class WorkingGrid:
 
 
 class Read(NamedTuple):
-    """Pixels ``(height, width, 3)`` uint8 of the grid, and the blocks (column, row) in them that were unreadable."""
+    """Hold pixels ``(height, width, 3)`` uint8 of the grid, and the unreadable blocks (column, row) in them."""
 
     pixels: np.ndarray
     unreadable: list[tuple[int, int]]
@@ -122,7 +122,7 @@ def thumbnail(reader: SlideReader, mpp: float, target_mpp: float = 8.0) -> np.nd
 
 
 def _readable_part(reader: SlideReader, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-    """Return a rectangle of a level, grey where it cannot be decoded: no glass, so that it is missed in the tissue."""
+    """Return a rectangle of a level; pixels that cannot be decoded are grey, so that they do not count as glass."""
     try:
         return reader.read(level, x, y, width, height)
     except SlideError:
@@ -139,12 +139,12 @@ def _readable_part(reader: SlideReader, level: int, x: int, y: int, width: int, 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Tiles (column, row) that begin at multiples of the stride, over the whole slide and beyond its border.
+    """Place tiles (column, row) at multiples of the stride, over the whole slide and beyond its border.
 
     Attributes:
-        tile_px: side of a tile.
+        tile_px: side length of a tile.
         stride_px: distance of two tiles, which is also the side of a cell.
-        halo: tiles on each side of a shard's core that are segmented besides it.
+        halo: number of tiles on each side of a shard's core that are segmented in addition to the core.
     """
 
     tile_px: int
@@ -159,12 +159,12 @@ class Lattice:
 
     @property
     def overlap_px(self) -> int:
-        """Pixels that neighbouring tiles have in common."""
+        """Pixels that adjacent tiles have in common."""
         return self.tile_px - self.stride_px
 
 
 class Rectangle(NamedTuple):
-    """A half-open rectangle in pixels of the grid."""
+    """Hold a half-open rectangle in pixels of the grid."""
 
     x0: int
     y0: int
@@ -174,14 +174,14 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A rectangle of cells that is segmented and written at once.
+    """Hold a rectangle of cells that is segmented and written in one step.
 
     Attributes:
-        index: its place in the order of all shards.
-        column: of its first cell.
-        row: of its first cell.
-        columns: of cells.
-        rows: of cells.
+        index: position among all shards.
+        column: column of its first cell.
+        row: row of its first cell.
+        columns: number of cells in a row.
+        rows: number of cells in a column.
     """
 
     index: int
@@ -212,7 +212,7 @@ def cut_shards(cells: np.ndarray, side: int) -> list[Shard]:
 
     Args:
         cells: ``(rows, columns)`` bool.
-        side: of a block, in cells.
+        side: side length of a block in cells.
 
     Returns:
         The shards in Z-order, so that neighbours are read soon after one another.
@@ -239,8 +239,8 @@ def active_cells(mask: np.ndarray, mask_mpp: float, grid: WorkingGrid, lattice: 
     Args:
         mask: ``(h, w)`` bool, of the whole slide.
         mask_mpp: micrometres per pixel of the mask.
-        grid: of the slide.
-        lattice: on the grid.
+        grid: working grid of the slide.
+        lattice: lattice of tiles on the grid.
     """
     rows, columns = (math.ceil(side / lattice.stride_px) for side in (grid.height, grid.width))
     step = lattice.stride_px * grid.mpp / mask_mpp

@@ -1,4 +1,4 @@
-"""Segment an image that is too large to be segmented at once as a slide, and return its nuclei as of any image."""
+"""Segment an image in parts, like a slide, if it is too large for one piece, and return its nuclei."""
 
 import logging
 import math
@@ -28,16 +28,16 @@ Statistics = tuple[float, float] | None
 def nuclei_of_image(
     pixels: np.ndarray, method: Method, scale_of: Callable[[Statistics], float], largest_part_px: int
 ) -> NucleiPrediction:
-    """Return the nuclei of an image, of which one part after the other goes through the network.
+    """Segment an image part by part.
 
-    They are those of a slide without a mask and, where the scale is 1, of the image segmented at once. In memory are
-    the image, its label map and a few parts.
+    The nuclei are those of a slide without a mask and, if the scale is 1, those of the image segmented in one piece.
+    Memory holds the image, its label map and a few parts.
 
     Args:
         pixels: ``(H, W, 3)`` uint8 RGB.
-        method: segments the parts.
-        scale_of: returns the factor by which the image is resized for the network.
-        largest_part_px: pixels of the largest part, about; a part has a few tiles at least.
+        method: network that segments the parts.
+        scale_of: function that returns the factor by which the image is resized for the network.
+        largest_part_px: approximate number of pixels of the largest part; a part has at least a few tiles.
 
     Raises:
         SlideError: a part cannot be segmented.

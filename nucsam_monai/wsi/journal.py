@@ -1,4 +1,4 @@
-"""Keep the plan of a slide and which of its shards are done in files alone, so that a kill leaves nothing to repair."""
+"""Keep the plan and the finished shards of a slide in files, so that a killed run can be resumed without repair."""
 
 import fcntl
 import hashlib
@@ -22,12 +22,12 @@ _KEY = b"nucsam"
 
 
 class Journal:
-    """The folder of one slide.
+    """Read and write the folder of one slide.
 
-    A shard is done if its Parquet file exists and names this plan; there is no other record.
+    A shard is finished if its Parquet file exists and names this plan; there is no other record.
 
     Args:
-        folder: ``<output_dir>/<slide>``; made when the plan is written.
+        folder: ``<output_dir>/<slide>``; created when the plan is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,10 +37,10 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs on this machine out, and remove what a killed one left half-written.
+        """Lock the folder against other runs on this machine, and remove unfinished files of a killed run.
 
         Raises:
-            ConfigurationError: another run works in the folder.
+            ConfigurationError: another run uses the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
@@ -63,10 +63,10 @@ class Journal:
         return dict(json.loads(self.plan_file.read_text(encoding="utf-8")))
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Refuse a folder whose plan was made for something else.
+        """Check that the plan in the folder was made for the same request.
 
         Raises:
-            ConfigurationError: the differing keys are in the message.
+            ConfigurationError: it was not; the message names the keys that differ.
         """
         plan = self.plan
         if plan is None:
@@ -109,7 +109,7 @@ class Journal:
         return sha256_of_file(self.plan_file)
 
     def shard_file(self, index: int) -> Path:
-        """Return where the nuclei of a shard are."""
+        """Return the path of the nuclei of a shard."""
         return self.folder / "shards" / f"{index:05d}.parquet"
 
     def is_done(self, index: int, digest: str) -> bool:
@@ -118,23 +118,23 @@ class Journal:
         return file.is_file() and self.facts(index).get("plan") == digest
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Return what a shard's footer says: the plan's digest, unreadable blocks and seconds per stage."""
+        """Read a shard's footer: the plan's digest, unreadable blocks and seconds per stage."""
         metadata = pq.read_metadata(self.shard_file(index)).metadata or {}
         return dict(json.loads(metadata.get(_KEY, b"{}")))
 
     def write_shard(self, index: int, table: pa.Table, facts: Mapping[str, Any]) -> None:
-        """Write the nuclei of a shard; from then on it is done."""
+        """Write the nuclei of a shard, which marks it as finished."""
         table = table.replace_schema_metadata({_KEY: json.dumps(facts).encode()})
         with atomic_path(self.shard_file(index)) as temporary:
             pq.write_table(table, temporary, compression="zstd", compression_level=1)
         self.failed_file(index).unlink(missing_ok=True)
 
     def failed_file(self, index: int) -> Path:
-        """Return where the error of a shard is."""
+        """Return the path of the error message of a shard."""
         return self.folder / "failed" / f"{index:05d}.json"
 
     def write_failure(self, index: int, error: BaseException) -> None:
-        """Note why a shard could not be segmented."""
+        """Write the error message of a shard that could not be segmented."""
         write_json(self.failed_file(index), {"error": type(error).__name__, "message": str(error)})
 
     def finish(self, names: list[str]) -> None:
@@ -144,7 +144,7 @@ class Journal:
         write_json(self.done_file, {"plan": self.digest, "files": facts})
 
     def is_finished(self) -> bool:
-        """Return whether all outputs of this plan are there."""
+        """Return whether all outputs of this plan exist."""
         if not self.done_file.is_file() or not self.plan_file.is_file():
             return False
         done = json.loads(self.done_file.read_text(encoding="utf-8"))

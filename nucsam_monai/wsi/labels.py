@@ -21,10 +21,10 @@ _COARSEST_PX = 2048
 
 
 class LabelImage:
-    """A pyramid of label images into which nuclei are painted, a table at a time; a strip of it is in memory.
+    """Write a pyramid of label images, one table of nuclei at a time, with only a strip in memory.
 
     Args:
-        folder: of the image.
+        folder: folder of the image.
         grid: pixels that the network saw; outlines are lossless on them.
     """
 
@@ -68,7 +68,7 @@ def painted(table: pa.Table, scale: float) -> Iterator[tuple[int, int, np.ndarra
     """Yield the nuclei of a table as strips of a label map.
 
     Args:
-        table: of the nuclei; their outlines run along rows and columns.
+        table: table of the nuclei, whose outlines follow pixel edges.
         scale: pixels of level 0 per pixel of the map.
 
     Yields:
@@ -124,9 +124,9 @@ def write_spatialdata(folder: Path, mpp: float, grid: WorkingGrid, *, labels: bo
     """Write ``slide.zarr``, which the package ``spatialdata`` opens; its files are those written before.
 
     Args:
-        folder: of the slide, with ``nuclei.parquet``.
+        folder: folder of the slide, with ``nuclei.parquet``.
         mpp: micrometres per pixel at level 0.
-        grid: of ``labels.zarr``.
+        grid: grid of ``labels.zarr``.
         labels: whether ``labels.zarr`` is part of it.
     """
     with replaced_directory(folder / "slide.zarr") as store:

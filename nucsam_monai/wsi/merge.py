@@ -1,4 +1,4 @@
-"""Unite the shards of a slide: each nucleus once, in one order, with ids 1..n."""
+"""Merge the shards of a slide, so that each nucleus occurs once, with ids 1..n in a fixed order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _PAIRS_AT_ONCE = 20_000
 
 @dataclass(frozen=True)
 class Reported:
-    """What all shards report, without outlines; arrays ``(n,)`` in the order of the shards and of their rows.
+    """Hold the nuclei of all shards without outlines; arrays ``(n,)`` in the order of the shards and their rows.
 
     Attributes:
         shard: index of the shard.
         row: in the shard's file.
-        own: whether the nucleus' centroid lies in the shard's core.
+        own: whether the nucleus's centroid lies in the shard's core.
         crossing: whether it reaches beyond the core.
-        score: of the nucleus.
+        score: score of the nucleus.
         box: ``(n, 4)`` in pixels of level 0.
     """
 
@@ -43,7 +43,7 @@ def merged_shards(journal: Journal, count: int) -> Iterator[pa.Table]:
     """Yield the nuclei of one shard after the other with their final ids; only one shard is in memory.
 
     Args:
-        journal: of a slide, all of whose shards are done.
+        journal: journal of a slide whose shards are all done.
         count: number of shards.
     """
     keep = kept_nuclei(journal, count)

@@ -1,4 +1,4 @@
-"""Nuclei of a slide as rows: measured on a label map, kept as Arrow tables with lossless outlines."""
+"""Measure the nuclei of a slide on a label map, and store them as Arrow tables with lossless outlines."""
 
 import json
 from collections.abc import Sequence
@@ -44,12 +44,12 @@ the network saw; ``bbox`` and ``geometry`` (WKB, along pixel corners) are pixels
 
 
 class Measured(NamedTuple):
-    """What the pixels of each nucleus say; arrays ``(n,)`` in the order of the ids.
+    """Hold the measurements of each nucleus; arrays ``(n,)`` in the order of the ids.
 
     Attributes:
         area: pixels.
-        sum_x: of the columns of its pixels, whole numbers in pixels of the grid.
-        sum_y: of the rows.
+        sum_x: sum of the columns of its pixels, in pixels of the grid.
+        sum_y: sum of the rows.
         axes: ``(n, 2)`` major and minor axis of the ellipse with the same second moments, in pixels.
         orientation: angle of the major axis against x in radians, -pi/2 to pi/2, y pointing down.
         colour: ``(n, 3)`` mean RGB.
@@ -68,7 +68,7 @@ def measure(instances: np.ndarray, ids: np.ndarray, pixels: np.ndarray, x: int, 
 
     Args:
         instances: ``(H, W)`` label map.
-        ids: ``(n,)`` rising, of its nuclei.
+        ids: ``(n,)`` ascending, of its nuclei.
         pixels: ``(H, W, 3)`` uint8.
         x: column of the map's first pixel on the grid.
         y: row of it.
@@ -148,11 +148,11 @@ def nuclei_rows(
 
     Args:
         prediction: the nuclei.
-        measured: of :func:`measure`.
+        measured: output of :func:`measure`.
         origin: column and row of the prediction's first pixel on the grid.
         scale: pixels of level 0 per pixel of the grid.
         mpp: micrometres per pixel of the grid.
-        shard: that found them.
+        shard: shard that found the nuclei.
         cut: ``(n,)`` bool, nuclei that reach beyond what the shard sees.
     """
     count = len(prediction)

@@ -1,4 +1,4 @@
-"""Write what was found on a slide: tables and outlines streamed from the shards, pictures, statistics."""
+"""Write the results of a slide: tables and outlines streamed from the shards, pictures and statistics."""
 
 import gzip
 import hashlib
@@ -41,11 +41,11 @@ _FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
 
 
 class Summary:
-    """Counts over all nuclei of a slide, filled shard by shard.
+    """Count the nuclei of a slide, shard by shard.
 
     Args:
         thumbnail_shape: height and width of the slide's thumbnail.
-        um_per_pixel: of the thumbnail.
+        um_per_pixel: micrometres per pixel of the thumbnail.
     """
 
     def __init__(self, thumbnail_shape: tuple[int, int], um_per_pixel: float) -> None:
@@ -105,7 +105,7 @@ def write_nuclei(
     """Write the nuclei, each output complete or absent; return the names of the files.
 
     Args:
-        folder: of the slide.
+        folder: folder of the slide.
         shards: nuclei with their ids, one table per shard.
         kinds: keys of :data:`OUTPUTS`.
         name: seed of the ids of QuPath's objects.
@@ -154,10 +154,10 @@ def write_nuclei(
 
 
 def check_outputs(kinds: Sequence[str]) -> None:
-    """Refuse what cannot be written, before the work begins.
+    """Check before the work begins that all outputs can be written.
 
     Raises:
-        ConfigurationError: an unknown output, or a package is missing.
+        ConfigurationError: an output is unknown, or a package is not installed.
     """
     if unknown := sorted(set(kinds) - set(OUTPUTS)):
         raise ConfigurationError(f"outputs '{unknown[0]}': expected some of {', '.join(OUTPUTS)}.")

@@ -1,4 +1,4 @@
-"""Say what a slide costs before it starts, and once a minute how far it is."""
+"""Log the expected time of a slide before it starts, and its progress once a minute."""
 
 import logging
 import threading
@@ -21,12 +21,12 @@ _LONG_S = 12 * 3600
 
 
 class Progress:
-    """A bar in mm2, and a line a minute in the log with speed, time left and the network's share.
+    """Show a bar in mm2, and log speed, remaining time and the network's share once a minute.
 
     Args:
-        task: of the slide.
-        shards: that are left.
-        workers: that segment them at the same time.
+        task: task of the slide.
+        shards: remaining shards.
+        workers: number of workers that segment them at the same time.
         tile_s: expected seconds per tile; None if unknown.
     """
 

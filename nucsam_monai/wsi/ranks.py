@@ -1,7 +1,7 @@
-"""Share a slide among the processes that torchrun started, without a connection between them.
+"""Distribute a slide over the processes that torchrun started, without a connection between them.
 
-Each takes its part of the shards, and the first one merges. They tell one another what happened by small files in the
-slide's folder.
+Each process segments a part of the shards, and the first one merges them. The processes communicate through small
+files in the slide's folder.
 """
 
 import os
@@ -19,11 +19,11 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that torchrun started; alone without it.
+    """Describe this process among those that torchrun started; without torchrun it is the only one.
 
     Attributes:
-        rank: of this process.
-        count: of all processes.
+        rank: rank of this process.
+        count: number of processes.
         launch: tells one start of torchrun from another.
     """
 
@@ -58,8 +58,8 @@ class Ranks:
         """Wait until another process has told one of ``words`` about the slide in ``folder``.
 
         Args:
-            folder: of the slide.
-            words: to wait for.
+            folder: folder of the slide.
+            words: words to wait for.
             until: ends the waiting as well.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Slides as pyramids from which any rectangle can be read, whichever library opens the file."""
+"""Open slides as pyramids from which any rectangle can be read, independent of the library that opens the file."""
 
 import hashlib
 import logging
@@ -27,7 +27,7 @@ _INSTALL = "Install them with: pip install 'nucsam-monai[slides]'."
 
 
 class SlideError(ImageReadError):
-    """A slide cannot be opened or lacks what its segmentation needs."""
+    """A slide cannot be opened or lacks information that its segmentation needs."""
 
 
 class SlideMetadataError(SlideError):
@@ -35,7 +35,7 @@ class SlideMetadataError(SlideError):
 
 
 class Level(NamedTuple):
-    """One resolution of a slide: its size in own pixels, and how many level-0 pixels one of them spans."""
+    """Describe one resolution of a slide: its size in its own pixels and its downsampling factor."""
 
     width: int
     height: int
@@ -43,21 +43,21 @@ class Level(NamedTuple):
 
 
 class Mpp(NamedTuple):
-    """Micrometres per pixel at level 0, and where the number comes from."""
+    """Hold the micrometres per pixel at level 0 and their source."""
 
     value: float
     source: str
 
 
 class SlideReader(ABC):
-    """A slide that is open in this process.
+    """Read the pixels of an open slide.
 
     Attributes:
-        path: the file.
-        levels: its resolutions, the finest first.
-        properties: what the file says about itself.
-        bounds: the scanned part ``(x, y, width, height)`` in pixels of level 0.
-        is_in_memory: whether all pixels are at hand.
+        path: path of the file.
+        levels: resolutions, finest first.
+        properties: metadata of the file.
+        bounds: scanned area ``(x, y, width, height)`` in pixels of level 0.
+        is_in_memory: whether all pixels are in memory.
     """
 
     is_in_memory = False
@@ -72,13 +72,20 @@ class SlideReader(ABC):
 
     @abstractmethod
     def reopen(self) -> None:
-        """Open the file once more: after an error some libraries refuse all that follows."""
+        """Open the file again, because some libraries fail at every read after an error."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return ``(height, width, 3)`` uint8 RGB; ``x`` and ``y`` are pixels of the level, outside is white.
+        """Read a rectangle of a level as ``(height, width, 3)`` uint8 RGB; pixels outside the slide are white.
+
+        Args:
+            level: index into :attr:`levels`.
+            x: first column in pixels of the level.
+            y: first row in pixels of the level.
+            width: number of columns.
+            height: number of rows.
 
         Raises:
-            SlideError: the rectangle cannot be decoded, also not with the file opened once more.
+            SlideError: the rectangle cannot be decoded, even after opening the file again.
         """
         result = np.full((height, width, 3), 255, dtype=np.uint8)
         size = self.levels[level]
@@ -101,12 +108,12 @@ class SlideReader(ABC):
 
     @property
     def mpp(self) -> Mpp | None:
-        """Micrometres per pixel as the file gives them; None where it does not."""
+        """Micrometres per pixel from the file's metadata; None if it has none."""
         return mpp_of_properties(self.properties)
 
 
 class OpenSlideReader(SlideReader):
-    """A slide of a scanner, or a pyramid of TIFF, opened by OpenSlide."""
+    """Read a scanner's slide or a pyramidal TIFF with OpenSlide."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,7 +143,7 @@ class OpenSlideReader(SlideReader):
 
 
 class TiffSlideReader(SlideReader):
-    """An OME-TIFF with its pyramid, which OpenSlide does not see, opened by tiffslide."""
+    """Read an OME-TIFF with its pyramid, which OpenSlide does not support, with tiffslide."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -165,12 +172,12 @@ class TiffSlideReader(SlideReader):
 
 
 class ImageReader(SlideReader):
-    """A plain image as a slide of one level, kept in memory.
+    """Read a plain image, kept in memory, as a slide with one level.
 
     Args:
-        path: the file.
-        pixels: ``(H, W, 3)`` uint8 in place of the file's.
-        mpp: of the image, where it is known.
+        path: path of the file.
+        pixels: ``(H, W, 3)`` uint8 to use instead of reading the file.
+        mpp: micrometres per pixel of the image, if known.
     """
 
     is_in_memory = True
@@ -193,19 +200,24 @@ class ImageReader(SlideReader):
 
 
 def open_slide(path: Path | str) -> SlideReader:
-    """Open a slide or a plain image with the library that its content asks for.
+    """Open a slide or a plain image with the library that fits its content.
 
-    OME-TIFF and pyramids in SubIFDs go to tiffslide, everything else that OpenSlide recognises to OpenSlide, and the
-    rest is read as a plain image.
+    OME-TIFF and pyramids in SubIFDs are opened with tiffslide, everything else that OpenSlide recognises with
+    OpenSlide, and other files as plain images.
 
     Raises:
-        SlideError: the file is missing, damaged, not 8-bit RGB, or its library is not installed.
+        SlideError: the file is missing, damaged or not 8-bit RGB, or its library is not installed.
+
+    Example:
+        >>> slide = open_slide("case.svs")  # doctest: +SKIP
+        >>> slide.read(0, 1000, 2000, 256, 256).shape  # doctest: +SKIP
+        (256, 256, 3)
     """
     return pyramid_of(Path(path)) or ImageReader(Path(path))
 
 
 def pyramid_of(path: Path) -> SlideReader | None:
-    """Open a slide as :func:`open_slide` does; return None for what is a plain image.
+    """Open a slide like :func:`open_slide`, but return None for a plain image.
 
     Raises:
         SlideError: the file is missing, damaged, not 8-bit RGB, or its library is not installed.
@@ -236,10 +248,10 @@ def _open(path: Path) -> SlideReader | None:
 
 
 def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:
-    """Return the micrometres per pixel of level 0: those given, else the file's, never a guess.
+    """Return the micrometres per pixel of level 0: the given value, else the file's; it is never guessed.
 
     Raises:
-        SlideMetadataError: neither is there, or the value is outside of 0.05 to 5 um.
+        SlideMetadataError: both are missing, or the value is outside 0.05 to 5 um.
     """
     found = Mpp(float(given), "given") if given is not None else reader.mpp
     if found is None:
@@ -260,7 +272,7 @@ def mpp_of_slide(reader: SlideReader, given: float | None = None) -> Mpp:
 
 
 def warn_of_other_mpp(reader: SlideReader, mpp: Mpp) -> None:
-    """Warn that the micrometres per pixel that were given differ from the file's by more than 2 %."""
+    """Warn if the given micrometres per pixel differ from the file's by more than 2 %."""
     own = reader.mpp
     if own is not None and not math.isclose(mpp.value, own.value, rel_tol=_SAME_MPP):
         logger.warning(
@@ -270,7 +282,7 @@ def warn_of_other_mpp(reader: SlideReader, mpp: Mpp) -> None:
 
 
 def mpp_of_properties(properties: Mapping[str, str]) -> Mpp | None:
-    """Return what a slide's properties say: the vendor's value, else the resolution tags of TIFF with a unit."""
+    """Return the micrometres per pixel in a slide's metadata: the vendor's value, else TIFF's resolution tags."""
     for prefix in ("openslide.mpp", "tiffslide.mpp", "ome.mpp"):
         x, y = (_number(properties.get(f"{prefix}-{axis}")) for axis in "xy")
         if x and y:

@@ -1,4 +1,4 @@
-"""Segment a rectangle of a slide as the whole slide would be, without keeping anything on the disk."""
+"""Segment a rectangle of a slide as in the whole slide, without writing results to the disk."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ def nuclei_of_region(
     at the level's own. At most a shard's pixels are in memory.
 
     Args:
-        reader: of the slide, or of an image.
-        level: whose pixels the region and the answer are in.
+        reader: open slide or image.
+        level: level of the pixel coordinates of the region and of the result.
         region: inside of the level.
         method: segments it.
         shard_px: side of a shard on the grid, about.
@@ -73,7 +73,7 @@ def segmented(
     """Segment shards and give their journal, which goes with the block.
 
     Args:
-        task: what the shards share.
+        task: task that the shards share.
         shards: all of the image or slide.
         method: segments them.
         statistics: mean and standard deviation that regions are normalised by; None for the method's own constants.

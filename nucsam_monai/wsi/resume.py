@@ -1,4 +1,4 @@
-"""Recognise a finished slide from files alone: to load a network only to find nothing left to do takes seconds."""
+"""Recognise a finished slide by its files, to save the seconds of loading a network that has nothing to do."""
 
 import json
 from dataclasses import asdict
@@ -16,10 +16,10 @@ def remember(path: Path, output_dir: Path, source: Any, options: SlideOptions, m
     """Note what a finished slide was asked for, and the files that its network came from.
 
     Args:
-        path: the slide.
-        output_dir: of the run.
+        path: path of the slide.
+        output_dir: folder of the run.
         source: dataclass that names the network.
-        options: of the slide.
+        options: options of the slide.
         method: the network that it named.
     """
     files = {str(file.resolve()): sha256_of_file(file) for file in method.files}

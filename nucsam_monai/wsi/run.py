@@ -1,4 +1,4 @@
-"""Segment a slide or a cohort: plan, shards, merge; a run that was killed is continued by running it again."""
+"""Segment a slide or a cohort: plan, segment shards, merge. A killed run resumes when it is started again."""
 
 import csv
 import io
@@ -71,17 +71,21 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class SlideOptions:
-    """What the result of a slide depends on besides the network.
+    """Configure how a slide is read and which files are written; everything besides the network.
 
     Attributes:
-        mpp: micrometres per pixel at level 0, for files that lack them.
-        model_mpp: that the network was trained at.
-        mpp_tolerance: a level this near to ``model_mpp`` is read as it is.
-        mask: ``otsu``, ``all``, or the path of a mask image of the whole slide.
+        mpp: micrometres per pixel at level 0, for files without this information.
+        model_mpp: micrometres per pixel that the network was trained at.
+        mpp_tolerance: relative difference from ``model_mpp`` up to which a level is read without resampling.
+        mask: tissue mask: ``otsu``, ``all``, or the path of a mask image of the whole slide.
         region: GeoJSON file with the region to segment, in pixels of level 0.
-        shard_px: side of a shard's core on the grid, about.
-        max_nucleus_um: nuclei up to this size are seen whole by the shard that owns them.
-        outputs: keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`.
+        shard_px: approximate side length of a shard in pixels of the working grid.
+        max_nucleus_um: nuclei up to this size are segmented whole at the borders of shards.
+        outputs: files to write, keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`.
+
+    Example:
+        >>> SlideOptions(mpp=0.25, mask="all", outputs=("parquet", "labels")).model_mpp
+        0.25
     """
 
     mpp: float | None = None
@@ -99,18 +103,18 @@ class SlideOptions:
 
 @dataclass(frozen=True)
 class Method:
-    """The network as the plan of a slide knows it.
+    """Describe a network to the plan of a slide.
 
     Attributes:
-        facts: what identifies it: bundle, digest of weights and configuration, options.
-        tile_px: side of its tiles.
-        overlap_px: that neighbouring tiles have in common.
-        own_statistics: whether it normalises an image by the image's own mean and standard deviation; on a slide
-            these are taken once, from tissue all over it.
-        build: returns what segments regions, for the mean and standard deviation of the slide or None.
-        files: that the facts were taken from: configuration and weights.
-        unwritten: shards that may still be on their way to the disk when the network begins the next one. They are lost
-            with it if the run is killed, so only a network on a GPU, which would wait for long, has one.
+        facts: identification of the network: bundle, digests of weights and configuration, options.
+        tile_px: side length of its tiles.
+        overlap_px: overlap of adjacent tiles in pixels.
+        own_statistics: whether it normalises an image by the image's mean and standard deviation; for a slide these are
+            computed once, from tissue all over the slide.
+        build: function from the mean and standard deviation of the slide, or None, to a segmenter of regions.
+        files: files that the facts were taken from: configuration and weights.
+        unwritten: number of shards that may be unwritten when the network begins the next one. They are lost if the
+            run is killed, so it is 1 only on a GPU, which would otherwise wait for the disk.
     """
 
     facts: Mapping[str, Any]
@@ -124,7 +128,18 @@ class Method:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """How a slide ended: ``done``, ``done_empty``, ``partial``, ``failed`` or ``refused``, and the folder with it."""
+    """Hold the status of a segmented slide.
+
+    Attributes:
+        slide: name of the slide.
+        status: ``done``, ``done_empty`` (no nuclei), ``partial`` (some pixels could not be read), ``failed``, or
+            ``refused`` (unknown micrometres per pixel).
+        nuclei: number of nuclei.
+        mm2: segmented area in square millimetres.
+        seconds: wall-clock time.
+        message: reason if the slide failed or was refused.
+        folder: folder with the results.
+    """
 
     slide: str
     status: str
@@ -143,13 +158,21 @@ def segment_slide(
     *,
     overwrite: bool = False,
 ) -> SlideResult:
-    """Segment a slide into ``<output_dir>/<name of the slide>``; a finished one is left as it is.
+    """Segment a slide and write the results to ``<output_dir>/<name of the slide>``.
 
-    Processes that torchrun started take a part of the shards each.
+    A finished slide is skipped, and an interrupted run resumes. If torchrun started several processes, each segments a
+    part of the slide.
+
+    Args:
+        path: slide, or image of any size.
+        output_dir: folder for the results; created if missing.
+        method: network, see :func:`nucsam_monai.wsi.bundles.method_of`.
+        options: how to read the slide and which files to write.
+        overwrite: delete the results of an earlier run.
 
     Raises:
-        SlideError: the slide cannot be read, or too much of it.
-        ConfigurationError: the folder holds a run with other options, or another run works in it.
+        SlideError: the slide, or too much of it, cannot be read.
+        ConfigurationError: the folder holds results with other options, or another run uses it.
     """
     start = time.perf_counter()
     reuse_freed_memory(blocks_of_all_sizes=True)
@@ -335,14 +358,14 @@ def _one_pass(
 
 
 def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
-    """Write the outputs of a slide, all of whose shards are done; no network is needed.
+    """Write the outputs of a slide whose shards are all finished; no network is needed.
 
     Args:
-        journal: of the slide.
-        outputs: keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`; None for those of the plan.
+        journal: journal of the slide.
+        outputs: files to write, keys of :data:`~nucsam_monai.wsi.outputs.OUTPUTS`. Default: those of the plan.
 
     Raises:
-        SlideError: there is no plan, shards are missing, or too much of the slide is unreadable.
+        SlideError: the slide has no plan, shards are missing, or too much of the slide is unreadable.
     """
     plan = journal.plan
     if plan is None:
@@ -380,7 +403,7 @@ def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
 
 
 def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
-    """Return how a finished slide ended."""
+    """Return the result of a finished slide."""
     found = json.loads((journal.folder / "statistics.json").read_text(encoding="utf-8"))
     numbers = (found["nuclei"], found["tissue_mm2"], round(seconds, 1))
     return SlideResult(found["slide"], found["status"], *numbers, folder=str(journal.folder))
@@ -389,9 +412,14 @@ def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
 def segment_cohort(
     paths: Sequence[Path], output_dir: Path, segment: Callable[[Path], SlideResult]
 ) -> list[SlideResult]:
-    """Segment slides one after the other; one that fails does not stop the others.
+    """Segment slides one by one; a slide that fails does not stop the others.
 
-    ``cohort.csv`` in the output folder has one row per slide, and is written after each.
+    ``cohort.csv`` in the output folder has one row per slide and is updated after each.
+
+    Args:
+        paths: slides.
+        output_dir: folder for the results; created if missing.
+        segment: function that segments a slide.
     """
     results: list[SlideResult] = []
     for path in tqdm(paths, desc="slides", disable=None):

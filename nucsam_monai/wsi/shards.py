@@ -20,7 +20,7 @@ SHARD_COLUMNS = ("own", "crossing")
 
 
 class RegionSegmenter(Protocol):
-    """What segments regions; the network and what follows it are apart so that both can run at the same time."""
+    """Declare a segmenter of regions; network and post-processing are separate so that both run at the same time."""
 
     def infer(self, pixels: np.ndarray) -> Any:
         """Run the network on ``(H, W, 3)`` uint8; return what :meth:`nuclei` takes."""
@@ -31,12 +31,12 @@ class RegionSegmenter(Protocol):
 
 @dataclass
 class ShardTask:
-    """Everything that the segmentation of a slide's shards shares.
+    """Hold everything that the shards of a slide share.
 
     Attributes:
-        reader: of the slide.
-        grid: its working grid.
-        lattice: of the network's tiles on it.
+        reader: open slide.
+        grid: working grid of the slide.
+        lattice: lattice of the network's tiles on the grid.
         cells: ``(rows, columns)`` bool, the cells whose nuclei are kept.
         region: geometry in pixels of level 0 that the user restricts the slide to; None for all of it.
         unwritten: shards that may still be on their way to the disk when the network begins the next one.
@@ -128,11 +128,11 @@ class ShardTask:
 
 
 class Stages:
-    """Seconds that the stages of a shard take, by the clock and of the processor.
+    """Measure wall-clock and processor seconds of the stages of a shard.
 
     Attributes:
-        wall_s: by stage.
-        cpu_s: by stage, of the thread that runs it.
+        wall_s: seconds by stage.
+        cpu_s: processor seconds by stage, of the thread that runs it.
     """
 
     def __init__(self) -> None:

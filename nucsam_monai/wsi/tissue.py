@@ -27,7 +27,7 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float, margin_um: float = 30.0) -> n
     Args:
         thumbnail: ``(h, w, 3)`` uint8 RGB.
         mpp: micrometres per pixel of it.
-        margin_um: by which the tissue is enlarged.
+        margin_um: margin in micrometres by which the tissue is enlarged.
 
     Returns:
         ``(h, w)`` bool.

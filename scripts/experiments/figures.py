@@ -183,7 +183,7 @@ def qualitative_sheet(
 ) -> None:
     """Draw the first images of a dataset: image, ground truth, and the answer of every method.
 
-    Nuclei that are found with IoU > 0.5 are outlined blue, invented ones orange, missed ones yellow.
+    Nuclei that are found with IoU > 0.5 are outlined in blue, false positives in orange, missed nuclei in yellow.
 
     Args:
         items: of the dataset.
@@ -201,7 +201,7 @@ def qualitative_sheet(
         for axes, (name, folder) in zip(row[2:], evaluations.items(), strict=True):
             picture, found = outcome_picture(image, true, read_label_map(label_map_of(folder, item)))
             _show(axes, picture, f"{name}\n{found}")
-    figure.supxlabel("blue: found (IoU > 0.5), orange: invented, yellow: missed", fontsize=8)
+    figure.supxlabel("blue: found (IoU > 0.5), orange: false positive, yellow: missed", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=_SHEET_DPI)
 
@@ -209,7 +209,7 @@ def qualitative_sheet(
 def outcome_picture(
     image: NDArray[np.uint8], true: NDArray[np.int32], predicted: NDArray[np.integer]
 ) -> tuple[NDArray[np.uint8], str]:
-    """Outline what was found, invented and missed.
+    """Outline found nuclei, false positives and missed nuclei.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
@@ -227,7 +227,7 @@ def outcome_picture(
     colours = np.where(is_found[:, None], TRUE_POSITIVE, FALSE_POSITIVE).astype(np.uint8)
     picture = overlay_image(picture, predicted, colours=colours)
     missed_count = len(np.unique(missed[missed > 0]))
-    return picture, f"{is_found.sum()} found, {(~is_found).sum()} invented, {missed_count} missed"
+    return picture, f"{is_found.sum()} found, {(~is_found).sum()} false, {missed_count} missed"
 
 
 def confusion_matrix(
@@ -241,7 +241,7 @@ def confusion_matrix(
         class_names: names of the classes.
 
     Returns:
-        ``(classes + 1, classes + 1)``: rows are true classes, the last row invented nuclei; columns are predicted
+        ``(classes + 1, classes + 1)``: rows are true classes, the last row false positives; columns are predicted
         classes, the last column missed nuclei. Nuclei are pairs above an IoU of 0.5.
     """
     count = len(class_names)
@@ -271,7 +271,7 @@ def plot_confusion(matrix: NDArray[np.int64], class_names: Sequence[str], path: 
     for (row, column), number in np.ndenumerate(matrix):
         axes.text(column, row, str(number), ha="center", va="center", fontsize=8)
     axes.set_xticks(range(len(matrix)), [*class_names, "missed"], rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(matrix)), [*class_names, "invented"], fontsize=8)
+    axes.set_yticks(range(len(matrix)), [*class_names, "false positive"], fontsize=8)
     axes.set(xlabel="predicted", ylabel="true")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=_SHEET_DPI)

@@ -158,7 +158,7 @@ def write_confusion(pair: Evaluation, places: Places) -> None:
     plot_confusion(matrix, names, folder / "confusion.png")
     rows = [
         {"true": true, **dict(zip((*names, "missed"), numbers.tolist(), strict=True))}
-        for true, numbers in zip((*names, "invented"), matrix, strict=True)
+        for true, numbers in zip((*names, "false positive"), matrix, strict=True)
     ]
     write_table(folder / CONFUSION_FILE, rows)
 

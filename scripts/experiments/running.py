@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -144,6 +143,8 @@ def run_steps(
         jobs: how many run at a time.
         run: runs a command.
     """
+    import joblib  # type: ignore[import-untyped]  # of the extra ``train``, which the help needs not
+
     missing = [step for step in steps if not is_done(step, places)]
     parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered", batch_size=1)
     yield from parallel(joblib.delayed(run_step)(step, places, tracking, run) for step in missing)
@@ -341,17 +342,17 @@ def main(
     """Run or continue an experiment, and write its report.
 
     Args:
-        file: a YAML or JSON file, see docs/experiments.md.
-        form: ``paper`` or ``small``, or another form of the file.
+        file: YAML or JSON file, see docs/experiments.md.
+        form: ``small``, ``paper``, or another form of the file.
         data_dir: folder of the dataset folders.
         weights_dir: folder of pretrained weights.
         output_dir: folder of trainings, evaluations and reports; experiments share it.
-        store: MLflow tracking URI; the project's own by default, ``off`` for none.
-        datasets: names of dataset folders to take instead of those of the form, joined by commas.
-        train_datasets: the same for the datasets that a zero-shot experiment trains on.
-        jobs: steps that run at a time.
+        store: MLflow tracking URI; ``off`` disables tracking. Default: the project's ``mlflow.db``.
+        datasets: dataset folders to use instead of those of the form, separated by commas.
+        train_datasets: dataset folders that a zero-shot experiment trains on, separated by commas.
+        jobs: number of steps that run at the same time.
         only_plan: check, list the steps and stop.
-        unknown: refused; without it Fire would complain about a misspelt option only after the work.
+        unknown: other options are an error.
 
     Raises:
         ConfigurationError: an option is unknown, something is missing, or steps failed.

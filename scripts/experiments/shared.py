@@ -44,9 +44,11 @@ class ComparedSystem:
     @property
     def command(self) -> str:
         """The command that trains it, or tests it where it is not trained."""
-        settings = {**self.method.get("settings", {}), **self.method.get("test_settings", {})}
+        trained = self.method.get("train", True)
+        settings = {} if trained else {"sam_variant": "vit_b", "sam_checkpoint": "sam_vit_b_01ec64.pth"}
+        settings |= {**self.method.get("settings", {}), **self.method.get("test_settings", {})}
         overlays = [*self.method.get("overlays", []), *self.method.get("test_overlays", [])]
-        verb = "train" if self.method.get("train", True) else "evaluate"
+        verb = "train" if trained else "evaluate"
         options = (f"--{key} {_text(value)}" for key, value in settings.items())
         return " ".join([f"nucsam {verb}", self.method["bundle"], *overlays, *options])
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from experiments.description import Experiment
@@ -104,12 +105,15 @@ class ExperimentTracking:
 
     def _describe(self, report: Path) -> None:
         """Show the report and the answers of all methods on the page of the parent run."""
-        from nucsam_monai.handlers.run_page import described, picture
+        from nucsam_monai.handlers.run_page import described, picture, small_copy
 
-        text = (report / "results.md").read_text(encoding="utf-8").partition("\n![")[0]
-        sheets = sorted(report.glob("sheet_*.png"))
-        pictures = [picture(self.parent_id, f"report/{sheet.name}") for sheet in sheets[:1]]
-        for name, value in described("\n\n".join([*pictures, text])).items():
+        parts = [(report / "results.md").read_text(encoding="utf-8").partition("\n![")[0]]
+        for sheet in sorted(report.glob("sheet_*.png"))[:1]:
+            with TemporaryDirectory() as temporary:
+                small = small_copy(sheet, Path(temporary))
+                self.client.log_artifact(self.parent_id, str(small), artifact_path="report")
+            parts.append(picture(self.parent_id, f"report/{small.name}"))
+        for name, value in described("\n\n".join(parts)).items():
             self.client.set_tag(self.parent_id, name, value)
 
     def log_pair(self, pair: Evaluation) -> None:

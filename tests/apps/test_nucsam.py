@@ -17,6 +17,7 @@ from tests.bundles.runs import BUNDLES, REPOSITORY
 RUN = "-m monai.bundle run"
 UNSAM = "bundles/unsam"
 SAC = "bundles/sac/configs"
+PNS = "bundles/promptnucseg/configs"
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,13 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
             f"{RUN} evaluating --config_file "
             f"""'["{UNSAM}/configs/train.json", "{UNSAM}/configs/evaluate.json"]' """
             "--output_dir output/unsam_evaluated --dataset_dir data",
+        ),
+        (  # the recipe of the pretrained weights
+            "evaluate promptnucseg --dataset_dir data",
+            f"{RUN} evaluating --config_file "
+            f"""'["{PNS}/train.json", "{PNS}/shared_encoder.json", "{PNS}/compact.json", "{PNS}/evaluate.json"]' """
+            "--output_dir output/promptnucseg_evaluated "
+            "--checkpoint bundles/promptnucseg/models/compact.safetensors --dataset_dir data",
         ),
         (
             "evaluate sac paper zero_shot",
@@ -87,6 +95,8 @@ def test_a_command_whose_package_is_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "joblib", None)
+    assert main(["experiment", "table.yaml", "--show_command"]) == 0
+    capsys.readouterr()
     assert main(["experiment", "table.yaml"]) == 2
     assert capsys.readouterr().err == (
         "error: nucsam experiment: joblib is not installed. Run: pip install 'nucsam-monai[train]'.\n"
@@ -112,7 +122,7 @@ def test_models_lists_every_bundle_and_weights_file(capsys: pytest.CaptureFixtur
     ("call", "message"),
     [
         ("train unsam compakt", "unsam: found no configuration 'compakt'. Expected one of compact"),
-        ("segment a --bundle nothing", "bundle 'nothing': no configs/metadata.json found"),
+        ("segment a --bundle nothing", "bundle 'nothing': not found. The bundles in "),
         ("segment a --weights nothing", "weights 'nothing': neither a file nor a short name"),
     ],
 )

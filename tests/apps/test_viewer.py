@@ -132,7 +132,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "DONE.json").write_text("{}")
     assert main([str(tmp_path), "--no_browser"]) == 1
-    assert "its slide is not known. Pass --images" in capsys.readouterr().err
+    assert "the slide is missing. Pass --images" in capsys.readouterr().err
 
 
 def test_a_slide_is_shown_in_pixels_of_its_finest_level(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_slide_is_shown_in_pixels_of_its_finest_level(tmp_path: Path) -> None:
     options = SlideOptions(mpp=0.25, mask="all", shard_px=240, max_nucleus_um=6.0)
     segment_slide(tmp_path / "case.png", tmp_path / "out", oracle(), options)
     (result,) = find_results(tmp_path / "out", tmp_path)
-    assert result.describe()["nuclei"] == 60
+    assert (result.describe()["nuclei"], result.describe()["mpp"]) == (60, 0.25)
     view = result.view({"box": ["0,0,300,300"]})
     for row, rings in zip(view["rows"], view["outlines"], strict=True):
         column, line = (int(side) for side in np.min(rings[0], axis=0))
@@ -157,5 +157,5 @@ def test_the_page_lists_and_draws_in_a_browser(address: str, tmp_path: Path) -> 
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     command = ["chromium", *options, "--virtual-time-budget=8000", "--dump-dom", address]
     page = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "4 of 4 pass the filters" in page
+    assert "4 of 4 nuclei pass the filters" in page
     assert page.count("<tr data-index") == 4

@@ -18,7 +18,7 @@ BASES = [name for name in ("unsam", "sac") if (BUNDLES / name / "configs" / "eva
 
 @pytest.mark.parametrize("base", BASES)
 def test_the_automatic_mode_is_evaluated_without_training(
-    base: str, dataset_dir: str, micro: None, tmp_path: Path
+    base: str, dataset_dir: str, sam_weights: str, tmp_path: Path
 ) -> None:
     configs = BUNDLES / base / "configs"
     workflow = ConfigWorkflow(
@@ -28,6 +28,7 @@ def test_the_automatic_mode_is_evaluated_without_training(
         **{
             **TINY,
             "image_size": 64,
+            "sam_checkpoint": sam_weights,
             "dataset_dir": dataset_dir,
             "output_dir": str(tmp_path),
             "validate#inferer#points_per_side": 2,

@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -184,3 +185,12 @@ def test_interrupted_by_the_user_leaves_nothing(
 def test_what_is_not_a_digest_is_refused(target: Path) -> None:
     with pytest.raises(ConfigurationError, match="64 lower-case"):
         download("https://example.org/file.zip", target, sha256=DIGEST.upper(), max_bytes=1)
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(ConfigurationError, match=r"need pooch, .* pip install 'nucsam-monai\[train\]'"):
+        download(server.url, target, sha256=DIGEST, max_bytes=len(CONTENT))
+    assert server.requests == []

@@ -28,7 +28,7 @@ from nucsam_monai.handlers import (
     evaluation_tags,
     run_tags,
 )
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import CheckpointError, ConfigurationError
 from nucsam_monai.utils.lock import LOCK_NAME
 
 HEADER = {"method": "test", "sam_variant": "none"}
@@ -162,6 +162,20 @@ def test_handlers_of_a_validation_and_of_an_evaluation(tmp_path: Path) -> None:
     assert (tracker.owner, tracker.split) == (True, "test+validation")
     assert f"{tmp_path}/summary.json" in tracker.artifacts
     assert EvaluationHandlers([], RUN, "test").handlers[-1].artifacts == []
+
+
+def test_an_evaluation_needs_weights(tmp_path: Path) -> None:
+    facts = {"params": {}, "dataset_dir": "data", "split_protocol": "plain"}
+    for weights, remedy in (
+        ({"trained": None}, r"\(checkpoint\)\."),
+        ({"sam": None}, r"those of SAM \(sam_checkpoint\)"),
+    ):
+        with pytest.raises(CheckpointError, match=f"all of the network's would be random.*{remedy}"):
+            EvaluationHandlers(
+                [], TrackedRun("nucsam/test", "off", **facts, weights=weights), "test", tmp_path
+            )
+    for weights in ({"sam": "sam.pth", "trained": None}, {"sam": None, "trained": "model.safetensors"}):
+        EvaluationHandlers([], TrackedRun("nucsam/test", "off", **facts, weights=weights), "test", tmp_path)
 
 
 def test_handlers_of_an_inference(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nucsam_monai.handlers import TrackedRun
 from nucsam_monai.handlers.run_page import (
     MAX_DESCRIPTION_LENGTH,
     best_overlay,
     described,
+    description,
     run_name,
     runs_page,
     where_to_look,
@@ -38,6 +40,25 @@ def test_the_name_of_a_run_is_short(
     assert run_name(tags, seed, bundle and BUNDLES / bundle) == name
 
 
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("bundles/unsam/models/compact_he.safetensors", "UN-SAM, he, a"),
+        ("bundles/unsam/models/compact.safetensors", "UN-SAM, a"),
+        ("output/mine/model.safetensors", "UN-SAM, mine, a"),
+        ("output/unsam_on_dsb2018_seed_42-1234abcd/model.safetensors", "UN-SAM, a"),
+    ],
+)
+def test_evaluations_of_different_weights_have_different_names(weights: str, name: str) -> None:
+    assert run_name({"method": "UN-SAM", "dataset": "a"}, weights=weights) == name
+
+
+def test_a_long_command_is_broken_before_its_options() -> None:
+    text = description({}, "/env/bin/python3 -m monai.bundle run training --seed 0 --output_dir 'a --b'")
+    lines = ["python -m monai.bundle run training \\", "    --seed 0 \\", "    --output_dir 'a --b'"]
+    assert text.splitlines()[1:4] == lines
+
+
 def test_the_address_shows_the_runs_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert where_to_look("https://me:secret@host/", "7") == (
@@ -53,7 +74,7 @@ def test_the_address_shows_the_runs_and_no_password(monkeypatch: pytest.MonkeyPa
 def write_evaluation(folder: Path) -> Path:
     (folder / "overlays").mkdir()
     for name in ("he_a", "he_b", "he_drawn_only"):
-        (folder / "overlays" / f"{name}.png").write_bytes(b"png")
+        Image.new("RGB", (900, 300)).save(folder / "overlays" / f"{name}.png")
     (folder / "per_image.csv").write_text("id,domain,dice,aji\na,he,0.9,0.2\nb,he,0.8,0.6\nc,he,1.0,1.0\n")
     return folder
 
@@ -75,11 +96,14 @@ def test_a_finished_run_says_what_it_found_and_where_to_look(
         tracked.add_artifacts([tmp_path / "per_image.csv", tmp_path / "overlays"])
     run = store.only_run()
     note = run.data.tags["mlflow.note.content"]
-    assert f"](get-artifact?path=overlays/he_b.png&run_uuid={run.info.run_id})" in note
+    assert note.startswith("**dice 0.750**")
+    assert f"](get-artifact?path=small_he_b.png&run_uuid={run.info.run_id})" in note
+    small = store.client.download_artifacts(run.info.run_id, "small_he_b.png", str(tmp_path))
+    assert Image.open(small).size == (560, 187)
     assert "| val_dice | 0.75 |" in note
     assert "ci_low" not in note
     assert "train_loss" not in note
-    assert run.data.tags["command"] in note
+    assert run.data.tags["command"].partition(" ")[2] in note.replace(" \\\n   ", "")
     assert runs_page(str(tracked.uri), run.info.experiment_id) in caplog.records[-1].getMessage()
 
 

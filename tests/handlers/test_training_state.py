@@ -193,14 +193,13 @@ def test_a_resumed_training_has_the_rates_of_an_uninterrupted_one_with_its_setti
 
 
 def test_other_settings_are_refused_by_name(path):
-    Training(path, settings={"seed": "0", "loss#weight": "1", "text": "a"}).run(interrupt_in=2)
+    loss = {"loss#weight": "1", "loss#kind": "dice"}
+    Training(path, settings={"seed": "0", **loss, "flips#axes": "2", "text": "a"}).run(interrupt_in=2)
     with pytest.raises(
         ConfigurationError, match=r"seed \(was 0, is 1\), loss#weight \(was 1, is not given\)"
     ):
-        Training(path, resume=True, settings={"seed": "1"}).trainer.run()
-    Training(
-        path, resume=True, settings={"seed": "0", "loss#weight": "1", "new": "b", "num_workers": "4"}
-    ).run()
+        Training(path, resume=True, settings={"seed": "1", "loss#kind": "dice"}).trainer.run()
+    Training(path, resume=True, settings={"seed": "0", **loss, "new": "b", "num_workers": "4"}).run()
 
 
 def test_the_length_of_a_sequential_training_stays(path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nucsam_monai.io import geojson, nuclei_features, write_geojson
-from nucsam_monai.io.geojson import mask_polygons, nuclei_polygons
+from nucsam_monai.io.geojson import Polygon, nuclei_polygons, polygons_of_masks
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.prediction import prediction_from_instances
 from tests.oracles.polygon_raster import rasterise, signed_ring_area
@@ -76,6 +76,11 @@ def test_no_nuclei_is_an_empty_collection(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
 
 
+def mask_polygons(mask: np.ndarray) -> list[Polygon]:
+    (polygons,) = polygons_of_masks([mask])
+    return polygons
+
+
 masks = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 1))
 
 
@@ -103,8 +108,8 @@ def test_rings_are_closed_simple_axis_parallel_and_oriented(mask: np.ndarray) ->
 
 
 def test_one_pixel_is_its_unit_square() -> None:
-    (polygon,) = mask_polygons(np.ones((1, 1), dtype=np.uint8), x_offset_px=7, y_offset_px=3)
-    assert sorted(map(tuple, polygon[0][:-1])) == [(7, 3), (7, 4), (8, 3), (8, 4)]
+    (polygon,) = mask_polygons(np.ones((1, 1), dtype=np.uint8))
+    assert sorted(map(tuple, polygon[0][:-1])) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_straight_edges_have_no_points_between_corners() -> None:
@@ -149,3 +154,15 @@ def test_batches_of_nuclei_give_what_each_nucleus_gives(monkeypatch: pytest.Monk
     assert list(found) == list(range(39, 0, -1))
     for nucleus_id, polygons in found.items():
         assert polygons == mask_polygons(instances == nucleus_id)
+
+
+def test_many_masks_give_what_each_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geojson, "_PIXELS_AT_ONCE", 200)
+    generator = np.random.default_rng(5)
+    shapes = generator.integers(0, 12, (40, 2)).tolist()
+    masks = [generator.integers(0, 2, shape).astype(bool) for shape in shapes]
+    found = list(polygons_of_masks(iter(masks)))
+    assert found == [mask_polygons(mask) for mask in masks]
+    for (height, width), mask, polygons in zip(shapes, masks, found, strict=True):
+        np.testing.assert_array_equal(rasterise(polygons, height, width), mask)
+    assert list(polygons_of_masks([])) == []

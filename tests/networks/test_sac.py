@@ -166,10 +166,11 @@ def test_network_without_auto_points_can_be_traced(micro_sac, images):
 def test_frozen_random_encoder_is_announced(micro_sac, caplog):
     with caplog.at_level(logging.WARNING):
         micro_sac(adapter="full")
-        micro_sac(adapter="none", sam={"finetune": False})
         assert not caplog.records
         micro_sac(adapter="lora")
+        micro_sac(adapter="none", sam={"finetune": False})
     assert "no SAM weights: with adapter 'lora'" in caplog.text
+    assert "no SAM weights: with sam.finetune false" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,13 @@
 import json
-import sys
-from pathlib import Path
 
+import benchmark_inference
 import fire
 import monai
 import pytest
 import torch
+from inference_benchmark.clock import StageClock
 
 from nucsam_monai.utils.errors import ConfigurationError
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # as where the script itself is started
-
-import benchmark_inference
-from inference_benchmark.clock import StageClock
 
 
 @pytest.fixture(autouse=True)

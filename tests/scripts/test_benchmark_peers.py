@@ -1,19 +1,14 @@
 import json
 import sys
-from pathlib import Path
 
+import adapters
+import benchmark_peers
 import numpy as np
+import process
 import pytest
 from PIL import Image
 
 from nucsam_monai.utils.errors import ConfigurationError
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path += [str(SCRIPTS), str(SCRIPTS / "peers_benchmark")]  # as where the scripts themselves are started
-
-import adapters  # noqa: E402
-import benchmark_peers  # noqa: E402
-import process  # noqa: E402
 
 
 class Mirror:

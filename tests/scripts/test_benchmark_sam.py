@@ -2,24 +2,18 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import fire
 import pytest
 import torch
+from benchmark_sam import main
+from sam_benchmark.arithmetic import stock_forward_macs
+from sam_benchmark.cases import PRESETS, Case, Contender, Settings, contenders, select_cases
+from sam_benchmark.isolation import NoResultError, run_isolated
+from sam_benchmark.measure import time_contenders
+from sam_benchmark.report import HEADINGS, text_table
 
 from nucsam_monai.utils.errors import ConfigurationError
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "scripts"))
-
-from benchmark_sam import main  # noqa: E402
-from sam_benchmark.arithmetic import stock_forward_macs  # noqa: E402
-from sam_benchmark.cases import PRESETS, Case, Contender, Settings, contenders, select_cases  # noqa: E402
-from sam_benchmark.isolation import NoResultError, run_isolated  # noqa: E402
-from sam_benchmark.measure import time_contenders  # noqa: E402
-from sam_benchmark.report import HEADINGS, text_table  # noqa: E402
 
 SETTINGS = Settings(
     device="cpu",

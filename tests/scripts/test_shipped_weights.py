@@ -5,12 +5,16 @@ import json
 import logging
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import benchmark_clicks
+import benchmark_compact_sam
+import benchmark_robustness
+import choose_thresholds
 import monai
 import numpy as np
 import pytest
+import ship_weights
 import torch
 from safetensors.torch import load_file
 
@@ -22,13 +26,6 @@ from tests.handlers.tracked_engines import Store
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "samples"
-sys.path.append(str(ROOT / "scripts"))
-
-import benchmark_clicks  # noqa: E402
-import benchmark_compact_sam  # noqa: E402
-import benchmark_robustness  # noqa: E402
-import choose_thresholds  # noqa: E402
-import ship_weights  # noqa: E402
 
 
 def test_weights_become_a_version_of_the_model_of_their_bundle(

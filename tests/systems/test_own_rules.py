@@ -1,5 +1,6 @@
 """What systems learn, and that their rules find the nuclei again in maps that are right."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from monai.networks.nets import HoVerNet
 from nucsam_monai import systems
 from nucsam_monai.losses import HoVerNetBranchLoss
 from nucsam_monai.networks.baselines import HoVerNetBranches
+from nucsam_monai.networks.sam.weights import save_trained, write_safetensors
 from nucsam_monai.systems import SYSTEMS
 from nucsam_monai.systems.cdnet import direction_difference
 from nucsam_monai.systems.cppnet import refined_rays
@@ -218,6 +220,14 @@ def test_classes_are_measured_where_network_and_dataset_agree(tmp_path: Path) ->
     assert systems.classes_of("hovernet", dataset) == list(CLASS_NAMES)
     assert systems.classes_of("stardist", dataset) == list(CLASS_NAMES)
     assert systems.classes_of("unet", dataset) == ["nucleus"]
+    for classes, found in ((["nucleus"], ["nucleus"]), (list(CLASS_NAMES), list(CLASS_NAMES))):
+        network = systems.build_network("stardist", "small", class_names=classes)
+        weights, state = tmp_path / "model.safetensors", tmp_path / "training_state.safetensors"
+        save_trained(weights, network, network.header)
+        write_safetensors(state, {}, {"settings": json.dumps({"class_names": str(classes)})})
+        assert systems.classes_of("stardist", dataset, weights) == found
+        assert systems.classes_of("stardist", dataset, None, tmp_path, resume=True) == found
+    assert systems.classes_of("stardist", dataset, "missing", "missing", resume=True) == list(CLASS_NAMES)
     assert systems.evaluated_classes(CLASS_NAMES, dataset) == list(CLASS_NAMES)
     assert systems.evaluated_classes(("other", "classes"), dataset) == ["nucleus"]
     assert systems.true_classes(("nucleus",)) == []

@@ -4,6 +4,7 @@ QuPath's extension reads ASAP's XML; GeoJSON is only read.
 """
 
 import html
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from nucsam_monai.apps.monailabel.refusals import json_object
 from nucsam_monai.data.converters.polygons import parse_xml
-from nucsam_monai.io.geojson import mask_polygons
+from nucsam_monai.io.geojson import polygons_of_masks
 from nucsam_monai.io.overlay import colours_of
 from nucsam_monai.utils.errors import DatasetError
 from nucsam_monai.utils.files import atomic_path
@@ -61,38 +62,24 @@ class Outline:
 
 
 def outlines(nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> Iterator[Outline]:
-    """Yield the outline of each nucleus that is not too small, in coordinates of the whole image."""
-    for nucleus in nuclei:
-        if nucleus.area_px < facts.smallest_px:
-            continue
-        contour = contour_of(nucleus, facts.scale, *facts.location)
-        if len(contour) >= _FEWEST_CORNERS:
-            yield Outline(contour, nucleus.class_id)
+    """Yield the outline of the largest part of each nucleus that is not too small.
 
-
-def contour_of(nucleus: Nucleus, scale: float = 1.0, x: int = 0, y: int = 0) -> list[list[int]]:
-    """Return the outline of the largest part of a nucleus as ``[x, y]`` corners of pixels, not closed.
-
-    Args:
-        nucleus: the nucleus.
-        scale: factor from pixels of the region to those of the result.
-        x: added to all columns.
-        y: added to all rows.
+    Its corners are those of pixels in coordinates of the whole image, and the ring is not closed.
     """
-    mask = nucleus.mask.view(np.uint8)
-    parts = mask_polygons(mask, x_offset_px=nucleus.x, y_offset_px=nucleus.y)
-    if not parts:
-        return []
-    return [[round(column * scale) + x, round(row * scale) + y] for column, row in parts[0][0][:-1]]
+    shown, traced = itertools.tee(one for one in nuclei if one.area_px >= max(facts.smallest_px, 1))
+    for nucleus, parts in zip(shown, polygons_of_masks(one.mask for one in traced), strict=True):
+        corners = np.add(parts[0][0][:-1], (nucleus.x, nucleus.y))
+        corners = np.rint(corners * facts.scale).astype(np.int64) + facts.location
+        yield Outline(corners.tolist(), nucleus.class_id)
 
 
 def write_annotations(path: Path | str, kind: str, nuclei: Iterable[Nucleus], facts: AnnotationFacts) -> int:
     """Write one polygon per nucleus, in the order given.
 
     Args:
-        path: the file; it appears complete or not at all.
+        path: path of the file; it is written completely or not at all.
         kind: ``asap`` for XML that QuPath's extension reads, ``dsa`` for JSON of the Digital Slide Archive.
-        nuclei: of the region.
+        nuclei: nuclei of the region.
         facts: about the region.
 
     Returns:
@@ -208,8 +195,8 @@ def parse_polygons(content: bytes, where: str) -> list[NamedPolygon]:
     """Read the content of a file of outlines, see :func:`read_polygons`.
 
     Args:
-        content: of the file.
-        where: its name, for messages.
+        content: bytes of the file.
+        where: file name for error messages.
 
     Raises:
         DatasetError: as of :func:`read_polygons`.

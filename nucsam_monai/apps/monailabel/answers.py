@@ -98,7 +98,7 @@ def answer_with_label(model: ServedModel, request: Mapping[str, Any], path: Path
 
     Args:
         model: the bundle.
-        request: its options; ``location`` and ``size`` name a region, ``result_extension`` the format.
+        request: options of the request; ``location`` and ``size`` select a region, ``result_extension`` the format.
         path: the image.
         clicked: whether single nuclei are requested, by clicks or boxes.
 
@@ -131,7 +131,7 @@ def answer_with_polygons(
 
     Args:
         model: the bundle.
-        request: as of :func:`answer_with_label`; ``output`` is ``asap``, ``dsa`` or ``json``.
+        request: options as in :func:`answer_with_label`; ``output`` is ``asap``, ``dsa`` or ``json``.
         path: the image.
         clicked: whether single nuclei are requested.
 

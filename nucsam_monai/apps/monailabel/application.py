@@ -227,7 +227,7 @@ class NucleiLabelApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: the folder of the images.
-        conf: see :func:`~nucsam_monai.apps.monailabel.settings.read_settings`.
+        conf: settings of the server, see :func:`~nucsam_monai.apps.monailabel.settings.read_settings`.
 
     Raises:
         ConfigurationError: an option is wrong, or the studies are not a folder.

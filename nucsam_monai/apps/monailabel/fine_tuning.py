@@ -79,9 +79,9 @@ def write_annotated_dataset(
         folder: the dataset folder, new or empty.
         images: at least two.
         opener: reads the images.
-        domain: of the images.
+        domain: domain of the images.
         class_names: names of the classes; with more than one, outlines must be named by them.
-        validation_share: share of the images, at least one, that selects the weights.
+        validation_share: fraction of the images, at least one, that selects the weights.
 
     Returns:
         Number of images by split.
@@ -211,10 +211,10 @@ class FineTuning:
 
     Attributes:
         epochs: passes of the training, as the bundle counts them.
-        learning_rate: of the optimiser; None leaves the bundle's.
-        validation_share: share of the images that selects the weights.
+        learning_rate: learning rate; None keeps the bundle's value.
+        validation_share: fraction of the images that selects the weights.
         start: name of the weights to start from, or :data:`FROM_SCRATCH`.
-        domain: of the images, for methods with domains.
+        domain: domain of the images, for methods with domains.
         serve: whether the server answers with the new weights from then on.
     """
 
@@ -252,12 +252,12 @@ def fine_tune(
     """Train and keep the best weights in a new run.
 
     Args:
-        bundle: with the weights to start from, which determine classes and domains.
+        bundle: bundle with the weights to start from, which determine classes and domains.
         runs: the bundle's runs.
         images: the annotations.
         opener: reads the images.
         wanted: the request.
-        tracking_uri: where MLflow writes; None takes the bundle's default.
+        tracking_uri: MLflow store; None takes the bundle's default.
         now: names the run.
 
     Returns:

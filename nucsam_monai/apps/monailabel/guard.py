@@ -52,7 +52,7 @@ class GuardOptions:
     """Configure which requests are accepted.
 
     Attributes:
-        token: what requests from other machines carry as ``Authorization: Bearer <token>``.
+        token: secret that requests from other machines must send as ``Authorization: Bearer <token>``.
         max_body_bytes: largest body of a request.
         origins: pages, such as ``https://labels.example.org``, whose scripts may send requests, besides those of
             this machine.
@@ -72,7 +72,7 @@ class RequestGuard:
 
     Args:
         app: the application behind.
-        options: what is let through.
+        options: limits and the allowed origins.
     """
 
     def __init__(self, app: ASGIApp, options: GuardOptions) -> None:

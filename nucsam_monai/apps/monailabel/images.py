@@ -40,7 +40,7 @@ class SlideImage(ImageSource):
     """Read one level of a slide.
 
     Args:
-        reader: of the slide.
+        reader: open slide.
         level: 0 is the full resolution.
 
     Raises:
@@ -79,8 +79,8 @@ class ImageOpener:
         """Open an image.
 
         Args:
-            path: the file.
-            level: of a slide.
+            path: path of the file.
+            level: level of a slide.
 
         Raises:
             ImageReadError: it is damaged, too large or of an unknown format.
@@ -186,7 +186,7 @@ def write_label(path: Path, label_map: NDArray[np.int32]) -> None:
     """Write a ``(H, W)`` label map as uint16, or int32 where an id is larger; rows are y in every format.
 
     Args:
-        path: its suffix is one of :data:`LABEL_SUFFIXES`.
+        path: file with one of :data:`LABEL_SUFFIXES`.
         label_map: 0 is background.
     """
     if path.suffix in (".tif", ".tiff"):
@@ -215,7 +215,7 @@ def read_label(path: Path, max_pixels: int) -> NDArray[np.int32]:
     """Read a label image that an annotator saved.
 
     Args:
-        path: its suffix is one of :data:`READABLE_LABEL_SUFFIXES`.
+        path: file with one of :data:`READABLE_LABEL_SUFFIXES`.
         max_pixels: larger images are refused before they are decoded.
 
     Returns:

@@ -48,7 +48,7 @@ class BundleRuns:
     that the server was started with are elsewhere and never touched.
 
     Attributes:
-        folder: of all runs of the bundle.
+        folder: folder with all runs of the bundle.
         original: the weights that the server was started with.
         single_file: whether the weights of the bundle are one file ``model.safetensors``; else the run's folder
             is what stands for them.
@@ -166,8 +166,8 @@ class ServedModel:
     """Serve one bundle.
 
     Args:
-        name: of the bundle.
-        settings: of the application.
+        name: name of the bundle.
+        settings: settings of the application.
         opener: reads images.
     """
 

@@ -141,7 +141,7 @@ def options_of_values(values: Mapping[str, Any]) -> tuple[Option, ...]:
     """Return those values of a configuration as options that clients may set.
 
     Args:
-        values: of keys of the configuration.
+        values: keys of the configuration with their values.
 
     Example:
         >>> [option.name for option in options_of_values({"threshold": 0.5, "seed": 1, "tta": False})]

@@ -17,7 +17,7 @@ class RequestRefusedError(NucSAMError):
     """Report a request that cannot be served as it is.
 
     Args:
-        message: what was found, what was expected and what to do.
+        message: sentence that says what was found, what was expected and what to do.
         status: the HTTP status of the answer.
     """
 
@@ -31,7 +31,7 @@ def check_name(name: str, what: str) -> str:
 
     Args:
         name: an image's id, a file's name or the like.
-        what: what messages call it.
+        what: how error messages name it.
 
     Raises:
         RequestRefusedError: it is empty, too long or hidden, or has separators or control characters.

@@ -35,15 +35,15 @@ class AppSettings:
     Attributes:
         bundles: ``{name: folder}``.
         bundle_settings: ``{name: {key: value}}``, values of the bundles' configurations.
-        runs_dir: where fine-tuned weights go, a folder for each bundle.
-        token: what other machines have to send.
+        runs_dir: folder for fine-tuned weights, with one subfolder per bundle.
+        token: secret that other machines must send.
         chosen_token: whether the user chose it.
         origins: pages that may send requests besides those of this machine.
         max_upload_bytes: largest body of a request.
         max_pixels: largest plain image.
         window_px: larger regions are segmented as slides are, in parts of about this side.
         overlap_px: size of the largest nucleus that such a part sees whole.
-        tracking_uri: where MLflow writes; None leaves the bundles' default.
+        tracking_uri: MLflow store; None takes the bundles' default.
     """
 
     bundles: Mapping[str, Path]

@@ -40,9 +40,9 @@ class AutomaticPromptsInferer(Inferer):
     """Find the points and segment the nuclei there.
 
     Args:
-        inferer: what turns the points into nuclei.
-        mask_filter: as of :class:`~nucsam_monai.inferers.PointFinder`.
-        radius_px: as of :class:`~nucsam_monai.inferers.PointFinder`.
+        inferer: inferer that segments the nuclei at the points.
+        mask_filter: see :class:`~nucsam_monai.inferers.PointFinder`.
+        radius_px: see :class:`~nucsam_monai.inferers.PointFinder`.
     """
 
     def __init__(self, inferer: PromptedInferer, *, mask_filter: bool, radius_px: float) -> None:
@@ -103,7 +103,7 @@ def export_for_stock_app(bundle: Segmenter, folder: Path) -> None:
     """Write a copy of a bundle with its weights for the app ``monaibundle``.
 
     Args:
-        bundle: with weights.
+        bundle: bundle with weights.
         folder: the copy, ``<app>/model/<name>``; it appears whole or not at all.
 
     Raises:

@@ -23,7 +23,7 @@ from nucsam_monai.data.converters.conversion import ConversionSummary, DatasetIn
 
 @dataclass(frozen=True)
 class Converter:
-    """A public dataset and the function that converts it."""
+    """Describe a public dataset and the function that converts it."""
 
     info: DatasetInfo
     convert: Callable[..., ConversionSummary]

@@ -20,19 +20,19 @@ Splits = Mapping[str, Iterable[str]]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A public dataset as its own publication describes it.
+    """Describe a public dataset as its publication does.
 
     Attributes:
         name: name of the dataset and of its domain, for example ``"monuseg"``.
-        title: what it is, in one line.
+        title: description in one line.
         images: number of images, in words where it depends on the release.
         size_px: size of the images in pixels.
         modality: stain or microscopy, in words.
         magnification: objective magnification (``40.0`` for 40x); None where mixed or unknown.
         mpp: micrometres per pixel; None where mixed or unknown.
         licence: licence of images and annotation.
-        citation: what to cite.
-        obtain: where users get it.
+        citation: publication to cite.
+        obtain: where to download the dataset.
         protocols: ``{name: description}`` of its named splits, the default first.
         class_names: names that class ids index from 0.
     """
@@ -65,7 +65,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """A finished conversion in numbers.
+    """Summarise a finished conversion in numbers.
 
     Attributes:
         folder: the dataset folder that was written.
@@ -101,7 +101,7 @@ def write_dataset(
 
     Args:
         output_dir: the dataset folder; it must not exist or be empty.
-        info: what is known of the dataset.
+        info: description of the dataset.
         jobs: all samples, those that the protocol leaves out included, so that one folder serves every
             protocol.
         sources: the archives and folders that were read.
@@ -153,7 +153,7 @@ def named_protocols(
     protocol divides groups is found out, not assumed.
 
     Args:
-        info: what is known of the dataset; its protocols have the descriptions.
+        info: description of the dataset and of its protocols.
         splits: ``{protocol: {split: ids}}`` in the order of ``info.protocols``.
         groups: ``{id: slide or patient}``, where known.
     """
@@ -169,7 +169,7 @@ def named_protocols(
 
 @dataclass(frozen=True)
 class KnownArchive:
-    """An archive whose every byte is known, and therefore its content.
+    """Describe an archive that is recognised by its SHA-256, so that its content is known.
 
     Attributes:
         sha256: digest of the file.

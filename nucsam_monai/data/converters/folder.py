@@ -76,9 +76,9 @@ def convert(
             the class of most of its pixels), or ``<name>.json`` with ``{instance id: class}``. The distinct
             values that occur, in ascending order, become the class ids from 0.
         class_names: their names in that order, separated by commas; ``class <value>`` by default.
-        instances_suffix: what follows the image's name in the label map's; by default nothing, or what tools append,
+        instances_suffix: suffix of label map names after the image name. Default: none, or one that other tools append,
             such as ``_cp_masks`` or ``_mask``.
-        classes_suffix: the same for ``classes``.
+        classes_suffix: suffix of the files in ``classes``, like ``instances_suffix``.
         binary: ``components`` for label maps that are binary masks: nuclei are their 8-connected components, so
             nuclei that touch are one. By default a label map's values are ids.
         intensity_range: the values that become black and white in images of more than 8 bits, for example ``0,4095``;
@@ -88,14 +88,14 @@ def convert(
         splits: JSON file ``{"training": [name, ...], "validation": [...], "test": [...]}`` with your own split;
             images that it does not name are unused. By default a random one of ``fractions``, whose validation
             images have nuclei as far as possible.
-        fractions: of the random split.
-        seed: of the random split.
+        fractions: fractions of the images in each part of the random split.
+        seed: seed of the random split.
         name: name of the dataset and of its domain; the name of ``output_dir`` by default.
         modality: stain or microscopy, in words.
         magnification: objective magnification, ``40`` for 40x.
         mpp: micrometres per pixel.
         licence: licence of images and annotation.
-        citation: what to cite.
+        citation: publication to cite.
         workers: processes that read and write.
 
     Raises:

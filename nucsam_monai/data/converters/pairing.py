@@ -14,7 +14,7 @@ _WORDS = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image of a source and its label map, by name."""
+    """Name an image of a source and its label map."""
 
     source: Source
     image: str
@@ -33,12 +33,12 @@ def pair_by_name(
     """Pair files that have the same id, whatever its letter case.
 
     Args:
-        source: what holds the files.
+        source: archive or folder that holds the files.
         images: ``(id, member name)`` of every image.
         labels: ``(id, member name)`` of every label map.
         title: name of the dataset for messages.
         layout: the expected layout for messages.
-        labels_are: what messages call a label map.
+        labels_are: how error messages name a label map.
 
     Returns:
         ``{id of the image: pair}`` in the order of the lower-case ids; it is not empty.
@@ -92,7 +92,7 @@ def part_of(source: Source, name: str, words: Mapping[str, str]) -> str | None:
     The innermost folder or archive that names exactly one part decides; the last to be asked is the source.
 
     Args:
-        source: what holds the file.
+        source: archive or folder that holds the file.
         name: name of the file in it.
         words: ``{word in lower case: part}``.
 

@@ -27,7 +27,7 @@ def parse_xml(content: bytes, where: str) -> ET.Element:
 
     Args:
         content: the document.
-        where: its name, for messages.
+        where: file name for error messages.
 
     Raises:
         DatasetError: it is not XML, or it has a document type.

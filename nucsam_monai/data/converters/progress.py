@@ -11,9 +11,9 @@ def with_progress(items: Iterable[Item], title: str, unit: str, total: int | Non
     """Return ``items`` so that iterating over them moves a bar on the terminal; no bar without a terminal.
 
     Args:
-        items: what is iterated over.
+        items: items to iterate over.
         title: stands before the bar.
-        unit: what one item is.
+        unit: name of one item, for example ``"image"``.
         total: number of items, where they have no length.
     """
     if not sys.stderr.isatty():

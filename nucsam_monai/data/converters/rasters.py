@@ -137,7 +137,7 @@ def majority_values(instances: np.ndarray, values: np.ndarray, where: str) -> di
 
 
 class NpyRows:
-    """The rows of an array of shape ``(N, ...)``, read in order; only one of them is in memory.
+    """Read an array of shape ``(N, ...)`` row by row, with only one row in memory.
 
     Attributes:
         shape: shape of the array.

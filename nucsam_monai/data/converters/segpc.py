@@ -99,7 +99,7 @@ def convert(
         source: a folder with ``train.zip`` and ``validation.zip``, the folder unpacked from them, or an
             archive of both.
         output_dir: the dataset folder to write.
-        target: what becomes an instance: ``"parts"``, ``"cell"``, ``"nucleus"`` or ``"cytoplasm"``.
+        target: the instances: ``"parts"``, ``"cell"``, ``"nucleus"`` or ``"cytoplasm"``.
         protocol: ``"random_80_10_10"`` (the default) or ``"challenge"``.
         seed: seed of the random split.
         workers: processes that decode and write; each takes up to about 200 MB.

@@ -33,7 +33,7 @@ _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runti
 
 
 class Source(ABC):
-    """Files by name. The files of a zip archive in it are named ``<archive>/<member>``, at any depth.
+    """Give access to files by name; files inside a zip archive are named ``<archive>/<member>``, at any depth.
 
     A source can be sent to another process, which opens it again.
 
@@ -116,7 +116,7 @@ class Source(ABC):
         """Return the error for a source without any file of a dataset.
 
         Args:
-            title: what it should have been, for example ``"a TNBC archive"``.
+            title: what was expected, for example ``"a TNBC archive"``.
             layout: the expected names.
         """
         return DatasetError(f"{self.path}: not {title}, expected {layout}; first file: {self.names[0]}.")

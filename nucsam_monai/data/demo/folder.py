@@ -42,7 +42,7 @@ class DemoDomain:
     """One kind of microscopy.
 
     Attributes:
-        modality: what the dataset's description calls it.
+        modality: modality in the description of the dataset.
         recipe: layout of its scenes.
         render: turns a scene into an RGB image.
         held_out: only a test split, for zero-shot evaluation.

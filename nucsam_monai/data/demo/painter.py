@@ -114,7 +114,7 @@ class ChromatinRecipe:
     """Configure how chromatin is spread inside nuclei; amounts are relative to a plain nucleus of 1.
 
     Attributes:
-        vesicular_share: share of round nuclei with a pale interior and a dark rim.
+        vesicular_share: fraction of round nuclei with a pale interior and a dark rim.
         clumping: standard deviation of the chromatin's texture.
         clump_px: scale of that texture in pixels.
         nucleoli: amount that a nucleolus adds; negative where nucleoli exclude the stain.

@@ -103,9 +103,9 @@ class SceneRecipe:
     Attributes:
         nuclei: fewest and most nuclei.
         round_radius_px: smallest and largest mean radius of round nuclei.
-        elongated_share: share of elongated nuclei outside the epithelium.
-        epithelium_share: share of the area that is epithelium (only round nuclei).
-        lumen_share: share of the area that is an empty lumen.
+        elongated_share: fraction of elongated nuclei outside the epithelium.
+        epithelium_share: fraction of the area that is epithelium (only round nuclei).
+        lumen_share: fraction of the area that is an empty lumen.
         crowding: probability that a nucleus is placed against one that is there already.
         irregularity: amplitude of the outline's Fourier terms relative to the radius.
     """
@@ -162,7 +162,7 @@ class Scene:
     Attributes:
         instances: ``(H, W)`` int32, 0 = background, ids 1..n; nucleus ``i`` has id ``i + 1``.
         nuclei: the nuclei, ordered by id.
-        tissue: what lies round them.
+        tissue: tissue around the nuclei.
     """
 
     instances: np.ndarray

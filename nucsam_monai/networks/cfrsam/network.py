@@ -1,4 +1,4 @@
-"""CFR-SAM: frozen SAM with local adapters, fused levels, and masks refined along their boundaries."""
+"""Define CFR-SAM: frozen SAM with local adapters, fused levels, and masks refined along their boundaries."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class HMFMOptions:
-    """How the levels are fused; all but ``modulated`` are the paper's ablation, ``none`` takes the last level.
+    """Configure the fusion of levels; all except ``modulated`` are the paper's ablation, ``none`` takes the last level.
 
     ``reduce`` says what becomes of the modulated levels. Their sum, as in the paper, is about four times as
     large as the embedding that SAM's decoder was trained on, and the decoder has to get used to it.
@@ -66,13 +66,13 @@ class HMFMOptions:
 
 
 class HMFM(nn.Module):
-    """Weight the channels of each level by what the level shows, and add the levels up.
+    """Weight the channels of each level by its content, and add the levels.
 
     ``a_l = sigmoid(GAP(ReLU(BN(Conv1x1(F_l)))))`` and ``F = sum_l (a_l * F_l + F_l)``.
 
     Args:
-        channels: of an embedding.
-        options: see :class:`HMFMOptions`; not for ``none``, which has no module.
+        channels: channels of an embedding.
+        options: see :class:`HMFMOptions`; ``none`` has no module.
 
     Example:
         >>> sum(parameter.numel() for parameter in HMFM(256, HMFMOptions()).parameters())
@@ -117,11 +117,11 @@ PromptKind = Literal["point", "box"]
 
 
 class EncodedImages(NamedTuple):
-    """What the prompts of B images are decoded from; computed once per image.
+    """Hold the encoder's output for B images, from which all prompts are decoded.
 
     Attributes:
         embedding: ``(B, C, g, g)`` fused levels of the encoder.
-        guides: what the refinement takes from the images; None without it.
+        guides: image features for the refinement; None without refinement.
         pyramid: finer maps of the encoder, of SAM variants that have such; else empty.
     """
 
@@ -135,13 +135,13 @@ class EncodedImages(NamedTuple):
 
 
 class CFRSAMOutput(NamedTuple):
-    """The masks of N prompts in both stages, as the loss needs them.
+    """Hold the masks of N prompts in both stages, as the loss needs them.
 
     Attributes:
         coarse: ``(N, 1, 4g, 4g)`` logits of the mask decoder, with a fine map ``(N, 1, 8g, 8g)``.
         refined: ``(N, 1, S, S)`` logits after the refinement; None without one.
         iou: ``(N, 1)`` predicted intersection over union.
-        boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without boundary supervision.
+        boundary: ``(N, 1, S, S)`` logits of each nucleus's boundary; None without boundary supervision.
     """
 
     coarse: Tensor
@@ -156,9 +156,9 @@ class CFRSAMOutput(NamedTuple):
 
 
 class CFRSAM(nn.Module):
-    """SAM for one prompt, one nucleus, with fine-grained refinement (CFR-SAM, section on the method).
+    """Segment one nucleus per prompt with SAM and fine-grained refinement (CFR-SAM, section on the method).
 
-    Encode an image once and ask for as many of its nuclei as there are prompts, at any time::
+    An image is encoded once, and any number of prompts is decoded from it::
 
         encoded = network.encode(image)
         masks = network.decode(encoded, prompts).logits > 0
@@ -168,8 +168,8 @@ class CFRSAM(nn.Module):
 
     Args:
         sam_variant: name of the SAM variant, for example ``"vit_b"`` or the compact ``"vit_tiny"``.
-        image_size: side of the tiles in pixels.
-        adapter: the way of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
+        image_size: side length of the tiles in pixels.
+        adapter: kind of fine-tuning, see :data:`~nucsam_monai.networks.fine_tuning.FineTuning`.
         mala: values of :class:`~nucsam_monai.networks.fine_tuning.MALAOptions`, for ``adapter: mala``.
         lora: values of :class:`~nucsam_monai.networks.fine_tuning.LoRAOptions`, for ``adapter: lora``.
         msa: values of :class:`~nucsam_monai.networks.fine_tuning.MSAOptions`, for ``adapter: msa``.
@@ -183,14 +183,14 @@ class CFRSAM(nn.Module):
             as the paper does.
         refine_halo_px: width of what is computed around each of these boxes; None for all that the masks in them
             depend on.
-        train_sam: let all of SAM learn, beyond what ``adapter`` says: random weights have nothing to adapt.
+        train_sam: train all of SAM in addition to the adapters, for random weights.
         activation_checkpointing: recompute the encoder's blocks in the backward pass to save memory.
-        sam_checkpoint: SAM weights in the official layout to start from; without them everything is random, see
+        sam_checkpoint: SAM weights in the official layout to start from. Default: random weights, see
             :func:`~nucsam_monai.networks.sam.decoder.start_localised`.
 
     Raises:
-        ConfigurationError: an unknown option or value.
-        CheckpointError: the SAM weights are damaged or of another variant.
+        ConfigurationError: an option or its value is unknown.
+        CheckpointError: the SAM weights are damaged or belong to another variant.
 
     Example:
         >>> network = CFRSAM("vit_tiny", 64, adapter="full").eval()
@@ -268,7 +268,7 @@ class CFRSAM(nn.Module):
         """Return the final masks of the prompts: the refined ones, or the coarse ones where none are refined.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         margin = None if self.training else self.refine_margin_px
         if margin is not None and len(prompts.points) and isinstance(self.bgmr, BoundaryRefinement):
@@ -301,13 +301,13 @@ class CFRSAM(nn.Module):
         """Return the masks of the prompts before and after the refinement.
 
         Args:
-            encoded: of :meth:`encode`.
+            encoded: output of :meth:`encode`.
             prompts: the nuclei of all images; none at all are allowed. In training every tensor that masks
                 would train then gets a gradient of zero, so that several processes stay in step. One prompt
                 alone is too few for statistics: batch normalisation then uses its running ones.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         if not len(prompts.points):
             some = self.decode_stages(encoded, padding_prompt(prompts))
@@ -337,7 +337,7 @@ class CFRSAM(nn.Module):
 
     @property
     def header(self) -> dict[str, str]:
-        """What a weights file says of this network and must say of the one it is loaded into."""
+        """Return the header of a weights file, which must agree with the network that it is loaded into."""
         options: dict[str, Any] = {
             "adapter": self.adapter,
             "hmfm": asdict(self.hmfm_options),
@@ -370,7 +370,7 @@ class CFRSAM(nn.Module):
 def _refinement_inputs(
     encoded: EncodedImages, decoded: DecodedMasks, prompts: NucleusPrompts
 ) -> tuple[ImageGuides, Tensor, Tensor]:
-    """Return what the images share, the up-scaled features of the prompts, and the image of each prompt.
+    """Return what the images share, the upscaled features of the prompts, and the image of each prompt.
 
     Raises:
         ConfigurationError: the images were encoded by a network without refinement.
@@ -385,7 +385,7 @@ def _refinement_inputs(
 
 
 class PromptedCFRSAM(nn.Module):
-    """Both stages of the method, which share nothing and are trained one after the other (CFR-SAM, overview).
+    """Combine both stages, which share no parameters and are trained one after the other (CFR-SAM, overview).
 
     The first stage is PromptNucSeg's prompter; with prompts that are boxes it predicts sizes as well. As one module
     both are moved, switched to evaluation and exported together. Inference on whole images runs
@@ -393,15 +393,15 @@ class PromptedCFRSAM(nn.Module):
     :class:`~nucsam_monai.inferers.PointFinder` around its ``prompter``.
 
     Args:
-        class_names: of the nuclei; one name where they have no classes.
-        sam_variant: of the second stage.
-        image_size: side of its tiles in pixels.
+        class_names: names of the classes of nuclei; one name without classes.
+        sam_variant: SAM variant of the second stage.
+        image_size: side length of its tiles in pixels.
         prompter: values of :class:`~nucsam_monai.networks.prompter.PrompterOptions`, without ``sizes``.
         backbone_checkpoint: ImageNet weights of the prompter's backbone.
         segmentor: further arguments of :class:`~nucsam_monai.networks.cfrsam.network.CFRSAM`.
 
     Raises:
-        ConfigurationError: no class or one named twice, an unknown option or value.
+        ConfigurationError: there is no class, a class occurs twice, or an option or its value is unknown.
         CheckpointError: a file of weights is missing, damaged or of another network.
 
     Example:

@@ -39,7 +39,7 @@ def convolve_joined(conv: nn.Conv2d, shared: Tensor, own: Tensor, owners: Tensor
 
 
 class JoinedConv(nn.Module):
-    """Convolution without bias, BN and ReLU of the maps of images beside those of their prompts.
+    """Apply convolution without bias, BN and ReLU to the maps of images next to the maps of their prompts.
 
     Args:
         inputs: channels of both together.
@@ -196,7 +196,7 @@ class BoundaryFusion(nn.Module):
 
     Args:
         width: channels of the evidence, of the mask's features and of the result, an even number.
-        order: see :class:`SpatialAttention`.
+        order: order of the operations, see :class:`SpatialAttention`.
         side: kernel side of the plain convolution, 1 in the authors' code; the paper does not tell.
     """
 
@@ -271,11 +271,11 @@ class ImageGuides(NamedTuple):
 
 
 class RefinedMasks(NamedTuple):
-    """The masks of N prompts.
+    """Hold the masks of N prompts.
 
     Attributes:
         logits: ``(N, 1, S, S)``.
-        boundary: ``(N, 1, S, S)`` logits of each nucleus' boundary; None without that head.
+        boundary: ``(N, 1, S, S)`` logits of each nucleus's boundary; None without that head.
         reach_px: ``(N,)`` how far the taps of the deformable convolutions were moved, in pixels, one after
             the other.
     """
@@ -289,12 +289,12 @@ class BoundaryRefinement(nn.Module):
     """BGMR with MCBE and BGFF (CFR-SAM, section on the boundary-guided refinement).
 
     Args:
-        channels: C of the embedding; all inside is ``w = C / 8`` channels wide, as SAM's up-scaled features.
+        channels: C of the embedding; all inside is ``w = C / 8`` channels wide, as SAM's upscaled features.
         pixels_per_logit: side in pixels of a coarse logit: 4 in the official SAMs, 2 in the compact one.
-        options: see :class:`BGMROptions`, of kind ``full``.
+        options: see :class:`BGMROptions`; the kind is ``full``.
 
     Raises:
-        ConfigurationError: the embedding's channels are no multiple of 16, or ``pixels_per_logit`` is none of
+        ConfigurationError: the embedding's channels are not a multiple of 16, or ``pixels_per_logit`` is none of
             1, 2 and 4.
 
     Example:
@@ -349,8 +349,8 @@ class BoundaryRefinement(nn.Module):
         """Draw masks at full resolution.
 
         Args:
-            guides: of the images.
-            upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
+            guides: guides of the images.
+            upscaled: ``(N, w, 4g, 4g)`` upscaled features of the mask decoder.
             owners: ``(N,)`` int64, the image of each prompt.
         """
         features = self._upscaled(guides.semantic, upscaled, owners)
@@ -377,7 +377,7 @@ class BoundaryRefinement(nn.Module):
 
 
 class PixelRefinement(nn.Module):
-    """A network with about as many parameters that sees one pixel of the up-scaled features at a time.
+    """A network with about as many parameters that sees one pixel of the upscaled features at a time.
 
     The paper's control for the number of parameters (CFR-SAM, ablation "BGMR -> MLP").
 
@@ -403,7 +403,7 @@ class PixelRefinement(nn.Module):
         )
 
     def forward(self, upscaled: Tensor) -> Tensor:
-        """Turn up-scaled features ``(N, w, 4g, 4g)`` into logits ``(N, 1, S, S)``."""
+        """Turn upscaled features ``(N, w, 4g, 4g)`` into logits ``(N, 1, S, S)``."""
         return _enlarged(self.layers(upscaled), self.pixels_per_logit)
 
 
@@ -447,7 +447,7 @@ def _bytes_per_refinement(width: int, pixels: int, element_bytes: int = 4) -> in
 
     Args:
         width: channels w.
-        pixels: of a mask at full resolution.
+        pixels: number of pixels of a mask at full resolution.
         element_bytes: bytes of one number.
     """
     return (9 * 3 * width // 2 + 8 * width) * pixels * element_bytes
@@ -462,8 +462,8 @@ def refine_in_chunks(
 
     Args:
         refinement: the network.
-        guides: of the images.
-        upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder, N > 0.
+        guides: guides of the images.
+        upscaled: ``(N, w, 4g, 4g)`` upscaled features of the mask decoder, N > 0.
         owners: ``(N,)`` int64, the image of each mask.
     """
     whole = (guides.evidence.shape[2], guides.evidence.shape[3])
@@ -579,8 +579,8 @@ def refine_in_boxes(
 
     Args:
         refinement: the network in evaluation mode.
-        guides: of the images.
-        upscaled: ``(N, w, 4g, 4g)`` up-scaled features of the mask decoder.
+        guides: guides of the images.
+        upscaled: ``(N, w, 4g, 4g)`` upscaled features of the mask decoder.
         owners: ``(N,)`` int64, the image of each mask.
         coarse: ``(N, 1, 4g, 4g)`` coarse logits, or larger ones.
         margin_px: how far beyond the coarse mask a box goes, at least the pixels of one logit.

@@ -33,7 +33,7 @@ def _climb(*widths: int) -> nn.Sequential:
 
 
 class _Branch(nn.Module):
-    """Join the maps of all depths, the coarsest first, as UNETR does (Hatamizadeh et al., 2022)."""
+    """Join the maps of all depths, coarsest first, as UNETR does (Hatamizadeh et al., 2022)."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], outputs: int) -> None:
         super().__init__()
@@ -68,8 +68,8 @@ class CellViT(nn.Module):
     The branch for the tissue of a whole tile is left out, and with it SAM's neck.
 
     Args:
-        variant: of SAM, with patches of 16 px and without a trunk.
-        classes: of nuclei; 0 leaves the branch for types out.
+        variant: SAM variant with patches of 16 px and without a trunk.
+        classes: number of classes of nuclei; 0 leaves out the branch for types.
         widths: channels of the decoder at the image's size, a half, a quarter and an eighth of it.
 
     Raises:

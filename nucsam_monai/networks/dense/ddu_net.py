@@ -74,7 +74,7 @@ class DDUNet(nn.Module):
 
     Args:
         outputs: logits per pixel.
-        filters: channels of the levels, the finest first.
+        filters: channels of the levels, finest first.
         small_levels: levels that the small decoder sees.
 
     Example:

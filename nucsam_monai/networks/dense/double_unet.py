@@ -54,7 +54,7 @@ class _VGGEncoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the map of every level, the finest first."""
+        """Return the map of every level, finest first."""
         maps = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -79,7 +79,7 @@ class _Decoder(nn.Module):
 
         Args:
             features: the coarsest map.
-            skips: the maps of each encoder, the coarsest first.
+            skips: the maps of each encoder, coarsest first.
         """
         for block, *finer in zip(self.blocks, *skips, strict=True):
             features = block(torch.cat([self.enlarge(features), *finer], dim=1))

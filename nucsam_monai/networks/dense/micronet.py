@@ -39,7 +39,7 @@ class MicroNet(nn.Module):
 
     Args:
         outputs: logits per pixel.
-        channels: of each of the two paths of the finest level; every level below has twice as many.
+        channels: channels of each of the two paths at the finest level; every coarser level has twice as many.
 
     Example:
         >>> MicroNet(channels=2).eval()(torch.zeros(1, 3, 32, 32)).shape

@@ -45,8 +45,8 @@ class R2UNet(nn.Module):
 
     Args:
         outputs: logits per pixel.
-        channels: of the finest level; every level below has twice as many.
-        levels: number of down-samplings.
+        channels: channels of the finest level; every coarser level has twice as many.
+        levels: number of downsamplings.
         steps: the paper's t, how often a convolution sees its own output.
 
     Example:

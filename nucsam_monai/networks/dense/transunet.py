@@ -23,10 +23,10 @@ class TransUNetSize:
         stages: channels at strides 4, 8 and 16.
         width: channels of a token.
         depth: transformer blocks.
-        heads: of each of them.
+        heads: attention heads of each block.
         grid: side of the learned position table in tokens, which other images interpolate.
         decoder: channels behind the transformer and at strides 8, 4, 2 and 1.
-        groups: of the residual network's normalisation.
+        groups: groups of the residual network's group normalisation.
     """
 
     blocks: tuple[int, int, int] = (3, 4, 9)
@@ -50,7 +50,7 @@ class TransUNet(nn.Module):
 
     Args:
         outputs: logits per pixel.
-        size: of its parts.
+        size: sizes of the parts.
 
     Example:
         >>> sum(parameter.numel() for parameter in TransUNet().parameters())

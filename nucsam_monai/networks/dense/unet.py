@@ -25,7 +25,7 @@ class OriginalUNet(nn.Module):
         in_channels: channels of the image.
         outputs: logits per pixel.
         channels: channels of the finest level; every level below has twice as many.
-        levels: number of down-samplings.
+        levels: number of downsamplings.
 
     Example:
         >>> sum(parameter.numel() for parameter in OriginalUNet().parameters())

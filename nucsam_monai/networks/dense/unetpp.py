@@ -11,12 +11,12 @@ from nucsam_monai.networks.dense.unet import double_conv
 class OriginalUNetPlusPlus(nn.Module):
     """U-Net++ at the size of its paper, with deep supervision.
 
-    Node (i, j) sees the maps of its row up to column j - 1, and the up-sampled map of node (i + 1, j - 1); each
+    Node (i, j) sees the maps of its row up to column j - 1, and the upsampled map of node (i + 1, j - 1); each
     node of the first row has a head.
 
     Args:
         outputs: logits per pixel.
-        filters: channels of the rows, the finest first.
+        filters: channels of the rows, finest first.
 
     Example:
         >>> sum(parameter.numel() for parameter in OriginalUNetPlusPlus().parameters())

@@ -37,11 +37,11 @@ _LOOK_AGAIN_SHARE = 1 / 32  # of the limit: other processes write too
 
 
 class Entry(NamedTuple):
-    """Hold what is cached of one image.
+    """Hold the cached tensors of one image.
 
     Attributes:
         tensors: contiguous tensors on the CPU, by name.
-        header: what describes them; the stores only carry it.
+        header: description of the tensors, stored as it is.
     """
 
     tensors: dict[str, Tensor]
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 class MemoryStore:
-    """The entries used last, as many as fit; a copy, also in another process, starts empty.
+    """Keep the most recently used entries that fit into memory; a copy, also in another process, starts empty.
 
     Args:
         max_bytes: the limit; 0 keeps nothing.
@@ -88,7 +88,7 @@ class MemoryStore:
 
 
 class FileStore:
-    """One safetensors file per entry, in subfolders named by the first two digits of the key.
+    """Keep one safetensors file per entry, in subfolders named by the first two digits of the key.
 
     Any number of processes may read and write the same folder: files appear complete or not at all, and of
     two writers of one key the last wins. A damaged file counts as missing and is removed. When the folder
@@ -97,7 +97,7 @@ class FileStore:
     ends writing, not the training.
 
     Args:
-        folder: made where it does not exist. Files in it that are not of this store are left alone.
+        folder: folder of the store, created if missing. Other files in it are left alone.
         max_bytes: limit of all files together.
 
     Raises:
@@ -251,7 +251,7 @@ def first_trained_block(encoder: ImageEncoder, adapters: Adapters = None) -> int
 
     Args:
         encoder: the encoder.
-        adapters: what is passed to its ``forward``.
+        adapters: adapters that are passed to its ``forward``.
 
     Returns:
         0 where the patch embedding, the positions or the first block are trained; the encoder's depth where
@@ -376,7 +376,7 @@ _COMPUTED = {str(dtype): dtype for dtype in (torch.float64, *_STORED.values())}
 
 
 class EmbeddingCache:
-    """A content-addressed cache of what the frozen part of an image encoder returns, image by image.
+    """Cache the output of the frozen part of an image encoder for each image, addressed by content.
 
     An entry's key is a digest of the frozen weights, the prepared image, the precision, the depth of the
     frozen part and the format; what changed is therefore simply not found. Only the device is left out: its
@@ -390,7 +390,7 @@ class EmbeddingCache:
     block; four times that with levels, and at 1024 px sixteen times that.
 
     Args:
-        folder: where files are kept; see :class:`~nucsam_monai.networks.sam.cache.FileStore`. None
+        folder: folder of the files, see :class:`~nucsam_monai.networks.sam.cache.FileStore`. None
             keeps entries in memory only.
         max_bytes: limit of the folder.
         max_memory_bytes: limit in the memory of each process; 0 keeps nothing there.
@@ -467,7 +467,7 @@ class EmbeddingCache:
         """Keep the tensors of an image.
 
         Args:
-            key: of :meth:`key`.
+            key: key from :meth:`key`.
             tensors: at least one, all of one floating-point type.
             description: for people who read a file's header.
 
@@ -523,13 +523,13 @@ def build_embedding_cache(
     """Build the embedding cache of a configuration, or none.
 
     Args:
-        folder: where files are kept; None, with no memory either, works without a cache.
+        folder: folder of the files; None, together with no memory, disables the cache.
         size_gb: limit of the folder in 10^9 bytes.
         memory_gb: limit in the memory of each process in 10^9 bytes.
         storage: ``fp32``, ``fp16`` or ``bf16``.
 
     Raises:
-        ConfigurationError: see :class:`EmbeddingCache`.
+        ConfigurationError: as for :class:`EmbeddingCache`.
 
     Example:
         In a bundle::
@@ -578,7 +578,7 @@ def encode_cached(
         return_levels: also return the outputs of ``variant.feature_blocks``.
 
     Raises:
-        ConfigurationError: as :meth:`ImageEncoder.forward`.
+        ConfigurationError: as for :meth:`ImageEncoder.forward`.
 
     Example:
         >>> from nucsam_monai.networks.sam.variants import sam_variant

@@ -13,7 +13,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class CroppedMasks:
-    """Binary masks of N prompts at the image's resolution.
+    """Hold the binary masks of N prompts at the image's resolution.
 
     Attributes:
         boxes: ``(N, 4)`` int64 as (x_min, y_min, x_max, y_max) in pixels, the maxima exclusive: the smallest

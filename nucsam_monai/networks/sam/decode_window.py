@@ -57,7 +57,7 @@ def decode_in_windows(
         prompts_per_image: ``(B,)`` integers with sum N.
         window: side of the window in cells.
         places: ``(N, 2)`` where each prompt is, as shares (x, y) of the image's width and height.
-        pyramid: as in :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`, like the rest.
+        pyramid: see :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`, also for the other arguments.
         multimask: return the three ambiguity masks instead of the single mask.
         extra_tokens: ``(E, C)`` further learned tokens.
 
@@ -140,7 +140,7 @@ class _Windows(NamedTuple):
         return F.embedding(pixels, table.flatten(0, 1))
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Return which masks ``(N, M, s, s)`` reach an edge of their window that is no edge of the image."""
+        """Return which masks ``(N, M, s, s)`` reach an edge of their window that is not an edge of the image."""
         last = torch.tensor(self.grid[::-1], device=self.corners.device) - self.side
         inside = torch.cat([self.corners > 0, self.corners < last], dim=1)  # left, top, right, bottom
         edges = (logits[..., 0], logits[..., 0, :], logits[..., -1], logits[..., -1, :])

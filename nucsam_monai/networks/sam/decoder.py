@@ -79,7 +79,7 @@ def bytes_per_prompt(
 ) -> int:
     """Estimate the memory that decoding one more prompt takes at the peak of inference.
 
-    With P = h * w cells of C channels the peak lies in the up-scaling, whose second half has 2 * P * C
+    With P = h * w cells of C channels the peak lies in the upscaling, whose second half has 2 * P * C
     numbers before and after its activation, beside P * C in its first half and P * C cells; mask prompts
     keep P * C cells from before the transformer, and 2 * P * C are added for copies. The scores of T tokens
     in H heads and their softmax take 2 * T * H * P.
@@ -327,13 +327,13 @@ UPSCALED_CELLS = 2**11
 
 
 class DecodedMasks(NamedTuple):
-    """The masks of N prompts.
+    """Hold the masks of N prompts.
 
     Attributes:
         logits: ``(N, M, 4h, 4w)`` mask logits, M = 1 or 3; a pixel is foreground above 0. With a fine map they are
             ``(N, M, 8h, 8w)``.
         iou: ``(N, M)`` predicted intersection over union of each mask.
-        upscaled: ``(N, C / 8, 4h, 4w)`` image features after up-scaling, on request.
+        upscaled: ``(N, C / 8, 4h, 4w)`` image features after upscaling, on request.
         extra: ``(N, E, C)`` what became of the tokens that a method adds to the decoder's own.
     """
 
@@ -368,7 +368,7 @@ def decode_prompts(
       layer's attention, which is computed once per image;
     - other projections of image cells are folded into the few prompt tokens, see
       :mod:`~nucsam_monai.networks.sam.kernels`;
-    - the last attention, the hyper-networks and the product with the up-scaled features are computed for the
+    - the last attention, the hyper-networks and the product with the upscaled features are computed for the
       masks that are returned.
 
     Variants with a fine map draw outlines on it, as HQ-SAM does (Ke et al., 2023): the logits are doubled in size
@@ -390,7 +390,7 @@ def decode_prompts(
             :meth:`~nucsam_monai.networks.sam.prompt_encoder.PromptEncoder.places`; None where prompts ask for objects
             all over the image. Decoders without a fine map do not look at it.
         multimask: return the three ambiguity masks instead of the single mask.
-        return_upscaled: also return the up-scaled feature map of each prompt.
+        return_upscaled: also return the upscaled feature map of each prompt.
         extra_tokens: ``(E, C)`` learned tokens that stand behind the decoder's own in every prompt.
         chunk_size: decode at most this many prompts at a time, which bounds the memory of inference; "auto"
             chooses by :func:`~nucsam_monai.networks.sam.decoder.prompts_per_chunk`; None decodes all
@@ -507,14 +507,14 @@ def decode_chunk(
 
     Args:
         mask_decoder: the decoder.
-        images: what the first layer needs of the images, or the cells ``(N, P, C)`` of each prompt's own.
+        images: input of the first layer: features of the images, or the cells ``(N, P, C)`` of each prompt.
         code: ``(1, P, C)``, or ``(N, P, C)`` for each prompt's own cells.
         sparse: ``(N, T, C)`` prompt tokens.
         counts: number of prompts of each image.
         grid: rows and columns of the P cells.
-        fine: of decoders with a fine map.
+        fine: fine map, for decoders that have one.
         multimask: return three masks.
-        return_upscaled: also return the up-scaled feature maps.
+        return_upscaled: also return the upscaled feature maps.
         extra_tokens: ``(E, C)`` further learned tokens.
     """
     masks = _returned_masks(mask_decoder, multimask)
@@ -559,7 +559,7 @@ def _draw(
 ) -> tuple[Tensor, Tensor | None]:
     """Up-scale cells ``(N, P, C)`` and multiply them with the masks' kernels ``(N, C / 8, M)``.
 
-    On a CPU a few prompts at a time, so that the up-scaled features, the largest tensors of all, stay in the
+    On a CPU a few prompts at a time, so that the upscaled features, the largest tensors of all, stay in the
     cache until they are reduced to masks.
     """
     together = max(1, UPSCALED_CELLS // cells.shape[1]) if cells.device.type == "cpu" else len(cells)

@@ -16,13 +16,13 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class EncoderFeatures(NamedTuple):
-    """The output of the SAM image encoder.
+    """Hold the output of the SAM image encoder.
 
     Attributes:
         embedding: ``(B, embed_channels, h, w)`` image embedding, ``h`` and ``w`` being image sides / patch.
-        levels: on request, the outputs of the blocks ``variant.feature_blocks``, each through the one shared
+        levels: on request, the outputs of the blocks ``variant.feature_blocks``, each through the shared
             neck, shaped like ``embedding``; the last one is ``embedding`` itself. Else empty.
-        pyramid: of variants with a trunk, maps at an 8th, a 4th and half of the image that join the embedding with
+        pyramid: for variants with a trunk, maps at an 8th, a 4th and half of the image that combine the embedding with
             the trunk's maps; else empty.
     """
 
@@ -37,7 +37,7 @@ class EncoderFeatures(NamedTuple):
 
 
 class BlockAdapter(nn.Module):
-    """Hooks of one encoder block; this base class changes nothing.
+    """Define hooks for one encoder block; this base class changes nothing.
 
     A method overrides the hooks that it needs, keeps one adapter per block in its own network (so that
     SAM's state-dict keys never change) and passes the sequence to
@@ -362,7 +362,7 @@ class EncoderBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """The vision transformer of SAM with its neck.
+    """Encode images with SAM's vision transformer and neck.
 
     "Segment Anything" (Kirillov et al., 2023), section 3 and appendix A. The state-dict keys are the official
     ones. The position tables keep their pretrained size and are interpolated in the forward pass, once where
@@ -449,7 +449,7 @@ class ImageEncoder(nn.Module):
 
         Args:
             image: ``(B, 3, H, W)``.
-            maps: of the trunk, for variants that have one.
+            maps: maps of the trunk, for variants that have one.
 
         Returns:
             ``(B, h, w, C)``.

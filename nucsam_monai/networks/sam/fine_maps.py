@@ -28,7 +28,7 @@ class FineMaskDecoder(MaskDecoder):
 
     Args:
         pyramid_channels: channels of the maps that are finer than the embedding, the last the fine one.
-        options: of the official decoder.
+        options: options of the official decoder.
     """
 
     def __init__(self, pyramid_channels: Sequence[int], **options: object) -> None:
@@ -115,7 +115,7 @@ def add_outlines(logits: Tensor, kernels: Tensor, fine: FineMaps, counts: Sequen
     """Double logits ``(N, M, 4h, 4w)`` in size and add the products of ``(N, M, F)`` kernels and fine maps.
 
     Args:
-        logits: of the up-scaled features.
+        logits: logits of the upscaled features.
         kernels: one per mask.
         fine: the maps, and the pixels of them that the logits belong to.
         counts: number of prompts of each image.

@@ -41,7 +41,7 @@ class FrozenCache:
 
     def __call__(self, parameter: Tensor, *arguments: Hashable) -> Tensor:
         """Return ``function(parameter, *arguments)``; the caller must not write into it."""
-        if _is_recording() or not _is_frozen(parameter):
+        if is_recording() or not _is_frozen(parameter):
             return self._function(parameter, *arguments)
         entry = self._entry  # read once: another thread may replace it meanwhile
         if entry is None or entry.arguments != arguments or not _is_unchanged(parameter, entry):
@@ -56,7 +56,8 @@ class FrozenCache:
         return FrozenCache, (self._function,)
 
 
-def _is_recording() -> bool:
+def is_recording() -> bool:
+    """Return whether a graph is traced, exported or compiled."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
@@ -148,7 +149,7 @@ class PackedLinear(nn.Linear):
         return (
             use.rows > 1
             and not torch.is_grad_enabled()
-            and not _is_recording()
+            and not is_recording()
             and type(self.weight) is nn.Parameter  # function transforms put other types in its place
             and not self.weight.is_inference()  # such tensors do not count their changes
             and self.weight.is_cpu
@@ -193,17 +194,18 @@ def _mkl_packs() -> bool:
 
 
 @cache
-def _onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies best: bfloat16 wherever the processor does, float32 on AMD's (a tenth above MKL)."""
+def onednn_has(operator: str, dtype: torch.dtype) -> bool:
+    """Return whether oneDNN is there with an operator of ``torch.ops.mkldnn`` for a type."""
     operators = torch.ops.mkldnn
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(operators, "_linear_pointwise")
-        and (
-            (dtype is torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported()))
-            or (dtype is torch.float32 and "AMD" in processor_name())
-        )
-    )
+    if not (torch.backends.mkldnn.is_available() and hasattr(operators, operator)):
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported()))
+
+
+@cache
+def _onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN multiplies best: bfloat16 wherever it can, float32 on AMD's processors (by a tenth)."""
+    return onednn_has("_linear_pointwise", dtype) and (dtype is torch.bfloat16 or "AMD" in processor_name())
 
 
 def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +216,7 @@ def relative_position_terms(query: Tensor, positions_h: Tensor, positions_w: Ten
 
     Args:
         query: ``(..., h, w, C)``.
-        positions_h: of :func:`relative_positions`, ``(rows, rows, C)`` with at least ``h`` rows.
+        positions_h: ``(rows, rows, C)`` from :func:`relative_positions`, with at least ``h`` rows.
         positions_w: ``(columns, columns, C)`` with at least ``w`` columns.
 
     Returns:
@@ -234,7 +236,7 @@ def padding_term(along_h: Tensor, along_w: Tensor) -> Tensor:
     of rows and columns, and no padded cell is looked at.
 
     Args:
-        along_h: of :func:`relative_position_terms`, ``(..., h, w, rows)``, of the ``h`` x ``w`` real tokens.
+        along_h: ``(..., h, w, rows)`` from :func:`relative_position_terms`, for the ``h`` x ``w`` real tokens.
         along_w: ``(..., h, w, columns)``; ``rows`` x ``columns`` is the whole window.
 
     Returns:
@@ -283,7 +285,7 @@ def folded_attention(
         terms.append(padding_term(along_h, along_w).to(query.dtype))
         padded = padding.to(key.dtype).reshape(3, heads, 1, channels)[1:]
     in_pieces = query.is_cpu and query.dtype in (torch.float32, torch.bfloat16)
-    if in_pieces and not torch.is_grad_enabled() and not _is_recording():
+    if in_pieces and not torch.is_grad_enabled() and not is_recording():
         query, key, value, added = (
             _flatten_cells(cells) for cells in (query, key, value, torch.cat(terms, dim=-1))
         )
@@ -364,11 +366,10 @@ _MOST_KEYS = 256
 def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
 
-    In bfloat16 on a CPU the backward pass of PyTorch's fused kernel takes two to five times as long as plain products
-    with few keys.
+    In bfloat16 on a CPU PyTorch's fused kernel takes twice as long as plain products with few keys, and its gradient
+    two to five times.
     """
-    is_slow = query.is_cpu and query.dtype is torch.bfloat16 and query.requires_grad
-    if is_slow and key.shape[2] <= _MOST_KEYS:
+    if query.is_cpu and query.dtype is torch.bfloat16 and key.shape[2] <= _MOST_KEYS:
         return (query @ key.mT).softmax(dim=-1) @ value
     extra = query.shape[-1] - value.shape[-1]
     attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=1.0)  # of one width

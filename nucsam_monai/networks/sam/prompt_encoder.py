@@ -15,7 +15,7 @@ PADDING_LABEL = -1
 
 
 class PromptEncoder(OfficialPromptEncoder):
-    """SAM's prompt encoder with the official state-dict keys, for images of any size.
+    """Encode points, boxes and masks like SAM's prompt encoder, for images of any size.
 
     "Segment Anything" (Kirillov et al., 2023), appendix A. Three things differ from the official class, none
     of which changes its numbers in float32: coordinates can be normalised by another image size than the one
@@ -72,7 +72,7 @@ class PromptEncoder(OfficialPromptEncoder):
         Args:
             points: ``(N, K, 2)``, as in :meth:`forward`.
             labels: ``(N, K)``.
-            image_size: as in :meth:`forward`.
+            image_size: see :meth:`forward`.
 
         Returns:
             ``(N, 2)`` float32; zero where a prompt has no such point.

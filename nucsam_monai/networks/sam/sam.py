@@ -18,7 +18,7 @@ from nucsam_monai.utils.errors import ConfigurationError
 
 
 class SAM(nn.Module):
-    """Image encoder, prompt encoder and mask decoder of one variant, keyed like the official checkpoints.
+    """Combine image encoder, prompt encoder and mask decoder of one variant, with the keys of the official checkpoints.
 
     Args:
         variant: the sizes.
@@ -97,18 +97,18 @@ class SAM(nn.Module):
         """Segment what N prompts show on B encoded images.
 
         Args:
-            features: of :meth:`encode`.
+            features: output of :meth:`encode`.
             points: ``(N, K, 2)`` as (x, y) in pixels of the images, prompts in the order of the images.
             labels: ``(N, K)``: 1 foreground, 0 background, -1 padding; 2 and 3 are the corners of a box.
             prompts_per_image: ``(B,)`` integers with sum N.
             pad: append SAM's padding point to each prompt, as it belongs to points, but not to boxes.
             is_local: each prompt asks for one object near it, not for objects all over the image.
             multimask: return three ambiguity masks per prompt instead of one.
-            return_upscaled: also return the up-scaled feature map of each prompt.
+            return_upscaled: also return the upscaled feature map of each prompt.
             extra_tokens: ``(E, C)`` learned tokens, see :func:`~nucsam_monai.networks.sam.decoder.decode_prompts`.
 
         Raises:
-            ConfigurationError: the numbers of images and prompts do not fit together.
+            ConfigurationError: the numbers of images and prompts do not fit each other.
         """
         grid = (features.embedding.shape[-2], features.embedding.shape[-1])
         size = (grid[0] * self.variant.patch, grid[1] * self.variant.patch)

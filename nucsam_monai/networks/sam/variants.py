@@ -12,7 +12,7 @@ _STEMS = get_args(Stem)
 
 @dataclass(frozen=True, kw_only=True)
 class SAMVariant:
-    """All numbers that define one SAM model.
+    """Define the sizes of one SAM model.
 
     The official models are those of "Segment Anything" (Kirillov et al., 2023), appendix A, with the plain
     vision transformer of ViTDet (Li et al., 2022) as image encoder.
@@ -29,7 +29,7 @@ class SAMVariant:
             convolutions with stride 2; ``"efficientnet_lite0"`` is a convolutional trunk that can start from
             ImageNet, see :mod:`~nucsam_monai.networks.sam.trunk`.
         fine_channels: channels of the fine map at half the image's size that a trunk's first stages add to the
-            up-scaled embedding; 0 for none.
+            upscaled embedding; 0 for none.
         mlp_ratio: hidden width of a block's MLP divided by ``width``.
         embed_channels: channels of the image embedding, the prompt tokens and the mask decoder.
         pos_grid: side of the learned position table in tokens; other grids interpolate it.

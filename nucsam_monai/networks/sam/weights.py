@@ -74,9 +74,9 @@ def write_safetensors(
     The header holds the SHA-256 of the tensors, by which :func:`read_safetensors` detects damage.
 
     Args:
-        path: the file.
-        tensors: on any device.
-        header: its metadata.
+        path: path of the file.
+        tensors: tensors on any device.
+        header: metadata of the file.
 
     Raises:
         OutputError: the file can't be written.
@@ -178,10 +178,10 @@ def require_same_tensors(
     """Compare tensors by name and shape.
 
     Args:
-        expected: what the network has.
-        found: what the file has.
+        expected: value of the network.
+        found: value in the file.
         source: the file, for the message.
-        hint: what the reader may do about a difference.
+        hint: what the user can do about a difference.
 
     Raises:
         CheckpointError: they differ; one sentence counts the differences and names the first of each kind.
@@ -212,7 +212,7 @@ _Signature = tuple[int, int, int, int, int]
 
 
 class SAMWeights(NamedTuple):
-    """The state dicts of SAM's parts, float32 on the CPU."""
+    """Hold the state dicts of SAM's parts, float32 on the CPU."""
 
     image_encoder: dict[str, Tensor]
     prompt_encoder: dict[str, Tensor]
@@ -225,7 +225,7 @@ def load_official_checkpoint(path: Path | str, variant: SAMVariant) -> SAMWeight
     Args:
         path: ``.safetensors``, for example of :func:`save_sam`, or any other suffix for a file written by
             ``torch.save``.
-        variant: what the weights are meant for. What they are is read from the shapes of the tensors.
+        variant: variant that the weights should belong to; their own is inferred from the shapes of the tensors.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds anything but tensors, or is of another variant.
@@ -269,9 +269,9 @@ def save_sam(
     of the tensors, by which a damaged file is detected when it is loaded.
 
     Args:
-        path: the file; its name ends with ``.safetensors``.
+        path: path of the file; its name ends with ``.safetensors``.
         state: ``SAM.state_dict()``.
-        variant: of this SAM.
+        variant: variant of this SAM.
         image_size: side in pixels of the images that it was trained on.
         facts: further entries of the header, for example of the training.
 
@@ -303,9 +303,9 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     """Load a state dict that must fit ``module`` tensor by tensor; a module on the meta device takes it over.
 
     Args:
-        module: what is loaded into.
+        module: module to load into.
         state: every parameter and buffer of the module, by name.
-        source: where the tensors come from, for messages.
+        source: origin of the tensors, for error messages.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape. Nothing is loaded then.
@@ -372,7 +372,7 @@ def save_trained(path: Path | str, network: nn.Module, header: Mapping[str, str]
     the statistics of batch normalisation.
 
     Args:
-        path: the file; by convention it ends with ``.safetensors``.
+        path: path of the file; by convention it ends with ``.safetensors``.
         network: any module.
         header: ``method`` and ``sam_variant``, and whatever else describes the training, for example
             ``config_sha256`` or ``domains``. The format, the versions and the digests of the tensors and of the
@@ -401,7 +401,7 @@ def load_trained(path: Path | str, network: nn.Module, expected: Mapping[str, st
     Everything is checked before the first tensor is changed.
 
     Args:
-        path: the file.
+        path: path of the file.
         network: the method's network with the frozen base weights already loaded.
         expected: header entries that must agree: ``method``, ``sam_variant``, and more if wanted.
 
@@ -446,7 +446,7 @@ def read_header(path: Path | str, method: str | None = None) -> dict[str, str]:
     """Read the header of a file of :func:`save_trained` without its tensors.
 
     Args:
-        path: the file.
+        path: path of the file.
         method: the method that it must be of; None takes any.
 
     Raises:
@@ -512,7 +512,7 @@ def with_settings(header: Mapping[str, str], settings: Mapping[str, Any]) -> dic
     """Add to a header how inference has to treat images and outputs.
 
     Args:
-        header: of the network.
+        header: header of the network.
         settings: values of keys of ``inference.json`` that the weights were trained for, for example
             ``{"pixel_std": "image", "instances": "distance"}``.
     """
@@ -545,10 +545,10 @@ def trained_names(
     """Return the classes or domains that a weights file names in its header.
 
     Args:
-        checkpoint: the file.
-        entry: of the header.
+        checkpoint: path of the file.
+        entry: entry of the header.
         default: returned if there is no such file, as for tools that only inspect a bundle; None requires the file.
-        method: see :func:`read_header`.
+        method: name of the method, see :func:`read_header`.
 
     Raises:
         CheckpointError: the file is missing and there is no default, it is damaged or of another kind, or names

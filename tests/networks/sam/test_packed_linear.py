@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs, _onednn_multiplies
+from nucsam_monai.networks.sam.kernels import MOST_ROWS, PackedLinear, _mkl_packs, onednn_has
 
 needs_mkl = pytest.mark.skipif(not _mkl_packs(), reason="PyTorch was built without MKL")
 needs_onednn = pytest.mark.skipif(
-    not _onednn_multiplies(torch.bfloat16), reason="oneDNN computes no bfloat16 on this processor"
+    not onednn_has("_linear_pointwise", torch.bfloat16),
+    reason="oneDNN computes no bfloat16 on this processor",
 )
 
 

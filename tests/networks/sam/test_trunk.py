@@ -17,7 +17,8 @@ from nucsam_monai.networks.sam import (
     sam_variant,
     start_trunk,
 )
-from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, DepthwiseConv, FineFeatures
+from nucsam_monai.networks.sam.convolutions import DepthwiseConv
+from nucsam_monai.networks.sam.trunk import TRUNK_CHANNELS, ConvTrunk, FineFeatures
 from nucsam_monai.utils.errors import ConfigurationError
 
 SIZES = [(256, 256), (64, 160), (96, 32)]
@@ -142,7 +143,8 @@ def test_imagenet_weights_are_loaded_under_timms_names():
     for block in (block for stage in trunk.eval().stages[1:] for block in stage):
         block.bn3.register_forward_hook(compare)
     with torch.no_grad():
-        maps, expected = trunk(image), timm_features(state)(image)
+        expected = timm_features(state)(image)
+    maps = trunk(image)  # with gradients, where the normalisations are layers
     for one, other in zip(maps, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     # A photograph has about the statistics of the training only where each layer has its own weights.
@@ -166,17 +168,15 @@ def test_a_network_without_a_trunk_cannot_start_one():
 def test_depthwise_convolutions_pad_as_tensorflow_does(kernel, stride, size):
     torch.manual_seed(2)
     reference = Conv2dSame(6, 6, kernel, stride, groups=6, bias=False)
-    like = nn.Conv2d(6, 6, kernel, stride, groups=6, bias=False)
-    like.weight = reference.weight
-    convolution = DepthwiseConv(like)
-    assert convolution.weight is reference.weight
+    convolution = DepthwiseConv(6, kernel, stride)
+    convolution.weight = reference.weight
     maps = torch.randn(2, 6, *size)
     expected = reference(maps)
     weights = torch.randn_like(expected)
 
     def gradients(network):
         low = maps.clone().requires_grad_()
-        return torch.autograd.grad((network(low).float() * weights).sum(), (low, like.weight))
+        return torch.autograd.grad((network(low).float() * weights).sum(), (low, reference.weight))
 
     exact = gradients(reference)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -281,3 +281,25 @@ def test_the_fine_map_changes_every_mask(encoder):
         network.decoder(embedding, code, 0), size=(32, 32), mode="bilinear", align_corners=False
     )
     torch.testing.assert_close(plain, smooth)
+
+
+@pytest.mark.parametrize("maps", [4, 5])
+def test_inference_in_one_operation_has_the_values_of_layer_after_layer(maps):
+    torch.manual_seed(4)
+    trunk = randomised(ConvTrunk(maps))
+    fine = randomised(FineFeatures(TRUNK_CHANNELS[maps - 1], TRUNK_CHANNELS[maps - 2 :: -1], (24, 16, 8, 8)))
+    image = torch.rand(2, 3, 64, 96)
+
+    def compute():
+        found = trunk(image)
+        return [*found, *fine(found[-1], found[-2::-1])]
+
+    layered = compute()
+    with torch.no_grad():
+        joined = compute()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = compute()
+    for one, other, rounded in zip(layered, joined, low, strict=True):
+        torch.testing.assert_close(other, one.detach(), atol=1e-4, rtol=1e-4)
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.float(), other, atol=0.03 * float(other.abs().max()), rtol=0)

@@ -1,13 +1,8 @@
 """Data for experiments."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.bundles.runs import write_datasets
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
 
 @pytest.fixture(scope="package")

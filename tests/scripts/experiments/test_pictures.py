@@ -14,16 +14,16 @@ def blocks(*labels: int) -> np.ndarray:
     return np.repeat(np.repeat(np.array([labels], dtype=np.int32), 4, axis=0), 4, axis=1)
 
 
-def test_found_invented_and_missed_are_told_apart() -> None:
+def test_found_false_and_missed_nuclei_are_told_apart() -> None:
     image = np.zeros((4, 16, 3), dtype=np.uint8)
     picture, text = outcome_picture(image, blocks(1, 2, 0, 0), blocks(7, 0, 0, 9))
-    assert text == "1 found, 1 invented, 1 missed"
+    assert text == "1 found, 1 false, 1 missed"
     assert tuple(picture[0, 0]) == TRUE_POSITIVE
     assert tuple(picture[0, 4]) == MISSED
     assert tuple(picture[0, 12]) == FALSE_POSITIVE
     assert not picture[:, 8:12].any()
     picture, text = outcome_picture(image, blocks(0, 0, 0, 0), blocks(0, 0, 0, 0))
-    assert text == "0 found, 0 invented, 0 missed"
+    assert text == "0 found, 0 false, 0 missed"
     assert not picture.any()
 
 
