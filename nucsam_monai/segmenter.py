@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nucsam_monai.engines import default_device
-from nucsam_monai.engines.configuration import literal
+from nucsam_monai.engines.configuration import NETWORK_KEYS, literal
 from nucsam_monai.inferers import ClickSegmenter, SemanticInferer, clicks_in_image, part_to_look_at
 from nucsam_monai.io import (
     OVERLAY_PX,
@@ -74,9 +74,6 @@ ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 _PIPELINES_KEPT = 4
 _CORNER_PX = 32
 _NOT_INSTALLED = "{}: not installed. Type: pip install 'nucsam-monai[slides]'."
-NETWORK_KEYS = ("network_def", "network")
-"""The keys of ``inference.json`` that hold the network: as it was built, and on its device."""
-
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
 

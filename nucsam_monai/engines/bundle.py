@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Sampler
 from nucsam_monai.data import domain_classes
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
 from nucsam_monai.engines.configuration import (
+    NETWORK_KEYS,
     changed_keys,
     check_options,
     current_parser,
@@ -396,7 +397,7 @@ def configured_segmenter(parser: ConfigParser | None) -> "Segmenter":
     Raises:
         ConfigurationError: as for :func:`configured_method`, or a value is not a number, a switch or text.
     """
-    from nucsam_monai.segmenter import NETWORK_KEYS, Segmenter
+    from nucsam_monai import Segmenter
 
     parser = _parser_of_bundle(parser)
     folder, settings = _changed_settings(parser, (*_NOT_OF_THE_NETWORK, "device"))
