@@ -74,7 +74,9 @@ ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 _PIPELINES_KEPT = 4
 _CORNER_PX = 32
 _NOT_INSTALLED = "{}: not installed. Type: pip install 'nucsam-monai[slides]'."
-_NETWORK_KEYS = ("network_def", "network")
+NETWORK_KEYS = ("network_def", "network")
+"""The keys of ``inference.json`` that hold the network: as it was built, and on its device."""
+
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
 
@@ -129,6 +131,8 @@ class Segmenter:
             ``inference.json`` names.
         device: PyTorch device, such as ``"cpu"`` or ``"cuda:0"``.
         settings: other keys of ``inference.json`` with their values, as on the command line of ``monai.bundle run``.
+        networks: the network with its weights, in evaluation mode, by :data:`NETWORK_KEYS`. Default: it is built and
+            loaded when it is needed.
 
     Raises:
         ConfigurationError: the bundle has no ``inference.json``, a setting is not one of its keys, or a setting is
@@ -146,6 +150,7 @@ class Segmenter:
         checkpoint: Path | str | None = None,
         device: str = "cpu",
         settings: Mapping[str, Setting] | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -153,7 +158,7 @@ class Segmenter:
         self.settings = dict(settings or {})
         self.config = read_inference_config(self.folder)
         check_settings(self.settings, self.config, str(self.folder))
-        self._networks: dict[str, nn.Module] | None = None
+        self._networks = None if networks is None else dict(networks)
         self._pipelines: OrderedDict[str, _Pipeline] = OrderedDict()
         self._lock = RLock()
 
@@ -453,7 +458,7 @@ class Segmenter:
         with self._lock, _own_errors():
             if self._networks is None:
                 parser = self._parser({})
-                networks = {key: parser.get_parsed_content(key) for key in _NETWORK_KEYS}
+                networks = {key: parser.get_parsed_content(key) for key in NETWORK_KEYS}
                 parser.get_parsed_content("initialize")
                 for network in networks.values():
                     network.eval()

@@ -384,30 +384,37 @@ def configured_method(domain: str | None = None) -> "MethodSource":
     """
     from nucsam_monai.wsi.cluster import MethodSource  # needs the extra ``slides``
 
-    folder, settings = _changed_settings(current_parser(), (*_NOT_OF_THE_NETWORK, "mpp"))
+    parser = _parser_of_bundle(current_parser())
+    folder, settings = _changed_settings(parser, (*_NOT_OF_THE_NETWORK, "mpp"))
     checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
     return MethodSource(str(folder), checkpoint, tuple(settings.items()), domain, (), device)
 
 
 def configured_segmenter(parser: ConfigParser | None) -> "Segmenter":
-    """Return the segmenter of a bundle's configuration that is being read; its network is built once more.
+    """Return the segmenter of a bundle's configuration that is being read, with the network of its workflow.
 
     Raises:
         ConfigurationError: as for :func:`configured_method`, or a value is not a number, a switch or text.
     """
-    from nucsam_monai import load
+    from nucsam_monai.segmenter import NETWORK_KEYS, Segmenter
 
-    folder, settings = _changed_settings(parser, _NOT_OF_THE_NETWORK)
-    checkpoint, device = settings.pop("checkpoint", None), settings.pop("device", None)
-    return load(folder, checkpoint, device, **settings)
+    parser = _parser_of_bundle(parser)
+    folder, settings = _changed_settings(parser, (*_NOT_OF_THE_NETWORK, "device"))
+    checkpoint, device = settings.pop("checkpoint", None), str(parser.get_parsed_content("device"))
+    networks = {key: parser.get_parsed_content(key).eval() for key in NETWORK_KEYS}
+    return Segmenter(folder, checkpoint, device, settings, networks)
 
 
-def _changed_settings(parser: ConfigParser | None, without: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """Return a bundle's folder and what a configuration changes in its ``inference.json``."""
+def _parser_of_bundle(parser: ConfigParser | None) -> ConfigParser:
     if parser is None or "bundle_root" not in parser:
         raise ConfigurationError(
             "bundle_root: not found. Put the bundle's inference.json first in --config_file."
         )
+    return parser
+
+
+def _changed_settings(parser: ConfigParser, without: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Return a bundle's folder and what a configuration changes in its ``inference.json``."""
     folder = Path(parser.get_parsed_content("bundle_root"))
     changed = changed_keys(parser, folder / "configs" / "inference.json")
     return folder, {key: parser.get_parsed_content(key) for key in changed if key not in without}

@@ -33,7 +33,7 @@ _WHOLE_PX = 64_000_000
 """Largest image that is segmented as a whole by default, in pixels."""
 
 _IN_PARTS_BYTES, _ALL_PARTS_BYTES = 12, 2 << 30
-"""Bytes for each pixel of an image that is segmented in parts, and for the parts in work."""
+"""Bytes for each pixel of an image that is segmented in parts, measured at 11, and for the parts in work."""
 
 _ALWAYS_SEGMENTED = 1 << 20
 """Pixels of an image that is segmented regardless of the reported free memory."""

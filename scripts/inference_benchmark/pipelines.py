@@ -78,8 +78,9 @@ class Pipeline:
         encoder = next((part for part in self.network.modules() if isinstance(part, ImageEncoder)), None)
         if encoder is not None:
             # Not the encoder itself: caches run its parts one by one.
-            for part in (encoder.patch_embed, *encoder.blocks, encoder.neck):
-                self.clock.watch(part, "encoder")
+            for part in (encoder.trunk, encoder.patch_embed, *encoder.blocks, encoder.neck, encoder.fine):
+                if part is not None:
+                    self.clock.watch(part, "encoder")
 
     def run(self) -> tuple[dict[str, float], int]:
         """Segment the image once; return the seconds of every stage, and how many nuclei were written."""

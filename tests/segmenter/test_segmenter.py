@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nucsam_monai import load
+from nucsam_monai.engines.bundle import configured_segmenter
 from nucsam_monai.inferers import ClickSegmenter, clicks_in_image
 from nucsam_monai.io import read_image, read_label_map
 from nucsam_monai.networks import CFRSAM, UNSAM
@@ -102,6 +103,10 @@ def test_the_bundles_own_inference_segments_large_images_in_parts(
     places = {"checkpoint": str(own.path), "input": str(images), "output_dir": str(tmp_path)}
     workflow = BundleRuns(name).bundle(base="inference", device="$torch.device('cpu')", **settings, **places)
     workflow.run()
+    parser = workflow.parser
+    assert configured_segmenter(parser).network is parser.get_parsed_content(
+        "network_def"
+    )  # not loaded twice
     segmenter = load(name, own.path, "cpu", **settings)
     for file in images.glob("*.png"):
         nuclei = segmenter.segment(file)

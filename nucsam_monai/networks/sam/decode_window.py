@@ -11,13 +11,15 @@ from torch.nn import functional as F
 from nucsam_monai.networks.sam.decoder import (
     DecodedMasks,
     as_cells,
+    as_computed,
     checked_counts,
+    chunks_of,
     decode_chunk,
     decode_prompts,
     join_chunks,
     prompts_per_chunk,
 )
-from nucsam_monai.networks.sam.fine_maps import FineMaps, fine_maps_of
+from nucsam_monai.networks.sam.fine_maps import fine_maps_of
 
 _BACKGROUND = -10.0
 """Logit of the pixels outside of a window."""
@@ -129,9 +131,9 @@ class _Windows(NamedTuple):
         x, y = (scale * self.corners[rows, axis, None] + steps for axis in (0, 1))
         return (y[:, :, None] * (scale * self.grid[1]) + x[:, None, :]).flatten(1)
 
-    def cut_out(self, table: Tensor, rows: slice, scale: int = 1) -> Tensor:
+    def cut_out(self, table: Tensor, rows: slice) -> Tensor:
         """Return the windows ``(n, P, C)`` of maps that were flattened to ``(B, h * w, C)``; B may be 1."""
-        pixels = self.pixels(rows, scale)
+        pixels = self.pixels(rows, scale=1)
         if len(table) > 1:
             pixels = pixels + table.shape[1] * self.owners[rows, None]
         # An embedding's gradient is summed row by row, that of indexing pixel by pixel
@@ -139,11 +141,11 @@ class _Windows(NamedTuple):
 
     def reached(self, logits: Tensor) -> Tensor:
         """Return which masks ``(N, M, s, s)`` reach an edge of their window that is not an edge of the image."""
-        positive = (logits > 0).any(dim=1)
         last = torch.tensor(self.grid[::-1], device=self.corners.device) - self.side
         inside = torch.cat([self.corners > 0, self.corners < last], dim=1)  # left, top, right, bottom
-        edges = (positive[:, :, 0], positive[:, 0], positive[:, :, -1], positive[:, -1])
-        return (torch.stack([edge.any(dim=1) for edge in edges], dim=1) & inside).any(dim=1).nonzero()[:, 0]
+        edges = (logits[..., 0], logits[..., 0, :], logits[..., -1], logits[..., -1, :])
+        touched = torch.stack([edge.amax(dim=(1, 2)) > 0 for edge in edges], dim=1)
+        return (touched & inside).any(dim=1).nonzero()[:, 0]
 
     def paste(self, logits: Tensor) -> Tensor:
         """Return ``(N, M, s, s)`` logits of the windows as those of whole images."""
@@ -152,7 +154,7 @@ class _Windows(NamedTuple):
         size = (scale * self.grid[0], scale * self.grid[1])
         pixels = self.pixels(slice(None), scale)[:, None].expand(-1, masks, -1)
         background = logits.new_full((count, masks, size[0] * size[1]), _BACKGROUND)
-        return background.scatter(2, pixels, logits.flatten(2)).unflatten(2, size)
+        return background.scatter_(2, pixels, logits.flatten(2)).unflatten(2, size)
 
 
 def _decode(
@@ -171,30 +173,26 @@ def _decode(
 ) -> DecodedMasks:
     """Return masks whose logits are those of the windows."""
     side = windows.side
-    cells, code = as_cells(embedding + dense), as_cells(image_pe)
+    cells, code = as_cells(as_computed(embedding + dense)), as_cells(as_computed(image_pe))
     fine = fine_maps_of(embedding, pyramid, places, counts)
-    outlines = as_cells(pyramid[-1]) if pyramid else None
-    in_window = (places * torch.tensor(windows.grid[::-1], device=places.device) - windows.corners) / side
+    if fine is not None:
+        in_window = (places * torch.tensor(windows.grid[::-1], device=places.device) - windows.corners) / side
+        fine = fine._replace(places=in_window, pixels=windows.pixels(slice(None), scale=8))
     tokens = sparse.shape[1] + (0 if extra_tokens is None else len(extra_tokens))
     size = prompts_per_chunk(mask_decoder, embedding[:, :, :side, :side], tokens=tokens)
-    chunks = []
-    for start in range(0, len(sparse), size):
-        rows = slice(start, min(start + size, len(sparse)))
-        own = None
-        if fine is not None and fine.seen is not None and outlines is not None:
-            maps = windows.cut_out(outlines, rows, scale=8).mT.unflatten(2, (8 * side, 8 * side))
-            own = FineMaps(maps, in_window[rows], fine.seen[rows])
-        chunk = decode_chunk(
+    chunks = [
+        decode_chunk(
             mask_decoder,
             windows.cut_out(cells, rows),
             windows.cut_out(code, rows),
             sparse[rows],
-            [1] * (rows.stop - rows.start),
+            chunk_counts,
             (side, side),
-            own,
+            None if fine is None else fine.of_chunk(rows, images),
             multimask=multimask,
             return_upscaled=False,
             extra_tokens=extra_tokens,
         )
-        chunks.append(chunk)
+        for rows, images, chunk_counts in chunks_of(counts, size)
+    ]
     return join_chunks(chunks)

@@ -418,17 +418,17 @@ def decode_prompts(
         tokens = sparse.shape[1] + (0 if extra_tokens is None else len(extra_tokens))
         size = prompts_per_chunk(mask_decoder, embedding, tokens=tokens, upscaled=return_upscaled)
     grid = (embedding.shape[2], embedding.shape[3])
-    code = as_cells(image_pe)
+    code = as_cells(as_computed(image_pe))
 
     # Project the images for the first layer once, if their prompts share the dense embedding
     shared = None
     if len(dense) == 1 or dense.stride(0) == 0:
-        shared = image_side(mask_decoder.transformer, as_cells(embedding + dense[:1]), code)
+        shared = image_side(mask_decoder.transformer, as_cells(as_computed(embedding + dense[:1])), code)
     fine = fine_maps_of(embedding, pyramid, places, counts)
 
     # Decode chunk by chunk
     chunks = []
-    for prompts, images, chunk_counts in _chunks(counts, size):
+    for prompts, images, chunk_counts in chunks_of(counts, size):
         if shared is None:
             side: ImageSide | Tensor = _own_cells(embedding[images], dense[prompts], chunk_counts)
         else:
@@ -477,7 +477,7 @@ def checked_counts(prompts_per_image: Tensor | Sequence[int], images: int, promp
     return counts
 
 
-def _chunks(counts: Sequence[int], size: int) -> Iterator[tuple[slice, slice, list[int]]]:
+def chunks_of(counts: Sequence[int], size: int) -> Iterator[tuple[slice, slice, list[int]]]:
     """Yield the prompts of each chunk, the range of images they belong to and their numbers per image."""
     owners = [image for image, count in enumerate(counts) for _ in range(count)]
     for start in range(0, len(owners), size):
@@ -543,7 +543,7 @@ def decode_chunk(
     logits, upscaled = _draw(mask_decoder, cells, kernels, grid, return_upscaled)
     if fine is not None:
         kernels = of_masks(mask_decoder.fine_hypernetworks_mlps, dim=1)
-        logits = add_outlines(logits, kernels, fine.maps, counts)
+        logits = add_outlines(logits, kernels, fine, counts)
         if fine.places is not None:
             hills = of_masks(mask_decoder.place_hypernetworks_mlps, dim=1)
             logits = add_hills(logits, hills, fine.places)
@@ -617,6 +617,12 @@ def _own_cells(embedding: Tensor, dense: Tensor, counts: Sequence[int]) -> Tenso
     """Repeat each image for its prompts and add their dense embeddings: ``(N, P, C)``."""
     repeats = torch.tensor(counts, device=embedding.device)
     return as_cells(embedding.repeat_interleave(repeats, 0, output_size=len(dense)) + dense)
+
+
+def as_computed(maps: Tensor) -> Tensor:
+    """Return maps in the type that autocast multiplies in, so that they are not cast for every product."""
+    kind = maps.device.type
+    return maps.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else maps
 
 
 def as_cells(maps: Tensor) -> Tensor:

@@ -322,12 +322,12 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.lin1 = PackedLinear(width, hidden)
+        self.lin1 = PackedLinear(width, hidden, gelu=True)
         self.lin2 = PackedLinear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform ``(..., width)`` tokens."""
-        return self.lin2(F.gelu(self.lin1(tokens)))
+        return self.lin2(self.lin1(tokens))
 
 
 class EncoderBlock(nn.Module):

@@ -54,20 +54,23 @@ class FineMaps(NamedTuple):
     """Hold what the prompts of a decoder with a fine map draw outlines on.
 
     Attributes:
-        maps: ``(F, 8h, 8w)`` of each image; or one tensor ``(N, F, 8h, 8w)`` with a map for every prompt.
-        places: ``(N, 2)`` shares (x, y) of width and height; None without places.
+        maps: ``(F, 8h, 8w)`` of each image.
+        places: ``(N, 2)`` shares (x, y) of the width and height that are drawn on; None without places.
         seen: ``(N, sum of C)`` values of all maps at the places.
+        pixels: ``(N, S)`` the S pixels of each map that are drawn on, as indices into the flat map; None for all.
     """
 
     maps: Sequence[Tensor]
     places: Tensor | None
     seen: Tensor | None
+    pixels: Tensor | None = None
 
     def of_chunk(self, prompts: slice, images: slice) -> "FineMaps":
         """Return the part that some prompts of some images need."""
         if self.places is None or self.seen is None:
             return FineMaps(self.maps[images], None, None)
-        return FineMaps(self.maps[images], self.places[prompts], self.seen[prompts])
+        pixels = None if self.pixels is None else self.pixels[prompts]
+        return FineMaps(self.maps[images], self.places[prompts], self.seen[prompts], pixels)
 
 
 def fine_maps_of(
@@ -108,31 +111,33 @@ def _at(places: Tensor, feature: Tensor) -> Tensor:
     return sampled[0, :, 0].mT
 
 
-def add_outlines(
-    logits: Tensor, kernels: Tensor, fine_maps: Sequence[Tensor] | Tensor, counts: Sequence[int]
-) -> Tensor:
+def add_outlines(logits: Tensor, kernels: Tensor, fine: FineMaps, counts: Sequence[int]) -> Tensor:
     """Double logits ``(N, M, 4h, 4w)`` in size and add the products of ``(N, M, F)`` kernels and fine maps.
 
     Args:
         logits: logits of the upscaled features.
         kernels: one per mask.
-        fine_maps: see :class:`FineMaps`.
+        fine: the maps, and the pixels of them that the logits belong to.
         counts: number of prompts of each image.
     """
-    size = fine_maps[0].shape[-2:]
-    if isinstance(fine_maps, Tensor):
-        outlines = kernels @ fine_maps.flatten(2)
-    else:
-        # (n * M, F) @ (F, 8h * 8w), all masks of an image at once
-        outlines = torch.cat(
-            [
-                (own.flatten(0, 1) @ fine.flatten(1)).unflatten(0, own.shape[:2])
-                for own, fine in zip(kernels.split(list(counts)), fine_maps, strict=True)
-                if len(own)
-            ]
-        )
+    # (n * M, F) @ (F, 8h * 8w), all masks of an image at once: more pixels than a window has, but one product
+    outlines = torch.cat(
+        [
+            (own.flatten(0, 1) @ _flattened(maps)).unflatten(0, own.shape[:2])
+            for own, maps in zip(kernels.split(list(counts)), fine.maps, strict=True)
+            if len(own)
+        ]
+    )
+    if fine.pixels is not None:
+        outlines = outlines.gather(2, fine.pixels[:, None].expand(-1, outlines.shape[1], -1))
+    size = (2 * logits.shape[-2], 2 * logits.shape[-1])
     logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     return logits + outlines.unflatten(-1, size)
+
+
+def _flattened(maps: Tensor) -> Tensor:
+    """Flatten maps ``(F, h, w)`` to ``(F, h * w)``, those whose channels come last in memory without a copy."""
+    return maps.flatten(1) if maps.is_contiguous() else maps.permute(1, 2, 0).flatten(0, 1).mT
 
 
 def add_hills(logits: Tensor, hills: Tensor, places: Tensor) -> Tensor:

@@ -104,6 +104,18 @@ def test_trains_after_inference() -> None:
     torch.testing.assert_close(layer.weight.grad, tokens.sum(0).expand(6, 5))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gelu_of_the_product(dtype: torch.dtype, tolerance: float) -> None:
+    layer, tokens = PackedLinear(5, 7, gelu=True), torch.randn(4, 5)
+    expected = functional.gelu(plain(layer, tokens))
+    torch.testing.assert_close(layer(tokens), expected)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        for _ in range(3):
+            found = layer(tokens)
+            assert found.dtype is dtype
+            torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_transposed_tokens() -> None:
     tokens = torch.randn(3, 4, 5)
     layer = packed_layer(tokens)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nucsam_monai.networks.sam import kernels
 from nucsam_monai.networks.sam.encoder import (
     merge_windows,
     pad_to_windows,
@@ -75,17 +76,31 @@ def test_padding_term_is_the_sum_over_the_padded_cells(height, width, scale):
     torch.testing.assert_close(padding_term(along_h, along_w), expected)
 
 
+@pytest.mark.parametrize("with_gradients", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(4, 3), (4, 2), (1, 3), (3, 2), (1, 1)])
-def test_folded_attention_equals_the_padded_window_query_by_query(height, width):
+def test_folded_attention_equals_the_padded_window_query_by_query(height, width, with_gradients):
     torch.manual_seed(0)
     table_h, table_w = torch.randn(7, 5), torch.randn(5, 5)  # a window of 4 x 3
     padding, qkv = torch.randn(30), torch.randn(2, 2, height, width, 30)
     positions = relative_positions(table_h, 4), relative_positions(table_w, 3)
     cut = (height, width) != (4, 3)
-    found = folded_attention(qkv, 2, *positions, padding=padding if cut else None)
+    with torch.set_grad_enabled(with_gradients):
+        found = folded_attention(qkv, 2, *positions, padding=padding if cut else None)
     for window, attended in zip(qkv.flatten(0, 1), found.flatten(0, 1), strict=True):
         expected = attend_in_padded_window(window, 2, table_h, table_w, padding)
         torch.testing.assert_close(attended, expected)
+
+
+@pytest.mark.parametrize("width", [3, 40])
+def test_attention_in_pieces_equals_attention_at_once(width, monkeypatch):
+    torch.manual_seed(0)
+    qkv, positions = torch.randn(2, 5, width, 3 * 2 * 4), (torch.randn(5, 5, 4), torch.randn(width, width, 4))
+    at_once = folded_attention(qkv.requires_grad_(), 2, *positions)
+    for piece in (1, 3 * (5 * width) ** 2):
+        monkeypatch.setattr(kernels, "_PIECE", piece)
+        monkeypatch.setattr(kernels, "_FEWEST_QUERIES", 7)
+        with torch.no_grad():
+            torch.testing.assert_close(folded_attention(qkv, 2, *positions), at_once)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 3), (4, 2), (20, 16)])
