@@ -72,6 +72,8 @@ ImageLike: TypeAlias = np.ndarray | str | Path | Image.Image
 """An array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``, the path of an image file, or a Pillow image."""
 
 _PIPELINES_KEPT = 4
+_CORNER_PX = 32
+_NOT_INSTALLED = "{}: not installed. Type: pip install 'nucsam-monai[slides]'."
 _REFERENCE = re.compile(r"@(\w+)")
 _WIDE_MODES = ("I", "F", "1")
 
@@ -284,7 +286,7 @@ class Segmenter:
         try:
             from nucsam_monai.wsi.bundles import why_not_in_parts
         except ImportError as error:
-            return f"{error.name}: not installed. Type: pip install 'nucsam-monai[slides]'."
+            return _NOT_INSTALLED.format(error.name)
         return why_not_in_parts(self, **options)
 
     def _in_parts(
@@ -295,7 +297,7 @@ class Segmenter:
         The lock is not held for the whole call, because a second thread does the post-processing.
         """
         from nucsam_monai.wsi.bundles import method_of
-        from nucsam_monai.wsi.image import nuclei_of_image
+        from nucsam_monai.wsi.regions import nuclei_of_image
 
         def scale_of(statistics: tuple[float, float] | None) -> float:
             with self._lock, _own_errors():
@@ -334,8 +336,11 @@ class Segmenter:
             SlideError: the slide cannot be read, or its pixel size in micrometres is unknown.
             ConfigurationError: an option is unknown, or ``output_dir`` holds results of this slide with other options.
         """
-        from nucsam_monai.wsi import SlideOptions, segment_slide
-        from nucsam_monai.wsi.bundles import method_of
+        try:
+            from nucsam_monai.wsi import SlideOptions, segment_slide
+            from nucsam_monai.wsi.bundles import method_of
+        except ImportError as error:
+            raise ConfigurationError(_NOT_INSTALLED.format(error.name)) from error
 
         self._check_options(options, domain)
         method = method_of(self, domain, **options)
@@ -514,11 +519,14 @@ class _Pipeline:
         self, image: np.ndarray, domain: str | None, statistics: tuple[float, float] | None
     ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
         """Return the network's input for an image, and the other arguments of the inferer."""
-        batch = self.batch(image, **({} if domain is None else {"domain": domain}))
-        if statistics is not None:
+        item = {} if domain is None else {"domain": domain}
+        if statistics is None:
+            batch = self.batch(image, **item)
+        else:
             mean, std = statistics
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-            batch["image"] = (pixels.float() - mean) / max(std, FAINTEST_STD)
+            batch = self.batch(image[:_CORNER_PX, :_CORNER_PX], **item)  # for what goes with the image
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float()
+            batch["image"] = pixels.sub_(mean).div_(max(std, FAINTEST_STD))
         inputs, _, *rest = self.prepare_batch(batch, self.device)
         args, kwargs = rest or ((), {})
         return inputs, args, kwargs

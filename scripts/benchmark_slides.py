@@ -1,10 +1,11 @@
-"""Check whole slides at their real size: a million nuclei, twenty kills, many ways to cut one slide, speed.
+"""Check whole slides at their real size: a million nuclei, twenty kills, many ways to cut a slide, speed.
 
 Examples:
     python scripts/benchmark_slides.py merge --nuclei 1000000
     python scripts/benchmark_slides.py merge --outputs labels
     python scripts/benchmark_slides.py kill --times 20
     python scripts/benchmark_slides.py seams --shardings 200
+    OMP_NUM_THREADS=1 python scripts/benchmark_slides.py cuts --slide data/monuseg/images/TCGA-2Z-A9J9-01A-01-TS1.png
     OMP_NUM_THREADS=1 python scripts/benchmark_slides.py speed
     OMP_NUM_THREADS=1 python scripts/benchmark_slides.py workers
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import tifffile
 from PIL import Image
 
@@ -48,14 +50,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("check", choices=("merge", "kill", "seams", "speed", "workers"))
+    parser.add_argument("check", choices=("merge", "kill", "seams", "cuts", "speed", "workers"))
     parser.add_argument("--nuclei", type=int, default=1_000_000)
     parser.add_argument("--outputs", default="parquet,geojson,csv")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shardings", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1, help="of the nuclei and the cuts of seams")
     parser.add_argument(
-        "--slide", type=Path, help="for speed and workers; an image of the samples by default"
+        "--slide", type=Path, help="for cuts, speed and workers; an image of the samples by default"
     )
     parser.add_argument("--core_s_per_mm2", type=float, default=45.0)
     arguments = parser.parse_args()
@@ -63,6 +65,7 @@ def main() -> int:
         "merge": lambda folder: check_merge(folder, arguments.nuclei, arguments.outputs.split(",")),
         "kill": lambda folder: check_kills(folder, arguments.times),
         "seams": lambda folder: check_seams(folder, arguments.shardings, arguments.seed),
+        "cuts": lambda folder: check_cuts(folder, arguments.slide),
         "speed": lambda folder: check_speed(folder, arguments.slide, arguments.core_s_per_mm2),
         "workers": lambda folder: check_workers(folder, arguments.slide),
     }
@@ -185,6 +188,33 @@ def check_seams(folder: Path, shardings: int, seed: int) -> bool:
         if (n + 1) % 20 == 0:
             print(f"{n + 1} shardings: 0 lost, 0 doubled", flush=True)
     return True
+
+
+def check_cuts(folder: Path, slide: Path | None) -> bool:
+    """Cut tissue in several ways: the nuclei are those of one pass, all in float32 and 99.9 % in bfloat16."""
+    from nucsam_monai import load
+
+    image = read_image(slide or tissue_slide(folder, 1000))
+    Image.fromarray(image).save(folder / "slide.png")
+    held = True
+    for precision, least in (("fp32", 1.0), ("bf16", 0.999)):
+        segmenter = load("unsam", precision=precision)
+        found = segmenter.segment(image, diameter=None)
+        measured = measure(found.instances, found.table["id"], image, 0, 0)
+        whole = set(nuclei_rows(found, measured, origin=(0, 0), scale=1.0, mpp=0.25)["geometry"].to_pylist())
+        for side in (384, 576, 768):
+            output = folder / f"{precision}{side}"
+            options = SlideOptions(mpp=0.25, mask="all", shard_px=side, outputs=("parquet",))
+            segmenter.segment_slide(folder / "slide.png", output, slide=options)
+            outlines = pq.read_table(output / "slide" / "nuclei.parquet")["geometry"].to_pylist()
+            same = len(whole.intersection(outlines)) / max(len(whole), len(outlines))
+            print(
+                f"{precision}, shards of {side} px: {len(outlines)} nuclei, {len(whole)} in one pass, "
+                f"{same:.2%} identical",
+                flush=True,
+            )
+            held &= same >= least
+    return held
 
 
 def check_speed(folder: Path, slide: Path | None, most_core_s: float) -> bool:

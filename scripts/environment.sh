@@ -30,7 +30,7 @@ fi
 wanted="$(cat requirements.txt pyproject.toml | cksum) ${1:-run}"
 stamp="$VIRTUAL_ENV/.nucsam_monai_installed"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing into $VIRTUAL_ENV (about 5 GB the first time)"
+    echo "installing into $VIRTUAL_ENV (about 6.5 GB the first time)"
     python -m pip install --quiet --disable-pip-version-check -r requirements.txt
     if [ -n "${1:-}" ]; then
         python -m pip install --quiet --disable-pip-version-check -e ".[$1]"

@@ -28,7 +28,6 @@ def main() -> int:
     """Run a command; return 0, 2 for a wrong call, or 3 if some slides failed."""
     arguments = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("distributed").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:

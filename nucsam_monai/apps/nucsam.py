@@ -159,11 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         takes_keys=True,
     )
     option("bundle", help=_BUNDLE_HELP)
-    option(
-        "overlays",
-        nargs="*",
-        help="configurations that the weights were trained with, such as paper, or for sac: zero_shot, automatic",
-    )
+    option("overlays", nargs="*", help="configurations of the training, or a test such as zero_shot of sac")
     option("--weights", help=_WEIGHTS_HELP)
     option("--output_dir", help="folder for the tables (default: output/<bundle>_evaluated)")
     option = add(

@@ -44,7 +44,8 @@ class TileInferer(Inferer):
         """Return ``(B, n, H, W)`` from ``(B, 3, H, W)`` of any size; points go to the tiles they lie in."""
         height, width = inputs.shape[-2:]
         # A zero after normalisation is SAM's mean colour, as in SAM's own padding.
-        padded = F.pad(inputs, (0, max(0, self.tile_px - width), 0, max(0, self.tile_px - height)))
+        padding = (0, max(0, self.tile_px - width), 0, max(0, self.tile_px - height))
+        padded = F.pad(inputs, padding) if any(padding) else inputs  # which would be copied
 
         def predict_tiles(tiles: Tensor, slices: Sequence[Sequence[slice]]) -> Tensor:
             own = {} if points is None else {"points": _points_of_tiles(points, slices)}

@@ -78,6 +78,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``path`` exists and is not an empty folder.
+        OutputError: the folder can't be written.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -85,9 +86,10 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        temporary.replace(path)
+        with naming(path, _OF_THE_DISK):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

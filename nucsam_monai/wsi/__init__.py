@@ -3,17 +3,10 @@
 Nothing here loads torch; the network is passed as a :class:`~nucsam_monai.wsi.shards.RegionSegmenter`.
 """
 
-from nucsam_monai.wsi.cohort import segment_slides
+from nucsam_monai.wsi.cohort import segment_cohort, segment_slides
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.readers import SlideError, SlideMetadataError, SlideReader, open_slide
-from nucsam_monai.wsi.run import (
-    Method,
-    SlideOptions,
-    SlideResult,
-    merge_slide,
-    segment_cohort,
-    segment_slide,
-)
+from nucsam_monai.wsi.run import Method, SlideOptions, SlideResult, merge_slide, segment_slide
 
 __all__ = [
     "Journal",

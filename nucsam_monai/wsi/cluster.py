@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, OutputError
 from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.bundles import method_of
 from nucsam_monai.wsi.grid import Shard
@@ -116,6 +116,7 @@ def segment_slide_on(
 
     Raises:
         SlideError: a shard failed, or crashed its worker, twice.
+        OutputError: the disk is full or read-only.
     """
     from distributed import KilledWorker
 
@@ -130,6 +131,8 @@ def segment_slide_on(
             if left := pending(journal, shards):
                 arguments = (str(path), str(journal.folder), source, options, journal.digest)
                 errors = _segment_with(client, arguments, task, left)
+                if full := [error for error in errors if isinstance(error, OutputError)]:
+                    raise full[0]
                 if still := pending(journal, shards):
                     reason = "it ends its workers" if isinstance(errors[0], KilledWorker) else errors[0]
                     raise SlideError(f"{path}: {len(still)} of its shards failed: {reason}")
@@ -156,8 +159,8 @@ def _segment_with(
                 progress.done(*future.result())
             else:
                 errors.append(future.exception())
-            if any(isinstance(error, KilledWorker) for error in errors):
-                client.cancel(futures)  # the rest would end more workers, and the next run continues here
+            if any(isinstance(error, (KilledWorker, OutputError)) for error in errors):
+                client.cancel(futures)  # the rest would end in the same way, and the next run continues here
                 break
     return errors
 
@@ -231,6 +234,7 @@ def connect(files: ExitStack, workers: int, scheduler: str | None) -> Any:
         raise ConfigurationError(
             "workers: several need Dask distributed. Install it with: pip install 'nucsam-monai[slides]'."
         ) from error
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # whose import lets every connection be logged
     files.enter_context(dask.config.set(_DASK))
     # A process of multiprocessing warns of what others left when they are stopped; nothing of it stays.
     sys.warnoptions.append("ignore:resource_tracker")

@@ -1,16 +1,29 @@
 """Segment many slides with one bundle, in this process or on workers; all commands for slides call this module."""
 
+import csv
+import io
+import json
+import logging
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from nucsam_monai.utils.errors import ConfigurationError
+from tqdm import tqdm
+
+from nucsam_monai.io import write_json
+from nucsam_monai.utils.errors import ConfigurationError, NucSAMError, OutputError
+from nucsam_monai.utils.files import atomic_path, sha256_of_file
 from nucsam_monai.wsi.cluster import MethodSource, connect, load_in_workers, segment_slide_on
+from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.ranks import Ranks
-from nucsam_monai.wsi.readers import SlideError
-from nucsam_monai.wsi.resume import known_result, remember
-from nucsam_monai.wsi.run import SlideOptions, SlideResult, segment_cohort, segment_slide
+from nucsam_monai.wsi.readers import SlideError, SlideMetadataError, fingerprint
+from nucsam_monai.wsi.run import Method, SlideOptions, SlideResult, request_of, result_of, segment_slide
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".svs",
@@ -114,3 +127,86 @@ def slides_of(path: Path) -> list[Path]:
             f"{path}: several slides are called {doubled[0]}. Segment them into other folders."
         )
     return found
+
+
+def segment_cohort(
+    paths: Sequence[Path], output_dir: Path, segment: Callable[[Path], SlideResult]
+) -> list[SlideResult]:
+    """Segment slides one by one; a slide that fails does not stop the others.
+
+    ``cohort.csv`` in the output folder has one row per slide and is updated after each.
+
+    Args:
+        paths: slides.
+        output_dir: folder for the results; created if missing.
+        segment: function that segments a slide.
+
+    Raises:
+        OutputError: the disk is full or read-only.
+    """
+    results: list[SlideResult] = []
+    for path in tqdm(paths, desc="slides", disable=None):
+        try:
+            result = segment(path)
+        except OutputError:  # the next slides could not be written either
+            raise
+        except (NucSAMError, MemoryError) as error:
+            status = "refused" if isinstance(error, SlideMetadataError) else "failed"
+            result = SlideResult(path.name, status, message=str(error))
+            logger.error("%s", error)
+        results.append(result)
+        if not Ranks.of_environment().rank:
+            write_cohort(output_dir, results)
+    return results
+
+
+def write_cohort(output_dir: Path, results: Sequence[SlideResult]) -> None:
+    """Write ``cohort.csv``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(asdict(SlideResult("", ""))), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in results)
+    with atomic_path(output_dir / "cohort.csv") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def remember(
+    path: Path, output_dir: Path, source: MethodSource, options: SlideOptions, method: Method
+) -> None:
+    """Note what a finished slide was asked for, and the files that its network came from.
+
+    Args:
+        path: path of the slide.
+        output_dir: folder of the run.
+        source: source of the network.
+        options: options of the slide.
+        method: the network that it named.
+    """
+    files = {str(file.resolve()): sha256_of_file(file) for file in method.files}
+    write_json(_note(path, output_dir), _asked(path, source, options, files))
+
+
+def known_result(
+    path: Path, output_dir: Path, source: MethodSource, options: SlideOptions
+) -> SlideResult | None:
+    """Return the result of a slide that is finished for exactly this; None says that it has to be looked at closely.
+
+    Files alone decide: to load a network only to find that nothing is left to do takes seconds.
+    """
+    try:
+        note = json.loads(_note(path, output_dir).read_text(encoding="utf-8"))
+        files = {file: sha256_of_file(file) for file in note["files"]}
+        same = _asked(path, source, options, files) == note
+        journal = Journal(output_dir / path.stem)
+        return result_of(journal) if same and journal.is_finished() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _note(path: Path, output_dir: Path) -> Path:
+    return output_dir / path.stem / "asked.json"
+
+
+def _asked(path: Path, source: MethodSource, options: SlideOptions, files: dict[str, str]) -> dict[str, Any]:
+    asked = {"slide": fingerprint(path), "source": asdict(source), "options": request_of(options)}
+    return dict(json.loads(json.dumps({**asked, "files": files}, default=str)))

@@ -157,6 +157,10 @@ class Lattice:
         stride = tile_px - overlap_px
         return cls(tile_px, stride, math.ceil((largest_px + overlap_px) / stride))
 
+    def cells_over(self, grid: WorkingGrid) -> tuple[int, int]:
+        """Return how many rows and columns of cells cover a slide."""
+        return math.ceil(grid.height / self.stride_px), math.ceil(grid.width / self.stride_px)
+
     @property
     def overlap_px(self) -> int:
         """Pixels that adjacent tiles have in common."""
@@ -242,7 +246,7 @@ def active_cells(mask: np.ndarray, mask_mpp: float, grid: WorkingGrid, lattice: 
         grid: working grid of the slide.
         lattice: lattice of tiles on the grid.
     """
-    rows, columns = (math.ceil(side / lattice.stride_px) for side in (grid.height, grid.width))
+    rows, columns = lattice.cells_over(grid)
     step = lattice.stride_px * grid.mpp / mask_mpp
     cells = np.zeros((rows, columns), dtype=bool)
     for row, (top, bottom) in enumerate(_spans(rows, step, mask.shape[0])):

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import shapely
 
-from nucsam_monai.io import write_json, write_png
+from nucsam_monai.io import write_png
 from nucsam_monai.io.overlay import colours_of
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.utils.files import atomic_path
@@ -315,12 +315,6 @@ def _rounded_up(value: float) -> float:
     """Return the next number with two digits that is not below ``value``."""
     step = 10.0 ** max(0, np.floor(np.log10(max(value, 1))) - 1)
     return float(np.ceil(value / step) * step)
-
-
-def write_statistics(folder: Path, document: Mapping[str, Any]) -> list[str]:
-    """Write ``statistics.json``."""
-    write_json(folder / "statistics.json", document)
-    return ["statistics.json"]
 
 
 def _wilson(count: int, total: int) -> list[float]:

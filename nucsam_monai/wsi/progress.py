@@ -21,7 +21,7 @@ _LONG_S = 12 * 3600
 
 
 class Progress:
-    """Show a bar in mm2, and log speed, remaining time and the network's share once a minute.
+    """Show a bar in mm2, and log speed, remaining time and the network's share once a minute and at the end.
 
     Args:
         task: task of the slide.
@@ -57,6 +57,7 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._bar.close()
+        logger.info("%s", self.line())
 
     def done(self, mm2: float, network_s: float = 0.0) -> None:
         """Count a shard, and the seconds that the network took for it."""
@@ -70,7 +71,7 @@ class Progress:
         left = None if self.expected_s is None else max(self.expected_s - elapsed, 0.0)
         pace = "no shard done yet"
         if self.mm2:
-            left = elapsed / self.mm2 * (self.total - self.mm2)
+            left = elapsed / self.mm2 * max(self.total - self.mm2, 0.0)
             share = 100 * self.network_s / elapsed / self.workers
             pace = f"{elapsed / self.mm2:.1f} s/mm2, network busy {share:.0f} %"
         words = "unknown time" if left is None else duration(left)

@@ -1,7 +1,5 @@
-"""Segment a slide or a cohort: plan, segment shards, merge. A killed run resumes when it is started again."""
+"""Segment a slide: plan, segment shards, merge. A killed run resumes when it is started again."""
 
-import csv
-import io
 import json
 import logging
 import math
@@ -14,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from nucsam_monai.io import write_json
 from nucsam_monai.utils.errors import NucSAMError
-from nucsam_monai.utils.files import atomic_path, sha256_of_file
+from nucsam_monai.utils.files import sha256_of_file
 from nucsam_monai.utils.machine import reuse_freed_memory
 from nucsam_monai.wsi.grid import (
     BLOCK_PX,
@@ -34,14 +32,7 @@ from nucsam_monai.wsi.grid import (
 )
 from nucsam_monai.wsi.journal import Journal
 from nucsam_monai.wsi.merge import merged_shards
-from nucsam_monai.wsi.outputs import (
-    STREAMED,
-    Summary,
-    check_outputs,
-    write_nuclei,
-    write_pictures,
-    write_statistics,
-)
+from nucsam_monai.wsi.outputs import STREAMED, Summary, check_outputs, write_nuclei, write_pictures
 from nucsam_monai.wsi.progress import Progress, seconds_per_tile
 from nucsam_monai.wsi.ranks import Ranks
 from nucsam_monai.wsi.readers import (
@@ -67,6 +58,7 @@ _LEAST_THUMBNAIL_PX = 1000
 _SAMPLED_CELLS = 48
 _READ_AHEAD = 1
 _ATTEMPTS = 2
+_MOST_ENLARGED = 2  # as from 20x to 40x; beyond it the network sees blurred nuclei only
 
 
 @dataclass(frozen=True)
@@ -235,6 +227,11 @@ def prepare(
     lattice = Lattice.of(method.tile_px, method.overlap_px, options.max_nucleus_um / grid.mpp)
     if journal.plan is None:
         warn_of_other_mpp(reader, mpp)
+        if mpp.value > _MOST_ENLARGED * options.model_mpp:
+            logger.warning(
+                "%s: %g um/px, enlarged to the network's %g um/px: expect missed and merged nuclei.",
+                *(path, mpp.value, options.model_mpp),
+            )
         small = thumbnail(reader, mpp.value, MASK_MPP)
         mask = _mask_of(reader, small, mpp.value, options)
         cells = active_cells(mask, MASK_MPP, grid, lattice)
@@ -398,8 +395,8 @@ def merge_slide(journal: Journal, outputs: Sequence[str] | None = None) -> None:
         "method": request["method"],
         "plan": journal.digest,
     }
-    names += write_statistics(journal.folder, document)
-    journal.finish(names)
+    write_json(journal.folder / "statistics.json", document)
+    journal.finish([*names, "statistics.json"])
 
 
 def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
@@ -407,42 +404,6 @@ def result_of(journal: Journal, seconds: float = 0.0) -> SlideResult:
     found = json.loads((journal.folder / "statistics.json").read_text(encoding="utf-8"))
     numbers = (found["nuclei"], found["tissue_mm2"], round(seconds, 1))
     return SlideResult(found["slide"], found["status"], *numbers, folder=str(journal.folder))
-
-
-def segment_cohort(
-    paths: Sequence[Path], output_dir: Path, segment: Callable[[Path], SlideResult]
-) -> list[SlideResult]:
-    """Segment slides one by one; a slide that fails does not stop the others.
-
-    ``cohort.csv`` in the output folder has one row per slide and is updated after each.
-
-    Args:
-        paths: slides.
-        output_dir: folder for the results; created if missing.
-        segment: function that segments a slide.
-    """
-    results: list[SlideResult] = []
-    for path in tqdm(paths, desc="slides", disable=None):
-        try:
-            result = segment(path)
-        except (NucSAMError, MemoryError) as error:
-            refused = type(error).__name__ == "SlideMetadataError"
-            result = SlideResult(path.name, "refused" if refused else "failed", message=str(error))
-            logger.error("%s", error)
-        results.append(result)
-        if not Ranks.of_environment().rank:
-            write_cohort(output_dir, results)
-    return results
-
-
-def write_cohort(output_dir: Path, results: Sequence[SlideResult]) -> None:
-    """Write ``cohort.csv``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(asdict(SlideResult("", ""))), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(result) for result in results)
-    with atomic_path(output_dir / "cohort.csv") as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def request_of(options: SlideOptions) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Bundles with the weights that ship, on a slide."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import monai.bundle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from nucsam_monai import load
 from nucsam_monai.io import read_image, write_png
@@ -81,22 +83,33 @@ def test_a_large_image_has_the_nuclei_of_the_whole_and_of_the_slide(unsam: Any, 
         np.testing.assert_allclose(np.sort(places), np.sort(parts.table[f"centroid_{axis}_px"]))
 
 
+def test_a_missing_library_is_named(unsam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nucsam_monai.wsi", None)
+    with pytest.raises(ConfigurationError, match=r"not installed\. Type: pip install"):
+        unsam.segment_slide("a.svs", "output")
+
+
 def test_options_that_look_beyond_a_tile_are_refused() -> None:
     segmenter = load("promptnucseg", neg_test=2)
     with pytest.raises(ConfigurationError, match="where it is cut"):
         method_of(segmenter)
 
 
-def test_a_prompted_method_finds_the_nuclei_of_one_pass_each_once(
-    weights: dict[str, Weights], tmp_path: Path
+@pytest.mark.parametrize("bundle", SEGMENTING)
+def test_every_method_finds_the_nuclei_of_one_pass_each_once(
+    bundle: str, weights: dict[str, Weights], tmp_path: Path
 ) -> None:
-    """Its prompter normalises over what it sees, so on slides it sees the tiles of the lattice."""
-    slide = write_tiff(tmp_path / "slide.tif", read_image(SAMPLE)[:80, :80])
-    segmenter = weights["promptnucseg"].segmenter()
+    """Prompters normalise over what they see, so on slides they see the tiles of the lattice."""
+    image = read_image(SAMPLE)[:32, :210]
+    slide = write_tiff(tmp_path / "slide.tif", image)
+    segmenter = weights[bundle].segmenter()
+    maps = segmenter.infer_region(image, None, None)
+    # Of random weights' probabilities the highest only, so that nuclei are no larger than a shard sees whole.
+    chosen: dict[str, Any] = {"threshold": float(maps.quantile(0.95))} if torch.is_tensor(maps) else {}
     found = {}
-    for shard_px in (4032, 48):
+    for shard_px in (4032, 48):  # of which the latter see at most 152 px
         options = SlideOptions(mask="all", shard_px=shard_px, max_nucleus_um=8.0, outputs=("parquet",))
-        segmenter.segment_slide(slide, tmp_path / str(shard_px), slide=options)
+        segmenter.segment_slide(slide, tmp_path / str(shard_px), slide=options, **chosen)
         table = pq.read_table(tmp_path / str(shard_px) / "slide" / "nuclei.parquet")
         found[shard_px] = sorted(table["geometry"].to_pylist())
         places = set(zip(*(table[f"centroid_{axis}_um"].to_pylist() for axis in "xy"), strict=True))

@@ -14,6 +14,8 @@ from PIL import Image
 
 pytest.importorskip("distributed")
 
+from nucsam_monai.utils.errors import OutputError
+from nucsam_monai.utils.prediction import NucleiPrediction
 from nucsam_monai.wsi import Method, SlideError, segment_slide
 from nucsam_monai.wsi.cluster import connect, parts_for, segment_slide_on
 from tests.wsi.slides import Oracle, oracle, picture_of, random_nuclei
@@ -42,6 +44,21 @@ class Deadly(Oracle):
             self.file.touch()
             os._exit(1)
         return super().infer(pixels)
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """Where workers find an oracle whose nuclei cannot be written."""
+
+    def load(self) -> Method:
+        return oracle(lambda statistics: Full())
+
+
+class Full(Oracle):
+    """Fails as a full disk does, after the network."""
+
+    def nuclei(self, maps: Any) -> NucleiPrediction:
+        raise OutputError("shards/00000.parquet: can't be written (No space left on device).")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +114,12 @@ def test_a_slide_that_ends_its_workers_fails_and_the_next_one_works(
         segment_slide_on(client, slide, tmp_path / "two", source, OPTIONS)
     client.wait_for_workers(2, timeout=30)
     assert segment_slide_on(client, slide, tmp_path / "three", Source(), OPTIONS).status == "done"  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_told_as_such(client: Any, slide: Path, tmp_path: Path) -> None:
+    source: Any = FullDisk()
+    with pytest.raises(OutputError, match="No space left"):
+        segment_slide_on(client, slide, tmp_path, source, OPTIONS)
 
 
 def test_parts_become_small_towards_the_end() -> None:

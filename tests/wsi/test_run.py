@@ -21,13 +21,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nucsam_monai.utils.errors import ConfigurationError
+from nucsam_monai.utils.errors import ConfigurationError, OutputError
 from nucsam_monai.wsi import (
     Journal,
     Method,
     SlideError,
     SlideMetadataError,
     SlideOptions,
+    SlideResult,
     progress,
     run,
     segment_cohort,
@@ -263,6 +264,22 @@ def test_a_run_ends_where_nothing_can_be_written_and_continues_later(
     assert outputs(tmp_path / "slide") == outputs(uninterrupted)
 
 
+def test_a_full_disk_ends_the_cohort(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    begun: list[Path] = []
+
+    def segment(path: Path) -> SlideResult:
+        begun.append(path)
+        return segment_slide(path, tmp_path, oracle(), OPTIONS)
+
+    with pytest.raises(OutputError, match="No space left"):
+        segment_cohort([slide, tmp_path / "next.png"], tmp_path, segment)
+    assert begun == [slide]
+
+
 def ranks_run(slide: Path, output: Path, monkeypatch: pytest.MonkeyPatch, methods: list[Method]) -> list[str]:
     """Run the processes of torchrun as threads; return how each one ended."""
     rank = threading.local()
@@ -327,12 +344,13 @@ def test_a_slide_says_what_it_costs_and_how_far_it_is(
     segment_slide(slide, tmp_path, oracle(lambda _: Slow()), OPTIONS)
     assert re.search(r"slide\.png: 0\.05 mm2 in 16 shards, 729 tiles of 64 px, about \d+ s", caplog.text)
     assert re.search(r"0\.0\d of 0\.05 mm2, [\d.]+ s/mm2, network busy \d+ %, \d+ s left", caplog.text)
+    assert re.search(r"0\.05 of 0\.05 mm2, .* 0 s left", caplog.text), "the last line is of the whole slide"
     monkeypatch.setattr(progress, "_LONG_S", 0)
     segment_slide(slide, tmp_path, oracle(lambda _: Slow()), OPTIONS, overwrite=True)
     assert any(record.levelname == "WARNING" and "tiles of" in record.message for record in caplog.records)
 
 
-def test_a_given_mpp_that_differs_from_the_files_is_warned_of(
+def test_a_given_mpp_that_differs_from_the_files_and_a_coarse_slide_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_tiff(tmp_path / "slide.tif", np.full((300, 300, 3), 255, dtype=np.uint8), mpp=0.25)
@@ -342,6 +360,9 @@ def test_a_given_mpp_that_differs_from_the_files_is_warned_of(
     caplog.clear()
     segment_slide(path, tmp_path, oracle(), replace(options, mpp=0.251), overwrite=True)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    coarse = write_tiff(tmp_path / "coarse.tif", np.full((100, 100, 3), 255, dtype=np.uint8), mpp=1.0)
+    segment_slide(coarse, tmp_path, oracle(), replace(options, mpp=None))
+    assert "1 um/px, enlarged to the network's 0.25 um/px" in caplog.text
 
 
 def test_outputs_agree_and_open(uninterrupted: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nucsam_monai.utils.errors import ConfigurationError
 from nucsam_monai.wsi import segment_slide
-from nucsam_monai.wsi.run import write_cohort
+from nucsam_monai.wsi.cohort import write_cohort
 from tests.handlers.tracked_engines import Store
 from tests.scripts.experiments.stub import StubCommands, experiment_of, places_of
 from tests.wsi.slides import oracle, picture_of, random_nuclei
