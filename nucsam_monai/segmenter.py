@@ -128,7 +128,7 @@ class Segmenter:
             ``inference.json`` names.
         device: PyTorch device, such as ``"cpu"`` or ``"cuda:0"``.
         settings: other keys of ``inference.json`` with their values, as on the command line of ``monai.bundle run``.
-        networks: the network with its weights, in evaluation mode, by :data:`NETWORK_KEYS`. Default: it is built and
+        networks: the network with its weights, in evaluation mode, by :attr:`NETWORK_KEYS`. Default: it is built and
             loaded when it is needed.
 
     Raises:
@@ -140,6 +140,9 @@ class Segmenter:
         >>> len(segmenter.segment(image, threshold=0.4))  # doctest: +SKIP
         37
     """
+
+    NETWORK_KEYS = ("network_def", "network")
+    """The keys of ``inference.json`` that hold the network: as it was built, and on its device."""
 
     def __init__(
         self,
@@ -455,7 +458,7 @@ class Segmenter:
         with self._lock, _own_errors():
             if self._networks is None:
                 parser = self._parser({})
-                networks = {key: parser.get_parsed_content(key) for key in NETWORK_KEYS}
+                networks = {key: parser.get_parsed_content(key) for key in self.NETWORK_KEYS}
                 parser.get_parsed_content("initialize")
                 for network in networks.values():
                     network.eval()

@@ -402,7 +402,7 @@ def configured_segmenter(parser: ConfigParser | None) -> "Segmenter":
     parser = _parser_of_bundle(parser)
     folder, settings = _changed_settings(parser, (*_NOT_OF_THE_NETWORK, "device"))
     checkpoint, device = settings.pop("checkpoint", None), str(parser.get_parsed_content("device"))
-    networks = {key: parser.get_parsed_content(key).eval() for key in NETWORK_KEYS}
+    networks = {key: parser.get_parsed_content(key).eval() for key in Segmenter.NETWORK_KEYS}
     return Segmenter(folder, checkpoint, device, settings, networks)
 
 
