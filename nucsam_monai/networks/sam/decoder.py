@@ -622,6 +622,8 @@ def _own_cells(embedding: Tensor, dense: Tensor, counts: Sequence[int]) -> Tenso
 def as_computed(maps: Tensor) -> Tensor:
     """Return maps in the type that autocast multiplies in, so that they are not cast for every product."""
     kind = maps.device.type
+    if maps.is_meta:  # has no autocast
+        return maps
     return maps.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else maps
 
 
