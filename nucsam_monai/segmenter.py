@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nucsam_monai.engines import default_device
-from nucsam_monai.engines.configuration import literal
+from nucsam_monai.engines.configuration import NETWORK_KEYS, literal
 from nucsam_monai.inferers import ClickSegmenter, SemanticInferer, clicks_in_image, part_to_look_at
 from nucsam_monai.io import (
     OVERLAY_PX,

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Sampler
 from nucsam_monai.data import domain_classes
 from nucsam_monai.engines.batch import collate_end_to_end, collate_nuclei, collate_points
 from nucsam_monai.engines.configuration import (
+    NETWORK_KEYS,
     changed_keys,
     check_options,
     current_parser,

@@ -19,6 +19,8 @@ _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
 _OF_MONAI = ("_meta_", "imports", "initialize", "run", "finalize", "save_execute_config", "run_name")
 _NEVER_RECORDED = ("tracking_uri", "imports", "_meta_")  # an address may hold a password
 
+NETWORK_KEYS = ("network_def", "network")
+"""The keys of ``inference.json`` that hold the network: as it was built, and on its device."""
 
 _PATH_KEY = re.compile(
     r"(\w+_)?(dir|root|path|checkpoint|start|weights|cache)"
