@@ -317,7 +317,7 @@ def test_prompts_that_cannot_be_used(weights: dict[str, Weights], unsam: Segment
         sac.segment(image, boxes=[(9, 9, 2, 2)])
     with pytest.raises(ConfigurationError, match="list of images"):
         sac.segment([image], points=[(5, 5)])  # type: ignore[call-overload]
-    with pytest.raises(ConfigurationError, match="threshold: found together"):
+    with pytest.raises(ConfigurationError, match="threshold: this option has no effect"):
         sac.segment(image, points=[(5, 5)], threshold=0.2)
 
 
