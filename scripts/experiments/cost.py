@@ -45,10 +45,11 @@ def write_cost(evaluator: SupervisedEvaluator, network: nn.Module, output_dir: s
     batches = list(_batches(evaluator, Path(output_dir)))
     evaluator.network.eval()
     network.requires_grad_(False)  # the counter's hooks fail on a module that answers a view of its parameter
+    counter = FlopCounterMode(display=False)
+    # Without gradients operators of oneDNN are used, which the counter passes over.
+    with torch.enable_grad(), counter:
+        prompts = _infer(evaluator, batches[0])
     with torch.no_grad():
-        counter = FlopCounterMode(display=False)
-        with counter:  # also the warm-up of what is timed
-            prompts = _infer(evaluator, batches[0])
         seconds = statistics.median(_seconds(evaluator, batch) for batch in batches[1:])
     device = torch.device(evaluator.state.device)
     write_json(

@@ -1,9 +1,11 @@
 """Time, memory, operations and differences of the contenders of one case; runs in a process of its own."""
 
+import math
 import re
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +101,17 @@ def _prepare(case: Case, settings: Settings) -> Workbench:
     return Workbench(case, settings)
 
 
+def _linear_flops(
+    input_shape: Sequence[int], *_: object, out_shape: Sequence[int], **_options: object
+) -> int:
+    """Return the operations of oneDNN's linear layer, which PyTorch's counter does not know."""
+    return 2 * math.prod(input_shape) * out_shape[-1]
+
+
 def _first_step(runner: Runner, *, count: bool) -> tuple[tuple[Tensor, ...], Result]:
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear_flops}
+    )
     if count:
         with counter:
             outputs = runner.step()

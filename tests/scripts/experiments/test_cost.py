@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nucsam_monai.inferers import DetectedPoints
 from nucsam_monai.io import read_image
+from nucsam_monai.networks.sam.convolutions import ConvNorms, SameConv
 
 
 class Token(nn.Module):
@@ -29,7 +30,7 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(3, 2, kernel_size=1, bias=False)
+        self.convolution = ConvNorms(SameConv(3, 2, kernel=1), nn.BatchNorm2d(2))
         self.token = Token()
         self.frozen = nn.Parameter(torch.zeros(4), requires_grad=False)
 
@@ -57,7 +58,7 @@ def cost_of(evaluator: SupervisedEvaluator, network: nn.Module, folder: Path) ->
 def test_parameters_operations_and_speed_are_counted(tmp_path: Path) -> None:
     network = Scaled()
     cost = cost_of(evaluator_of(network), network, tmp_path)
-    assert (cost["trainable_m"], cost["frozen_m"], cost["total_m"]) == (7e-6, 4e-6, 11e-6)
+    assert (cost["trainable_m"], cost["frozen_m"], cost["total_m"]) == (11e-6, 4e-6, 15e-6)
     assert cost["gmacs"] == 256 * 256 * 3 * 2 / 1e9
     assert (cost["image_px"], cost["prompts"]) == ([256, 256], 0)
     assert cost["images_per_second"] > 0
