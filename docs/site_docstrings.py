@@ -7,6 +7,7 @@ import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|data|attr|mod|exc):`(~?)([\w.]+)`")
 _EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
+_COMMANDS = re.compile(r"^( *)Examples:\n((?:\1    (?!>>>).+\n?)+)", re.MULTILINE)
 _LITERAL = re.compile(r"::$", re.MULTILINE)
 
 
@@ -17,6 +18,7 @@ class Markdown(griffe.Extension):
         """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring:
             text = _EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+            text = _COMMANDS.sub(r"\1Examples:\n\1    ```bash\n\2\n\1    ```\n", text)
             obj.docstring.value = _ROLE.sub(_link, _LITERAL.sub(":", text))
 
 
