@@ -147,11 +147,11 @@ def classes_of(
     system's head for classes.
 
     Args:
-        name: of the system.
-        dataset_dir: the dataset, or a folder of several.
-        weights: file to start from.
-        output_dir: folder of the training.
-        resume: continue the training whose state lies there.
+        name: name of the system.
+        dataset_dir: dataset folder, or a folder with several datasets.
+        weights: weights file to start from.
+        output_dir: output folder of the training.
+        resume: whether to continue the training whose state is in ``output_dir``.
     """
     earlier = [Path(weights)] if weights else []
     earlier += [Path(output_dir, "training_state.safetensors")] if resume else []

@@ -123,11 +123,12 @@ class SameConv(nn.Conv2d):
         return weight, (zeros, zeros)
 
     def _convolve(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
-        weight, zeros = self.widened()
         if self.stride[0] > 1 and (torch.is_grad_enabled() or not maps.is_cpu):
             # The gradient of a wider kernel takes longer than a padded copy of the maps.
-            weight, after = self.weight, self.kernel_size[0] // 2
-            maps, zeros = F.pad(maps, (after - 1, after) * 2), (0, 0)
+            after = self.kernel_size[0] // 2
+            maps, weight, zeros = F.pad(maps, (after - 1, after) * 2), self.weight, (0, 0)
+        else:
+            weight, zeros = self.widened()
         return F.conv2d(maps.to(dtype), weight, None, self.stride, zeros, self.dilation, self.groups)
 
 

@@ -366,8 +366,8 @@ _MOST_KEYS = 256
 def _attend_unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend from ``(N, H, Q, C)`` queries at scale 1 to values ``(N, H, K, C')`` of fewer channels: ``(N, H, Q, C')``.
 
-    In bfloat16 on a CPU PyTorch's fused kernel takes twice as long as plain products with few keys, and its gradient
-    two to five times.
+    In bfloat16 on a CPU the gradient of PyTorch's fused kernel takes two to five times as long as that of plain
+    products with few keys. Without gradients :func:`_attend_in_pieces` is called instead.
     """
     if query.is_cpu and query.dtype is torch.bfloat16 and key.shape[2] <= _MOST_KEYS:
         return (query @ key.mT).softmax(dim=-1) @ value
